@@ -1,0 +1,120 @@
+"""Resampling over patients: the unit that is independent, unlike its tiles and slides."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathfm_kedro.statistics.measurements import Estimate
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Percentiles of the two-sided 95% interval.
+PERCENTILES = (2.5, 97.5)
+
+
+def patient_codes(patients: NDArray[np.generic]) -> tuple[Ints, int]:
+    """Patients as integers 0 … P−1 in sorted order, and P.
+
+    Examples
+    --------
+    >>> codes, n = patient_codes(np.array(["b", "a", "b"]))
+    >>> codes.tolist(), n
+    ([1, 0, 1], 2)
+    """
+    names, codes = np.unique(patients, return_inverse=True)
+    return codes.astype(np.int64), len(names)
+
+
+def sum_by_patient(values: NDArray[np.generic], codes: Ints, n_patients: int) -> Floats:
+    """Sums of rows within each patient.
+
+    Parameters
+    ----------
+    values
+        [n] or [n, m] numbers.
+    codes
+        [n] patient of each row, 0 … n_patients − 1.
+    n_patients
+        Number of patients.
+
+    Returns
+    -------
+    ndarray
+        [n_patients] or [n_patients, m] float64.
+
+    Examples
+    --------
+    >>> sum_by_patient(np.array([1.0, 2.0, 4.0]), np.array([0, 1, 0]), 2).tolist()
+    [5.0, 2.0]
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    sums = np.zeros((n_patients, flat.shape[1]))
+    np.add.at(sums, codes, flat)
+    return sums.reshape((n_patients, *values.shape[1:]))
+
+
+def bootstrap_weights(n_patients: int, draws: int, seed: int) -> Floats:
+    """How often each patient is drawn, with replacement, in each bootstrap draw.
+
+    Returns
+    -------
+    ndarray
+        [draws, n_patients] float64; every row sums to n_patients. The same seed gives the same
+        draws, so that two encoders are compared on the same resampled cohorts.
+
+    Examples
+    --------
+    >>> bootstrap_weights(5, 3, seed=0).sum(axis=1).tolist()
+    [5.0, 5.0, 5.0]
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws).astype(
+        np.float64
+    )
+
+
+def percentile_interval(draws: Floats) -> tuple[float | None, float | None]:
+    """95% percentile interval of finite draws; None where more than 5% are undefined."""
+    finite = draws[np.isfinite(draws)]
+    if len(finite) < 0.95 * len(draws) or not len(finite):
+        return None, None
+    low, high = np.percentile(finite, PERCENTILES)
+    return float(low), float(high)
+
+
+def ratio_estimate(
+    numerators: Floats, denominators: Floats, weights: Floats, n: int | None = None
+) -> Estimate:
+    """Ratio of sums over patients with its bootstrap interval: Σ_p a_p / Σ_p b_p.
+
+    A mean over rows is the ratio with b_p = rows of patient p.
+
+    Parameters
+    ----------
+    numerators, denominators
+        [n_patients] sums per patient.
+    weights
+        [draws, n_patients] from :func:`bootstrap_weights`.
+    n
+        Rows behind the figure; the sum of denominators if not given.
+
+    Examples
+    --------
+    >>> weights = bootstrap_weights(4, 200, seed=0)
+    >>> estimate = ratio_estimate(np.array([2., 3, 2, 3]), np.full(4, 5.0), weights)
+    >>> estimate.value, estimate.n_patients
+    (0.5, 4)
+    """
+    total = float(denominators.sum())
+    support = int((denominators > 0).sum())
+    rows = int(round(total)) if n is None else n
+    if total == 0:
+        return Estimate(None, None, None, rows, support)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = cast(Floats, (weights @ numerators) / (weights @ denominators))
+    low, high = percentile_interval(draws)
+    return Estimate(float(numerators.sum() / total), low, high, rows, support)

@@ -1,0 +1,218 @@
+"""The one result table: every experiment ends in rows of this schema."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+Direction = Literal["above", "below"]
+Verdict = Literal["pass", "fail", "inconclusive", "not_applicable"]
+
+#: Columns of the measurements table, in order.
+MEASUREMENT_SCHEMA: dict[str, pl.DataType] = {
+    "experiment": pl.String(),
+    "encoder": pl.String(),
+    "metric": pl.String(),
+    "stratum": pl.String(),
+    "setting": pl.String(),
+    "value": pl.Float64(),
+    "ci_low": pl.Float64(),
+    "ci_high": pl.Float64(),
+    "n": pl.Int64(),
+    "n_patients": pl.Int64(),
+    "null_low": pl.Float64(),
+    "null_high": pl.Float64(),
+    "threshold": pl.Float64(),
+    "direction": pl.String(),
+    "verdict": pl.String(),
+    "reason": pl.String(),
+}
+
+#: Normal quantiles for a two-sided 5% test with 80% power: 1.960 + 0.842.
+_POWER_80 = 2.802
+_TWO_SIDED_95 = 1.960
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95% interval and what it rests on.
+
+    Attributes
+    ----------
+    value, ci_low, ci_high
+        The figure and its interval, in the metric's own unit; None where it is undefined.
+    n, n_patients
+        Rows (tiles, slides, queries) and patients that carry it.
+    """
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    n_patients: int
+
+
+@dataclass(frozen=True)
+class Null:
+    """The range of a figure if the encoder knew nothing; a closed form has low == high."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+def judge(
+    estimate: Estimate, threshold: float | None, direction: Direction | None
+) -> tuple[Verdict, str]:
+    """Hold an estimate against its threshold.
+
+    `pass` and `fail` need the whole interval on one side; otherwise `inconclusive`, with the
+    smallest difference from the threshold that a cohort of this size would detect (two-sided 5%,
+    power 80%).
+
+    Parameters
+    ----------
+    estimate
+        The figure with its interval.
+    threshold
+        The boundary, in the metric's unit; None for a figure without one.
+    direction
+        ``above``: a trustworthy encoder lies above the threshold; ``below``: below it.
+
+    Returns
+    -------
+    tuple
+        Verdict and the reason (empty for pass and fail).
+
+    Examples
+    --------
+    >>> judge(Estimate(0.9, 0.85, 0.95, 100, 20), 0.5, "above")
+    ('pass', '')
+    >>> judge(Estimate(0.9, 0.4, 0.95, 100, 20), 0.5, "above")[0]
+    'inconclusive'
+    """
+    if estimate.value is None:
+        return "not_applicable", "the cohort does not support this figure"
+    if threshold is None or direction is None:
+        return "not_applicable", "descriptive: no threshold is set for this figure"
+    low, high = estimate.ci_low, estimate.ci_high
+    if low is None or high is None:
+        return "not_applicable", "no interval could be computed for this figure"
+    if low > threshold:
+        return ("pass" if direction == "above" else "fail"), ""
+    if high < threshold:
+        return ("fail" if direction == "above" else "pass"), ""
+    detectable = (high - low) / 2 / _TWO_SIDED_95 * _POWER_80
+    return (
+        "inconclusive",
+        f"the interval contains the threshold {threshold:g}; a cohort of this size detects a "
+        f"difference of {detectable:.3g} from it",
+    )
+
+
+def measurement(
+    *,
+    experiment: str,
+    encoder: str,
+    metric: str,
+    estimate: Estimate,
+    stratum: str = "all",
+    setting: Mapping[str, Any] | None = None,
+    null: Null | None = None,
+    threshold: float | None = None,
+    direction: Direction | None = None,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """One row of the measurements table, judged against its threshold.
+
+    A given `reason` replaces the judge's; with an undefined value it says why.
+
+    Examples
+    --------
+    >>> row = measurement(experiment="rotation", encoder="uni", metric="mknn",
+    ...                   estimate=Estimate(0.9, 0.85, 0.95, 64, 8), setting={"k": 10, "angle": 90},
+    ...                   threshold=0.8, direction="above")
+    >>> row["verdict"], row["setting"]
+    ('pass', '{"angle": 90, "k": 10}')
+    """
+    null = null or Null()
+    verdict, why = judge(estimate, threshold, direction)
+    return {
+        "experiment": experiment,
+        "encoder": encoder,
+        "metric": metric,
+        "stratum": stratum,
+        "setting": json.dumps(dict(setting or {}), sort_keys=True),
+        "value": _finite(estimate.value),
+        "ci_low": _finite(estimate.ci_low),
+        "ci_high": _finite(estimate.ci_high),
+        "n": estimate.n,
+        "n_patients": estimate.n_patients,
+        "null_low": _finite(null.low),
+        "null_high": _finite(null.high),
+        "threshold": threshold,
+        "direction": direction,
+        "verdict": verdict,
+        "reason": reason if reason is not None else why,
+    }
+
+
+def not_applicable(
+    *,
+    experiment: str,
+    encoder: str,
+    metrics: Sequence[str],
+    reason: str,
+    n: int = 0,
+    n_patients: int = 0,
+    stratum: str = "all",
+    setting: Mapping[str, Any] | None = None,
+    threshold: float | None = None,
+    direction: Direction | None = None,
+) -> list[dict[str, Any]]:
+    """Rows for figures that the design cannot support, each with the reason.
+
+    A signature keeps its threshold, so that the report lists it among the findings.
+    """
+    nothing = Estimate(None, None, None, n, n_patients)
+    return [
+        measurement(
+            experiment=experiment,
+            encoder=encoder,
+            metric=metric,
+            estimate=nothing,
+            stratum=stratum,
+            setting=setting,
+            threshold=threshold,
+            direction=direction,
+            reason=reason,
+        )
+        for metric in metrics
+    ]
+
+
+def measurement_table(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Rows as the measurements table, in the order given.
+
+    Raises
+    ------
+    ValueError
+        If two rows measure the same thing (experiment, encoder, metric, stratum, setting).
+    """
+    table = pl.DataFrame(list(rows), schema=MEASUREMENT_SCHEMA)
+    key = ["experiment", "encoder", "metric", "stratum", "setting"]
+    twice = table.filter(table.select(key).is_duplicated())
+    if twice.height:
+        raise ValueError(f"measured twice: {twice.select(key).row(0, named=True)}")
+    return table
+
+
+def _finite(value: float | None) -> float | None:
+    """None in place of NaN: an undefined figure is never a silent NaN."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value)
