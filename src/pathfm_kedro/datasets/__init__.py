@@ -1,0 +1,1 @@
+"""Kedro datasets: manifest, slide files, tables, sharded tensors, images."""

@@ -1,0 +1,74 @@
+"""Which cohort a command is about, read from conf/ before Kedro has a context."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: The environment that Kedro commands use where none is given.
+DEFAULT_COHORT = "phantom"
+#: Environment variable that pins the load and save version of every versioned dataset.
+PIN_VARIABLE = "PATHFM_PIN_VERSION"
+#: Arguments of the configuration loader, shared by sessions and by the pipeline registry. Parameters
+#: are merged key by key, so that a cohort's file holds only what it changes.
+CONFIG_LOADER_ARGS: dict[str, Any] = {
+    "base_env": "base",
+    "default_run_env": DEFAULT_COHORT,
+    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+    "config_patterns": {
+        "parameters": ["parameters*", "parameters*/**", "**/parameters*"],
+        "catalog": ["catalog*", "catalog*/**", "**/catalog*"],
+    },
+}
+
+
+@dataclass(frozen=True)
+class CohortPlan:
+    """What the pipelines of a cohort are built from.
+
+    Attributes
+    ----------
+    source
+        ``phantom`` where the project draws the slides, ``manifest`` where an institution brings them.
+    encoders
+        Entries of ``encoders`` in the parameters by name, those set to null left out.
+    """
+
+    source: str
+    encoders: Mapping[str, Mapping[str, Any]]
+
+
+def project_root() -> Path:
+    """The folder of the Kedro project this process works in."""
+    from kedro.utils import find_kedro_project
+
+    return Path(find_kedro_project(Path.cwd()) or Path(__file__).parents[2])
+
+
+def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> CohortPlan:
+    """Read the encoders and the slides' source of one cohort.
+
+    Pipelines are registered before Kedro makes its context, so the configuration is read here for
+    the environment that the session exported as ``KEDRO_ENV``.
+
+    Parameters
+    ----------
+    env
+        The cohort; ``KEDRO_ENV`` or the phantom where not given.
+    conf_source
+        The configuration folder; ``PATHFM_CONF_SOURCE`` or the project's conf/ where not given.
+    """
+    from kedro.config import OmegaConfigLoader
+
+    source = conf_source or os.environ.get("PATHFM_CONF_SOURCE") or str(project_root() / "conf")
+    loader = OmegaConfigLoader(
+        conf_source=source,
+        env=env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT,
+        **CONFIG_LOADER_ARGS,
+    )
+    parameters = loader["parameters"]
+    encoders = {name: entry for name, entry in parameters["encoders"].items() if entry is not None}
+    return CohortPlan(str(parameters["cohort"]["source"]), encoders)

@@ -1,0 +1,66 @@
+"""Kedro's session and context: the cohort known to all, versions pinned for reproduction."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kedro.framework.context import KedroContext
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.io import DataCatalog
+from kedro.io.catalog_config_resolver import CatalogConfigResolver
+
+from pathfm_kedro.cohorts import PIN_VARIABLE
+
+
+class CohortSession(KedroSession):
+    """A session that tells the pipeline registry which cohort it is about."""
+
+    @classmethod
+    def create(cls, *args: Any, **kwargs: Any) -> KedroSession:
+        """Create the session and export its environment.
+
+        Kedro registers the pipelines before it makes a context, and the encoders' namespaces depend
+        on the cohort, so the choice travels in the process's environment.
+        """
+        before = (os.environ.get("KEDRO_ENV"), os.environ.get("PATHFM_CONF_SOURCE"))
+        if kwargs.get("env"):
+            os.environ["KEDRO_ENV"] = kwargs["env"]
+        if kwargs.get("conf_source"):
+            os.environ["PATHFM_CONF_SOURCE"] = str(kwargs["conf_source"])
+        if before != (os.environ.get("KEDRO_ENV"), os.environ.get("PATHFM_CONF_SOURCE")):
+            pipelines.configure(pipelines._pipelines_module)
+        return super().create(*args, **kwargs)
+
+
+class CohortContext(KedroContext):
+    """A context whose catalog can be pinned to one version.
+
+    Where ``PATHFM_PIN_VERSION`` is set (`dvc repro` sets it), every versioned dataset is loaded from
+    and saved to that version; otherwise Kedro's timestamps apply.
+    """
+
+    def _get_catalog(
+        self,
+        catalog_class: type = DataCatalog,
+        save_version: str | None = None,
+        load_versions: dict[str, str] | None = None,
+    ) -> Any:
+        pinned = os.environ.get(PIN_VARIABLE)
+        if pinned:
+            save_version = pinned
+            load_versions = dict.fromkeys(self._versioned_datasets(), pinned) | (
+                load_versions or {}
+            )
+        return super()._get_catalog(catalog_class, save_version, load_versions)
+
+    def _versioned_datasets(self) -> list[str]:
+        """Names of all versioned datasets of all pipelines, those of factories included."""
+        resolver = CatalogConfigResolver(self.config_loader["catalog"])
+        requested = pipelines._requested_pipelines
+        pipelines.set_requested(None)
+        names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
+        pipelines.set_requested(requested)
+        configured = {name: resolver.resolve_pattern(name) for name in sorted(names)}
+        return [name for name, entry in configured.items() if entry and entry.get("versioned")]

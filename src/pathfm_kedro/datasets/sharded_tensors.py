@@ -1,0 +1,275 @@
+"""Tensors of a cohort, one safetensors file per slide, resumable and fingerprinted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+from numpy.typing import NDArray
+
+from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.engine import Outcome, ShardJob, ShardPlan, run_each, too_many_failed
+
+logger = logging.getLogger(__name__)
+
+#: Written last: a version without it is unfinished and is never loaded, though its shards are reused.
+INDEX_NAME = "_index.json"
+#: The one metadata entry of a shard; a single entry keeps the file's bytes independent of map order.
+HEADER_KEY = "pathfm"
+
+
+def shard_name(slide_id: str) -> str:
+    """File name of a slide's shard: readable, and safe whatever the slide is called.
+
+    Examples
+    --------
+    >>> shard_name("S-01")
+    'S-01.safetensors'
+    >>> shard_name("../a b")
+    '%2E%2E%2Fa%20b.safetensors'
+    """
+    from urllib.parse import quote
+
+    safe = quote(slide_id, safe="")
+    if safe.startswith("."):
+        safe = safe.replace(".", "%2E")
+    return f"{safe}.safetensors"
+
+
+def read_header(path: Path) -> dict[str, str] | None:
+    """Header of a shard, or None where the file is not a whole shard."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= size - 8:
+                return None
+            described = json.loads(file.read(length))
+        metadata = described.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
+        if size != 8 + length + end:
+            return None
+        header = json.loads(metadata.get(HEADER_KEY, "null"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return header if isinstance(header, dict) else None
+
+
+def write_shard(
+    path: Path, tensors: Mapping[str, NDArray[np.generic]], header: Mapping[str, str]
+) -> None:
+    """Write one shard atomically; the same content gives the same bytes."""
+    from safetensors.numpy import save_file
+
+    whole = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary, {HEADER_KEY: json.dumps(dict(header), sort_keys=True)})
+
+
+@dataclass(frozen=True)
+class ShardedTensors:
+    """Tensors of a cohort, read slide by slide when asked for.
+
+    Attributes
+    ----------
+    folder
+        Where the shards lie.
+    index
+        Per slide: rows, status ("done" or "failed"), reason.
+    """
+
+    folder: Path
+    index: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides with a whole shard, sorted."""
+        return tuple(sorted(s for s, entry in self.index.items() if entry["status"] == "done"))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Reason of every slide that failed."""
+        return {s: e["reason"] for s, e in sorted(self.index.items()) if e["status"] == "failed"}
+
+    @property
+    def header(self) -> dict[str, str]:
+        """Header of the first shard: encoder fingerprint, preprocessing, units."""
+        for slide_id in self.slide_ids:
+            return read_header(self.folder / shard_name(slide_id)) or {}
+        return {}
+
+    def load_slide(self, slide_id: str, name: str = "embedding") -> NDArray[Any]:
+        """One tensor of one slide.
+
+        Raises
+        ------
+        DatasetError
+            If the shard is missing or broken, naming it and the mend.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / shard_name(slide_id)
+        try:
+            with safe_open(path, framework="numpy") as shard:
+                tensor: NDArray[Any] = shard.get_tensor(name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise DatasetError(
+                f"shard of slide '{slide_id}' at {path} cannot be read ({error}): remove the file "
+                f"and {self.folder / INDEX_NAME}, then run the pipeline that made it again"
+            ) from error
+
+    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
+        """Rows of the slides one below the other, float32, each slide in the order of its tiles."""
+        if not slide_ids:
+            return np.zeros((0, 0), np.float32)
+        first = self.load_slide(slide_ids[0], name)
+        rows = sum(int(self.index[slide_id]["rows"]) for slide_id in slide_ids)
+        stacked = np.empty((rows, *first.shape[1:]), np.float32)
+        start = 0
+        for slide_id in slide_ids:
+            part = first if slide_id == slide_ids[0] else self.load_slide(slide_id, name)
+            stacked[start : start + len(part)] = part
+            start += len(part)
+        if start != rows:
+            raise DatasetError(
+                f"shards in {self.folder} hold {start} rows where their index says {rows}: remove "
+                f"{self.folder / INDEX_NAME} and run the pipeline that made them again"
+            )
+        return stacked
+
+
+class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
+    """A folder of safetensors shards, one per slide.
+
+    Saving runs a :class:`~pathfm_kedro.engine.ShardPlan`: a slide whose shard with an equal header
+    exists in any version is linked, not computed; the others are computed by the plan's engine and
+    written one by one, atomically. The index is written last. A run killed at any moment therefore
+    repeats at most the slides in flight.
+
+    Versions share a folder with their family: ``<folder>/<version>/<name>/``.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.metadata = metadata
+        super().__init__(
+            filepath=PurePosixPath(filepath), version=version, exists_function=_is_finished
+        )
+
+    def _get_versioned_path(self, version: str) -> PurePosixPath:
+        return shared_version_path(self._filepath, version)
+
+    def load(self) -> ShardedTensors:
+        """Open the newest finished version; no tensor is read yet."""
+        folder = Path(self._get_load_path())
+        try:
+            index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{folder} holds no finished shards: {error}") from error
+        return ShardedTensors(folder, index["slides"])
+
+    def save(self, data: ShardPlan) -> None:
+        """Run the plan's jobs, each into its own shard."""
+        folder = self._folder_to_save()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX_NAME).unlink(missing_ok=True)
+        wanted = {shard_name(job.slide_id) for job in data.jobs}
+        for stray in folder.glob("*.safetensors"):
+            if stray.name not in wanted:
+                stray.unlink()
+        for partial in folder.glob(".*.part"):
+            partial.unlink()
+        if data.prepare is not None:
+            data.prepare()
+        earlier = [path for path in self._other_versions() if path != folder]
+        outcomes = run_each(
+            lambda job: _finish(job, folder, earlier), data.jobs, data.engine, data.title
+        )
+        slides = dict(sorted(_index_entry(outcome) for outcome in outcomes))
+        failed = {s: entry["reason"] for s, entry in slides.items() if entry["status"] == "failed"}
+        for slide_id, reason in failed.items():
+            logger.warning("slide %s: %s", slide_id, reason)
+        if too_many_failed(len(failed), len(slides), data.engine):
+            slide_id, reason = next(iter(failed.items()))
+            raise DatasetError(
+                f"{len(failed)} of {len(slides)} slides failed, more than engine.max_failed_share = "
+                f"{data.engine.max_failed_share} allows; first: {slide_id}: {reason}. Finished "
+                "shards are kept: mend the cause and run again"
+            )
+        with atomic_path(folder / INDEX_NAME) as temporary:
+            temporary.write_text(
+                json.dumps({"slides": slides}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+            )
+
+    def _folder_to_save(self) -> Path:
+        version = self.resolve_save_version()
+        return Path(self._get_versioned_path(version) if version else self._filepath)
+
+    def _other_versions(self) -> list[Path]:
+        if self._version is None:
+            return []
+        found = Path(self._filepath.parent).glob(f"*/{self._filepath.name}")
+        return sorted((path for path in found if path.is_dir()), reverse=True)
+
+    def _exists(self) -> bool:
+        return _is_finished(str(self._get_load_path()))
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._filepath, "version": self._version}
+
+
+def _is_finished(path: str) -> bool:
+    return (Path(path) / INDEX_NAME).is_file()
+
+
+def _finish(job: ShardJob, folder: Path, earlier: Sequence[Path]) -> int:
+    """Make the job's shard exist in the folder, by the cheapest way; its number of rows."""
+    target = folder / shard_name(job.slide_id)
+    header = {key: str(value) for key, value in job.header().items()}
+    if read_header(target) == header:
+        return _rows(target)
+    for version in earlier:
+        source = version / target.name
+        if read_header(source) == header:
+            _link(source, target)
+            return _rows(target)
+    tensors = job.compute()
+    write_shard(target, tensors, header)
+    return len(next(iter(tensors.values())))
+
+
+def _rows(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as shard:
+        return int(shard.get_slice(sorted(shard.keys())[0]).get_shape()[0])
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, else a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def _index_entry(outcome: Outcome) -> tuple[str, dict[str, Any]]:
+    if outcome.reason is not None:
+        return outcome.item.slide_id, {"rows": 0, "status": "failed", "reason": outcome.reason}
+    return outcome.item.slide_id, {"rows": outcome.result, "status": "done", "reason": ""}

@@ -1,0 +1,123 @@
+"""Encoders whose answer is known in advance: they show that a measurement can pass and can fail."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pathfm_kedro.encoders.base import Pixels, Vectors
+
+#: Raised with any change of what a control computes, so that stored shards are not reused.
+_REVISION = "1"
+
+
+def _fingerprint(name: str) -> str:
+    return hashlib.sha256(f"control:{name}:{_REVISION}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class StainStatistics:
+    """Mean, spread and two quantiles of the optical density of each channel: colour and no shape.
+
+    A shuffle of a tile's pixels does not change its vector. Where centers stain differently this
+    encoder follows the center, so it must fail the robustness index there.
+
+    Examples
+    --------
+    >>> tiles = np.full((2, 8, 8, 3), 128, np.uint8)
+    >>> StainStatistics().embed(tiles).shape
+    (2, 12)
+    """
+
+    preprocessing: Mapping[str, Any] = field(
+        default_factory=lambda: {"input": "optical density -log10((v + 1) / 256) per channel"}
+    )
+    fingerprint: str = _fingerprint("stain_statistics")
+
+    def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
+        """[n, 12] float32: mean, standard deviation, 10th and 90th percentile per channel."""
+        density = -np.log10((np.arange(256, dtype=np.float64) + 1) / 256)
+        shares = _value_counts(tiles) / (tiles.shape[1] * tiles.shape[2])
+        mean = shares @ density
+        spread = np.sqrt(np.maximum(shares @ density**2 - mean**2, 0))
+        # Dense is dark: the 10th percentile of density is the 90th of the pixel value.
+        cumulative = np.cumsum(shares, axis=2)
+        low, high = (density[(cumulative < level).sum(axis=2)] for level in (0.9, 0.1))
+        return np.concatenate([mean, spread, low, high], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class RandomProjection:
+    """A Gaussian vector drawn from a digest of the tile's pixels: it knows nothing of the tile.
+
+    A linear projection of pixels would still know the mean colour. Hashing first removes that: the
+    same pixels give the same vector, any other pixels an independent one, so every measurement must
+    sit on its null.
+
+    Examples
+    --------
+    >>> tiles = np.zeros((1, 8, 8, 3), np.uint8)
+    >>> np.array_equal(RandomProjection().embed(tiles), RandomProjection().embed(tiles))
+    True
+    """
+
+    dimension: int = 64
+    preprocessing: Mapping[str, Any] = field(
+        default_factory=lambda: {"input": "BLAKE2b digest of the pixels"}
+    )
+    fingerprint: str = _fingerprint("random_projection")
+
+    def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
+        """[n, 64] float32, independent standard normal numbers."""
+        vectors = np.empty((len(tiles), self.dimension), np.float32)
+        # One generator a tile, since its seed is that tile's digest; the forward pass of any real
+        # encoder costs a thousand times more.
+        for row, tile in zip(vectors, tiles, strict=True):
+            digest = hashlib.blake2b(np.ascontiguousarray(tile).tobytes(), digest_size=16).digest()
+            generator = np.random.default_rng(int.from_bytes(digest, "little"))
+            row[:] = generator.standard_normal(self.dimension, np.float32)
+        return vectors
+
+
+@dataclass(frozen=True)
+class PhantomTruth:
+    """What was drawn on a tile of a phantom slide: morphology alone, so it must pass everything."""
+
+    preprocessing: Mapping[str, Any] = field(
+        default_factory=lambda: {"input": "the drawn morphology, not the pixels"}
+    )
+    fingerprint: str = _fingerprint("phantom_truth")
+
+    def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
+        """[n, m] float32: the truth itself.
+
+        Raises
+        ------
+        ValueError
+            If the slide is not a phantom.
+        """
+        if truth is None:
+            raise ValueError(
+                "phantom_truth reads what was drawn, and this slide was not drawn by the phantom: "
+                "set encoders.phantom_truth to null in this cohort's parameters_encoders.yml"
+            )
+        return np.ascontiguousarray(truth, np.float32)
+
+
+CONTROLS = {
+    "stain_statistics": StainStatistics,
+    "random_projection": RandomProjection,
+    "phantom_truth": PhantomTruth,
+}
+
+
+def _value_counts(tiles: Pixels) -> np.ndarray:
+    """How often each value occurs per tile and channel: [n, 3, 256]."""
+    n = len(tiles)
+    offsets = 256 * np.arange(n * 3, dtype=np.int64).reshape(n, 1, 3)
+    flat = tiles.reshape(n, -1, 3) + offsets
+    return np.bincount(flat.reshape(-1), minlength=n * 3 * 256).reshape(n, 3, 256)

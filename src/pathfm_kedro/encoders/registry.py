@@ -1,0 +1,50 @@
+"""From a spec to an encoder ready to embed, loaded once per process."""
+
+from __future__ import annotations
+
+import threading
+
+from pathfm_kedro.encoders.base import Encoder
+from pathfm_kedro.encoders.controls import CONTROLS
+from pathfm_kedro.encoders.spec import EncoderSpec
+
+_lock = threading.Lock()
+_loaded: dict[str, Encoder] = {}
+#: Encoders held at a time: pipelines embed one encoder after the other.
+_MAX_LOADED = 2
+
+
+def load_encoder(spec: EncoderSpec) -> Encoder:
+    """The encoder of a spec; a second call in the same process gives the same object.
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown or its weights cannot be had.
+
+    Examples
+    --------
+    >>> load_encoder(EncoderSpec("stain", "control:stain_statistics")).fingerprint[:4]
+    '62da'
+    """
+    with _lock:
+        key = spec.key()
+        if key not in _loaded:
+            while len(_loaded) >= _MAX_LOADED:
+                del _loaded[next(iter(_loaded))]
+            _loaded[key] = _load(spec)
+        return _loaded[key]
+
+
+def _load(spec: EncoderSpec) -> Encoder:
+    kind, _, name = spec.model.partition(":")
+    if kind == "control":
+        if name not in CONTROLS:
+            raise ValueError(
+                f"encoders.{spec.name}: control '{name}' is unknown; there are {sorted(CONTROLS)}"
+            )
+        control: Encoder = CONTROLS[name]()
+        return control
+    from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
+
+    return load_torch_encoder(spec)

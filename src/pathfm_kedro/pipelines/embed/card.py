@@ -1,0 +1,59 @@
+"""What the report says of an encoder: which model, which weights, which slides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.statistics.tables import Embeddings
+
+
+class EmbeddedCohort(Embeddings, Protocol):
+    """Embeddings that also say how they came about."""
+
+    @property
+    def header(self) -> Mapping[str, str]:
+        """What the shards say of themselves."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Reason of every slide that failed."""
+        ...
+
+
+def describe_encoder(
+    parameters: Mapping[str, Any], embeddings: EmbeddedCohort, *, name: str
+) -> dict[str, Any]:
+    """The encoder's provenance.
+
+    Parameters
+    ----------
+    parameters
+        The entry of ``encoders``.
+    embeddings
+        Its embeddings of the cohort.
+    name
+        Its name.
+
+    Returns
+    -------
+    dict
+        name, model, role, fingerprint, preprocessing, dimension, n_slides, n_failed, failures.
+    """
+    spec = EncoderSpec.from_parameters(name, parameters)
+    header, done = embeddings.header, embeddings.slide_ids
+    return {
+        "name": name,
+        "model": spec.model,
+        "role": spec.role,
+        "pooling": spec.pooling,
+        "fingerprint": header.get("encoder", ""),
+        "preprocessing": json.loads(header.get("preprocessing", "{}")),
+        "dimension": int(embeddings.stack(done[:1]).shape[1]) if done else 0,
+        "n_slides": len(done),
+        "n_failed": len(embeddings.failures),
+        "failures": dict(embeddings.failures),
+    }

@@ -1,0 +1,149 @@
+"""Embed every tile of a cohort with one encoder, slide by slide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pathfm_kedro.encoders import EncoderSpec, load_encoder
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.statistics.tables import Embeddings, tile_rows
+
+
+@dataclass(frozen=True)
+class EmbedSlide:
+    """The embedding of one slide's tiles.
+
+    Attributes
+    ----------
+    slide_id, slide_fingerprint
+        Which slide, and its content.
+    fields
+        Its tiles.
+    spec
+        The encoder.
+    dtype
+        ``float32`` or ``float16``, how vectors are stored.
+    """
+
+    slide_id: str
+    slide_fingerprint: str
+    fields: TileFields
+    spec: EncoderSpec
+    dtype: str
+
+    def header(self) -> dict[str, str]:
+        """What the shard depends on: slide, tiles, encoder, preprocessing."""
+        encoder = load_encoder(self.spec)
+        return {
+            "slide": self.slide_fingerprint,
+            "tiles": self.fields.digest(),
+            "encoder": encoder.fingerprint,
+            "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
+            "dtype": self.dtype,
+            "units": "one row per tile, as the encoder gives it, not normalised",
+        }
+
+    def compute(self) -> dict[str, NDArray[np.generic]]:
+        """``embedding`` [n_tiles, d].
+
+        Raises
+        ------
+        ValueError
+            If the encoder gives a number that is not finite.
+        """
+        encoder = load_encoder(self.spec)
+        parts = [
+            encoder.embed(tiles, truth)
+            for tiles, truth in self.fields.batches(self.spec.batch_size)
+        ]
+        vectors = np.concatenate(parts)
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(broken):
+            raise ValueError(
+                f"the encoder gives NaN or infinity on {len(broken)} tiles, the first at "
+                f"x={self.fields.x[broken[0]]}, y={self.fields.y[broken[0]]}: check its weights and "
+                "its mean and std"
+            )
+        return {"embedding": vectors.astype(self.dtype)}
+
+
+def plan_embedding(
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    files: SlideFiles,
+    encoder: Mapping[str, Any],
+    tile_parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *,
+    name: str,
+) -> ShardPlan:
+    """One job per slide that has tiles; the dataset that stores the shards runs them.
+
+    Parameters
+    ----------
+    slides, tiles
+        The tables.
+    files
+        The cohort's folder.
+    encoder
+        The entry of ``encoders`` in the parameters.
+    tile_parameters
+        ``pixels``: side of a tile as read.
+    parameters
+        ``dtype``: how vectors are stored.
+    engine
+        Where jobs run.
+    name
+        The encoder's name.
+    """
+    spec = EncoderSpec.from_parameters(name, encoder)
+    dtype = str(parameters["dtype"])
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"embed.dtype is '{dtype}': give float32 or float16")
+    jobs = [
+        EmbedSlide(slide["slide_id"], slide["fingerprint"], fields, spec, dtype)
+        for slide, fields in slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
+    ]
+    return ShardPlan(
+        jobs, EngineSettings(**engine), f"embedding with {name}", lambda: load_encoder(spec)
+    )
+
+
+def pool_slides(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings) -> pl.DataFrame:
+    """Mean and maximum over the tiles of a slide's mosaic.
+
+    Returns
+    -------
+    DataFrame
+        slide_id, n_tiles, mean and max (float32 arrays [d]); one row per embedded slide.
+    """
+    slide_ids = embeddings.slide_ids
+    rows = tile_rows(slides, tiles, slide_ids).with_row_index("row")
+    vectors = embeddings.stack(slide_ids)
+    mosaic = rows.filter("in_mosaic").group_by("slide_id", maintain_order=True).agg("row")
+    members = [np.asarray(indices) for indices in mosaic["row"].to_list()]
+    width = vectors.shape[1] if vectors.ndim == 2 else 0
+    return pl.DataFrame(
+        {
+            "slide_id": mosaic["slide_id"],
+            "n_tiles": [len(indices) for indices in members],
+            "mean": [vectors[indices].mean(axis=0) for indices in members],
+            "max": [vectors[indices].max(axis=0) for indices in members],
+        },
+        schema={
+            "slide_id": pl.String(),
+            "n_tiles": pl.Int64(),
+            "mean": pl.Array(pl.Float32, width),
+            "max": pl.Array(pl.Float32, width),
+        },
+    )

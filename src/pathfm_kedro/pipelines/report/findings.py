@@ -1,0 +1,504 @@
+"""Findings: measurements held against the failure signatures, and controls that vouch for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pathfm_kedro.pipelines.report.summary import (
+    Row,
+    check_title,
+    experiment_order,
+    failure_text,
+    interval_text,
+    number,
+)
+from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
+
+#: Findings table: measurements, the encoder's role, and what correcting for many checks says.
+FINDING_SCHEMA: dict[str, pl.DataType] = {
+    **MEASUREMENT_SCHEMA,
+    "role": pl.String(),
+    "p_value": pl.Float64(),
+    "q_value": pl.Float64(),
+    "measured_verdict": pl.String(),
+}
+CONTROL_SCHEMA: dict[str, pl.DataType] = {
+    "control": pl.String(),
+    "experiment": pl.String(),
+    "expectation": pl.String(),
+    "observed": pl.String(),
+    "behaves": pl.Boolean(),
+    "blocks": pl.Boolean(),
+    "reason": pl.String(),
+}
+VERDICT_SCHEMA: dict[str, pl.DataType] = {
+    "encoder": pl.String(),
+    "role": pl.String(),
+    "verdict": pl.String(),
+    "n_pass": pl.Int64(),
+    "n_fail": pl.Int64(),
+    "n_inconclusive": pl.Int64(),
+    "n_not_applicable": pl.Int64(),
+    "sentence": pl.String(),
+}
+CONTROLS = ("phantom_truth", "random_projection", "stain_statistics")
+
+#: Share of wrong discoveries accepted among all findings of an audit.
+ALPHA = 0.05
+#: How far above chance a control that knows nothing may keep its neighbours under rotation: a
+#: projection of a turned tile keeps its overall colour, so a little above chance is honest.
+CHANCE_MARGIN = 0.2
+_TWO_SIDED_95 = 1.959964
+#: Numerical slack where an interval touches a closed-form null.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class ControlCheck:
+    """Whether a control answered as it must in one experiment.
+
+    Attributes
+    ----------
+    control, experiment
+        Who was asked, in which experiment.
+    expectation, observed
+        What must be seen if the instrument works, and what was.
+    behaves
+        None where it could not be told or does not apply.
+    blocks
+        Whether the experiment's findings cannot be trusted for that reason.
+    reason
+        Why it misbehaves, could not be told, or does not apply.
+    """
+
+    control: str
+    experiment: str
+    expectation: str
+    observed: str = "n/a"
+    behaves: bool | None = None
+    blocks: bool = False
+    reason: str = ""
+
+
+def roles(provenance: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """Role of each encoder, ``encoder`` or ``control``; the known controls need no entry.
+
+    Examples
+    --------
+    >>> roles({"encoders": {"uni": {"role": "encoder"}}}, ["uni", "random_projection"])
+    {'uni': 'encoder', 'random_projection': 'control'}
+    """
+    known = provenance.get("encoders", {})
+    default = {name: "control" if name in CONTROLS else "encoder" for name in names}
+    return {name: known.get(name, {}).get("role", default[name]) for name in names}
+
+
+def select(
+    measurements: pl.DataFrame, experiment: str, metric: str, /, **setting: Any
+) -> pl.DataFrame:
+    """Rows of one metric whose setting has the given entries.
+
+    Examples
+    --------
+    >>> table = pl.DataFrame({"experiment": ["rotation"] * 2, "metric": ["mknn"] * 2,
+    ...                       "setting": ['{"angle": 90}', '{"angle": 45}'], "value": [0.8, 0.9]})
+    >>> select(table, "rotation", "mknn", angle=90)["value"].to_list()
+    [0.8]
+    """
+    rows = measurements.filter(experiment=experiment, metric=metric)
+    parsed = [json.loads(text) for text in rows["setting"]]
+    keep = [all(entry.get(key) == value for key, value in setting.items()) for entry in parsed]
+    return rows.filter(pl.Series(keep, dtype=pl.Boolean()))
+
+
+def collect_findings(
+    measurements: pl.DataFrame,
+    provenance: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    design: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """The failure signatures with their verdicts after correction and after the controls.
+
+    A pass or a fail needs three things: the interval lies on one side of the threshold, the
+    Benjamini-Hochberg q-value over all signatures of all real encoders is below alpha, and the
+    controls of the experiment behaved. Otherwise the finding is inconclusive and says why.
+    Controls are judged by their intervals alone.
+
+    Parameters
+    ----------
+    measurements
+        Measurements of all experiments and encoders; rows with a threshold are the signatures.
+    provenance
+        ``encoders`` with their roles, ``is_phantom``.
+    parameters
+        ``alpha`` and ``chance_margin``.
+    design
+        Patients and slides per label and center; see :func:`check_controls`.
+
+    Returns
+    -------
+    DataFrame
+        :data:`FINDING_SCHEMA`; `verdict` and `reason` are final, `measured_verdict` is what the
+        interval alone said, `p_value` is two-sided.
+    """
+    signatures = measurements.filter(pl.col("threshold").is_not_null())
+    role = roles(provenance, signatures["encoder"].unique().sort().to_list())
+    p_values = _p_values(signatures)
+    findings = signatures.with_columns(
+        pl.col("encoder")
+        .replace_strict(role, default="encoder", return_dtype=pl.String())
+        .alias("role"),
+        pl.Series("p_value", p_values, dtype=pl.Float64(), nan_to_null=True),
+        pl.col("verdict").alias("measured_verdict"),
+    )
+    findings = _after_correction(findings, float(parameters.get("alpha", ALPHA)))
+    controls = check_controls(measurements, provenance, parameters, design)
+    return _in_order(_after_controls(findings, controls))
+
+
+def check_controls(
+    measurements: pl.DataFrame,
+    provenance: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    design: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """Whether the encoders whose answer is known in advance gave that answer.
+
+    Parameters
+    ----------
+    measurements
+        Measurements of all experiments and encoders.
+    provenance
+        ``is_phantom``: `phantom_truth` is expected there only.
+    parameters
+        ``chance_margin``: how far above chance a control may keep neighbours under rotation.
+    design
+        Columns label, center, n_slides: chance is 1/B for B labels and 1/C for C centers. Without
+        it the null of each row stands in.
+
+    Returns
+    -------
+    DataFrame
+        :data:`CONTROL_SCHEMA`. `behaves` is null where it could not be told or does not apply;
+        `blocks` says whether the experiment's findings become inconclusive for it.
+    """
+    chance = _chances(design)
+    margin = float(parameters.get("chance_margin", CHANCE_MARGIN))
+    measured = set(measurements["experiment"])
+    checks: list[ControlCheck] = []
+    if "robustness_index" in measured:
+        checks += [_random_ri(measurements), _stain_ri(measurements, chance)]
+    if "rotation" in measured:
+        checks.append(_random_rotation(measurements, margin))
+    if "linear_probe" in measured:
+        checks.append(_random_probe(measurements, chance))
+    if provenance.get("is_phantom"):
+        checks += _phantom_truth(measurements)
+    return pl.DataFrame([asdict(check) for check in checks], schema=CONTROL_SCHEMA)
+
+
+def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
+    """One verdict and one sentence for each encoder.
+
+    The verdict is the worst of its findings: fail, then inconclusive, then pass; not_applicable
+    where none could be judged.
+
+    Returns
+    -------
+    DataFrame
+        :data:`VERDICT_SCHEMA`, encoders before controls, each in alphabetical order.
+    """
+    rows = []
+    for (encoder, role), own in findings.group_by("encoder", "role", maintain_order=True):
+        counts = {
+            verdict: own.filter(verdict=verdict).height
+            for verdict in ("fail", "inconclusive", "pass", "not_applicable")
+        }
+        rows.append(
+            {
+                "encoder": encoder,
+                "role": role,
+                "verdict": next(
+                    (name for name, count in counts.items() if count), "not_applicable"
+                ),
+                **{f"n_{name}": count for name, count in counts.items()},
+                "sentence": _sentence(own, counts) + _control_sentence(str(encoder), controls),
+            }
+        )
+    table = pl.DataFrame(rows, schema=VERDICT_SCHEMA)
+    return table.sort(pl.col("role") == "control", "encoder")
+
+
+def _p_values(rows: pl.DataFrame) -> np.ndarray[Any, Any]:
+    """Two-sided p-values of "the figure equals its threshold", NaN where there is no interval.
+
+    The half of the interval that faces the threshold is 1.96 standard errors: p < 0.05 exactly
+    where the 95% interval excludes the threshold, also for a skewed interval.
+    """
+    from scipy.stats import norm
+
+    columns = ("value", "ci_low", "ci_high", "threshold")
+    value, low, high, threshold = (rows[c].cast(pl.Float64).to_numpy() for c in columns)
+    facing = np.where(value > threshold, value - low, high - value)
+    half = np.where(facing > 0, facing, (high - low) / 2)
+    distance = np.abs(value - threshold)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(distance > 0, _TWO_SIDED_95 * distance / half, 0.0)
+    z[~np.isfinite(low + high + value)] = np.nan
+    return np.asarray(2 * norm.sf(z))
+
+
+def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Benjamini-Hochberg over the real encoders' signatures; what does not hold is inconclusive."""
+    from scipy.stats import false_discovery_control
+
+    tested = (findings["role"] == "encoder") & findings["p_value"].is_not_null()
+    q_values = np.full(findings.height, np.nan)
+    mask = tested.to_numpy()
+    if mask.any():
+        q_values[mask] = false_discovery_control(findings["p_value"].to_numpy()[mask])
+    findings = findings.with_columns(pl.Series("q_value", q_values, nan_to_null=True))
+    lost = pl.col("verdict").is_in(["pass", "fail"]) & (pl.col("q_value") >= alpha)
+    reason = pl.format(
+        "the interval alone says {}, but among {} checks it could be chance: q = {}, not below {}",
+        "verdict",
+        pl.lit(str(int(mask.sum()))),
+        pl.col("q_value").map_elements(number, return_dtype=pl.String()),
+        pl.lit(f"{alpha:g}"),
+    )
+    return findings.with_columns(
+        pl.when(lost).then(reason).otherwise("reason").alias("reason"),
+        pl.when(lost).then(pl.lit("inconclusive")).otherwise("verdict").alias("verdict"),
+    )
+
+
+def _after_controls(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
+    """Findings of an experiment whose controls did not behave are inconclusive."""
+    blocked = (
+        controls.filter("blocks")
+        .group_by("experiment", maintain_order=True)
+        .agg(pl.format("control {}: {}", "control", "reason").str.join("; ").alias("_control"))
+    )
+    joined = findings.join(blocked, on="experiment", how="left", maintain_order="left")
+    hit = pl.col("_control").is_not_null() & (pl.col("role") == "encoder")
+    decided = pl.col("verdict").is_in(["pass", "fail"])
+    appended = pl.concat_str("reason", "_control", separator="; ")
+    return joined.with_columns(
+        pl.when(hit & decided)
+        .then("_control")
+        .when(hit & (pl.col("verdict") == "inconclusive"))
+        .then(appended)
+        .otherwise("reason")
+        .alias("reason"),
+        pl.when(hit & decided).then(pl.lit("inconclusive")).otherwise("verdict").alias("verdict"),
+    ).drop("_control")
+
+
+def _in_order(findings: pl.DataFrame) -> pl.DataFrame:
+    """By experiment as told, figure by figure, encoders before controls: no input order remains."""
+    order = {name: i for i, name in enumerate(experiment_order(findings["experiment"].to_list()))}
+    rank = pl.col("experiment").replace_strict(order, default=0, return_dtype=pl.Int64())
+    return findings.sort(
+        rank, "metric", "stratum", "setting", pl.col("role") == "control", "encoder"
+    ).select(list(FINDING_SCHEMA))
+
+
+def _chances(design: pl.DataFrame | None) -> dict[str, float | None]:
+    """Chance of hitting the right label and the right center blindly: 1/B and 1/C."""
+    if design is None:
+        return {"label": None, "center": None}
+    used = design.filter(pl.col("n_slides") > 0)
+    return {name: 1 / max(used[name].n_unique(), 1) for name in ("label", "center")}
+
+
+def _control_rows(
+    measurements: pl.DataFrame, control: str, experiment: str, metric: str, **setting: Any
+) -> list[dict[str, Any]]:
+    own = measurements.filter(pl.col("encoder") == control)
+    return select(own, experiment, metric, **setting).to_dicts()
+
+
+def _cohort_row(measurements: pl.DataFrame, control: str, metric: str) -> dict[str, Any] | None:
+    """The robustness index's row for all labels and centers at the cohort's k."""
+    wanted = {"design": "all", "role": "cohort_k"}
+    rows = _control_rows(measurements, control, "robustness_index", metric, **wanted)
+    return rows[0] if rows else None
+
+
+def _unknown(control: str, experiment: str, expectation: str, row: Row | None) -> ControlCheck:
+    """A control without the figure it is asked for: nothing shows that the instrument works."""
+    reason = f"was not measured in {experiment}; keep it among the cohort's encoders and run again"
+    if row is not None:
+        reason = f"its figure is undefined ({row['reason'] or 'no interval'})"
+    return ControlCheck(control, experiment, expectation, blocks=True, reason=reason)
+
+
+def _has_interval(row: Row | None) -> bool:
+    return row is not None and None not in (row["value"], row["ci_low"], row["ci_high"])
+
+
+def _overlaps_null(row: Row, low: float, high: float) -> bool:
+    return bool(row["ci_low"] <= high + _TOLERANCE and row["ci_high"] >= low - _TOLERANCE)
+
+
+def _judged(
+    control: str, experiment: str, expectation: str, observed: str, behaves: bool, reason: str
+) -> ControlCheck:
+    return ControlCheck(
+        control, experiment, expectation, observed, behaves, not behaves, "" if behaves else reason
+    )
+
+
+def _random_ri(measurements: pl.DataFrame) -> ControlCheck:
+    control, experiment = "random_projection", "robustness_index"
+    expectation = "its robustness index lies at the null"
+    row = _cohort_row(measurements, control, "ri")
+    if row is None or not _has_interval(row) or row["null_low"] is None:
+        return _unknown(control, experiment, expectation, row)
+    low = row["null_low"]
+    high = low if row["null_high"] is None else row["null_high"]
+    observed = f"{interval_text(row)}, null {number(low)} to {number(high)}"
+    reason = "knows nothing, yet its robustness index is away from the null"
+    behaves = _overlaps_null(row, low, high)
+    return _judged(control, experiment, expectation, observed, behaves, reason)
+
+
+def _random_rotation(measurements: pl.DataFrame, margin: float) -> ControlCheck:
+    control, experiment = "random_projection", "rotation"
+    expectation = f"keeps hardly more neighbours at 90° than chance (at most {margin:g} above it)"
+    rows = _control_rows(measurements, control, experiment, "mknn", angle=90)
+    rows = [row for row in rows if json.loads(row["setting"]).get("view", "rotated") == "rotated"]
+    rows = [row for row in rows if row["threshold"] is not None] or rows
+    usable = [row for row in rows if row["value"] is not None]
+    if not usable:
+        return _unknown(control, experiment, expectation, rows[0] if rows else None)
+    behaves = all(_lowest(row) <= margin + _mean_null(row, 0.0) for row in usable)
+    observed = "; ".join(interval_text(row) for row in usable)
+    reason = "knows nothing, yet it keeps its neighbours under rotation"
+    return _judged(control, experiment, expectation, observed, behaves, reason)
+
+
+def _random_probe(measurements: pl.DataFrame, chance: dict[str, float | None]) -> ControlCheck:
+    control, experiment = "random_projection", "linear_probe"
+    expectation = "the probe reads the label no better than chance"
+    rows = _control_rows(measurements, control, experiment, "balanced_accuracy", target="label")
+    row = rows[0] if rows else None
+    null = None if row is None else _null_range(row, chance["label"])
+    if row is None or not _has_interval(row) or null is None:
+        return _unknown(control, experiment, expectation, row)
+    observed = f"{interval_text(row)}, null {number(null[0])} to {number(null[1])}"
+    reason = "knows nothing, yet a probe reads the label from it"
+    behaves = _overlaps_null(row, *null)
+    return _judged(control, experiment, expectation, observed, behaves, reason)
+
+
+def _stain_ri(measurements: pl.DataFrame, chance: dict[str, float | None]) -> ControlCheck:
+    """Colour alone must not pass where the centers differ in stain more than the labels do."""
+    control, experiment = "stain_statistics", "robustness_index"
+    expectation = "does not pass the robustness index where the centers differ in stain"
+    label = _cohort_row(measurements, control, "knn_accuracy_label")
+    center = _cohort_row(measurements, control, "knn_accuracy_center")
+    index = _cohort_row(measurements, control, "ri_minus_null")
+    for row in (label, center, index):
+        if row is None or not _has_interval(row):
+            return _unknown(control, experiment, expectation, row)
+    assert label is not None and center is not None and index is not None  # noqa: PT018
+    of_label, of_center = _kappa(label, chance["label"]), _kappa(center, chance["center"])
+    if of_label is None or of_center is None:
+        reason = "not applicable: one label or one center leaves nothing to tell apart"
+        return ControlCheck(control, experiment, expectation, reason=reason)
+    observed = (
+        f"agreement beyond chance: center {interval_text(of_center)}, label "
+        f"{interval_text(of_label)}; index minus null {interval_text(index)}"
+    )
+    if not of_center["ci_low"] > of_label["ci_high"]:
+        reason = "not applicable: the centers do not differ in stain more than the labels do"
+        return ControlCheck(control, experiment, expectation, observed, reason=reason)
+    reason = (
+        "knows only colour, yet it passes the robustness index although the centers differ in stain"
+    )
+    behaves = index["verdict"] != "pass"
+    return _judged(control, experiment, expectation, observed, behaves, reason)
+
+
+def _kappa(row: Row, chance: float | None) -> dict[str, float] | None:
+    """Agreement beyond chance (a − c) / (1 − c) of an accuracy a and its interval."""
+    if chance is None:
+        chance = _mean_null(row, 1.0)
+    if chance >= 1:
+        return None
+    return {key: (row[key] - chance) / (1 - chance) for key in ("value", "ci_low", "ci_high")}
+
+
+def _phantom_truth(measurements: pl.DataFrame) -> Iterator[ControlCheck]:
+    """The control that knows the drawn morphology must pass every signature."""
+    control, expectation = "phantom_truth", "passes every check: it knows what was drawn"
+    signatures = measurements.filter(pl.col("threshold").is_not_null())
+    for experiment in experiment_order(signatures["experiment"].to_list()):
+        rows = signatures.filter(encoder=control, experiment=experiment)
+        judged = rows.filter(pl.col("verdict") != "not_applicable")
+        if not judged.height:
+            reason = rows["reason"][0] if rows.height else f"was not measured in {experiment}"
+            yield ControlCheck(control, experiment, expectation, reason=f"not applicable: {reason}")
+            continue
+        missed = [
+            f"{row['verdict']}: {check_title(row)}"
+            for row in judged.filter(pl.col("verdict") != "pass").iter_rows(named=True)
+        ]
+        observed = f"passes {judged.height - len(missed)} of {judged.height}"
+        observed += f" ({'; '.join(missed)})" if missed else ""
+        reason = f"knows the truth, yet it does not pass ({'; '.join(missed)})"
+        yield _judged(control, experiment, expectation, observed, not missed, reason)
+
+
+def _mean_null(row: Row, default: float) -> float:
+    ends = [end for end in (row["null_low"], row["null_high"]) if end is not None]
+    return sum(ends) / len(ends) if ends else default
+
+
+def _null_range(row: Row, chance: float | None) -> tuple[float, float] | None:
+    """The row's null stretched to chance; None where neither is known."""
+    ends = [end for end in (row["null_low"], row["null_high"], chance) if end is not None]
+    return (min(ends), max(ends)) if ends else None
+
+
+def _lowest(row: Row) -> float:
+    return float(row["value"] if row["ci_low"] is None else min(row["value"], row["ci_low"]))
+
+
+def _sentence(own: pl.DataFrame, counts: Mapping[str, int]) -> str:
+    """What an encoder's findings come to, failures first."""
+    judged = own.height - counts["not_applicable"]
+    if not judged:
+        return "None of the checks could be judged on this cohort."
+    checks = "check" if judged == 1 else "checks"
+    parts = []
+    if counts["fail"]:
+        failed = own.filter(verdict="fail").iter_rows(named=True)
+        causes = ", ".join(dict.fromkeys(failure_text(row) for row in failed))
+        parts.append(f"Fails {counts['fail']} of {judged} {checks}: {causes}.")
+    if counts["inconclusive"]:
+        open_rows = own.filter(verdict="inconclusive").iter_rows(named=True)
+        names = ", ".join(dict.fromkeys(check_title(row) for row in open_rows))
+        parts.append(f"Undecided in {counts['inconclusive']} of {judged}: {names}.")
+    if counts["pass"] == judged:
+        parts.append("Passes the only check." if judged == 1 else f"Passes all {judged} checks.")
+    elif counts["pass"]:
+        parts.append(f"Passes {counts['pass']}.")
+    if counts["not_applicable"]:
+        parts.append(f"{counts['not_applicable']} could not be judged on this cohort.")
+    return " ".join(parts)
+
+
+def _control_sentence(encoder: str, controls: pl.DataFrame) -> str:
+    own = controls.filter(control=encoder)
+    told = own.filter(pl.col("behaves").is_not_null())
+    if not told.height:
+        return ""
+    return f" As a control it behaves in {told['behaves'].sum()} of {told.height} experiments."

@@ -1,0 +1,655 @@
+"""Figures of the report: one colour for an encoder everywhere, controls grey and dashed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pathfm_kedro.pipelines.report.findings import roles, select
+from pathfm_kedro.pipelines.report.summary import (
+    METRICS,
+    Row,
+    check_title,
+    experiment_order,
+    experiment_words,
+    humanise,
+    interval_text,
+    number,
+    setting_text,
+    threshold_text,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+#: Okabe and Ito's palette: told apart with any common colour vision deficiency.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: A second sign beside the colour, for print in grey and for more encoders than colours.
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
+GREYS = ("#6b6b6b", "#8c8c8c", "#4d4d4d")
+DASHES = ("dash", "dot", "dashdot")
+NULL_COLOUR = "#d9d9d9"
+#: Panels of one figure beyond which a reader loses the thread; the tables hold the rest.
+MAX_PANELS = 12
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+_POINTS_TITLE = "point: value, line: 95% interval, grey: if it knew nothing"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an encoder is drawn in every figure."""
+
+    colour: str
+    dash: str
+    symbol: str
+    is_control: bool
+
+
+def encoder_styles(names: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Style]:
+    """A style for each encoder by its place in the alphabet, real encoders before controls.
+
+    Examples
+    --------
+    >>> styles = encoder_styles(["uni", "random_projection", "conch"], {})
+    >>> list(styles), styles["uni"].colour, styles["random_projection"].dash
+    (['conch', 'uni', 'random_projection'], '#D55E00', 'dash')
+    """
+    role = roles(provenance, sorted(set(names)))
+    real = [name for name in role if role[name] != "control"]
+    controls = [name for name in role if role[name] == "control"]
+    styles = {
+        name: Style(COLOURS[i % len(COLOURS)], "solid", SYMBOLS[i % len(SYMBOLS)], False)
+        for i, name in enumerate(real)
+    }
+    for i, name in enumerate(controls):
+        j = i % len(GREYS)
+        styles[name] = Style(GREYS[j], DASHES[j], f"{SYMBOLS[i % len(SYMBOLS)]}-open", True)
+    return styles
+
+
+def figures(
+    measurements: pl.DataFrame,
+    findings: pl.DataFrame,
+    design: pl.DataFrame,
+    provenance: Mapping[str, Any],
+) -> dict[str, go.Figure]:
+    """All figures of the report by name; a figure without data is left out.
+
+    Returns
+    -------
+    dict
+        ``findings``, ``design``, and one or more for each experiment. An experiment without a
+        figure of its own gets its values with intervals as ``experiment:<name>``.
+    """
+    styles = encoder_styles(measurements["encoder"].unique().to_list(), provenance)
+    drawn: dict[str, go.Figure | None] = {
+        "findings": plot_findings(findings, styles),
+        "robustness_index:curve": plot_ri_curve(measurements, styles),
+        "rotation:curve": plot_rotation(measurements, styles),
+        "retrieval:families": plot_retrieval(measurements, styles),
+        "retrieval:organs": plot_retrieval_organs(measurements, styles),
+        "linear_probe:scatter": plot_probe(measurements, styles),
+        "geometry:values": plot_geometry(measurements, styles),
+        "design": plot_design(design),
+    }
+    told = {name.split(":")[0] for name, figure in drawn.items() if figure is not None}
+    for experiment in experiment_order(measurements["experiment"].to_list()):
+        if experiment not in told:
+            drawn[f"experiment:{experiment}"] = plot_experiment(measurements, experiment, styles)
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def ri_curve(measurements: pl.DataFrame) -> pl.DataFrame:
+    """Robustness index over the number of neighbours, all labels and centers.
+
+    Returns
+    -------
+    DataFrame
+        curve, encoder, x (= k), value, ci_low, ci_high, null_low, null_high; sorted.
+    """
+    rows = select(measurements, "robustness_index", "ri", role="curve", design="all")
+    return _curve(rows, "robustness_index", "k")
+
+
+def rotation_curve(measurements: pl.DataFrame, view: str = "rotated") -> pl.DataFrame:
+    """Share of neighbours kept over the angle, at the signature's k and metric.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`ri_curve`, x in degrees.
+    """
+    chosen = _rotation_setting(measurements)
+    return _curve(
+        select(measurements, "rotation", "mknn", view=view, **chosen), "rotation", "angle"
+    )
+
+
+def curves_table(measurements: pl.DataFrame) -> list[dict[str, Any]]:
+    """Both curves as tidy rows for ``dvc plots``: `curve` tells them apart.
+
+    Returns
+    -------
+    list of dict
+        curve (``robustness_index`` or ``rotation``), encoder, x (k or degrees), value, ci_low,
+        ci_high, null_low, null_high.
+    """
+    return [*ri_curve(measurements).to_dicts(), *rotation_curve(measurements).to_dicts()]
+
+
+def plot_ri_curve(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
+    """Robustness index over k with interval bands and the null."""
+    curve = ri_curve(measurements)
+    if not curve.height:
+        return None
+    figure = _figure(height=460)
+    _add_null_band(figure, curve)
+    for name, own in _by_encoder(curve, styles):
+        _add_curve(figure, own, name, styles[name])
+    _title_axes(figure, "number of neighbours k", "robustness index")
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return figure
+
+
+def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
+    """m-kNN over the angle; rotated there and back dashed, in the encoder's colour."""
+    curve = rotation_curve(measurements)
+    if not curve.height:
+        return None
+    figure = _figure(height=460)
+    _add_null_band(figure, curve)
+    for name, own in _by_encoder(curve, styles):
+        _add_curve(figure, own, name, styles[name])
+    for name, own in _by_encoder(rotation_curve(measurements, "rotated_back"), styles):
+        if not styles[name].is_control:
+            _add_back_curve(figure, own, name, styles[name])
+    signature = select(measurements, "rotation", "mknn", angle=90).drop_nulls("threshold")
+    if signature.height:
+        _add_threshold(figure, signature["threshold"][0], "y")
+    _title_axes(figure, "angle in degrees", "share of neighbours kept")
+    figure.update_xaxes(tickmode="array", tickvals=list(range(0, 361, 45)))
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return figure
+
+
+def plot_retrieval(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
+    """Macro-F1 of each search family with its interval, the null as a grey mark."""
+    chosen = retrieval_setting(measurements)
+    rows = select(measurements, "retrieval", "macro_f1", **chosen).filter(stratum="all")
+    rows = rows.drop_nulls("value")
+    if not rows.height:
+        return None
+    rows = rows.with_columns(_entry("family").alias("x"))
+    families = rows["x"].unique().sort().to_list()
+    figure = _figure(height=460)
+    for name, own in _by_encoder(rows, styles, sort="x"):
+        style = styles[name]
+        figure.add_bar(
+            x=[_label(family) for family in own["x"]],
+            y=own["value"].to_list(),
+            error_y=_errors(own, "#333333"),
+            name=_label(name),
+            marker={
+                "color": style.colour,
+                "pattern": {"shape": "/" if style.is_control else "", "fgcolor": "#ffffff"},
+            },
+            hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
+        )
+    _add_null_marks(figure, rows, families)
+    _title_axes(figure, f"search family ({setting_text(json.dumps(chosen))})", "macro-F1")
+    figure.update_xaxes(categoryorder="array", categoryarray=[_label(name) for name in families])
+    figure.update_yaxes(range=[0, 1.02])
+    figure.update_layout(barmode="group")
+    return figure
+
+
+def plot_retrieval_organs(
+    measurements: pl.DataFrame, styles: Mapping[str, Style]
+) -> go.Figure | None:
+    """Macro-F1 organ by organ for one search family."""
+    chosen = retrieval_setting(measurements)
+    rows = select(measurements, "retrieval", "macro_f1", **chosen)
+    rows = rows.filter(pl.col("stratum").str.starts_with("organ="))
+    families = sorted({json.loads(text).get("family", "") for text in rows["setting"]})
+    if not families:
+        return None
+    family = "median_min" if "median_min" in families else families[0]
+    rows = rows.filter(_entry("family").fill_null("") == family)
+    return interval_panels(rows, styles) if rows["stratum"].n_unique() > 1 else None
+
+
+def plot_probe(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
+    """How well a probe reads the tissue against how well it reads the center."""
+    sides = {
+        target: select(measurements, "linear_probe", "balanced_accuracy", target=target)
+        .filter(stratum="all")
+        .drop_nulls("value")
+        .unique("encoder", keep="first", maintain_order=True)
+        for target in ("label", "center")
+    }
+    both = sides["label"].join(sides["center"], on="encoder", suffix="_center")
+    if not both.height:
+        return None
+    figure = _figure(height=480)
+    for name, own in _by_encoder(both, styles):
+        row = own.row(0, named=True)
+        center = {key.removesuffix("_center"): row[key] for key in row if key.endswith("_center")}
+        colour = styles[name].colour
+        figure.add_scatter(
+            x=[row["value"]],
+            y=[center["value"]],
+            error_x=_errors(own, colour),
+            error_y=_errors(pl.DataFrame([center]), colour),
+            mode="markers",
+            name=_label(name),
+            marker={"color": colour, "symbol": styles[name].symbol, "size": 11},
+        )
+    _add_chance_lines(figure, sides["label"], sides["center"])
+    _title_axes(figure, "label read: balanced accuracy", "center read: balanced accuracy")
+    figure.update_xaxes(range=[-0.02, 1.04])
+    figure.update_yaxes(range=[-0.02, 1.04])
+    return figure
+
+
+def plot_geometry(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
+    """Each geometric figure in a panel of its own: their scales have nothing in common."""
+    rows = measurements.filter(experiment="geometry")
+    return interval_panels(rows, styles) if rows.height else None
+
+
+def plot_experiment(
+    measurements: pl.DataFrame, experiment: str, styles: Mapping[str, Style]
+) -> go.Figure | None:
+    """Values with intervals for an experiment that has no figure of its own."""
+    rows = measurements.filter(experiment=experiment)
+    return interval_panels(rows, styles) if rows.height else None
+
+
+def plot_findings(findings: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
+    """Every check in a panel: where each encoder lies from the threshold."""
+    return interval_panels(findings, styles, named=True) if findings.height else None
+
+
+def plot_design(design: pl.DataFrame) -> go.Figure | None:
+    """Slides and patients for each label and center."""
+    if not design.height:
+        return None
+    labels = design["label"].unique().sort(descending=True).to_list()
+    centers = design["center"].unique().sort().to_list()
+    cells = {(row["label"], row["center"]): row for row in design.iter_rows(named=True)}
+    empty = {"n_slides": 0, "n_patients": 0}
+    grid = [[cells.get((label, center), empty) for center in centers] for label in labels]
+    figure = _figure(height=130 + 44 * len(labels))
+    figure.add_heatmap(
+        x=[_label(name) for name in centers],
+        y=[_label(name) for name in labels],
+        z=[[cell["n_slides"] for cell in line] for line in grid],
+        text=[[f"{cell['n_slides']} ({cell['n_patients']})" for cell in line] for line in grid],
+        texttemplate="%{text}",
+        hovertemplate="%{y}, %{x}: %{text} slides (patients)<extra></extra>",
+        colorscale=[[0, "#f7f7f7"], [1, "#7fb3d5"]],
+        zmin=0,
+        showscale=False,
+        xgap=2,
+        ygap=2,
+    )
+    _title_axes(figure, "center", "")
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False)
+    return figure
+
+
+def interval_panels(
+    rows: pl.DataFrame, styles: Mapping[str, Style], named: bool = False
+) -> go.Figure | None:
+    """One panel per figure with a point and an interval per encoder; checks come first.
+
+    Parameters
+    ----------
+    rows
+        Rows of the measurements table.
+    styles
+        From :func:`encoder_styles`.
+    named
+        Whether the panels' titles begin with the experiment's name.
+
+    Returns
+    -------
+    Figure
+        At most :data:`MAX_PANELS` panels; None where no row has a value.
+    """
+    from plotly.subplots import make_subplots
+
+    panels = _panels(rows.drop_nulls("value"))[:MAX_PANELS]
+    if not panels:
+        return None
+    names = [name for name in styles if name in set(rows["encoder"])][::-1]
+    heights = 62 + 24 * len(names)
+    figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=_gap(len(panels), heights))
+    for i, panel in enumerate(panels, start=1):
+        _add_panel(figure, i, panel, styles)
+        figure.add_annotation(_panel_title(panel.row(0, named=True), named, i))
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=[_label(name) for name in names], type="category"
+    )
+    figure.update_layout(_layout(height=heights * len(panels) + 70))
+    figure.update_layout(margin={"t": 44}, showlegend=False)
+    figure.update_xaxes(**_AXIS)
+    figure.update_yaxes(**_AXIS)
+    return figure
+
+
+def retrieval_setting(measurements: pl.DataFrame) -> dict[str, Any]:
+    """The scope and vote that the report shows: the signature's, else the one measured most.
+
+    Ties go to the vote of more matches, as published figures use a majority of five.
+    """
+    rows = measurements.filter(experiment="retrieval")
+    judged = rows.drop_nulls("threshold")
+    rows = judged if judged.height else rows.filter(metric="macro_f1")
+    counted: dict[str, int] = {}
+    for text in rows["setting"]:
+        entry = json.loads(text)
+        kept = {key: entry[key] for key in ("scope", "vote") if key in entry}
+        name = json.dumps(kept, sort_keys=True)
+        counted[name] = counted.get(name, 0) + 1
+    best = max(counted, key=lambda name: (counted[name], name), default="{}")
+    return dict(json.loads(best))
+
+
+def _rotation_setting(measurements: pl.DataFrame) -> dict[str, Any]:
+    """The k and metric of the signature, else the first in order."""
+    rows = measurements.filter(experiment="rotation", metric="mknn")
+    judged = rows.drop_nulls("threshold")
+    settings = sorted((judged if judged.height else rows)["setting"])
+    entry = json.loads(settings[0]) if settings else {}
+    return {key: entry[key] for key in ("k", "metric") if key in entry}
+
+
+def _entry(key: str) -> pl.Expr:
+    return pl.col("setting").str.json_path_match(f"$.{key}")
+
+
+def _curve(rows: pl.DataFrame, curve: str, x: str) -> pl.DataFrame:
+    rows = rows.filter(pl.col("stratum") == "all").drop_nulls("value")
+    return (
+        rows.with_columns(pl.lit(curve).alias("curve"), _entry(x).cast(pl.Float64).alias("x"))
+        .select("curve", "encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high")
+        .sort("encoder", "x")
+    )
+
+
+def _by_encoder(
+    rows: pl.DataFrame, styles: Mapping[str, Style], sort: str | None = None
+) -> list[tuple[str, pl.DataFrame]]:
+    parts = [(name, rows.filter(encoder=name)) for name in styles]
+    return [(name, own.sort(sort) if sort else own) for name, own in parts if own.height]
+
+
+def _label(name: str | None, width: int = 22) -> str:
+    """A name from the tables as text: Plotly reads markup in every label."""
+    text = name or ""
+    return escape(text if len(text) <= width else f"{text[: width - 1]}…", quote=False)
+
+
+_AXIS: dict[str, Any] = {
+    "gridcolor": "#ececec",
+    "linecolor": "#bbbbbb",
+    "showline": True,
+    "zeroline": False,
+    "ticks": "outside",
+    "tickcolor": "#bbbbbb",
+    "automargin": True,
+    "fixedrange": True,
+}
+
+
+def _layout(height: int) -> dict[str, Any]:
+    return {
+        "template": "none",
+        "height": height,
+        "autosize": True,
+        "font": {"family": _FONT, "size": 12, "color": "#222222"},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+    }
+
+
+def _figure(height: int) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(layout=_layout(height))
+    figure.update_xaxes(**_AXIS)
+    figure.update_yaxes(**_AXIS)
+    return figure
+
+
+def _title_axes(figure: go.Figure, x: str, y: str) -> None:
+    figure.update_xaxes(title_text=escape(x, quote=False))
+    figure.update_yaxes(title_text=escape(y, quote=False))
+
+
+def _errors(rows: pl.DataFrame, colour: str) -> dict[str, Any]:
+    """Distances from the value to both ends of its interval; none where an end is missing."""
+    above = (rows["ci_high"] - rows["value"]).clip(lower_bound=0).to_list()
+    below = (rows["value"] - rows["ci_low"]).clip(lower_bound=0).to_list()
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "color": colour,
+        "thickness": 1.6,
+        "width": 4,
+    }
+
+
+def _translucent(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _add_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Style) -> None:
+    band = own.drop_nulls(["ci_low", "ci_high"])
+    if band.height and not style.is_control:
+        figure.add_scatter(
+            x=[*band["x"], *band["x"][::-1]],
+            y=[*band["ci_high"], *band["ci_low"][::-1]],
+            fill="toself",
+            fillcolor=_translucent(style.colour, 0.14),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=_label(name),
+        )
+    figure.add_scatter(
+        x=own["x"].to_list(),
+        y=own["value"].to_list(),
+        mode="lines+markers",
+        name=_label(name) + (" (control)" if style.is_control else ""),
+        legendgroup=_label(name),
+        line={"color": style.colour, "dash": style.dash, "width": 2},
+        marker={"symbol": style.symbol, "size": 6},
+        text=[interval_text(row) for row in own.iter_rows(named=True)],
+        hovertemplate=f"{_label(name)}, %{{x}}: %{{text}}<extra></extra>",
+    )
+
+
+def _add_back_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Style) -> None:
+    figure.add_scatter(
+        x=own["x"].to_list(),
+        y=own["value"].to_list(),
+        mode="lines",
+        name=f"{_label(name)}, there and back",
+        legendgroup=_label(name),
+        line={"color": style.colour, "dash": "dash", "width": 1.2},
+    )
+
+
+def _add_null_band(figure: go.Figure, curve: pl.DataFrame) -> None:
+    """From the lowest to the highest null of all encoders; a line where they agree."""
+    null = (
+        curve.drop_nulls(["null_low", "null_high"])
+        .group_by("x")
+        .agg(pl.col("null_low").min(), pl.col("null_high").max())
+        .sort("x")
+    )
+    if null.height:
+        figure.add_scatter(
+            x=[*null["x"], *null["x"][::-1]],
+            y=[*null["null_high"], *null["null_low"][::-1]],
+            fill="toself",
+            fillcolor=NULL_COLOUR,
+            line={"color": "#a6a6a6", "width": 1.5, "dash": "dot"},
+            mode="lines",
+            name="if it knew nothing",
+            hoverinfo="skip",
+        )
+
+
+def _add_threshold(figure: go.Figure, threshold: float, axis: str) -> None:
+    if axis == "y":
+        figure.add_hline(threshold, line={"color": "#222222", "width": 1, "dash": "longdash"})
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            xanchor="right",
+            y=threshold,
+            yanchor="bottom",
+            text=f"threshold at 90°: {number(threshold)}",
+            showarrow=False,
+        )
+
+
+def _add_null_marks(figure: go.Figure, rows: pl.DataFrame, families: list[str]) -> None:
+    null = rows.drop_nulls("null_high").group_by("x").agg(pl.col("null_high").max()).sort("x")
+    known = dict(zip(null["x"], null["null_high"], strict=True))
+    shown = [family for family in families if family in known]
+    if shown:
+        figure.add_scatter(
+            x=[_label(family) for family in shown],
+            y=[known[family] for family in shown],
+            mode="markers",
+            name="if it knew nothing (upper end)",
+            marker={"symbol": "line-ew-open", "size": 42, "color": "#222222", "line": {"width": 2}},
+        )
+
+
+def _add_chance_lines(figure: go.Figure, label: pl.DataFrame, center: pl.DataFrame) -> None:
+    line = {"color": "#a6a6a6", "width": 1, "dash": "dot"}
+    if (of_label := label["null_high"].max()) is not None:
+        figure.add_vline(of_label, line=line)
+    if (of_center := center["null_high"].max()) is not None:
+        figure.add_hline(of_center, line=line)
+
+
+def _panels(rows: pl.DataFrame) -> list[pl.DataFrame]:
+    """Rows of the same figure together, those with a threshold first."""
+    key = ["experiment", "metric", "stratum", "setting"]
+    order = {name: i for i, name in enumerate(METRICS)}
+    rank = pl.col("metric").replace_strict(order, default=len(order), return_dtype=pl.Int64())
+    tell = {name: i for i, name in enumerate(experiment_order(rows["experiment"].to_list()))}
+    told = pl.col("experiment").replace_strict(tell, default=0, return_dtype=pl.Int64())
+    judged = pl.col("threshold").is_null().all().over(key)
+    ordered = rows.sort(judged, told, rank, "stratum", "setting")
+    return ordered.partition_by(key, maintain_order=True)
+
+
+def _gap(panels: int, height: int) -> float:
+    """Share of the figure between two panels: room for a title and the ticks."""
+    return 0.0 if panels == 1 else min(58 / (height * panels), 1 / panels)
+
+
+def _panel_title(row: Row, named: bool, index: int) -> dict[str, Any]:
+    title = check_title(row)
+    if named:
+        title = f"{experiment_words(row['experiment']).title.split(':')[0]}: {title}"
+    if row["threshold"] is not None:
+        title += f"; must be {threshold_text(row)}"
+    axis = "" if index == 1 else str(index)
+    lines = wrap(title, 52)
+    shown = lines if len(lines) <= 2 else [lines[0], f"{lines[1]}…"]
+    return {
+        "text": "<br>".join(escape(line, quote=False) for line in shown),
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": 1,
+        "yref": f"y{axis} domain",
+        "yanchor": "bottom",
+        "align": "left",
+        "showarrow": False,
+    }
+
+
+def _add_panel(
+    figure: go.Figure, index: int, panel: pl.DataFrame, styles: Mapping[str, Style]
+) -> None:
+    place = {"row": index, "col": 1}
+    for name, own in _by_encoder(panel, styles):
+        row, style = own.row(0, named=True), styles[name]
+        _add_null_tick(figure, row, place)
+        figure.add_scatter(
+            x=[row["value"]],
+            y=[_label(name)],
+            error_x=_errors(own, style.colour),
+            mode="markers",
+            marker={"color": style.colour, "symbol": style.symbol, "size": 9},
+            hovertemplate=f"{_label(name)}: {interval_text(row)}<extra></extra>",
+            **place,
+        )
+    threshold = panel["threshold"].drop_nulls()
+    if len(threshold):
+        line = {"color": "#222222", "width": 1, "dash": "longdash"}
+        figure.add_vline(threshold[0], line=line, **place)
+
+
+def _add_null_tick(figure: go.Figure, row: Row, place: Mapping[str, int]) -> None:
+    ends = [end for end in (row["null_low"], row["null_high"]) if end is not None]
+    if ends:
+        figure.add_scatter(
+            x=ends,
+            y=[_label(row["encoder"])] * len(ends),
+            mode="lines+markers",
+            line={"color": "#c4c4c4", "width": 7},
+            marker={"symbol": "line-ns", "size": 12, "line": {"color": "#9a9a9a", "width": 2}},
+            hovertemplate="if it knew nothing: %{x:.3g}<extra></extra>",
+            **place,
+        )
+
+
+def title_of(name: str) -> str:
+    """Caption of a figure by its name.
+
+    Examples
+    --------
+    >>> title_of("experiment:colour_swap")
+    'Colour swap: point: value, line: 95% interval, grey: if it knew nothing'
+    """
+    return CAPTIONS.get(name, f"{humanise(name.split(':')[-1])}: {_POINTS_TITLE}")
+
+
+CAPTIONS: dict[str, str] = {
+    "findings": "Each check: " + _POINTS_TITLE + ", long dashes: threshold.",
+    "robustness_index:curve": "Robustness index over the number of neighbours, with 95% bands. "
+    "Grey dotted: the null. Controls are grey and dashed.",
+    "rotation:curve": "Neighbours kept at each angle, with 95% bands. Thin dashes in an encoder's "
+    "colour: rotated there and back. Controls are grey.",
+    "retrieval:families": "Macro-F1 of each search family, with 95% intervals. Controls are "
+    "hatched; the dark mark is what a blind search would reach.",
+    "retrieval:organs": "Macro-F1 in each organ: " + _POINTS_TITLE + ".",
+    "linear_probe:scatter": "To the right: the tissue can be read. Upwards: the center can be "
+    "read too. Dotted: chance.",
+    "geometry:values": "Geometry: " + _POINTS_TITLE + ".",
+    "design": "Slides (patients) for each label and center.",
+}

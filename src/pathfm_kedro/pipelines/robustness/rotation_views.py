@@ -1,0 +1,154 @@
+"""Embed the tiles of the rotation pool at every angle; the pixels of a tile are read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pathfm_kedro.encoders import EncoderSpec, load_encoder
+from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.pipelines.robustness.rotation import RotationParameters
+from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.views import (
+    inscribed_size,
+    rotated_back_views,
+    rotated_views,
+    wide_side,
+)
+
+#: Raised with any change of how views are made from pixels.
+_REVISION = "1"
+
+
+@dataclass(frozen=True)
+class RotateSlide:
+    """The views of one slide's pool tiles.
+
+    Attributes
+    ----------
+    slide_id, slide_fingerprint
+        Which slide, and its content.
+    fields
+        The wide fields, √2 times the side of a view.
+    pixels
+        Side of a view.
+    angles, control_angles
+        Degrees of the rotated views, 0 first, and of those rotated forth and back.
+    spec
+        The encoder.
+    """
+
+    slide_id: str
+    slide_fingerprint: str
+    fields: TileFields
+    pixels: int
+    angles: tuple[int, ...]
+    control_angles: tuple[int, ...]
+    spec: EncoderSpec
+
+    def header(self) -> dict[str, str]:
+        """What the shard depends on."""
+        encoder = load_encoder(self.spec)
+        return {
+            "slide": self.slide_fingerprint,
+            "fields": self.fields.digest(),
+            "view": json.dumps([_REVISION, self.pixels, self.angles, self.control_angles]),
+            "encoder": encoder.fingerprint,
+            "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
+            "units": "tile x angle x dimension, as the encoder gives it, not normalised",
+        }
+
+    def compute(self) -> dict[str, NDArray[np.generic]]:
+        """``rotated`` [n, angles, d] and ``rotated_back`` [n, control angles, d]."""
+        encoder = load_encoder(self.spec)
+        rotated, back = [], []
+        for wide, truth in self.fields.batches(1):
+            views = rotated_views(wide[0], self.pixels, self.angles)
+            control = rotated_back_views(wide[0], self.pixels, self.control_angles)
+            vectors = _embed(encoder, np.concatenate([views, control]), truth)
+            rotated.append(vectors[: len(views)])
+            back.append(vectors[len(views) :])
+        return {"rotated": np.stack(rotated), "rotated_back": np.stack(back)}
+
+
+def plan_rotation_views(
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    pool: pl.DataFrame,
+    files: SlideFiles,
+    encoder: Mapping[str, Any],
+    tile_parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *,
+    name: str,
+) -> ShardPlan:
+    """One job per slide of the pool.
+
+    Parameters
+    ----------
+    slides, tiles
+        The tables.
+    pool
+        From :func:`~pathfm_kedro.pipelines.robustness.rotation.choose_pool`.
+    files
+        The cohort's folder.
+    encoder
+        The entry of ``encoders``.
+    tile_parameters
+        ``pixels``: side of a tile.
+    parameters
+        Of the rotation experiment.
+    engine
+        Where jobs run.
+    name
+        The encoder's name.
+    """
+    spec = EncoderSpec.from_parameters(name, encoder)
+    pixels = int(tile_parameters["pixels"])
+    chosen = tiles.join(pool.select("tile_id", "field"), on="tile_id", maintain_order="left")
+    kinds = dict(pool.select("slide_id", "field").iter_rows())
+    jobs = [
+        _job(slide, fields, kinds[slide["slide_id"]], pixels, parameters, spec)
+        for slide, fields in slide_fields(slides, chosen, files, pixels)
+    ]
+    return ShardPlan(
+        jobs, EngineSettings(**engine), f"rotating with {name}", lambda: load_encoder(spec)
+    )
+
+
+def _job(
+    slide: Mapping[str, Any],
+    fields: TileFields,
+    kind: str,
+    pixels: int,
+    parameters: Mapping[str, Any],
+    spec: EncoderSpec,
+) -> RotateSlide:
+    """Where the slide has room the field is widened; else the view is the tile's inner square."""
+    told = RotationParameters.parse(parameters)
+    view = pixels if kind == "wide" else inscribed_size(pixels)
+    wide = fields.widened(wide_side(pixels)) if kind == "wide" else fields
+    return RotateSlide(
+        slide["slide_id"],
+        slide["fingerprint"],
+        wide,
+        view,
+        told.rotated_angles,
+        told.rotated_back_angles,
+        spec,
+    )
+
+
+def _embed(encoder: Encoder, views: Pixels, truth: Vectors | None) -> Vectors:
+    """Vectors of the views of one tile; what was drawn does not change with the angle."""
+    repeated = None if truth is None else np.repeat(truth, len(views), axis=0)
+    return encoder.embed(views, repeated)

@@ -1,0 +1,11 @@
+"""Kedro's settings of this project."""
+
+from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS as CONFIG_LOADER_ARGS
+from pathfm_kedro.context import CohortContext, CohortSession
+from pathfm_kedro.hooks import ReportHooks
+
+CONTEXT_CLASS = CohortContext
+SESSION_CLASS = CohortSession
+HOOKS = (ReportHooks(),)
+#: Usage is not reported to anyone.
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)

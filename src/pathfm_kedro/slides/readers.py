@@ -1,0 +1,261 @@
+"""Open slides of any scanner, and plain images, behind one small interface."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+#: Images without a pyramid that are read whole.
+PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+#: A plain image is held in memory as a whole: 20,000 x 20,000 px are 1.2 GB.
+MAX_PLAIN_PIXELS = 400_000_000
+#: Bytes hashed at the start, in the middle and at the end of a large file for its fingerprint.
+_FINGERPRINT_SAMPLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class SlideDescription:
+    """What a slide's file says of itself.
+
+    Attributes
+    ----------
+    vendor
+        Format as OpenSlide names it, or ``image`` for a plain image.
+    width, height
+        Level-0 pixels.
+    downsamples
+        Factor of every pyramid level, 1.0 first.
+    mpp
+        Micrometres per level-0 pixel; None where the file does not say.
+    comment
+        The file's free-text description.
+    """
+
+    vendor: str
+    width: int
+    height: int
+    downsamples: tuple[float, ...]
+    mpp: float | None
+    comment: str = ""
+
+
+class SlideReader(Protocol):
+    """An open slide."""
+
+    @property
+    def description(self) -> SlideDescription:
+        """What the file says of itself."""
+        ...
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        """Pixels uint8 [height, width, 3]; x, y in level-0 px, width and height in the level's px.
+
+        Outside the slide, and where a scanner left a hole, pixels are white.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class _OpenSlideReader:
+    def __init__(self, path: Path) -> None:
+        import openslide
+
+        try:
+            self._slide: Any = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise ValueError("no reader knows this format") from error
+        except openslide.OpenSlideError as error:
+            raise ValueError(str(error)) from error
+        self.description = _describe_openslide(self._slide)
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        import openslide
+
+        try:
+            region = self._slide.read_region((x, y), level, (width, height))
+        except openslide.OpenSlideError as error:
+            raise ValueError(f"pixels at x={x}, y={y} cannot be decoded: {error}") from error
+        return _on_white(np.asarray(region))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._slide.close()
+
+
+class _PlainImageReader:
+    def __init__(self, path: Path) -> None:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PLAIN_PIXELS:
+                    raise ValueError(
+                        f"a plain image of {image.width} x {image.height} px is too large to hold "
+                        "in memory: convert it to a pyramidal TIFF"
+                    )
+                self._pixels = np.asarray(image.convert("RGB"))
+        except UnidentifiedImageError as error:
+            raise ValueError("not an image, or truncated") from error
+        height, width = self._pixels.shape[:2]
+        self.description = SlideDescription("image", width, height, (1.0,), None)
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        region = np.full((height, width, 3), 255, np.uint8)
+        x0, y0 = max(x, 0), max(y, 0)
+        inside = self._pixels[y0 : max(y + height, 0), x0 : max(x + width, 0)]
+        region[y0 - y : y0 - y + inside.shape[0], x0 - x : x0 - x + inside.shape[1]] = inside
+        return region
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+def open_slide(path: Path) -> SlideReader:
+    """Open a whole-slide image through OpenSlide, or a plain image; a folder is a DICOM series.
+
+    Raises
+    ------
+    ValueError
+        If no reader can open the file, with the reader's reason.
+    """
+    if path.is_dir():
+        members = sorted(path.glob("*.dcm"))
+        if not members:
+            raise ValueError("a folder without DICOM files (*.dcm)")
+        return _OpenSlideReader(members[0])
+    if path.suffix.lower() in PLAIN_SUFFIXES:
+        return _PlainImageReader(path)
+    return _OpenSlideReader(path)
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 that changes with a slide's content, cheap on files of gigabytes.
+
+    Small files are hashed whole; of larger ones the size and a mebibyte from the start, the middle
+    and the end. Of a DICOM folder every file counts.
+    """
+    digest = hashlib.sha256()
+    for member in sorted(path.glob("*.dcm")) if path.is_dir() else [path]:
+        size = member.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with member.open("rb") as file:
+            if size <= 3 * _FINGERPRINT_SAMPLE:
+                digest.update(file.read())
+                continue
+            for start in (0, size // 2, size - _FINGERPRINT_SAMPLE):
+                file.seek(start)
+                digest.update(file.read(_FINGERPRINT_SAMPLE))
+    return digest.hexdigest()
+
+
+def read_field(reader: SlideReader, x: float, y: float, side: float, pixels: int) -> Pixels:
+    """A square field of view at a wanted resolution, from the best pyramid level.
+
+    The coarsest level that is still at least as fine as wanted is read and reduced; nothing is
+    enlarged except by less than one pixel of rounding.
+
+    Parameters
+    ----------
+    reader
+        An open slide.
+    x, y
+        Upper left corner in level-0 px.
+    side
+        Side of the field in level-0 px.
+    pixels
+        Side of the result in px.
+
+    Returns
+    -------
+    ndarray
+        uint8 [pixels, pixels, 3].
+
+    Raises
+    ------
+    ValueError
+        If the slide is coarser than wanted (side < pixels): reading would invent detail.
+    """
+    if side < pixels * 0.98:
+        raise ValueError(
+            f"the field has {side:.0f} px on the slide, fewer than the {pixels} px wanted: lower "
+            "tile.pixels or raise tile.mpp"
+        )
+    wanted = max(side / pixels, 1.0)
+    downsamples = reader.description.downsamples
+    level = max(
+        (i for i, factor in enumerate(downsamples) if factor <= wanted * 1.01),
+        key=lambda i: downsamples[i],
+    )
+    extent = max(1, round(side / downsamples[level]))
+    region = reader.read(round(x), round(y), level, extent, extent)
+    return resize(region, pixels, pixels)
+
+
+def resize(image: Pixels, width: int, height: int) -> Pixels:
+    """Bilinear with anti-aliasing (area-weighted when reducing)."""
+    if image.shape[:2] == (height, width):
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _describe_openslide(slide: Any) -> SlideDescription:
+    width, height = slide.dimensions
+    mpp = [_number(slide.properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+    known = [value for value in mpp if value is not None]
+    return SlideDescription(
+        vendor=slide.properties.get("openslide.vendor", "unknown"),
+        width=width,
+        height=height,
+        downsamples=tuple(float(factor) for factor in slide.level_downsamples),
+        mpp=sum(known) / len(known) if known else None,
+        comment=slide.properties.get("openslide.comment", ""),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> Pixels:
+    """Drop the alpha channel; transparent means nothing was scanned there, so white."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    blended = rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
+    return (blended // 255).astype(np.uint8)

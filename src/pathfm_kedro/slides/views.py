@@ -1,0 +1,290 @@
+"""Turned views of one field of view, without invented corners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+#: Turned as float32: Pillow cuts off decimals of uint8, which darkens every turn by half a level.
+Floats = NDArray[np.float32]
+
+#: Pixels that two bicubic passes may need beyond √2·size: a pass reads up to 2 px along each axis
+#: (2√2 on the diagonal), the passes add up, on both sides: 2·(4√2) − √2 = 9.9.
+_MARGIN = 10
+
+#: White is the background of a scanned slide: a disc on white looks like tissue on glass.
+_WHITE = 255
+
+
+def wide_side(size: int) -> int:
+    """Side of the field to read so that a crop of ``size`` can be turned by any angle.
+
+    The smallest side of the same parity as ``size`` (the crop then starts on a whole pixel) with
+    ``side >= √2 * size + 10``; the 10 px are the reach of turning there and back with bicubic
+    interpolation.
+
+    Parameters
+    ----------
+    size
+        Side of the view, px.
+
+    Returns
+    -------
+    int
+        Side of the wide field, px, at the same µm per px.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not positive.
+
+    Examples
+    --------
+    >>> wide_side(224)
+    328
+    """
+    if size < 1:
+        raise ValueError(f"a view has a side of at least 1 px, got {size}")
+    least = math.ceil(math.sqrt(2) * size + _MARGIN)
+    return least + (least - size) % 2
+
+
+def inscribed_size(side: int) -> int:
+    """Side of the largest view that can be turned inside a field of ``side`` px.
+
+    For a field that cannot be read wider, such as a pre-cut image: the view is its inner square.
+
+    Raises
+    ------
+    ValueError
+        If no view fits.
+
+    Examples
+    --------
+    >>> inscribed_size(328), inscribed_size(224)
+    (224, 150)
+    """
+    size = int((side - _MARGIN) / math.sqrt(2))
+    size -= (side - size) % 2
+    if size < 1:
+        raise ValueError(f"a field of {side} px is too small to be turned; give at least 12 px")
+    return size
+
+
+def centre_crop(wide: Pixels, size: int) -> Pixels:
+    """Cut the square of ``size`` px around the centre of a field.
+
+    Raises
+    ------
+    ValueError
+        If the field is not a uint8 square of RGB, is smaller than the crop or of other parity.
+
+    Examples
+    --------
+    >>> centre_crop(np.zeros((6, 6, 3), np.uint8), 4).shape
+    (4, 4, 3)
+    """
+    if wide.ndim != 3 or wide.shape[0] != wide.shape[1] or wide.shape[2] != 3:
+        raise ValueError(f"a field is a square of RGB pixels [s, s, 3], got {list(wide.shape)}")
+    if wide.dtype != np.uint8:
+        raise ValueError(f"a field holds uint8 pixels, got {wide.dtype}; convert it to 0…255")
+    spare = wide.shape[0] - size
+    if spare < 0 or spare % 2:
+        raise ValueError(
+            f"a field of {wide.shape[0]} px has no centred crop of {size} px; "
+            f"read wide_side({size}) = {wide_side(size)} px"
+        )
+    start = spare // 2
+    return wide[start : start + size, start : start + size]
+
+
+def rotated_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
+    """Turn the centre of a field by each angle.
+
+    Multiples of 90° move pixels without loss; other angles are bicubic. Angle 0 is the crop.
+
+    Parameters
+    ----------
+    wide
+        [s, s, 3] uint8 with s at least ``wide_side(size)``.
+    size
+        Side of the views, px.
+    angles
+        Degrees; positive turns the picture counter-clockwise.
+
+    Returns
+    -------
+    ndarray
+        [len(angles), size, size, 3] uint8.
+
+    Raises
+    ------
+    ValueError
+        If the field is too small, of other parity than ``size``, or not uint8 RGB.
+
+    Examples
+    --------
+    >>> wide = np.arange(24 * 24 * 3).astype(np.uint8).reshape(24, 24, 3)
+    >>> views = rotated_views(wide, 8, [0, 90, 45])
+    >>> views.shape, bool((views[1] == np.rot90(views[0])).all())
+    ((3, 8, 8, 3), True)
+    """
+    crop = _turnable_crop(wide, size)
+    field = wide.astype(np.float32)
+    views = [
+        np.rot90(crop, _quarter_turns(angle))
+        if _is_lossless(angle)
+        else _to_pixels(_turn(field, angle, size))
+        for angle in angles
+    ]
+    return _stacked(views, size)
+
+
+def rotated_back_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
+    """Turn the centre of a field by each angle and back: the blur of interpolation alone.
+
+    Content and orientation are those of the crop, only the two interpolations remain; for multiples
+    of 90° the view is the crop itself. A control for :func:`rotated_views`.
+
+    Parameters
+    ----------
+    wide, size, angles
+        As in :func:`rotated_views`.
+
+    Returns
+    -------
+    ndarray
+        [len(angles), size, size, 3] uint8.
+
+    Raises
+    ------
+    ValueError
+        As :func:`rotated_views`.
+
+    Examples
+    --------
+    >>> wide = np.full((24, 24, 3), 7, np.uint8)
+    >>> int(np.ptp(rotated_back_views(wide, 8, [30])))
+    0
+    """
+    crop = _turnable_crop(wide, size)
+    field = wide.astype(np.float32)
+    views = [
+        crop
+        if _is_lossless(angle)
+        else _to_pixels(_turn(_turn(field, angle, len(field)), -angle, size))
+        for angle in angles
+    ]
+    return _stacked(views, size)
+
+
+def disc_mask(size: int) -> NDArray[np.bool_]:
+    """Pixels whose centre lies in the disc inscribed in a square of ``size`` px.
+
+    Every rotated view holds the same tissue inside this disc, whereas two squares at angle θ
+    share only 2 / (1 + |sin θ| + |cos θ|) of theirs.
+
+    Returns
+    -------
+    ndarray
+        [size, size] bool.
+
+    Examples
+    --------
+    >>> disc_mask(4).sum(axis=1).tolist()
+    [2, 4, 4, 2]
+    """
+    offset = np.arange(size) - (size - 1) / 2
+    return offset[:, None] ** 2 + offset[None, :] ** 2 <= (size / 2) ** 2
+
+
+def apply_disc(views: Pixels, fill: int = _WHITE) -> Pixels:
+    """Set everything outside the inscribed disc of each view to one grey.
+
+    Parameters
+    ----------
+    views
+        [..., size, size, 3] uint8.
+    fill
+        Grey outside the disc, 0…255.
+
+    Returns
+    -------
+    ndarray
+        A copy of the same shape.
+
+    Examples
+    --------
+    >>> apply_disc(np.zeros((1, 4, 4, 3), np.uint8))[0, 0, :, 0].tolist()
+    [255, 0, 0, 255]
+    """
+    inside = disc_mask(views.shape[-2])[..., None]
+    return np.where(inside, views, np.uint8(fill))
+
+
+def _is_lossless(angle: float) -> bool:
+    return angle % 90 == 0
+
+
+def _quarter_turns(angle: float) -> int:
+    return round(angle / 90) % 4
+
+
+def _turnable_crop(wide: Pixels, size: int) -> Pixels:
+    crop = centre_crop(wide, size)
+    if len(wide) < wide_side(size):
+        raise ValueError(
+            f"a field of {len(wide)} px is too small to turn a view of {size} px without invented "
+            f"corners; read wide_side({size}) = {wide_side(size)} px, or view its inner square of "
+            "inscribed_size(side) px"
+        )
+    return crop
+
+
+def _turn(field: Floats, angle: float, size: int) -> Floats:
+    """Turn a field [s, s, 3] counter-clockwise about its centre; the middle [size, size, 3]."""
+    from PIL import Image
+
+    matrix = _affine(angle, len(field) / 2, size / 2)
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(np.ascontiguousarray(channel)).transform(
+                    (size, size),
+                    Image.Transform.AFFINE,
+                    matrix,
+                    resample=Image.Resampling.BICUBIC,
+                )
+            )
+            for channel in np.moveaxis(field, 2, 0)
+        ],
+        axis=2,
+    )
+
+
+def _to_pixels(field: Floats) -> Pixels:
+    return np.clip(np.rint(field), 0, 255).astype(np.uint8)
+
+
+def _affine(angle: float, centre_in: float, centre_out: float) -> tuple[float, ...]:
+    """Rows of the matrix from output to input positions, rows of the image counted downwards."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return (
+        cos,
+        -sin,
+        centre_in - (cos - sin) * centre_out,
+        sin,
+        cos,
+        centre_in - (sin + cos) * centre_out,
+    )
+
+
+def _stacked(views: Sequence[Pixels], size: int) -> Pixels:
+    if not views:
+        return np.empty((0, size, size, 3), np.uint8)
+    return np.stack(views)

@@ -1,0 +1,52 @@
+"""Label permutation within strata: what a figure would be if labels meant nothing."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def permuted_within(
+    labels: Ints, strata: Ints, draws: int, seed: int, owners: Ints | None = None
+) -> Ints:
+    """Labels shuffled among the units of each stratum, once per draw.
+
+    Each owner (patient) gets one random number per draw; in every stratum the labels, sorted, go
+    to the units in the order of their owners' numbers. A patient that stands in several strata
+    hence keeps its place in all of them, and strata that share patients stay dependent.
+
+    Parameters
+    ----------
+    labels
+        [u] label code of each unit.
+    strata
+        [u] stratum code of each unit.
+    draws
+        Number of permutations.
+    seed
+        Seed; the same seed gives the same permutations.
+    owners
+        [u] code of the patient of each unit; every unit for itself if not given.
+
+    Returns
+    -------
+    ndarray
+        [u, draws] label codes; each column holds, within each stratum, the same labels as
+        `labels`.
+
+    Examples
+    --------
+    >>> out = permuted_within(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1]), draws=3, seed=0)
+    >>> out.shape, sorted(out[:3, 0].tolist()), out[3].tolist()
+    ((4, 3), [0, 0, 1], [2, 2, 2])
+    """
+    owned = np.arange(len(labels)) if owners is None else owners
+    numbers = np.random.default_rng(seed).random((draws, int(owned.max(initial=-1)) + 1))
+    chosen = np.argsort(strata + numbers[:, owned], axis=1, kind="stable")
+    out = np.empty((draws, len(labels)), dtype=np.int64)
+    np.put_along_axis(out, chosen, labels[np.lexsort((labels, strata))][None, :], axis=1)
+    return cast(Ints, np.ascontiguousarray(out.T))

@@ -1,0 +1,281 @@
+"""A made-up audit: two encoders with known strengths and the three controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pathfm_kedro.pipelines.report.findings import (
+    check_controls,
+    collect_findings,
+    verdict_by_encoder,
+)
+from pathfm_kedro.statistics.measurements import (
+    Estimate,
+    Null,
+    measurement,
+    measurement_table,
+    not_applicable,
+)
+
+#: Robustness index, m-kNN at 90°, macro-F1, label and center accuracy of each encoder.
+TRUTH = {
+    "alpha": (0.86, 0.90, 0.72, 0.85, 0.55),
+    "beta": (0.20, 0.62, 0.45, 0.60, 0.95),
+    "phantom_truth": (0.97, 0.99, 0.97, 0.98, 0.33),
+    "random_projection": (0.40, 0.05, 0.17, 0.17, 0.34),
+    "stain_statistics": (0.15, 0.97, 0.30, 0.35, 0.99),
+}
+PARAMETERS = {"alpha": 0.05, "chance_margin": 0.2}
+
+
+def around(value: float, half: float = 0.04) -> Estimate:
+    return Estimate(value, value - half, value + half, 480, 24)
+
+
+def robustness_rows(encoder: str) -> Iterator[dict[str, Any]]:
+    ri, _, _, label, center = TRUTH[encoder]
+    common = {"experiment": "robustness_index", "encoder": encoder}
+    setting = {"design": "all", "k": 11, "role": "cohort_k"}
+    null = Null(0.375, 0.375)
+    yield measurement(
+        metric="ri", estimate=around(ri, 0.05), setting=setting, null=null, **common
+    )
+    yield measurement(metric="ri_ratio", estimate=around(ri + 0.3), setting=setting, **common)
+    yield measurement(
+        metric="ri_minus_null",
+        estimate=around(ri - 0.375, 0.05),
+        setting=setting,
+        threshold=0.0,
+        direction="above",
+        **common,
+    )
+    yield measurement(
+        metric="knn_accuracy_label",
+        estimate=around(label),
+        setting=setting,
+        null=Null(1 / 6, 1 / 6),
+        **common,
+    )
+    yield measurement(
+        metric="knn_accuracy_center",
+        estimate=around(center),
+        setting=setting,
+        null=Null(1 / 3, 1 / 3),
+        **common,
+    )
+    for k in (1, 3, 5, 7, 9, 11, 21, 31):
+        yield measurement(
+            metric="ri",
+            estimate=around(0.375 + (ri - 0.375) / (1 + k / 60)),
+            setting={"design": "all", "k": k, "role": "curve"},
+            null=null,
+            **common,
+        )
+
+
+def rotation_rows(encoder: str) -> Iterator[dict[str, Any]]:
+    kept = TRUTH[encoder][1]
+    common = {"experiment": "rotation", "encoder": encoder}
+    for angle in range(15, 360, 15):
+        lossless = angle % 90 == 0
+        for view, loss in (("rotated", 0.1), ("rotated_back", 0.02)):
+            value = kept if view == "rotated" else 1.0
+            signature = lossless and angle == 90 and view == "rotated"
+            yield measurement(
+                metric="mknn",
+                estimate=around(max(0.05, value - (0 if lossless else loss)), 0.03),
+                setting={"angle": angle, "k": 10, "metric": "cosine", "view": view},
+                null=Null(0.02, 0.02),
+                threshold=0.8 if signature else None,
+                direction="above" if signature else None,
+                **common,
+            )
+    setting = {"k": 10, "metric": "cosine"}
+    yield measurement(metric="mknn_mean", estimate=around(kept), setting=setting, **common)
+    yield measurement(
+        metric="mknn_variance",
+        estimate=around(0.004, 0.002),
+        setting=setting,
+        threshold=0.1,
+        direction="below",
+        **common,
+    )
+    yield measurement(metric="mknn_excess", estimate=around(-0.1), setting=setting, **common)
+
+
+def retrieval_rows(encoder: str) -> Iterator[dict[str, Any]]:
+    macro = TRUTH[encoder][2]
+    common = {"experiment": "retrieval", "encoder": encoder}
+    for family, gain in (("mean", 0.0), ("median_min", 0.02), ("maxsim", 0.015)):
+        for vote in (1, 5):
+            setting = {"family": family, "scope": "organ", "vote": vote}
+            for stratum, shift in (("all", 0.0), ("organ=kidney", 0.02), ("organ=lung", -0.02)):
+                yield measurement(
+                    metric="macro_f1",
+                    estimate=around(macro + gain + shift, 0.06),
+                    stratum=stratum,
+                    setting=setting,
+                    null=Null(0.12, 0.20),
+                    **common,
+                )
+            yield from not_applicable(
+                experiment="retrieval",
+                encoder=encoder,
+                metrics=["f1"],
+                stratum="label=rare",
+                setting=setting,
+                reason="label rare has one patient; add slides of a second one",
+            )
+    yield measurement(
+        metric="f1_range_over_organs",
+        estimate=Estimate(0.28, 0.15, 0.41, 480, 24),
+        setting={"family": "median_min", "scope": "organ", "vote": 5},
+        threshold=0.3,
+        direction="below",
+        **common,
+    )
+
+
+def other_rows(encoder: str) -> Iterator[dict[str, Any]]:
+    label, center = TRUTH[encoder][3:]
+    for target, value, null in (("label", label, 1 / 6), ("center", center, 1 / 3)):
+        yield measurement(
+            experiment="linear_probe",
+            encoder=encoder,
+            metric="balanced_accuracy",
+            estimate=around(value),
+            setting={"target": target},
+            null=Null(null, null),
+        )
+    for metric, value in (("skewness", 3.2), ("kurtosis_excess", 57.0), ("mean_cosine", 0.41)):
+        yield measurement(
+            experiment="geometry",
+            encoder=encoder,
+            metric=metric,
+            estimate=around(value + len(encoder) / 10, 0.2),
+            null=Null(0.0, 0.1),
+        )
+    yield measurement(
+        experiment="colour_swap",
+        encoder=encoder,
+        metric="follows_morphology",
+        estimate=around(label),
+        setting={"donor": "center B"},
+    )
+
+
+def audit_rows(encoders: list[str]) -> Iterator[dict[str, Any]]:
+    for encoder in encoders:
+        yield from robustness_rows(encoder)
+        yield from rotation_rows(encoder)
+        if encoder == "phantom_truth":
+            yield from (r for r in retrieval_rows(encoder) if r["threshold"] is None)
+        else:
+            yield from retrieval_rows(encoder)
+        yield from other_rows(encoder)
+
+
+@pytest.fixture
+def measurements() -> pl.DataFrame:
+    return measurement_table(audit_rows(list(TRUTH)))
+
+
+@pytest.fixture
+def design() -> pl.DataFrame:
+    labels = ["gland", "solid", "stroma", "necrosis", "papillary", "mucinous"]
+    centers = ["north", "south", "west"]
+    return pl.DataFrame(
+        [
+            {"label": label, "center": center, "n_patients": 2 + (i + j) % 2, "n_slides": 4}
+            for i, label in enumerate(labels)
+            for j, center in enumerate(centers)
+        ]
+    )
+
+
+@pytest.fixture
+def slides(design: pl.DataFrame) -> pl.DataFrame:
+    rows = [
+        {
+            "slide_id": f"s{i:03d}",
+            "path": f"/data/site/{i}.tiff",
+            "patient_id": f"p{i // 3:02d}",
+            "center": row["center"],
+            "organ": ("kidney", "lung")[i % 2],
+            "label": row["label"],
+            "scanner": "one",
+            "vendor": "generic-tiff",
+            "width": 4096,
+            "height": 4096,
+            "levels": 3,
+            "mpp": 0.5,
+            "fingerprint": f"{i:064x}",
+            "status": "unusable" if i % 9 == 4 else "usable",
+            "reason": "cannot open '/data/site/x.tiff': truncated" if i % 9 == 4 else "",
+        }
+        for i, row in enumerate(design.iter_rows(named=True))
+    ]
+    return pl.DataFrame(rows)
+
+
+@pytest.fixture
+def tiles(slides: pl.DataFrame) -> pl.DataFrame:
+    usable = slides.filter(status="usable")["slide_id"].to_list()
+    names = [(slide, f"{slide}-{i}") for slide in usable for i in range(20)]
+    return pl.DataFrame(names, schema=["slide_id", "tile_id"], orient="row")
+
+
+@pytest.fixture
+def provenance() -> dict[str, Any]:
+    controls = {"phantom_truth", "random_projection", "stain_statistics"}
+    return {
+        "cohort": "phantom",
+        "is_phantom": True,
+        "site_bias": 0.6,
+        "encoders": {
+            name: {
+                "model": f"hub/{name}",
+                "role": "control" if name in controls else "encoder",
+                "fingerprint": "0123456789abcdef" * 4,
+                "preprocessing": {"size": 224, "mean": [0.5, 0.5, 0.5]},
+                "dimension": 384,
+                "n_slides": 16,
+                "n_failed": 1 if name == "beta" else 0,
+            }
+            for name in TRUTH
+        },
+        "versions": {"torch": "2.14.0", "polars": "2.1.0"},
+        "parameters": {"tile": {"field_um": 112}, "cache": "/data/site/cache"},
+    }
+
+
+@pytest.fixture
+def report_inputs(
+    measurements: pl.DataFrame,
+    design: pl.DataFrame,
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Arguments of ``render_report``."""
+    findings = collect_findings(measurements, provenance, PARAMETERS, design)
+    controls = check_controls(measurements, provenance, PARAMETERS, design)
+    return {
+        "findings": findings,
+        "controls": controls,
+        "verdicts": verdict_by_encoder(findings, controls),
+        "measurements": measurements,
+        "slides": slides,
+        "design": design,
+        "design_summary": {
+            "cramers_v": 0.42,
+            "warnings": ["papillary comes from north alone; add a second center"],
+        },
+        "tiles": tiles,
+        "provenance": provenance,
+        "parameters": PARAMETERS,
+    }
