@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from pathfm_kedro.slides.phantom_morphology import (
     as_description,
     assign_patterns,
-    draw_tissue,
     patient_morphology,
     truth_vector,
 )
 from pathfm_kedro.slides.phantom_stain import center_profile, patient_stain, render, slide_stain
+from pathfm_kedro.slides.phantom_tissue import draw_tissue
 
 #: Names become part of file names.
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -251,9 +251,7 @@ def write_pyramid(path: Path, slide: PhantomSlide) -> None:
         partial.unlink(missing_ok=True)
 
 
-def tile_truth(
-    description: Mapping[str, Any], x: int, y: int, extent: int
-) -> NDArray[np.float32]:
+def tile_truth(description: Mapping[str, Any], x: int, y: int, extent: int) -> NDArray[np.float32]:
     """The drawn morphology in a window, as the control encoder `phantom_truth` sees it.
 
     Nearest neighbours are always of the same label; neither center nor stain nor the tile's

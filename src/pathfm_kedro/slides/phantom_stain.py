@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.phantom_morphology import Tissue
+from pathfm_kedro.slides.phantom_tissue import Tissue
 
 #: Optical density per unit of haematoxylin and eosin in red, green, blue (Ruifrok and Johnston
 #: 2001; eosin with the blue absorption that scanners show).
@@ -176,7 +176,8 @@ def _thickness(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.f
     waves = rng.uniform(1.0, 2.0, 2)
     row = np.sin(2 * np.pi * waves[0] * np.arange(height) / height + phase[0])
     column = np.sin(2 * np.pi * waves[1] * np.arange(width) / width + phase[1])
-    return (1 + _THICKNESS * row[:, None] * column[None, :]).astype(np.float32)
+    factor: NDArray[np.float32] = (1 + _THICKNESS * row[:, None] * column).astype(np.float32)
+    return factor
 
 
 def _noise(shape: tuple[int, ...], spread: float, rng: np.random.Generator) -> NDArray[np.float32]:

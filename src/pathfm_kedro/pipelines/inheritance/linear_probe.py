@@ -1,4 +1,4 @@
-"""What a linear model reads from frozen embeddings: the label, and the center it should not know."""
+"""What a linear model reads from embeddings: the label, and the center it should not know."""
 
 from __future__ import annotations
 

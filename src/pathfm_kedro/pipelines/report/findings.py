@@ -16,7 +16,9 @@ from pathfm_kedro.pipelines.report.summary import (
     experiment_order,
     failure_text,
     interval_text,
+    null_text,
     number,
+    short_title,
 )
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
 
@@ -363,7 +365,7 @@ def _random_ri(measurements: pl.DataFrame) -> ControlCheck:
         return _unknown(control, experiment, expectation, row)
     low = row["null_low"]
     high = low if row["null_high"] is None else row["null_high"]
-    observed = f"{interval_text(row)}, null {number(low)} to {number(high)}"
+    observed = f"{interval_text(row)}, null {null_text({'null_low': low, 'null_high': high})}"
     reason = "knows nothing, yet its robustness index is away from the null"
     behaves = _overlaps_null(row, low, high)
     return _judged(control, experiment, expectation, observed, behaves, reason)
@@ -392,7 +394,8 @@ def _random_probe(measurements: pl.DataFrame, chance: dict[str, float | None]) -
     null = None if row is None else _null_range(row, chance["label"])
     if row is None or not _has_interval(row) or null is None:
         return _unknown(control, experiment, expectation, row)
-    observed = f"{interval_text(row)}, null {number(null[0])} to {number(null[1])}"
+    shown = null_text({"null_low": null[0], "null_high": null[1]})
+    observed = f"{interval_text(row)}, null {shown}"
     reason = "knows nothing, yet a probe reads the label from it"
     behaves = _overlaps_null(row, *null)
     return _judged(control, experiment, expectation, observed, behaves, reason)
@@ -481,11 +484,11 @@ def _sentence(own: pl.DataFrame, counts: Mapping[str, int]) -> str:
     parts = []
     if counts["fail"]:
         failed = own.filter(verdict="fail").iter_rows(named=True)
-        causes = ", ".join(dict.fromkeys(failure_text(row) for row in failed))
+        causes = "; ".join(dict.fromkeys(failure_text(row) for row in failed))
         parts.append(f"Fails {counts['fail']} of {judged} {checks}: {causes}.")
     if counts["inconclusive"]:
         open_rows = own.filter(verdict="inconclusive").iter_rows(named=True)
-        names = ", ".join(dict.fromkeys(check_title(row) for row in open_rows))
+        names = "; ".join(dict.fromkeys(short_title(row) for row in open_rows))
         parts.append(f"Undecided in {counts['inconclusive']} of {judged}: {names}.")
     if counts["pass"] == judged:
         parts.append("Passes the only check." if judged == 1 else f"Passes all {judged} checks.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pathfm_kedro.pipelines.report.findings import roles, select
+from pathfm_kedro.pipelines.report.findings import ALPHA, roles, select
 from pathfm_kedro.pipelines.report.plots import figures, retrieval_setting, title_of
 from pathfm_kedro.pipelines.report.summary import (
     PHANTOM_NOTE,
@@ -19,6 +19,7 @@ from pathfm_kedro.pipelines.report.summary import (
     Row,
     behaves_text,
     check_title,
+    experiment_name,
     experiment_order,
     experiment_words,
     interval_text,
@@ -161,7 +162,7 @@ def render_report(
         may_not=_may_not(findings, controls, slides, design_summary, provenance),
         overview=_plots(drawn, "findings"),
         sections=_sections(measurements, findings, drawn, provenance),
-        controls=[{**row, "told": behaves_text(row)} for row in controls.iter_rows(named=True)],
+        controls=[_control(row) for row in controls.iter_rows(named=True)],
         claims=_claims(measurements, provenance),
         other_claims=_other_claims(measurements),
         cohort=_cohort_facts(slides, tiles),
@@ -284,7 +285,7 @@ def _table_row(row: Row, role: Mapping[str, str]) -> TableRow:
     if not judged and row["value"] is not None:
         reason = ""
     if judged and row["q_value"] is not None and not reason:
-        reason = f"q = {number(row['q_value'])}"
+        reason = _q_text(row["q_value"])
     return TableRow(
         row["encoder"],
         role[row["encoder"]] == "control",
@@ -296,9 +297,14 @@ def _table_row(row: Row, role: Mapping[str, str]) -> TableRow:
     )
 
 
+def _q_text(q_value: float) -> str:
+    """Digits of a tiny q-value would claim what a normal approximation cannot know."""
+    return "q < 0.001" if q_value < 0.001 else f"q = {number(q_value)}"
+
+
 def _may(findings: pl.DataFrame, slides: pl.DataFrame, parameters: Mapping[str, Any]) -> list[str]:
     usable = slides.filter(status="usable")
-    alpha = float(parameters.get("alpha", 0.05))
+    alpha = float(parameters.get("alpha", ALPHA))
     checks = findings.filter(role="encoder").height
     return [
         f"A PASS or FAIL says that the whole 95% interval over patients lies on one side of the "
@@ -325,7 +331,7 @@ def _may_not(
         limits.append(PHANTOM_NOTE + strength)
     limits += [f"Confounded design: {text}" for text in design_summary.get("warnings", [])]
     for row in controls.filter(pl.col("blocks")).iter_rows(named=True):
-        title = experiment_words(row["experiment"]).title.split(":")[0].lower()
+        title = experiment_name(row["experiment"]).lower()
         limits.append(f"Nothing on {title}: the control {row['control']} {row['reason']}.")
     lost = slides.filter(status="unusable").height
     if lost:
@@ -344,6 +350,13 @@ def _may_not(
         "an encoder that passes them may still be wrong in another way."
     )
     return limits
+
+
+def _control(row: Row) -> dict[str, str]:
+    told = behaves_text(row)
+    reason = row["reason"].removeprefix(f"{told}: ")
+    name = experiment_name(row["experiment"])
+    return {**row, "told": told, "reason": reason, "experiment": name}
 
 
 def _count(n: int, word: str) -> str:

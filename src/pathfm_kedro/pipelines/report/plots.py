@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,12 +14,12 @@ from pathfm_kedro.pipelines.report.findings import roles, select
 from pathfm_kedro.pipelines.report.summary import (
     METRICS,
     Row,
-    check_title,
+    experiment_name,
     experiment_order,
-    experiment_words,
     humanise,
     interval_text,
     number,
+    plain_title,
     setting_text,
     threshold_text,
 )
@@ -38,7 +37,9 @@ NULL_COLOUR = "#d9d9d9"
 #: Panels of one figure beyond which a reader loses the thread; the tables hold the rest.
 MAX_PANELS = 12
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-_POINTS_TITLE = "point: value, line: 95% interval, grey: if it knew nothing"
+_POINTS_TITLE = "Point: value; line: 95% interval; grey bar: if it knew nothing"
+#: Room for encoder names left of a panel, in pixels; fixed, so that titles can start at the edge.
+_NAMES_WIDTH = 132
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
             _add_back_curve(figure, own, name, styles[name])
     signature = select(measurements, "rotation", "mknn", angle=90).drop_nulls("threshold")
     if signature.height:
-        _add_threshold(figure, signature["threshold"][0], "y")
+        _add_threshold(figure, signature["threshold"][0])
     _title_axes(figure, "angle in degrees", "share of neighbours kept")
     figure.update_xaxes(tickmode="array", tickvals=list(range(0, 361, 45)))
     figure.update_yaxes(range=[-0.02, 1.02])
@@ -197,7 +198,8 @@ def plot_retrieval(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> g
             name=_label(name),
             marker={
                 "color": style.colour,
-                "pattern": {"shape": "/" if style.is_control else "", "fgcolor": "#ffffff"},
+                "line": {"color": style.colour, "width": 1},
+                "pattern": _hatch(style),
             },
             hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
         )
@@ -330,7 +332,7 @@ def interval_panels(
     if not panels:
         return None
     names = [name for name in styles if name in set(rows["encoder"])][::-1]
-    heights = 62 + 24 * len(names)
+    heights = 68 + 24 * len(names)
     figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=_gap(len(panels), heights))
     for i, panel in enumerate(panels, start=1):
         _add_panel(figure, i, panel, styles)
@@ -339,9 +341,9 @@ def interval_panels(
         categoryorder="array", categoryarray=[_label(name) for name in names], type="category"
     )
     figure.update_layout(_layout(height=heights * len(panels) + 70))
-    figure.update_layout(margin={"t": 44}, showlegend=False)
+    figure.update_layout(margin={"t": 44, "b": 30, "l": _NAMES_WIDTH}, showlegend=False)
     figure.update_xaxes(**_AXIS)
-    figure.update_yaxes(**_AXIS)
+    figure.update_yaxes(**{**_AXIS, "automargin": False, "tickfont": {"size": 11}})
     return figure
 
 
@@ -392,7 +394,14 @@ def _by_encoder(
     return [(name, own.sort(sort) if sort else own) for name, own in parts if own.height]
 
 
-def _label(name: str | None, width: int = 22) -> str:
+def _hatch(style: Style) -> dict[str, str]:
+    """Controls are hatched, so that bars are told apart in grey print too."""
+    if not style.is_control:
+        return {"shape": ""}
+    return {"shape": "/", "fgcolor": style.colour, "bgcolor": "#ffffff"}
+
+
+def _label(name: str | None, width: int = 20) -> str:
     """A name from the tables as text: Plotly reads markup in every label."""
     text = name or ""
     return escape(text if len(text) <= width else f"{text[: width - 1]}…", quote=False)
@@ -418,7 +427,7 @@ def _layout(height: int) -> dict[str, Any]:
         "font": {"family": _FONT, "size": 12, "color": "#222222"},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
-        "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
+        "margin": {"l": 12, "r": 12, "t": 12, "b": 48},
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
     }
@@ -476,7 +485,7 @@ def _add_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Style) ->
         x=own["x"].to_list(),
         y=own["value"].to_list(),
         mode="lines+markers",
-        name=_label(name) + (" (control)" if style.is_control else ""),
+        name=_label(name),
         legendgroup=_label(name),
         line={"color": style.colour, "dash": style.dash, "width": 2},
         marker={"symbol": style.symbol, "size": 6},
@@ -490,8 +499,9 @@ def _add_back_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Styl
         x=own["x"].to_list(),
         y=own["value"].to_list(),
         mode="lines",
-        name=f"{_label(name)}, there and back",
+        showlegend=False,
         legendgroup=_label(name),
+        hovertemplate=f"{_label(name)}, there and back, %{{x}}: %{{y:.3g}}<extra></extra>",
         line={"color": style.colour, "dash": "dash", "width": 1.2},
     )
 
@@ -517,18 +527,18 @@ def _add_null_band(figure: go.Figure, curve: pl.DataFrame) -> None:
         )
 
 
-def _add_threshold(figure: go.Figure, threshold: float, axis: str) -> None:
-    if axis == "y":
-        figure.add_hline(threshold, line={"color": "#222222", "width": 1, "dash": "longdash"})
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            xanchor="right",
-            y=threshold,
-            yanchor="bottom",
-            text=f"threshold at 90°: {number(threshold)}",
-            showarrow=False,
-        )
+def _add_threshold(figure: go.Figure, threshold: float) -> None:
+    figure.add_hline(threshold, line={"color": "#222222", "width": 1, "dash": "longdash"})
+    figure.add_annotation(
+        x=0.01,
+        xref="paper",
+        xanchor="left",
+        y=threshold,
+        yanchor="top",
+        bgcolor="rgba(255,255,255,0.8)",
+        text=f"threshold at 90°: {number(threshold)}",
+        showarrow=False,
+    )
 
 
 def _add_null_marks(figure: go.Figure, rows: pl.DataFrame, families: list[str]) -> None:
@@ -567,20 +577,20 @@ def _panels(rows: pl.DataFrame) -> list[pl.DataFrame]:
 
 def _gap(panels: int, height: int) -> float:
     """Share of the figure between two panels: room for a title and the ticks."""
-    return 0.0 if panels == 1 else min(58 / (height * panels), 1 / panels)
+    return 0.0 if panels == 1 else min(64 / (height * panels), 1 / panels)
 
 
 def _panel_title(row: Row, named: bool, index: int) -> dict[str, Any]:
-    title = check_title(row)
-    if named:
-        title = f"{experiment_words(row['experiment']).title.split(':')[0]}: {title}"
-    if row["threshold"] is not None:
-        title += f"; must be {threshold_text(row)}"
+    title, setting = plain_title(row), setting_text(row["setting"])
+    experiment = experiment_name(row["experiment"])
+    if named and not title.startswith(experiment):
+        title = f"{experiment}: {title}"
+    must_be = f"must be {threshold_text(row)}" if row["threshold"] is not None else ""
+    second = "; ".join(part for part in (must_be, setting) if part)
     axis = "" if index == 1 else str(index)
-    lines = wrap(title, 52)
-    shown = lines if len(lines) <= 2 else [lines[0], f"{lines[1]}…"]
     return {
-        "text": "<br>".join(escape(line, quote=False) for line in shown),
+        "text": f"<b>{_label(title, 54)}</b><br>{_label(second, 58)}",
+        "xshift": -_NAMES_WIDTH,
         "x": 0,
         "xref": "paper",
         "xanchor": "left",
@@ -610,8 +620,8 @@ def _add_panel(
         )
     threshold = panel["threshold"].drop_nulls()
     if len(threshold):
-        line = {"color": "#222222", "width": 1, "dash": "longdash"}
-        figure.add_vline(threshold[0], line=line, **place)
+        line = {"color": "#222222", "width": 1.2}
+        figure.add_vline(threshold[0], line=line, layer="below", **place)
 
 
 def _add_null_tick(figure: go.Figure, row: Row, place: Mapping[str, int]) -> None:
@@ -634,22 +644,22 @@ def title_of(name: str) -> str:
     Examples
     --------
     >>> title_of("experiment:colour_swap")
-    'Colour swap: point: value, line: 95% interval, grey: if it knew nothing'
+    'Colour swap. Point: value; line: 95% interval; grey bar: if it knew nothing.'
     """
-    return CAPTIONS.get(name, f"{humanise(name.split(':')[-1])}: {_POINTS_TITLE}")
+    return CAPTIONS.get(name, f"{humanise(name.split(':')[-1])}. {_POINTS_TITLE}.")
 
 
 CAPTIONS: dict[str, str] = {
-    "findings": "Each check: " + _POINTS_TITLE + ", long dashes: threshold.",
+    "findings": "Each check. " + _POINTS_TITLE + "; vertical line: threshold.",
     "robustness_index:curve": "Robustness index over the number of neighbours, with 95% bands. "
     "Grey dotted: the null. Controls are grey and dashed.",
     "rotation:curve": "Neighbours kept at each angle, with 95% bands. Thin dashes in an encoder's "
     "colour: rotated there and back. Controls are grey.",
     "retrieval:families": "Macro-F1 of each search family, with 95% intervals. Controls are "
     "hatched; the dark mark is what a blind search would reach.",
-    "retrieval:organs": "Macro-F1 in each organ: " + _POINTS_TITLE + ".",
+    "retrieval:organs": "Macro-F1 in each organ. " + _POINTS_TITLE + ".",
     "linear_probe:scatter": "To the right: the tissue can be read. Upwards: the center can be "
     "read too. Dotted: chance.",
-    "geometry:values": "Geometry: " + _POINTS_TITLE + ".",
+    "geometry:values": _POINTS_TITLE + ".",
     "design": "Slides (patients) for each label and center.",
 }

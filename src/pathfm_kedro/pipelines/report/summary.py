@@ -89,7 +89,7 @@ METRICS: dict[str, str] = {
     "macro_f1": "Macro-F1",
     "f1": "F1",
     "accuracy": "Accuracy",
-    "f1_range_over_organs": "F1, best minus worst organ",
+    "f1_range_over_organs": "F1 of the best organ minus the worst",
     "balanced_accuracy": "Balanced accuracy",
     "skewness": "Skewness",
     "kurtosis_excess": "Kurtosis, excess",
@@ -151,6 +151,17 @@ def experiment_words(experiment: str) -> ExperimentWords:
     return ExperimentWords(humanise(experiment), "")
 
 
+def experiment_name(experiment: str) -> str:
+    """The short name of an experiment: its title up to the question.
+
+    Examples
+    --------
+    >>> experiment_name("rotation")
+    'Rotation'
+    """
+    return experiment_words(experiment).title.split(":")[0]
+
+
 def experiment_order(experiments: Mapping[str, Any] | list[str]) -> list[str]:
     """Experiments without repeats, the known ones first and in the order they are told.
 
@@ -206,11 +217,27 @@ def check_title(row: Row) -> str:
     >>> check_title({"metric": "f1", "stratum": "label=gland", "setting": '{"family": "mean"}'})
     'F1, label gland (family mean)'
     """
-    title = METRICS.get(row["metric"], humanise(row["metric"]))
-    if row["stratum"] != "all":
-        title += f", {row['stratum'].replace('=', ' ')}"
-    setting = setting_text(row["setting"])
+    title, setting = plain_title(row), setting_text(row["setting"])
     return f"{title} ({setting})" if setting else title
+
+
+def plain_title(row: Row) -> str:
+    """What a row measures, without its setting."""
+    title = METRICS.get(row["metric"], humanise(row["metric"]))
+    return title if row["stratum"] == "all" else f"{title}, {row['stratum'].replace('=', ' ')}"
+
+
+def short_title(row: Row) -> str:
+    """What a row measures without its settings, to stand in a sentence.
+
+    Examples
+    --------
+    >>> short_title({"metric": "macro_f1", "stratum": "organ=kidney", "setting": "{}"})
+    'macro-F1 in organ kidney'
+    """
+    title = METRICS.get(row["metric"], humanise(row["metric"]))
+    title = title if title[1:2].isupper() or title[1:2].isdigit() else title[0].lower() + title[1:]
+    return title if row["stratum"] == "all" else f"{title} in {row['stratum'].replace('=', ' ')}"
 
 
 def failure_text(row: Row) -> str:
@@ -218,7 +245,7 @@ def failure_text(row: Row) -> str:
     known = FAILURES.get((row["experiment"], row["metric"]))
     if known:
         return known
-    return f"fails {humanise(row['experiment']).lower()}, {check_title(row).lower()}"
+    return f"{humanise(row['experiment']).lower()}: {short_title(row)}"
 
 
 def number(value: float | None) -> str:
@@ -333,7 +360,7 @@ def render_summary(
         lines += [PHANTOM_NOTE, ""]
     lines += ["## Verdicts", "", "| encoder | verdict | why |", "| --- | --- | --- |"]
     lines += [
-        f"| {_md(row['encoder'])}{_md(_role_note(row))} | {VERDICT_WORDS[row['verdict']]} "
+        f"| {_md(row['encoder'] + _role_note(row))} | {VERDICT_WORDS[row['verdict']]} "
         f"| {_md(row['sentence'])} |"
         for row in verdicts.iter_rows(named=True)
     ]
@@ -394,7 +421,7 @@ def _role_note(row: Row) -> str:
 
 def _check_line(row: Row) -> str:
     cells = [
-        f"{experiment_words(row['experiment']).title.split(':')[0]}: {check_title(row)}",
+        f"{experiment_name(row['experiment'])}: {check_title(row)}",
         row["encoder"] + _role_note(row),
         interval_text(row),
         null_text(row),

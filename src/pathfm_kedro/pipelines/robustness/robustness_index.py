@@ -20,10 +20,12 @@ h_pq = g_p + g_q + ψ_pq. Its variance is P(P−1)²σ_g² + ½P(P−1)σ_ψ². 
 three times too much, and resampling queries alone is too little. The bias-corrected jackknife
 (Efron & Stein 1981) subtracts the second-order term:
 
-    V = P/(P−1)·Σ_p H_p² − T,   T = (P−1)/(P−3)·(Σ_{p<q} h_pq² − Σ_p H_p²/(P−2)),
+    V = J − T,   J = (P−1)/P·Σ_p (r₍₋ₚ₎ − r)²,   r₍₋ₚ₎ − r = −H_p / (1 − D_p/ΣD),
+    T = (P−1)/(P−3)·(Σ_{p<q} h_pq² − Σ_p H_p²/(P−2)),
 
-T estimating ½P(P−1)σ_ψ² from what a sum of patient effects leaves of h. V is not let fall below
-½Σ_p H_p², its smallest expectation (σ_g = 0). The percentile interval of the two-way draws is
+r₍₋ₚ₎ being the index without patient p, D_p its part in ΣD in both roles, and T estimating
+½P(P−1)σ_ψ² from what a sum of patient effects leaves of h. V is not let fall below J/2, its
+expectation at σ_g = 0, the smallest there is. The percentile interval of the two-way draws is
 shrunk about the point by √(V/Var r*), which keeps its skewness. Tiles of the same patient that
 neighbour each other (only with ``exclude: slide`` or ``none``) weigh w_p, not w_p².
 """
@@ -109,6 +111,9 @@ COUNTS_SCHEMA: dict[str, pl.DataType] = {
 #: Beyond this many patients a dense patient × patient matrix costs more than it saves.
 _DENSE_PATIENTS = 2000
 
+#: Fewer patients leave no degree of freedom for what two of them share.
+_SECOND_ORDER_PATIENTS = 4
+
 #: Pairs of units compared at once under all permutations.
 _PERMUTED_PAIRS = 4096
 
@@ -180,7 +185,10 @@ def count_neighbours(
     DataFrame
         Counts, see :data:`COUNTS_SCHEMA`.
     """
-    table = tile_rows(slides, tiles, embeddings.slide_ids).with_row_index("_row")
+    table = tile_rows(slides, tiles, embeddings.slide_ids).with_columns(
+        pl.int_range(pl.len()).over("slide_id").alias("place"),
+        pl.len().over("slide_id").alias("height"),
+    )
     table = table.drop_nulls(["patient_id", "label", "center"])
     if table.is_empty():
         reason = "no embedded tile has a patient, a label and a center: complete the manifest"
@@ -190,7 +198,7 @@ def count_neighbours(
     if not scopes:
         return _counts_frame(unused)
     wanted = np.unique(np.concatenate([scope.rows for scope in scopes]))
-    vectors = _vectors(embeddings, table["slide_id"].gather(wanted), table["_row"].gather(wanted))
+    vectors = _vectors(embeddings, table[wanted])
     frames: list[pl.DataFrame] = []
     previous: tuple[Ints, Ints] | None = None
     for scope in scopes:
@@ -229,14 +237,21 @@ def _codes(names: pl.Series) -> Ints:
     return np.unique(names.to_numpy(), return_inverse=True)[1].astype(np.int64)
 
 
-def _vectors(
-    embeddings: Embeddings, slide_ids: pl.Series, rows: pl.Series
-) -> NDArray[np.float32]:
-    """Chosen rows of the stack of all slides, read slide by slide to bound memory."""
-    chosen = pl.DataFrame({"slide_id": slide_ids, "row": rows})
-    counts = chosen.group_by("slide_id", maintain_order=True).agg("row")
-    del counts
-    return embeddings.stack(embeddings.slide_ids)[rows.to_numpy()]
+def _vectors(embeddings: Embeddings, rows: pl.DataFrame) -> NDArray[np.float32]:
+    """Vectors of the given rows of the table.
+
+    Slides are read one at a time: the stack of a whole cohort may not fit in memory.
+    """
+    chosen = rows.group_by("slide_id", "height", maintain_order=True).agg("place")
+    parts = []
+    for slide_id, height, places in chosen.iter_rows():
+        shard = embeddings.stack([slide_id])
+        if len(shard) != height:
+            raise ValueError(
+                f"slide {slide_id!r} has {height} tiles and {len(shard)} vectors: embed it again"
+            )
+        parts.append(shard[places])
+    return np.concatenate(parts)
 
 
 def _scopes(
@@ -303,7 +318,7 @@ def _obstacle(cohort: _Cohort, usable: NDArray[np.bool_], design: str) -> str:
             "no center has two labels with enough patients and tiles, so no neighbour can share "
             "the center across labels: add labels to a center"
         )
-    if design == "paired_2x2" and not any(_complete_pairs(usable)):
+    if design == "paired_2x2" and next(_complete_pairs(usable), None) is None:
         return "no two labels stand at the same two centers with enough patients and tiles"
     return ""
 
@@ -503,3 +518,470 @@ def _counts_frame(rows: pl.DataFrame | list[dict[str, Any]]) -> pl.DataFrame:
     if isinstance(rows, pl.DataFrame):
         return rows.select(pl.col(name).cast(kind) for name, kind in COUNTS_SCHEMA.items())
     return pl.DataFrame(rows, schema=COUNTS_SCHEMA)
+
+
+# The figures: from counts to measurements --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Who is whose neighbour how often, in one design; arrays are [m] unless said otherwise."""
+
+    band: Ints
+    query: Ints
+    neighbour: Ints
+    count: Floats
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Counts of one design as arrays.
+
+    A *node* is a unit in one scope within which labels may be exchanged: a unit, and in
+    ``paired_2x2`` a unit in one pair.
+    """
+
+    rows: pl.DataFrame
+    k_grid: tuple[int, ...]
+    n: int
+    n_patients: int
+    nodes: pl.DataFrame
+    pairs: _Pairs
+
+    @property
+    def patient(self) -> Ints:
+        return _codes(self.nodes["patient_id"])
+
+    @property
+    def label(self) -> Ints:
+        return _codes(self.nodes["label"])
+
+    @property
+    def center(self) -> Ints:
+        return _codes(self.nodes["center"])
+
+
+@dataclass(frozen=True)
+class _Figure:
+    estimate: Estimate
+    null: Null
+    reason: str | None = None
+
+
+def choose_k(parameters: Mapping[str, Any], **counts_by_encoder: pl.DataFrame) -> dict[str, Any]:
+    """k at which the biology vote of the neighbours is best, per encoder and for the cohort.
+
+    Per encoder the first maximum of balanced accuracy over the grid, in the design named by
+    ``k_design``; for the cohort the lower median over encoders, so that it is on the grid.
+
+    Parameters
+    ----------
+    parameters
+        ``robustness_index``: k_design, and controls, the encoders that have no say in the cohort's
+        k (all have one where there is no other encoder).
+    counts_by_encoder
+        Output of :func:`count_neighbours` per encoder.
+
+    Returns
+    -------
+    dict
+        ``{"k": int or None, "per_encoder": {encoder: int}}``; encoders whose design cannot be
+        measured are missing.
+    """
+    per_encoder: dict[str, int] = {}
+    for encoder in sorted(counts_by_encoder):
+        rows = _used(counts_by_encoder[encoder], parameters["k_design"])
+        if rows.height:
+            accuracy = {k: _accuracy(rows, k, "label") for k in rows["k"].unique().sort()}
+            per_encoder[encoder] = max(accuracy, key=lambda k: (accuracy[k], -k))
+    voters = [k for name, k in per_encoder.items() if name not in parameters["controls"]]
+    voters = voters or list(per_encoder.values())
+    return {"k": median_low(voters) if voters else None, "per_encoder": per_encoder}
+
+
+def robustness_index(
+    counts: pl.DataFrame,
+    chosen_k: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    encoder: str,
+) -> pl.DataFrame:
+    """Robustness index of one encoder with interval, design null and permutation null.
+
+    Parameters
+    ----------
+    counts
+        Output of :func:`count_neighbours`.
+    chosen_k
+        Output of :func:`choose_k`.
+    parameters
+        ``robustness_index``: designs, bootstrap_draws, n_permutations, seed, thresholds.
+    encoder
+        Name of the encoder.
+
+    Returns
+    -------
+    DataFrame
+        Measurements of :data:`METRICS` per design for the cohort's k (role ``cohort_k``), the
+        encoder's own (``encoder_k``) and every k of the grid (``curve``). Only ``cohort_k`` in the
+        design ``all`` is held against thresholds. Null of ri, ri_ratio and ri_minus_null: 95% of
+        label permutations over units within centers; of the accuracies: 1 / number of classes.
+    """
+    ks = {"cohort_k": chosen_k["k"], "encoder_k": chosen_k["per_encoder"].get(encoder)}
+    rows: list[dict[str, Any]] = []
+    for design in parameters["designs"]:
+        used = _used(counts, design)
+        rows += _left_out(counts, design, encoder)
+        if used.is_empty():
+            rows += _impossible(counts, design, parameters, encoder)
+            continue
+        figures = _figures(_arrays(used, design), parameters)
+        rows += [
+            _row(figure, encoder, metric, design, k, role, parameters)
+            for role, k in [*ks.items(), *(("curve", k) for k in figures)]
+            if k in figures
+            for metric, figure in figures[k].items()
+        ]
+    return measurement_table(rows)
+
+
+def _used(counts: pl.DataFrame, design: str) -> pl.DataFrame:
+    return counts.filter(pl.col("design") == design, pl.col("draw").is_not_null())
+
+
+def _row(
+    figure: _Figure,
+    encoder: str,
+    metric: str,
+    design: str,
+    k: int,
+    role: str,
+    parameters: Mapping[str, Any],
+) -> dict[str, Any]:
+    return measurement(
+        experiment=EXPERIMENT,
+        encoder=encoder,
+        metric=metric,
+        estimate=figure.estimate,
+        setting={"design": design, "k": k, "role": role},
+        null=figure.null,
+        reason=figure.reason,
+        **_threshold(metric, design, role, parameters),
+    )
+
+
+def _threshold(
+    metric: str, design: str, role: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Threshold and direction of a failure signature; nothing for a figure that is none."""
+    if design != "all" or role != "cohort_k":
+        return {}
+    return dict(parameters["thresholds"].get(metric, {}))
+
+
+def _left_out(counts: pl.DataFrame, design: str, encoder: str) -> list[dict[str, Any]]:
+    """One row per cell with too few patients or tiles: what the figures do not speak of."""
+    cells = counts.filter(
+        pl.col("design") == design, pl.col("draw").is_null(), pl.col("label").is_not_null()
+    )
+    return [
+        row
+        for label, center, reason in cells.select("label", "center", "reason").iter_rows()
+        for row in not_applicable(
+            experiment=EXPERIMENT,
+            encoder=encoder,
+            metrics=["ri"],
+            reason=reason,
+            stratum=f"{label} × {center}",
+            setting={"design": design, "role": "left_out"},
+        )
+    ]
+
+
+def _impossible(
+    counts: pl.DataFrame, design: str, parameters: Mapping[str, Any], encoder: str
+) -> list[dict[str, Any]]:
+    why = counts.filter(pl.col("design") == design, pl.col("label").is_null())["reason"]
+    reason = why[0] if len(why) else f"design {design!r} was not counted: add it to designs"
+    return [
+        row
+        for metric in METRICS
+        for row in not_applicable(
+            experiment=EXPERIMENT,
+            encoder=encoder,
+            metrics=[metric],
+            reason=reason,
+            setting={"design": design, "k": None, "role": "cohort_k"},
+            **_threshold(metric, design, "cohort_k", parameters),
+        )
+    ]
+
+
+def _arrays(rows: pl.DataFrame, design: str) -> _Design:
+    """Counts of one design with nodes numbered from 0; draws of design ``all`` are pooled."""
+    scope = pl.col("draw") if design == "paired_2x2" else pl.lit(0, pl.Int32())
+    rows = rows.with_columns(scope.alias("scope"))
+    nodes = (
+        rows.select("scope", "unit", "patient_id", "label", "center")
+        .unique()
+        .sort("scope", "unit")
+        .with_row_index("node")
+    )
+    k_grid = tuple(rows["k"].unique().sort())
+    met = (
+        rows.select("scope", "k", "unit", "neighbour_unit", "neighbours")
+        .drop_nulls()
+        .explode("neighbour_unit", "neighbours")
+        .group_by("scope", "k", "unit", "neighbour_unit")
+        .agg(pl.col("neighbours").sum())
+        .sort("scope", "k", "unit", "neighbour_unit")
+    )
+    code = nodes.select("scope", "unit", "node")
+    met = met.join(code, on=["scope", "unit"], maintain_order="left").join(
+        code.rename({"unit": "neighbour_unit"}),
+        on=["scope", "neighbour_unit"],
+        suffix="_met",
+        maintain_order="left",
+    )
+    queries = int(rows.filter(pl.col("k") == k_grid[0])["n"].sum())
+    return _Design(
+        rows=rows,
+        k_grid=k_grid,
+        n=queries // rows["draw"].n_unique() if design == "all" else queries,
+        n_patients=rows["patient_id"].n_unique(),
+        nodes=nodes,
+        pairs=_Pairs(
+            band=np.searchsorted(k_grid, met["k"].to_numpy()),
+            query=met["node"].to_numpy().astype(np.int64),
+            neighbour=met["node_met"].to_numpy().astype(np.int64),
+            count=met["neighbours"].to_numpy().astype(np.float64),
+        ),
+    )
+
+
+def _figures(design: _Design, parameters: Mapping[str, Any]) -> dict[int, dict[str, _Figure]]:
+    """Every metric at every k of the grid."""
+    weights = bootstrap_weights(
+        design.n_patients, parameters["bootstrap_draws"], parameters["seed"]
+    )
+    nulls = _permutation_nulls(design, parameters["n_permutations"], parameters["seed"])
+    return {
+        k: _index_figures(design, k, estimates, null) | _vote_figures(design, k, weights)
+        for k, estimates, null in zip(
+            design.k_grid, _index_estimates(design, weights), nulls, strict=True
+        )
+    }
+
+
+def _index_figures(
+    design: _Design,
+    k: int,
+    estimates: Mapping[str, Estimate],
+    null: Mapping[str, Null],
+) -> dict[str, _Figure]:
+    expected = design.rows.filter(pl.col("k") == k).select(pl.col("^expected_.*$").sum()).row(0)
+    chance = expected[SO] / (expected[SO] + expected[OS])
+    ri = estimates["ri"]
+    reasons = {
+        name: None
+        if estimate.value is not None
+        else f"among {k} neighbours none is of a kind that this index counts: take a larger k"
+        for name, estimate in estimates.items()
+    }
+    return {
+        "ri": _Figure(ri, null["ri"], reasons["ri"]),
+        "ri_ratio": _Figure(estimates["ri_ratio"], null["ri_ratio"], reasons["ri_ratio"]),
+        "ri_minus_null": _Figure(
+            Estimate(
+                _minus(ri.value, chance),
+                _minus(ri.ci_low, chance),
+                _minus(ri.ci_high, chance),
+                ri.n,
+                ri.n_patients,
+            ),
+            Null(_minus(null["ri"].low, chance), _minus(null["ri"].high, chance)),
+            reasons["ri"],
+        ),
+        "ri_design_null": _Figure(
+            Estimate(chance, chance, chance, design.n, design.n_patients), Null(chance, chance)
+        ),
+    }
+
+
+def _minus(value: float | None, chance: float) -> float | None:
+    return None if value is None else value - chance
+
+
+def _vote_figures(design: _Design, k: int, weights: Floats) -> dict[str, _Figure]:
+    """Support and kNN accuracy; patients are resampled as queries."""
+    rows = design.rows.filter(pl.col("k") == k)
+    patients = _codes(rows["patient_id"])
+    sums = sum_by_patient(rows.select("supported", "n").to_numpy(), patients, design.n_patients)
+    figures = {"support": _Figure(ratio_estimate(sums[:, 0], sums[:, 1], weights, design.n), Null())}
+    for target in ("label", "center"):
+        draws = _accuracies(rows, target, weights)
+        value = float(_accuracies(rows, target, np.ones((1, design.n_patients)))[0])
+        chance = 1 / rows.group_by("draw").agg(pl.col(target).n_unique())[target].mean()
+        figures[f"knn_accuracy_{target}"] = _Figure(
+            Estimate(value, *percentile_interval(draws), design.n, design.n_patients),
+            Null(chance, chance),
+        )
+    return figures
+
+
+def _accuracy(rows: pl.DataFrame, k: int, target: str) -> float:
+    rows = rows.filter(pl.col("k") == k)
+    return float(_accuracies(rows, target, np.ones((1, rows["patient_id"].n_unique())))[0])
+
+
+def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
+    """[draws] balanced accuracy of the vote: mean over classes of recall, then over scopes."""
+    patients, scopes, classes = (_codes(rows[name]) for name in ("patient_id", "draw", target))
+    shape = (weights.shape[1], int(scopes.max()) + 1, int(classes.max()) + 1)
+    cell = np.ravel_multi_index((patients, scopes, classes), shape)
+
+    def resampled(column: str) -> Floats:
+        sums = np.bincount(cell, rows[column].to_numpy(), minlength=int(np.prod(shape)))
+        return (weights @ sums.reshape(shape[0], -1)).reshape(-1, *shape[1:])
+
+    hits, asked = resampled(f"hits_{target}"), resampled("n")
+    recalls = np.where(asked > 0, hits / np.maximum(asked, 1), 0.0)
+    present = (asked > 0).sum(axis=2)
+    by_scope = recalls.sum(axis=2) / np.maximum(present, 1)
+    filled = (present > 0).sum(axis=1)
+    return np.where(filled > 0, by_scope.sum(axis=1) / np.maximum(filled, 1), np.nan)
+
+
+# Interval and null -------------------------------------------------------------------------------
+
+
+def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Estimate]]:
+    """ri and ri_ratio with their intervals at each k of the grid, from counts added band by band."""
+    pairs, size = design.pairs, design.n_patients
+    same_label = design.label[pairs.query] == design.label[pairs.neighbour]
+    same_center = design.center[pairs.query] == design.center[pairs.neighbour]
+    kind = 2 * ~same_label + ~same_center
+    patient = design.patient
+    matrices = [_matrix(pairs, kind < 0, patient, size) for _ in range(3)]
+    draws = np.zeros((3, len(weights)))
+    for band in range(len(design.k_grid)):
+        for i in (SS, SO, OS):
+            added = _matrix(pairs, (pairs.band == band) & (kind == i), patient, size)
+            matrices[i] = matrices[i] + added
+            draws[i] += _resampled_total(added, weights)
+        yield {
+            "ri": _ratio(
+                matrices[SO], matrices[SO] + matrices[OS],
+                draws[SO], draws[SO] + draws[OS], design, most=1.0,
+            ),
+            "ri_ratio": _ratio(
+                matrices[SS] + matrices[SO], matrices[SS] + matrices[OS],
+                draws[SS] + draws[SO], draws[SS] + draws[OS], design, most=np.inf,
+            ),
+        }
+
+
+def _matrix(pairs: _Pairs, chosen: NDArray[np.bool_], patient: Ints, size: int) -> Any:
+    """Patient × patient counts of the chosen pairs; sparse for many patients."""
+    rows, columns = patient[pairs.query[chosen]], patient[pairs.neighbour[chosen]]
+    if size > _DENSE_PATIENTS:
+        from scipy.sparse import csr_array
+
+        return csr_array((pairs.count[chosen], (rows, columns)), shape=(size, size))
+    cells = np.bincount(rows * size + columns, pairs.count[chosen], minlength=size * size)
+    return cells.reshape(size, size).astype(np.float64)
+
+
+def _resampled_total(matrix: Any, weights: Floats) -> Floats:
+    """[draws] Σ_{p≠q} w_p w_q M_pq + Σ_p w_p M_pp."""
+    # Counts times weights are integers, so float32 is exact below 2²⁴ and twice as fast.
+    exact = weights.max() * matrix.sum(axis=0).max() < _EXACT_FLOAT32
+    kind = np.float32 if exact else np.float64
+    product = weights.astype(kind) @ matrix.astype(kind)
+    total = np.einsum("dp,dp->d", product, weights)
+    return total - (weights * weights - weights) @ matrix.diagonal()
+
+
+def _ratio(
+    numerator: Any, denominator: Any, drawn: Floats, drawn_below: Floats,
+    design: _Design, most: float,
+) -> Estimate:
+    """Σ numerator / Σ denominator with the corrected two-way interval (see the module)."""
+    below = float(denominator.sum())
+    if below == 0:
+        return Estimate(None, None, None, design.n, design.n_patients)
+    value = float(numerator.sum()) / below
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = drawn / drawn_below
+    low, high = percentile_interval(draws)
+    spread = float(np.nanvar(draws[np.isfinite(draws)])) if low is not None else 0.0
+    if low is None or high is None:
+        return Estimate(value, None, None, design.n, design.n_patients)
+    variance = _pair_variance(numerator, denominator)
+    shrink = np.sqrt(variance / spread) if spread > 0 else 1.0
+    return Estimate(
+        value,
+        max(value + shrink * (low - value), 0.0),
+        min(value + shrink * (high - value), most),
+        design.n,
+        design.n_patients,
+    )
+
+
+def _pair_variance(numerator: Any, denominator: Any) -> float:
+    """Bias-corrected jackknife variance of Σ numerator / Σ denominator (see the module).
+
+    Parameters
+    ----------
+    numerator, denominator
+        [P, P] counts, dense or sparse, by the patient that asks and the one that is met.
+    """
+    size, below = denominator.shape[0], denominator.sum()
+    influence = (numerator - numerator.sum() / below * denominator) / below
+    first, own = _both_roles(influence), influence.diagonal()
+    left = 1 - _both_roles(denominator) / below
+    linear = (size - 1) / size * float(np.sum((first / np.maximum(left, 1 / size)) ** 2))
+    if size < _SECOND_ORDER_PATIENTS:
+        return linear
+    squares = float((influence * influence).sum() + (influence * influence.T).sum())
+    squares -= 2 * float(own @ own)
+    interaction = max(squares - float(first @ first) / (size - 2), 0.0)
+    return max(linear - (size - 1) / (size - 3) * interaction, 0.5 * linear)
+
+
+def _both_roles(matrix: Any) -> Floats:
+    """[P] what each patient adds to the sum, asking or met; pairs with itself count once."""
+    return np.asarray(matrix.sum(axis=0) + matrix.sum(axis=1) - matrix.diagonal())
+
+
+def _permutation_nulls(design: _Design, draws: int, seed: int) -> list[dict[str, Null]]:
+    """95% range of ri and ri_ratio at each k when labels are permuted within centers."""
+    scope = design.nodes["scope"].to_numpy().astype(np.int64)
+    strata = scope * (int(design.center.max()) + 1) + design.center
+    owners = design.nodes["unit"].to_numpy().astype(np.int64)
+    labels = permuted_within(design.label, strata, draws, seed, owners)
+    pairs = design.pairs
+    same_center = design.center[pairs.query] == design.center[pairs.neighbour]
+    nulls = []
+    ss, so, near = np.zeros(draws), np.zeros(draws), 0.0
+    for band in range(len(design.k_grid)):
+        ss = ss + _agreeing(pairs, (pairs.band == band) & same_center, labels)
+        so = so + _agreeing(pairs, (pairs.band == band) & ~same_center, labels)
+        near += float(pairs.count[(pairs.band == band) & same_center].sum())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ri, ratio = so / (so + near - ss), (ss + so) / near
+        nulls.append(
+            {"ri": Null(*percentile_interval(ri)), "ri_ratio": Null(*percentile_interval(ratio))}
+        )
+    return nulls
+
+
+def _agreeing(pairs: _Pairs, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
+    """[draws] how many of the chosen neighbours have the query's label in each permutation."""
+    few = labels.astype(np.int16)
+    total = np.zeros(labels.shape[1])
+    index = np.flatnonzero(chosen)
+    for start in range(0, len(index), _PERMUTED_PAIRS):
+        part = index[start : start + _PERMUTED_PAIRS]
+        agree = few[pairs.query[part]] == few[pairs.neighbour[part]]
+        total += pairs.count[part].astype(np.float32) @ agree.astype(np.float32)
+    return total

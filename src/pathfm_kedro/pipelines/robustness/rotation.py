@@ -410,25 +410,29 @@ def _membership(neighbours: NDArray[np.intp]) -> NDArray[np.bool_]:
 def candidate_effects(home: NDArray[np.intp], away: NDArray[np.intp], k: int) -> Floats:
     """Sum over the pool's queries of what each tile's presence as a candidate adds to mknn.
 
-    Tiles are not only asked for their neighbours, they are one another's neighbours: a patient who
-    is drawn again, or not, changes the overlaps of everybody else's tiles. Resampling queries alone
-    misses this and its intervals are too narrow. If candidate j leaves, the next neighbour moves up
-    in each list that held j; the effect of j on query i is therefore, in units of 1/k,
+    Tiles are one another's neighbours: a patient who is drawn twice, or not at all, changes the
+    overlaps of everybody else's tiles. Resampling queries alone misses this, and its 95% intervals
+    hold the truth in 70 to 90 of 100 simulated pools. If candidate j leaves, the next neighbour
+    moves up in each list that held it, and the overlap of that query changes by (in units of 1/k)
 
-    - ``1 − (|N_{k+1} ∩ M_{k+1}| − |N_k ∩ M_k|)_i`` where both lists hold j,
-    - ``−[next of N in M_k]_i`` where only N does, ``−[next of M in N_k]_i`` where only M does.
+    - −1 + g where both lists held j, g = mean gain in shared neighbours from k to k + 1,
+    - a where only the tile's list did, a = share of its next neighbours that the view's list holds,
+    - b where only the view's list did, with b likewise.
+
+    The effect of j is minus the sum of these. Means over queries stand for g, a and b: each query's
+    own would add noise and nothing else.
 
     Parameters
     ----------
     home, away
-        [n, > k] nearest neighbours, nearest first, of tiles and of their views.
+        [n, > k] nearest neighbours, nearest first, of the tiles and of their views.
     k
         Neighbours that count.
 
     Returns
     -------
     ndarray
-        [n]; 0 where both lists agree everywhere.
+        [n]; 0 where all lists agree.
 
     Examples
     --------
@@ -438,17 +442,18 @@ def candidate_effects(home: NDArray[np.intp], away: NDArray[np.intp], k: int) ->
 
     References
     ----------
-    The delete-one jackknife over the nodes of a graph: Efron and Stein 1981, "The Jackknife
-    Estimate of Variance"; Snijders and Borgatti 1999 for networks.
+    The delete-one jackknife, over the nodes of a network: Efron and Stein 1981, "The Jackknife
+    Estimate of Variance"; Snijders and Borgatti 1999, "Non-parametric standard errors and tests
+    for network statistics".
     """
     in_home, in_away = _membership(home[:, :k]), _membership(away[:, :k])
-    from_home = np.take_along_axis(in_away, home[:, k : k + 1], axis=1)[:, 0].astype(np.float64)
-    from_away = np.take_along_axis(in_home, away[:, k : k + 1], axis=1)[:, 0].astype(np.float64)
-    gain = from_home + from_away + (home[:, k] == away[:, k])
+    a = np.take_along_axis(in_away, home[:, k : k + 1], axis=1).mean()
+    b = np.take_along_axis(in_home, away[:, k : k + 1], axis=1).mean()
+    gain = a + b + (home[:, k] == away[:, k]).mean()
     effects: Floats = (
-        (1 - gain) @ (in_home & in_away)
-        - from_home @ (in_home & ~in_away)
-        - from_away @ (in_away & ~in_home)
+        (1 - gain) * (in_home & in_away).sum(axis=0)
+        - a * (in_home & ~in_away).sum(axis=0)
+        - b * (in_away & ~in_home).sum(axis=0)
     )
     return effects / k
 
@@ -643,8 +648,8 @@ def rotation_measurements(
     - ``cosine_distance`` per view and angle, beside the distance to other patients' views.
 
     All intervals resample patients, with the same draws for every angle; a patient counts with its
-    tiles as queries and, for mknn, as candidates (:func:`candidate_effects`). Signatures: mknn at 90°
-    and mknn_variance, at ``signature_k`` and ``signature_metric``.
+    tiles as queries and, for mknn, as candidates (:func:`candidate_effects`). Signatures: mknn at
+    90° and mknn_variance, at ``signature_k`` and ``signature_metric``.
 
     Parameters
     ----------

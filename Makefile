@@ -1,0 +1,63 @@
+# make install   the environment in .venv
+# make demo      audit the phantom cohort; ends at the report
+# make test      lint, types, import rules, tests
+# make viz       explore the lineage in the browser
+# make bench     the benchmarks whose figures the README gives
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Any Python from 3.11 on: make install PYTHON=python3.12
+PYTHON ?= python3
+INSTALLED := $(VENV)/.installed
+DEMO := data/phantom/.demo-done
+SOURCES := $(shell find src conf -type f ! -name '*.pyc' ! -path 'conf/local/*')
+
+export DO_NOT_TRACK := 1
+export KEDRO_DISABLE_TELEMETRY := 1
+# A report about the phantom comes from the phantom's folder, whatever the shell says.
+export KEDRO_ENV := phantom
+
+.PHONY: install demo test lint viz bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -5
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make install PYTHON=..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $(INSTALLED)
+
+demo: $(DEMO)
+	@echo
+	@echo "The report: $$(ls -d data/phantom/08_reporting/report.html/*/report.html | tail -n 1)"
+
+# Nothing is computed again unless code or configuration changed; then slides and vectors whose
+# fingerprints are the same are still reused.
+$(DEMO): $(INSTALLED) $(SOURCES)
+	$(BIN)/kedro run
+	@touch $(DEMO)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+viz: $(INSTALLED)
+	$(BIN)/kedro viz run
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_cli.py
+	$(BIN)/python benchmarks/bench_embed.py
+	$(BIN)/python benchmarks/bench_robustness_index.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

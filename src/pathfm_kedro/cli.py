@@ -1,0 +1,236 @@
+"""Project commands: ``kedro cohort new | list | sync``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pathfm_kedro.cohorts import project_root, read_cohort_plan
+
+#: A cohort names a folder, a Kedro environment and a DVC stage.
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = {"base", "local"}
+
+_PARAMETERS = """\
+# What this cohort changes of conf/base/parameters_{pipeline}.yml; only what differs belongs here.
+{body}"""
+
+_BODIES = {
+    "ingest": "# ingest:\n#   cramers_v_warning: 0.5\n",
+    "tile": "# tile:\n#   mpp: 0.25\n",
+    "embed": "# embed:\n#   dtype: float16\n",
+    "encoders": (
+        "# encoders:\n"
+        "#   uni:                              # your own name for it\n"
+        "#     model: hf-hub:MahmoodLab/UNI    # or local-dir:<folder>, timm:<name>\n"
+        "#   efficientnet_lite0: null          # leaves an encoder of conf/base out\n"
+    ),
+    "retrieve": "# retrieve:\n#   n_permutations: 200\n",
+    "robustness": "# robustness_index:\n#   n_permutations: 200\n",
+    "inheritance": "# linear_probe:\n#   folds: 5\n",
+    "report": "# report:\n#   alpha: 0.05\n",
+}
+
+
+@click.group(name="cohort")
+def cohort() -> None:
+    """Add and list the cohorts of this project: one per institution's audit."""
+
+
+@click.group()
+def cli() -> None:
+    """Commands of this project."""
+
+
+cli.add_command(cohort)
+
+
+@cohort.command("new")
+@click.argument("name")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV or Parquet: slide_id, path (relative to the manifest's folder), patient_id, center, "
+    "label; optional organ, scanner, mpp; further columns are kept.",
+)
+@click.option(
+    "--phantom", is_flag=True, help="Draw a phantom cohort of its own instead of reading a manifest."
+)
+def new(name: str, manifest: Path | None, phantom: bool) -> None:
+    """Add the cohort NAME: check its manifest, write conf/NAME/ and add it to params.yaml."""
+    root = project_root()
+    folder = root / "conf" / name
+    if not _NAME.fullmatch(name) or name in _TAKEN:
+        raise click.ClickException(
+            f"'{name}' cannot name a cohort: use lower-case letters, digits and '_', beginning with "
+            "a letter, and not 'base' or 'local'"
+        )
+    if folder.exists():
+        raise click.ClickException(f"conf/{name} exists: choose another name or remove it first")
+    if (manifest is None) == (not phantom):
+        raise click.ClickException("give either --manifest FILE or --phantom")
+    if manifest is not None:
+        summary = _check(manifest)
+        _write_conf(folder, name, _relative(manifest.resolve().parent, root), source="manifest")
+        _copy_manifest(manifest, folder / "manifest.csv")
+    else:
+        summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
+        _write_conf(folder, name, f"data/{name}/01_raw", source="phantom")
+    _sync(root)
+    click.echo(
+        f"conf/{name}/ written: {summary}\n"
+        f"Next: name your encoders in conf/{name}/parameters_encoders.yml, then\n"
+        f"  kedro run --env {name}\n"
+        f"or reproducibly:\n"
+        f"  kedro cohort sync && dvc repro report@{name}"
+    )
+
+
+@cohort.command("list")
+def list_cohorts() -> None:
+    """List the cohorts with their encoders."""
+    root = project_root()
+    for name in _cohorts(root):
+        plan = read_cohort_plan(name, str(root / "conf"))
+        click.echo(f"{name}: {plan.source}; {', '.join(plan.encoders)}")
+
+
+@cohort.command("sync")
+def sync() -> None:
+    """Write the cohorts and encoders of conf/ to params.yaml, from which DVC makes its stages."""
+    root = project_root()
+    _sync(root)
+    click.echo(f"params.yaml lists {', '.join(_cohorts(root))}")
+
+
+def dvc_parameters(root: Path) -> dict[str, Any]:
+    """What params.yaml must hold for the cohorts in conf/.
+
+    Parameters
+    ----------
+    root
+        The project's folder.
+
+    Returns
+    -------
+    dict
+        ``cohorts`` (manifest of each), ``phantoms`` (cohorts whose slides are drawn) and
+        ``embeddings`` (every pair of cohort and encoder).
+    """
+    plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
+    return {
+        "cohorts": {name: {"manifest": _globals(root, name)["manifest"]} for name in plans},
+        "phantoms": {
+            name: {"slides_root": _globals(root, name)["slides_root"]}
+            for name, plan in plans.items()
+            if plan.source == "phantom"
+        },
+        "embeddings": {
+            f"{name}-{encoder}": {"cohort": name, "encoder": encoder}
+            for name, plan in plans.items()
+            for encoder in plan.encoders
+        },
+    }
+
+
+def _sync(root: Path) -> None:
+    import yaml
+
+    text = (
+        "# The cohorts that `dvc repro` audits. Written by `kedro cohort new` and `kedro cohort sync`\n"
+        "# from the folders in conf/; run the latter after adding an encoder to a cohort.\n"
+    )
+    listed = yaml.safe_dump(dvc_parameters(root), sort_keys=True, default_flow_style=False)
+    (root / "params.yaml").write_text(text + listed, encoding="utf-8")
+
+
+def _cohorts(root: Path) -> list[str]:
+    found = (path.parent.name for path in (root / "conf").glob("*/globals.yml"))
+    return sorted(set(found) - _TAKEN)
+
+
+def _globals(root: Path, name: str) -> dict[str, str]:
+    import yaml
+
+    text = (root / "conf" / name / "globals.yml").read_text(encoding="utf-8")
+    loaded: dict[str, str] = yaml.safe_load(text)
+    return loaded
+
+
+def _check(manifest: Path) -> str:
+    """Validate a manifest and every path in it; a line that sums it up."""
+    import polars as pl
+
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+    from pathfm_kedro.pipelines.ingest.manifest import check_manifest
+    from pathfm_kedro.slides.files import SlideError, SlideFiles
+
+    try:
+        listed = check_manifest(read_manifest_file(manifest))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    files = SlideFiles(manifest.resolve().parent)
+    reasons = []
+    for slide_id, path, reason in listed.select("slide_id", "path", "reason").iter_rows():
+        try:
+            if not reason:
+                files.resolve(path)
+        except SlideError as error:
+            reason = str(error)
+        if reason:
+            reasons.append(f"  {slide_id}: {reason}")
+    for line in reasons[:20]:
+        click.echo(line, err=True)
+    if len(reasons) > 20:
+        click.echo(f"  … and {len(reasons) - 20} more", err=True)
+    if len(reasons) == listed.height:
+        raise click.ClickException("no slide of this manifest can be used")
+    good = listed.filter(pl.col("status") == "listed")
+    return (
+        f"{listed.height} slides ({len(reasons)} with problems, listed above), "
+        f"{good['patient_id'].n_unique()} patients, {good['center'].n_unique()} centers, "
+        f"{good['label'].n_unique()} labels"
+    )
+
+
+def _copy_manifest(source: Path, target: Path) -> None:
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+
+    read_manifest_file(source).write_csv(target)
+
+
+def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
+    folder.mkdir(parents=True)
+    manifest = (
+        f"conf/{name}/manifest.csv" if source == "manifest" else f"{slides_root}/manifest.csv"
+    )
+    (folder / "globals.yml").write_text(
+        f"# Where this cohort's data lies.\n"
+        f"root: data/{name}\n"
+        f"# The folder that the manifest's paths start from.\n"
+        f"slides_root: {slides_root}\n"
+        f"manifest: {manifest}\n",
+        encoding="utf-8",
+    )
+    (folder / "parameters.yml").write_text(f"cohort:\n  source: {source}\n", encoding="utf-8")
+    for pipeline, body in _BODIES.items():
+        (folder / f"parameters_{pipeline}.yml").write_text(
+            _PARAMETERS.format(pipeline=pipeline, body=body), encoding="utf-8"
+        )
+    if source == "phantom":
+        phantom = Path(folder.parent / "phantom" / "parameters_encoders.yml")
+        (folder / "parameters_encoders.yml").write_text(
+            phantom.read_text(encoding="utf-8"), encoding="utf-8"
+        )
+
+
+def _relative(folder: Path, root: Path) -> str:
+    """Relative to the project where the two share a disk, so that a checkout can be moved."""
+    try:
+        return Path(os.path.relpath(folder, root)).as_posix()
+    except ValueError:
+        return folder.as_posix()

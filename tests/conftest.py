@@ -1,0 +1,68 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import tifffile
+
+PROJECT = Path(__file__).parents[1]
+REAL_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real slides and tiles, which lie beside the project and are not part of it."""
+    if not (REAL_DATA / "index.csv").is_file():
+        pytest.skip("the folder of real slides and tiles is not on this machine")
+    return REAL_DATA
+
+
+def write_tiff(path: Path, pixels: np.ndarray, mpp: float | None = 0.5) -> Path:
+    """A pyramidal TIFF that OpenSlide opens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale = {} if mpp is None else {"resolution": (1e4 / mpp,) * 2, "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as file:
+        file.write(
+            pixels, tile=(256, 256), compression="jpeg", photometric="rgb", metadata=None, **scale
+        )
+        half = {} if mpp is None else scale | {"resolution": (5e3 / mpp,) * 2}
+        file.write(
+            np.ascontiguousarray(pixels[::2, ::2]),
+            tile=(256, 256),
+            compression="jpeg",
+            photometric="rgb",
+            subfiletype=1,
+            metadata=None,
+            **half,
+        )
+    return path
+
+
+@pytest.fixture
+def pink_slide() -> np.ndarray:
+    """White glass with a square of tissue: [1024, 1024, 3], tissue from 256 to 768."""
+    generator = np.random.default_rng(0)
+    pixels = np.full((1024, 1024, 3), 244, np.uint8)
+    tissue = np.array([205, 120, 175]) + generator.normal(0, 12, (512, 512, 3))
+    pixels[256:768, 256:768] = tissue.clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def manifest_row(slide_id: str, **changes: str) -> dict[str, str]:
+    """One good row of a manifest."""
+    return {
+        "slide_id": slide_id,
+        "path": f"{slide_id}.tiff",
+        "patient_id": f"patient-{slide_id}",
+        "center": "A",
+        "label": "x",
+    } | changes
+
+
+def manifest(*rows: dict[str, str]) -> pl.DataFrame:
+    """A manifest as it comes from a file: every cell text."""
+    return pl.DataFrame(list(rows)).cast(pl.String)

@@ -1,0 +1,214 @@
+"""Encoders: real weights load and see, controls know what they should, bad specs say what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from skimage import data as photographs
+from skimage.transform import resize
+
+from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders
+from pathfm_kedro.encoders.torch_encoder import lite0_state_dict
+
+
+@pytest.fixture(scope="module")
+def tiles() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+
+def test_lite0_sees_a_cat_on_a_photograph_of_a_cat():
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model.load_state_dict(lite0_state_dict(model.state_dict()))
+    photograph = resize(photographs.chelsea()[:, 75:375], (224, 224))
+    batch = torch.from_numpy((photograph.astype(np.float32) - 0.5) / 0.5).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        top = model.eval()(batch)[0].topk(5).indices.tolist()
+    # 281 tabby, 282 tiger cat, 285 Egyptian cat in ImageNet's order.
+    assert {281, 282, 285} <= set(top)
+
+
+def test_lite0_embeds_as_a_plain_forward_pass_does(tiles):
+    encoder = load_encoder(EncoderSpec("lite0", "package:efficientnet_lite0", batch_size=2))
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model.load_state_dict(lite0_state_dict(model.state_dict()))
+    model.reset_classifier(0)
+    batch = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    batch = torch.nn.functional.interpolate(batch, (224, 224), mode="bicubic", antialias=True)
+    with torch.inference_mode():
+        expected = model.eval()((batch.clamp(0, 1) - 0.5) / 0.5).numpy()
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def local_model(tmp_path_factory):
+    """A model in the form in which hubs publish it: config.json and model.safetensors."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "num_features": 192,
+        "model_args": {"img_size": 32, "patch_size": 8},
+        "pretrained_cfg": {
+            "input_size": [3, 32, 32],
+            "mean": [0.7, 0.6, 0.7],
+            "std": [0.2, 0.25, 0.2],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "num_classes": 0,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, model.eval()
+
+
+def test_a_local_folder_loads_with_the_preprocessing_it_declares(local_model, tiles):
+    folder, model = local_model
+    encoder = load_encoder(EncoderSpec("mine", f"local-dir:{folder}"))
+    assert encoder.preprocessing["mean"] == [0.7, 0.6, 0.7]
+    assert encoder.preprocessing["input_pixels"] == 32
+    batch = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    batch = torch.nn.functional.interpolate(batch, (32, 32), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in ([0.7, 0.6, 0.7], [0.2, 0.25, 0.2]))
+    with torch.inference_mode():
+        expected = model((batch.clamp(0, 1) - mean) / std).numpy()
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-4)
+
+
+def test_pooling_of_tokens(local_model, tiles):
+    folder, _ = local_model
+    by = {
+        pooling: load_encoder(EncoderSpec("m", f"local-dir:{folder}", pooling=pooling)).embed(tiles)
+        for pooling in ("class_token", "patch_mean", "class_token_and_patch_mean")
+    }
+    joined = np.concatenate([by["class_token"], by["patch_mean"]], axis=1)
+    np.testing.assert_array_equal(by["class_token_and_patch_mean"], joined)
+
+
+def test_a_checkpoint_must_fit_key_by_key(local_model, tmp_path):
+    folder, model = local_model
+    kwargs = {"img_size": 32, "patch_size": 8}
+    good = EncoderSpec(
+        "m",
+        "timm:vit_tiny_patch16_224",
+        checkpoint=str(folder / "model.safetensors"),
+        model_kwargs=kwargs,
+    )
+    assert len(load_encoder(good).fingerprint) == 64
+    weights = model.state_dict()
+    weights.pop("norm.bias")
+    save_file(weights, tmp_path / "cut.safetensors")
+    bad = EncoderSpec(
+        "m",
+        "timm:vit_tiny_patch16_224",
+        checkpoint=str(tmp_path / "cut.safetensors"),
+        model_kwargs=kwargs,
+    )
+    with pytest.raises(ValueError, match=r"encoders\.m: checkpoint .* does not fit"):
+        load_encoder(bad)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    spec = EncoderSpec("m", "timm:resnet18", checkpoint=str(tmp_path / "evil.pth"))
+    with pytest.raises(Exception, match="(?i)weights.only|does not fit"):
+        load_encoder(spec)
+
+
+def test_the_fingerprint_knows_weights_and_preprocessing(local_model):
+    folder, _ = local_model
+    specs = [
+        EncoderSpec("a", f"local-dir:{folder}"),
+        EncoderSpec("b", f"local-dir:{folder}"),
+        EncoderSpec("c", f"local-dir:{folder}", mean=(0.5, 0.5, 0.5)),
+        EncoderSpec("d", f"local-dir:{folder}", pooling="patch_mean"),
+    ]
+    prints = [load_encoder(spec).fingerprint for spec in specs]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_batch_size_and_threads_change_nothing_that_matters(tiles):
+    one = load_encoder(EncoderSpec("l", "package:efficientnet_lite0", batch_size=1)).embed(tiles)
+    three = load_encoder(EncoderSpec("l", "package:efficientnet_lite0", batch_size=3)).embed(tiles)
+    np.testing.assert_allclose(one, three, atol=1e-4)
+
+
+def test_stain_statistics_does_not_see_shape(tiles):
+    encoder = load_encoder(EncoderSpec("stain", "control:stain_statistics"))
+    generator = np.random.default_rng(1)
+    shuffled = tiles.reshape(3, -1, 3)[:, generator.permutation(64 * 64)].reshape(tiles.shape)
+    np.testing.assert_array_equal(encoder.embed(tiles), encoder.embed(shuffled))
+
+
+def test_stain_statistics_are_moments_of_optical_density(tiles):
+    vectors = load_encoder(EncoderSpec("stain", "control:stain_statistics")).embed(tiles)
+    density = -np.log10((tiles.reshape(3, -1, 3).astype(float) + 1) / 256)
+    np.testing.assert_allclose(vectors[:, :3], density.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(vectors[:, 3:6], density.std(axis=1), rtol=1e-5)
+
+
+def test_random_projection_is_a_function_of_the_pixels_and_of_nothing_near(tiles):
+    encoder = load_encoder(EncoderSpec("random", "control:random_projection"))
+    nearly = tiles.copy()
+    nearly[0, 0, 0, 0] ^= 1
+    a, b = encoder.embed(tiles), encoder.embed(nearly)
+    np.testing.assert_array_equal(a[1:], b[1:])
+    assert abs(np.corrcoef(a[0], b[0])[0, 1]) < 0.5
+
+
+def test_phantom_truth_needs_a_phantom(tiles):
+    encoder = load_encoder(EncoderSpec("truth", "control:phantom_truth"))
+    with pytest.raises(ValueError, match="not drawn by the phantom: set encoders.phantom_truth"):
+        encoder.embed(tiles)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, "has no 'model'"),
+        ({"model": "resnet18"}, "begin it with one of"),
+        ({"model": "timm:resnet18", "pool": "x"}, r"unknown keys \['pool'\]"),
+        ({"model": "timm:resnet18", "pooling": "max"}, "pooling is 'max'"),
+        ({"model": "timm:resnet18", "role": "boss"}, "give 'encoder' or 'control'"),
+        ({"model": "timm:resnet18", "batch_size": 0}, "batch_size is 0"),
+        ({"model": "timm:resnet18", "mean": [0.5]}, "three numbers"),
+    ],
+)
+def test_a_bad_spec_names_the_key_and_the_mend(entry, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderSpec.from_parameters("mine", entry)
+
+
+def test_a_name_that_is_no_file_name_is_refused():
+    with pytest.raises(ValueError, match="letters, digits"):
+        EncoderSpec("../x", "timm:resnet18")
+
+
+def test_an_entry_set_to_null_is_left_out():
+    assert list(read_encoders({"a": None, "b": {"model": "timm:resnet18"}})) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("control:wishes", "control 'wishes' is unknown"),
+        ("package:resnet", "package:resnet is unknown"),
+        ("timm:no_such_model", "could not be loaded"),
+        ("local-dir:/nowhere", "has no config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_had_says_so(model, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(EncoderSpec("m", model))

@@ -1,0 +1,221 @@
+"""Geometry against closed forms and scipy, and what a change of the space must leave alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from pathfm_kedro.pipelines.inheritance.geometry import (
+    MOMENTS,
+    SPECTRAL,
+    balanced_tiles,
+    embedding_geometry,
+    mean_cosine,
+    moments,
+    patient_groups,
+    power_sums,
+    rotated_into_rows,
+    shape_figures,
+    spectrum,
+)
+
+PARAMETERS = {"n_tiles": 64, "draws": 200, "n_groups": 10, "null_draws": 3, "seed": 0}
+
+
+class Shards:
+    """Embeddings held in memory, one array a slide."""
+
+    def __init__(self, shards):
+        self.shards = shards
+
+    @property
+    def slide_ids(self):
+        return tuple(sorted(self.shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.concatenate([self.shards[slide] for slide in slide_ids]).astype(np.float32)
+
+
+def cohort(n_slides=12, tiles_per_slide=9, dimensions=5, seed=0):
+    generator = np.random.default_rng(seed)
+    names = [f"s{i:02}" for i in range(n_slides)]
+    slides = pl.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": [f"p{i // 2}" for i in range(n_slides)],
+            "center": "a",
+            "organ": "o",
+            "label": "l",
+        }
+    )
+    tiles = pl.DataFrame(
+        {
+            "slide_id": np.repeat(names, tiles_per_slide),
+            "tile_id": [f"t{i:04}" for i in range(n_slides * tiles_per_slide)],
+        }
+    )
+    shards = {
+        name: generator.gamma(1.5, size=(tiles_per_slide, dimensions)).astype(np.float32)
+        for name in names
+    }
+    return slides, tiles, shards
+
+
+def values(table):
+    return dict(table.select("metric", "value").iter_rows())
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (6, 6)])
+def test_orthonormal_rows_fill_every_direction(shape):
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 20)))[0][: shape[0]]
+    vectors = vectors[:, : shape[1]] if shape[0] > shape[1] else np.eye(*shape)
+    figures = spectrum(vectors)
+    assert figures["singular_value_entropy"] == pytest.approx(np.log(min(shape)))
+    assert figures["largest_singular_value_ratio"] == pytest.approx(np.log(min(shape)))
+    assert figures["effective_rank"] == pytest.approx(min(shape))
+
+
+def test_one_direction_has_effective_rank_one():
+    vectors = np.outer(np.arange(1, 30), np.arange(1, 50)).astype(float)
+    figures = spectrum(rotated_into_rows(vectors))
+    assert figures["effective_rank"] == pytest.approx(1.0)
+    assert figures["largest_singular_value_ratio"] == pytest.approx(0.0)
+    assert mean_cosine(vectors) == pytest.approx(1.0)
+
+
+def test_moments_equal_scipy():
+    from scipy.stats import kurtosis, skew
+
+    vectors = np.random.default_rng(0).gamma(2.0, size=(200, 7)) * 1e3 + 1e5
+    found = moments(power_sums(vectors).sum(axis=0))
+    assert found["skewness"] == pytest.approx(skew(vectors).mean())
+    assert found["kurtosis_excess"] == pytest.approx(kurtosis(vectors).mean())
+    assert found["kurtosis_raw"] == pytest.approx(kurtosis(vectors, fisher=False).mean())
+
+
+def test_mean_cosine_equals_all_pairs():
+    vectors = np.random.default_rng(0).normal(size=(20, 4)) + 1
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = (units @ units.T)[np.triu_indices(20, 1)]
+    assert mean_cosine(vectors) == pytest.approx(pairs.mean())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    rows=st.integers(2, 30),
+    columns=st.integers(1, 40),
+    scale=st.floats(1e-3, 1e3),
+)
+def test_rotation_and_scale_leave_the_shape_alone(seed, rows, columns, scale):
+    generator = np.random.default_rng(seed)
+    vectors = generator.normal(size=(rows, columns))
+    rotation = np.linalg.qr(generator.normal(size=(columns, columns)))[0]
+    plain = shape_figures(vectors)
+    for other in (scale * vectors @ rotation, rotated_into_rows(vectors)):
+        assert shape_figures(other) == pytest.approx(plain, abs=1e-9)
+
+
+def test_shift_and_scale_of_dimensions_leave_moments_alone():
+    generator = np.random.default_rng(0)
+    vectors = generator.gamma(2.0, size=(100, 4))
+    moved = vectors * np.array([1e-3, 1.0, 10.0, 1e4]) + np.array([5.0, -3.0, 0.0, 1e6])
+    plain = moments(power_sums(vectors).sum(axis=0))
+    assert moments(power_sums(moved).sum(axis=0)) == pytest.approx(plain, rel=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    wanted=st.integers(1, 60),
+    seed=st.integers(0, 99),
+)
+def test_chosen_tiles_are_balanced_and_do_not_depend_on_order(sizes, wanted, seed):
+    names = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    tiles = pl.DataFrame({"slide_id": names, "tile_id": [f"t{i:03}" for i in range(len(names))]})
+    chosen = tiles[balanced_tiles(tiles, wanted, seed)]
+    assert len(chosen) == min(wanted, len(tiles))
+    counts = dict(chosen["slide_id"].value_counts().iter_rows())
+    most = max(counts.values())
+    assert all(counts.get(f"s{i}", 0) >= min(size, most - 1) for i, size in enumerate(sizes))
+    shuffled = tiles.sample(fraction=1, shuffle=True, seed=seed)
+    assert_frame_equal(chosen, shuffled[balanced_tiles(shuffled, wanted, seed)])
+
+
+def test_groups_hold_whole_patients():
+    patients = np.random.default_rng(0).integers(0, 40, 300)
+    groups = patient_groups(patients, 7)
+    assert len(np.unique(np.column_stack([patients, groups]), axis=0)) == len(np.unique(patients))
+    assert np.ptp(np.bincount(groups)) <= np.bincount(patients).max()
+
+
+def test_node_gives_every_figure_with_interval_and_null():
+    slides, tiles, shards = cohort()
+    table = embedding_geometry(slides, tiles, Shards(shards), PARAMETERS, "e")
+    measured = table.filter(pl.col("metric") != "constant_dimensions")
+    assert set(measured["metric"]) == {*MOMENTS, *SPECTRAL, "mean_cosine"}
+    assert measured.select(pl.col("value", "ci_low", "ci_high", "null_low").is_null().any()).row(
+        0
+    ) == (False, False, False, False)
+    assert (
+        (measured["ci_low"] <= measured["value"]) & (measured["value"] <= measured["ci_high"])
+    ).all()
+    assert set(table["setting"]) == {json.dumps({"n_tiles": 64})}
+    assert set(table["n_patients"]) == {6}
+
+
+def test_gaussian_embeddings_lie_near_their_null():
+    slides, tiles, _ = cohort(n_slides=30, dimensions=40)
+    generator = np.random.default_rng(5)
+    shards = {name: generator.normal(size=(9, 40)) for name in slides["slide_id"]}
+    wide = PARAMETERS | {"n_tiles": 256, "null_draws": 30}
+    table = embedding_geometry(slides, tiles, Shards(shards), wide, "e").drop_nulls("null_low")
+    middle = (table["null_low"] + table["null_high"]) / 2
+    spread = table["null_high"] - table["null_low"]
+    assert ((table["value"] - middle).abs() <= spread).all()
+
+
+def test_constant_dimensions_are_counted_and_left_out_of_moments():
+    slides, tiles, shards = cohort()
+    padded = {n: np.column_stack([x, np.full((len(x), 2), 0.3)]) for n, x in shards.items()}
+    plain = values(embedding_geometry(slides, tiles, Shards(shards), PARAMETERS, "e"))
+    found = values(embedding_geometry(slides, tiles, Shards(padded), PARAMETERS, "e"))
+    assert found["constant_dimensions"] == 2
+    assert {m: found[m] for m in MOMENTS} == pytest.approx({m: plain[m] for m in MOMENTS})
+    alike = {n: np.ones_like(x) for n, x in shards.items()}
+    table = embedding_geometry(slides, tiles, Shards(alike), PARAMETERS, "e")
+    assert set(table.filter(pl.col("value").is_null())["metric"]) == set(MOMENTS)
+
+
+def test_order_of_rows_changes_nothing():
+    slides, tiles, shards = cohort()
+    order = np.random.default_rng(3).permutation(len(tiles))
+    stacked, shuffled = np.concatenate(list(shards.values())), tiles[order]
+    moved = {n: stacked[order[(shuffled["slide_id"] == n).to_numpy()]] for n in shards}
+    assert_frame_equal(
+        embedding_geometry(slides, tiles, Shards(shards), PARAMETERS, "e"),
+        embedding_geometry(slides[::-1], shuffled, Shards(moved), PARAMETERS, "e"),
+        check_exact=True,
+    )
+
+
+def test_small_cohorts_say_what_they_lack():
+    slides, tiles, shards = cohort()
+    nothing = embedding_geometry(slides, tiles, Shards({}), PARAMETERS, "e")
+    assert nothing["value"].is_null().all()
+    assert set(nothing["verdict"]) == {"not_applicable"}
+    one_patient = {name: shards[name] for name in ("s00", "s01")}
+    table = embedding_geometry(slides, tiles, Shards(one_patient), PARAMETERS, "e")
+    assert table["value"].is_not_null().all()
+    assert table["ci_low"].is_null().all()
+    assert set(table["setting"]) == {'{"n_tiles": 18}'}
+    single = {name: shard[:1] for name, shard in shards.items()}
+    first = tiles.group_by("slide_id", maintain_order=True).first()
+    table = embedding_geometry(slides, first, Shards(single), PARAMETERS, "e")
+    assert set(table["n"]) == {12}

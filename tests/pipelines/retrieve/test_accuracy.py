@@ -1,0 +1,317 @@
+"""Retrieval figures against scikit-learn; their intervals and nulls against chance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from pathfm_kedro.pipelines.retrieve.accuracy import (
+    VOTES,
+    Queries,
+    eligible_labels,
+    interval,
+    label_counts,
+    macro_f1,
+    majority_vote,
+    permute_labels,
+    retrieval_accuracy,
+    stratum_outcome,
+)
+from pathfm_kedro.statistics.bootstrap import bootstrap_weights
+
+PARAMETERS = {
+    "votes": ["top1", "mv3", "mv5"],
+    "min_patients": 2,
+    "draws": 200,
+    "n_permutations": 50,
+    "seed": 0,
+    "primary": {"family": "mean", "vote": "mv5", "scope": "within_organ"},
+    "thresholds": {"macro_f1": 0.5, "f1_range_over_organs": 0.3},
+}
+
+
+def search(slides, vectors, k=5, scopes=("within_organ", "across_organs")):
+    """Matches by Euclidean distance, written down plainly."""
+    rows = slides.rows(named=True)
+    found = []
+    for scope in scopes:
+        for i, query in enumerate(rows):
+            allowed = [
+                j
+                for j, other in enumerate(rows)
+                if other["patient_id"] != query["patient_id"]
+                and (scope == "across_organs" or other["organ"] == query["organ"])
+            ]
+            allowed.sort(key=lambda j: (np.linalg.norm(vectors[i] - vectors[j]), j))
+            found += [
+                ("mean", scope, query["slide_id"], rank, rows[j]["slide_id"])
+                for rank, j in enumerate(allowed[:k], start=1)
+            ]
+    columns = ["family", "scope", "query_slide", "rank", "match_slide"]
+    return pl.DataFrame(found, schema=columns, orient="row")
+
+
+def cohort(seed=0, n=60, organs=2, labels=3, separation=0.0):
+    generator = np.random.default_rng(seed)
+    patient = np.sort(generator.integers(0, n // 2, n))
+    organ = (patient % organs).astype(int)
+    label = organ * labels + generator.integers(0, labels, n // 2)[patient]
+    slides = pl.DataFrame(
+        {
+            "slide_id": [f"s{i:03}" for i in range(n)],
+            "patient_id": [f"p{i:03}" for i in patient],
+            "center": ["only"] * n,
+            "organ": [f"o{i}" for i in organ],
+            "label": [f"l{i}" for i in label],
+        }
+    )
+    return slides, generator.normal(size=(n, 3)) + separation * np.eye(3)[label % 3]
+
+
+def figure(table, metric, stratum="all", **setting):
+    row = table.filter(metric=metric, stratum=stratum, setting=json.dumps(setting, sort_keys=True))
+    return row.row(0, named=True)
+
+
+def random_world(seed, n_patients, shares, slides_per_patient, dimensions):
+    """Queries whose neighbours are real neighbours and whose labels mean nothing."""
+    generator = np.random.default_rng(seed)
+    patient = np.repeat(
+        np.arange(n_patients), generator.integers(1, slides_per_patient + 1, n_patients)
+    )
+    own = generator.normal(size=(n_patients, dimensions))[patient]
+    vectors = own + 0.5 * generator.normal(size=own.shape)
+    label = generator.choice(len(shares), p=shares, size=n_patients)[patient]
+    distances = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=-1)
+    distances[patient[:, None] == patient] = np.inf
+    nothing = np.zeros_like(patient)
+    return Queries(
+        patient=patient,
+        organ=nothing,
+        label=label,
+        pool=nothing,
+        matches=np.argsort(distances, axis=1)[:, :5],
+        organs=("organ",),
+        labels=tuple(map(str, range(len(shares)))),
+        n_patients=n_patients,
+    )
+
+
+@pytest.mark.parametrize("vote", VOTES)
+@pytest.mark.parametrize("scope", ["within_organ", "across_organs"])
+def test_f1_equals_scikit_learn(vote, scope):
+    from sklearn.metrics import accuracy_score, f1_score
+
+    slides, vectors = cohort(separation=1.0)
+    matches = search(slides, vectors)
+    table = retrieval_accuracy(matches, slides, PARAMETERS, "e")
+    label = dict(slides.select("slide_id", "label").iter_rows())
+    truth, voted = [], []
+    for (query,), group in matches.filter(scope=scope).group_by("query_slide"):
+        near = [label[m] for m in group.sort("rank")["match_slide"]][: VOTES[vote]]
+        truth.append(label[query])
+        voted.append(max(near, key=lambda name: (near.count(name), -near.index(name))))
+    setting = {"family": "mean", "vote": vote, "scope": scope}
+    expected = f1_score(truth, voted, average="macro")
+    assert figure(table, "macro_f1", **setting)["value"] == pytest.approx(expected, abs=1e-12)
+    assert figure(table, "accuracy", **setting)["value"] == pytest.approx(
+        accuracy_score(truth, voted)
+    )
+    per_label = f1_score(truth, voted, average=None, labels=["l1"])[0]
+    assert figure(table, "f1", "label=l1", **setting)["value"] == pytest.approx(per_label)
+
+
+def test_ineligible_labels_are_listed_and_only_disturb():
+    from sklearn.metrics import f1_score
+
+    slides, vectors = cohort(separation=1.0)
+    rare = pl.when(pl.col("slide_id") == "s000").then(pl.lit("rare")).otherwise(pl.col("label"))
+    slides = slides.with_columns(label=rare)
+    matches = search(slides, vectors)
+    table = retrieval_accuracy(matches, slides, PARAMETERS, "e")
+    setting = {"family": "mean", "vote": "top1", "scope": "across_organs"}
+    row = figure(table, "f1", "label=rare", **setting)
+    assert row["verdict"] == "not_applicable"
+    assert "1 patient(s)" in row["reason"]
+    label = dict(slides.select("slide_id", "label").iter_rows())
+    first = matches.filter(scope="across_organs", rank=1).filter(pl.col("query_slide") != "s000")
+    truth = [label[slide] for slide in first["query_slide"]]
+    voted = [label[slide] for slide in first["match_slide"]]
+    expected = f1_score(truth, voted, average="macro", labels=sorted(set(truth)))
+    assert figure(table, "macro_f1", **setting)["value"] == pytest.approx(expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1))
+def test_majority_vote_equals_counting(labels):
+    expected = [max(row, key=lambda one: (row.count(one), -row.index(one))) for row in labels]
+    assert majority_vote(np.array(labels)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("n_patients", "shares", "slides_per_patient", "dimensions", "vote"),
+    [
+        (80, [0.5, 0.5], 1, 2, 1),
+        (80, [0.4, 0.3, 0.3], 2, 4, 5),
+        (100, [0.7, 0.2, 0.1], 2, 2, 5),
+        (60, [0.25, 0.25, 0.25, 0.25], 3, 8, 1),
+    ],
+)
+def test_interval_covers_chance_under_random_labels(
+    n_patients, shares, slides_per_patient, dimensions, vote
+):
+    queries = random_world(0, n_patients, shares, slides_per_patient, dimensions)
+    every = np.ones(len(queries.label), bool)
+    eligible = eligible_labels(queries, 2, within_organ=True)
+    weights = bootstrap_weights(n_patients, 400, seed=3)
+    known = permute_labels(queries, 200, seed=1)
+    worlds = permute_labels(queries, 200, seed=2)
+    counted = [
+        stratum_outcome(replace(queries, label=labels), every, eligible, known, vote, weights)
+        for labels in worlds
+    ]
+    mean = np.mean([outcome.macro_f1.value for outcome in counted])
+    bounds = np.array([interval(outcome.macro_f1) for outcome in counted])
+    covered = ((bounds[:, 0] <= mean) & (mean <= bounds[:, 1])).mean()
+    assert 0.90 <= covered <= 0.99
+
+
+def test_interval_covers_the_expected_figure_where_there_is_signal():
+    values, bounds = [], []
+    for seed in range(100):
+        queries = random_world(seed, 80, [0.4, 0.3, 0.3], 2, 4)
+        generator = np.random.default_rng(seed)
+        label = np.repeat(generator.integers(0, 3, 80), np.bincount(queries.patient))
+        vectors = np.eye(3)[label] * 2 + generator.normal(size=(80, 3))[queries.patient]
+        distances = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=-1)
+        distances[queries.patient[:, None] == queries.patient] = np.inf
+        queries = replace(queries, label=label, matches=np.argsort(distances, axis=1)[:, :5])
+        outcome = stratum_outcome(
+            queries,
+            np.ones(len(label), bool),
+            eligible_labels(queries, 2, within_organ=True),
+            permute_labels(queries, 100, seed=1),
+            5,
+            bootstrap_weights(80, 400, seed=3),
+        )
+        values.append(outcome.macro_f1.value)
+        bounds.append(interval(outcome.macro_f1))
+    low, high = np.array(bounds).T
+    expected = np.mean(values)
+    assert 0.6 < expected < 0.95
+    assert 0.85 <= ((low <= expected) & (expected <= high)).mean() <= 0.99
+
+
+def test_null_of_random_neighbours_is_near_the_closed_form():
+    # Balanced labels and one vote: a neighbour carries the query's label with 39 of 79 patients.
+    generator = np.random.default_rng(0)
+    queries = replace(
+        random_world(0, 80, [0.5, 0.5], 1, 2), label=generator.permutation(np.arange(80) % 2)
+    )
+    permuted = permute_labels(queries, 2000, seed=0)
+    every = np.ones(80, bool)
+    eligible = eligible_labels(queries, 2, within_organ=True)
+    outcome = stratum_outcome(
+        queries, every, eligible, permuted, 1, bootstrap_weights(80, 50, seed=0)
+    )
+    assert outcome.accuracy.null.mean() == pytest.approx(39 / 79, abs=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_permutation_keeps_labels_in_their_organ_and_patients_whole(seed):
+    generator = np.random.default_rng(seed)
+    queries = random_world(seed, 20, [0.5, 0.3, 0.2], 3, 2)
+    organ = generator.integers(0, 3, 20)[queries.patient]
+    permuted = permute_labels(replace(queries, organ=organ), 5, seed)
+    first = np.unique(queries.patient, return_index=True)[1]
+    for labels in permuted:
+        assert (labels == labels[first][queries.patient]).all()
+        for one in np.unique(organ):
+            mine = first[organ[first] == one]
+            assert sorted(labels[mine]) == sorted(queries.label[mine])
+
+
+def test_order_of_rows_changes_nothing():
+    slides, vectors = cohort(separation=1.0)
+    matches = search(slides, vectors)
+    assert_frame_equal(
+        retrieval_accuracy(matches, slides, PARAMETERS, "e"),
+        retrieval_accuracy(
+            pl.concat(
+                matches.filter(scope=scope).sample(fraction=1, shuffle=True, seed=1)
+                for scope in ("within_organ", "across_organs")
+            ),
+            slides.sample(fraction=1, shuffle=True, seed=2),
+            PARAMETERS,
+            "e",
+        ),
+        check_exact=True,
+    )
+
+
+def test_perfect_search_passes_and_only_the_primary_setting_is_judged():
+    slides, _ = cohort(n=200)  # five votes need three right slides of other patients
+    vectors = 10 * slides["label"].str.slice(1).cast(pl.Float64).to_numpy()[:, None]
+    table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+    primary = PARAMETERS["primary"]
+    assert figure(table, "macro_f1", **primary)["value"] == pytest.approx(1.0)
+    assert figure(table, "macro_f1", **primary)["verdict"] == "pass"
+    assert figure(table, "f1_range_over_organs", **primary)["verdict"] == "pass"
+    assert set(table.filter(pl.col("threshold").is_not_null())["setting"]) == {
+        json.dumps(primary, sort_keys=True)
+    }
+
+
+def test_spread_between_a_solved_and_an_unsolved_organ_fails():
+    slides, vectors = cohort(n=160)
+    solved = 10.0 * slides["label"].str.slice(1).cast(pl.Float64).to_numpy()
+    vectors[:, 0] = np.where(slides["organ"] == "o0", solved, vectors[:, 0])
+    table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+    row = figure(table, "f1_range_over_organs", **PARAMETERS["primary"])
+    organs = [
+        figure(table, "macro_f1", f"organ={organ}", **PARAMETERS["primary"])["value"]
+        for organ in ("o0", "o1")
+    ]
+    assert row["value"] == pytest.approx(abs(organs[0] - organs[1]))
+    assert row["verdict"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("columns", "stratum", "words"),
+    [
+        ({"label": "one"}, "all", "no organ holds two labels"),
+        ({"organ": "one"}, "all", None),
+        ({"label": "one"}, "organ=o0", "trivial"),
+    ],
+)
+def test_cohorts_that_support_little_say_so(columns, stratum, words):
+    slides, vectors = cohort()
+    slides = slides.with_columns(**{name: pl.lit(value) for name, value in columns.items()})
+    table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+    row = figure(table, "macro_f1", stratum, **PARAMETERS["primary"])
+    assert (row["value"] is None) == (words is not None)
+    assert words is None or words in row["reason"]
+    spread = figure(table, "f1_range_over_organs", **PARAMETERS["primary"])
+    assert spread["verdict"] == "not_applicable"
+    assert spread["threshold"] == 0.3
+
+
+def test_one_patient_gives_a_reason():
+    slides, vectors = cohort()
+    slides = slides.with_columns(patient_id=pl.lit("only"))
+    table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+    assert set(table["verdict"]) == {"not_applicable"}
+    assert "two patients" in table["reason"][0]
+
+
+def test_a_query_that_found_nothing_is_a_miss():
+    counts = label_counts(np.array([0, 0]), np.array([0, -1]), np.zeros(2, int), (1, 2))
+    assert macro_f1(counts)[0] == pytest.approx(2 / 3)

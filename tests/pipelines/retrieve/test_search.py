@@ -1,0 +1,210 @@
+"""Search among slides against brute force, and what must not change it."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from pathfm_kedro.pipelines.retrieve import search
+from pathfm_kedro.pipelines.retrieve.search import (
+    FAMILIES,
+    SCOPES,
+    Mosaic,
+    median_min,
+    read_mosaic,
+    search_slides,
+)
+
+PARAMETERS = {
+    "families": list(FAMILIES),
+    "scopes": list(SCOPES),
+    "distance": "cosine",
+    "exclude": "patient",
+    "k": 5,
+}
+
+
+class Shards:
+    """Embeddings held in memory, one array a slide."""
+
+    def __init__(self, shards):
+        self.shards = shards
+
+    @property
+    def slide_ids(self):
+        return tuple(sorted(self.shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.concatenate([self.shards[slide] for slide in slide_ids]).astype(np.float32)
+
+
+def cohort(seed=0, n_slides=14, dimensions=6):
+    """Slides of two organs and three centers, some patients with several slides, ragged mosaics."""
+    generator = np.random.default_rng(seed)
+    names = [f"s{i:02}" for i in range(n_slides)]
+    slides = pl.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": [f"p{i}" for i in generator.integers(0, 8, n_slides)],
+            "center": [f"c{i}" for i in generator.integers(0, 3, n_slides)],
+            "organ": [f"o{i}" for i in generator.integers(0, 2, n_slides)],
+            "label": [f"l{i}" for i in generator.integers(0, 3, n_slides)],
+        }
+    )
+    sizes = generator.integers(1, 7, n_slides)
+    slide = np.repeat(names, sizes)
+    inside = generator.random(len(slide)) < 0.7
+    inside[np.cumsum(sizes) - 1] = True
+    tiles = pl.DataFrame(
+        {
+            "slide_id": slide,
+            "tile_id": [f"t{i:03}" for i in range(len(slide))],
+            "in_mosaic": inside,
+        }
+    )
+    shards = {
+        name: generator.normal(size=(size, dimensions)).astype(np.float32)
+        for name, size in zip(names, sizes, strict=True)
+    }
+    return slides, tiles, shards
+
+
+def mosaic_patches(tiles, shards):
+    return {
+        name: shards[name][tiles.filter(pl.col("slide_id") == name)["in_mosaic"].to_numpy()]
+        for name in shards
+    }
+
+
+def brute_force_matches(slides, patches, distance, same_organ, k):
+    from scipy.spatial.distance import cdist
+
+    rows = {row["slide_id"]: row for row in slides.iter_rows(named=True)}
+    found = {}
+    for query in sorted(patches):
+        candidates = [
+            (np.median(cdist(patches[query], patches[other], distance).min(axis=1)), other)
+            for other in sorted(patches)
+            if rows[other]["patient_id"] != rows[query]["patient_id"]
+            and (not same_organ or rows[other]["organ"] == rows[query]["organ"])
+        ]
+        found[query] = [name for _, name in sorted(candidates)[:k]]
+    return found
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scope", ["within_organ", "across_organs"])
+def test_median_min_equals_brute_force(distance, scope):
+    slides, tiles, shards = cohort()
+    matches = search_slides(slides, tiles, Shards(shards), PARAMETERS | {"distance": distance})
+    found = matches.filter(family="median_min", scope=scope)
+    expected = brute_force_matches(
+        slides, mosaic_patches(tiles, shards), distance, scope == "within_organ", k=5
+    )
+    by_query = {name: [] for name in expected}
+    for row in found.sort("query_slide", "rank").iter_rows(named=True):
+        by_query[row["query_slide"]].append(row["match_slide"])
+    assert by_query == expected
+
+
+@pytest.mark.parametrize("entries", [1, 50, 400])
+def test_blocks_do_not_change_median_min(monkeypatch, entries):
+    mosaic = read_mosaic(*cohort()[:2], Shards(cohort()[2]))
+    whole = median_min(mosaic, "cosine")
+    monkeypatch.setattr(search, "_BLOCK_ENTRIES", entries)
+    np.testing.assert_allclose(median_min(mosaic, "cosine"), whole, atol=1e-12)
+
+
+def test_euclidean_is_exact_far_from_the_origin():
+    from scipy.spatial.distance import cdist
+
+    generator = np.random.default_rng(0)
+    vectors = (1000 + generator.normal(size=(6, 3))).astype(np.float32)
+    slides = pl.DataFrame({"slide_id": list("abcdef")})
+    found = median_min(Mosaic(slides, vectors, np.arange(6)), "euclidean")
+    expected = cdist(vectors.astype(float), vectors.astype(float))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_order_of_rows_changes_nothing(seed):
+    slides, tiles, shards = cohort(seed)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(tiles))
+    shuffled = tiles[order]
+    stacked = np.concatenate([shards[name] for name in sorted(shards)])
+    moved = {
+        name: stacked[order[(shuffled["slide_id"] == name).to_numpy()]] for name in sorted(shards)
+    }
+    assert_frame_equal(
+        search_slides(slides, tiles, Shards(shards), PARAMETERS),
+        search_slides(
+            slides[generator.permutation(len(slides))], shuffled, Shards(moved), PARAMETERS
+        ),
+        check_exact=True,
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_matches_keep_to_their_scope_and_leave_the_patient_out(seed):
+    matches = search_slides(*cohort(seed)[:2], Shards(cohort(seed)[2]), PARAMETERS)
+    assert (matches["query_patient"] != matches["match_patient"]).all()
+    within = matches.filter(pl.col("scope").str.starts_with("within_organ"))
+    assert (within["query_organ"] == within["match_organ"]).all()
+    elsewhere = matches.filter(scope="within_organ_other_centers")
+    assert (elsewhere["query_center"] != elsewhere["match_center"]).all()
+    distances = matches.group_by("family", "scope", "query_slide", maintain_order=True)
+    assert all(group["distance"].is_sorted() for _, group in distances)
+
+
+def test_ties_go_to_the_lower_index():
+    slides, tiles, shards = cohort()
+    same = {name: np.full_like(shard, 0.1) for name, shard in shards.items()}
+    matches = search_slides(slides, tiles, Shards(same), PARAMETERS | {"scopes": ["across_organs"]})
+    for (_, query), group in matches.group_by("family", "query_slide"):
+        patient = slides.filter(slide_id=query)["patient_id"][0]
+        others = slides.filter(pl.col("patient_id") != patient)["slide_id"].sort().head(5)
+        assert group.sort("rank")["match_slide"].to_list() == others.to_list()
+
+
+def test_rotating_the_space_leaves_mean_and_median_min_alone():
+    slides, tiles, shards = cohort()
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
+    turned = {name: shard @ rotation for name, shard in shards.items()}
+    invariant = PARAMETERS | {"families": ["mean", "median_min"]}
+    assert_frame_equal(
+        search_slides(slides, tiles, Shards(shards), invariant),
+        search_slides(slides, tiles, Shards(turned), invariant),
+        abs_tol=1e-5,
+    )
+
+
+def test_slides_without_embeddings_or_mosaic_are_left_out():
+    slides, tiles, shards = cohort()
+    del shards["s00"]
+    tiles = tiles.with_columns(in_mosaic=pl.col("in_mosaic") & (pl.col("slide_id") != "s01"))
+    matches = search_slides(slides, tiles, Shards(shards), PARAMETERS)
+    seen = set(matches["query_slide"]) | set(matches["match_slide"])
+    assert seen == set(slides["slide_id"]) - {"s00", "s01"}
+
+
+def test_no_embeddings_give_an_empty_table_of_the_same_columns():
+    slides, tiles, shards = cohort()
+    empty = search_slides(slides, tiles, Shards({}), PARAMETERS)
+    assert empty.is_empty()
+    assert empty.schema == search_slides(slides, tiles, Shards(shards), PARAMETERS).schema
+
+
+def test_broken_vectors_and_unknown_names_are_refused():
+    slides, tiles, shards = cohort()
+    with pytest.raises(ValueError, match=r"families.*choose from"):
+        search_slides(slides, tiles, Shards(shards), PARAMETERS | {"families": ["bow"]})
+    shards["s03"][-1] = np.nan
+    with pytest.raises(ValueError, match="s03"):
+        search_slides(slides, tiles, Shards(shards), PARAMETERS)
