@@ -216,7 +216,7 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
         f"manifest: {manifest}\n",
         encoding="utf-8",
     )
-    (folder / "parameters.yml").write_text(f"cohort:\n  source: {source}\n", encoding="utf-8")
+    (folder / "parameters.yml").write_text(f"cohort:\n  name: {name}\n  source: {source}\n", encoding="utf-8")
     for pipeline, body in _BODIES.items():
         (folder / f"parameters_{pipeline}.yml").write_text(
             _PARAMETERS.format(pipeline=pipeline, body=body), encoding="utf-8"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from kedro.pipeline import Pipeline
 
 from pathfm_kedro.cohorts import read_cohort_plan
@@ -12,6 +14,10 @@ from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
+
+# Datasets are named <what>.<encoder> on purpose, and no dataset gets a namespace's prefix, so Kedro's
+# advice against dots does not apply.
+warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
 
 def register_pipelines() -> dict[str, Pipeline]:

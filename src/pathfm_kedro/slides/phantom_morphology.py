@@ -56,6 +56,8 @@ class Morphology:
     fibre: float
 
 
+#: One form per pattern, numbers in the order of the fields above: sizes as in textbook tissue,
+#: spread so that no two forms are near each other.
 ARCHETYPES: dict[Pattern, Morphology] = {
     "clear": Morphology("clear", 6.0, 1.1, 0.08, 17.0, 0.1, 17.0, 0.60, 9.0, 0.2),
     "papillary": Morphology("papillary", 7.0, 1.4, 0.10, 8.0, 0.8, 46.0, 0.20, 7.0, 0.4),

@@ -60,6 +60,7 @@ def draw_tissue(
     mask = _tissue_outline(coarse, rng)
     ground = _ground(morphology, coarse, unit, rng)
     parts = _with_stroma(_ARRANGEMENTS[morphology.pattern](morphology, ground, rng), ground, rng)
+    parts = replace(parts, epithelial=parts.epithelial * mask, stromal=parts.stromal * mask)
     epithelial = _epithelial_nuclei(morphology, parts, seed, unit, rng)
     stromal = _stromal_nuclei(parts, ground.flow, unit, rng)
     nuclei = stamp((epithelial, stromal), size_px)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.readers import Pixels, SlideReader, resize
+from pathfm_kedro.slides.readers import Pixels, SlideReader, reduce_by_area
 
 #: Saturation below which stain is too faint to be tissue, and above which it always is: Otsu's
 #: threshold is held between them, so that a slide full of tissue is not split in two.
@@ -65,7 +65,7 @@ def read_overview(reader: SlideReader, mpp: float, overview_mpp: float) -> Overv
             max(1, round(width * scale / factor)),
             max(1, round((bottom - top) * scale / factor)),
         )
-        image[top:bottom] = resize(band, width, bottom - top)
+        image[top:bottom] = reduce_by_area(band, width, bottom - top)
     return Overview(image, scale)
 
 
@@ -90,13 +90,16 @@ def tissue_mask(image: Pixels) -> NDArray[np.bool_]:
     0.25
     """
     from scipy import ndimage
+    from skimage.filters import threshold_otsu
 
     high = image.max(axis=2).astype(np.float32)
     low = image.min(axis=2).astype(np.float32)
     saturation = (high - low) / np.maximum(high, 1.0)
     # Black pixels are pen, dirt or an unlit field of fluorescence: saturated by accident.
     lit = high > 40
-    threshold = float(np.clip(otsu_threshold(saturation[lit]), *SATURATION_BOUNDS))
+    if not lit.any():
+        return np.zeros_like(lit)
+    threshold = float(np.clip(threshold_otsu(saturation[lit]), *SATURATION_BOUNDS))
     mask = lit & (saturation > threshold)
     if min(mask.shape) < 8:
         return mask
@@ -104,26 +107,6 @@ def tissue_mask(image: Pixels) -> NDArray[np.bool_]:
     opened = ndimage.binary_opening(mask, cross)
     closed: NDArray[np.bool_] = ndimage.binary_closing(np.pad(opened, 2, mode="edge"), cross)
     return closed[2:-2, 2:-2]
-
-
-def otsu_threshold(values: NDArray[np.float32]) -> float:
-    """Otsu's threshold of values in 0 … 1 (Otsu 1979); 1.0 where there are no values.
-
-    Examples
-    --------
-    >>> 0.1 < otsu_threshold(np.array([0.1, 0.1, 0.8, 0.8], np.float32)) <= 0.8
-    True
-    """
-    if not len(values):
-        return 1.0
-    counts, edges = np.histogram(values, bins=256, range=(0.0, 1.0))
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mass = np.cumsum(counts * centres)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    return float(edges[1 + int(np.argmax(np.nan_to_num(between)))])
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,6 @@ def nearest_neighbours(
     similarity = np.full((len(asking), k), -np.inf)
     rank = np.argsort(place[asking], kind="stable")
 
-
     def fill(share: range) -> None:
         space = _Workspace.of(search, block)
         for start in share:
@@ -162,15 +161,15 @@ def _checked(
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"unknown metric {metric!r}: use 'cosine' or 'euclidean'")
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    _refuse(~np.isfinite(rows).all(axis=1), "hold NaN or infinity: embed these rows again")
+    _refuse(np.isfinite(rows).all(axis=1), "hold NaN or infinity: embed these rows again")
     if metric == "cosine":
-        _refuse(~rows.any(axis=1), "are zero: cosine has no direction for them, leave them out")
+        _refuse(rows.any(axis=1), "are zero: cosine has no direction for them, leave them out")
     return rows
 
 
-def _refuse(bad: NDArray[np.bool_], what: str) -> None:
-    """Raise naming the first offending rows."""
-    rows = np.flatnonzero(bad)
+def _refuse(good: NDArray[np.generic] | np.generic, what: str) -> None:
+    """Raise naming the first rows that are not good."""
+    rows = np.flatnonzero(np.logical_not(good))
     if len(rows):
         shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
         raise ValueError(f"{len(rows)} vectors {what} (rows {shown})")
@@ -201,9 +200,7 @@ def _prepare(
         bias = (0.5 * np.einsum("ij,ij->i", centred, centred, dtype=np.float64)).astype(np.float32)
     lengths = np.sqrt(np.einsum("ij,ij->i", centred, centred, dtype=np.float64))
     reach = float(lengths.max(initial=0.0))
-    return _Search(
-        vectors, norms, metric, k, order, codes[order], centred, bias, offset, reach
-    )
+    return _Search(vectors, norms, metric, k, order, codes[order], centred, bias, offset, reach)
 
 
 def _share_out(work: Callable[[range], None], starts: range) -> None:

@@ -38,12 +38,10 @@ def around(value: float, half: float = 0.04) -> Estimate:
 
 def robustness_rows(encoder: str) -> Iterator[dict[str, Any]]:
     ri, _, _, label, center = TRUTH[encoder]
-    common = {"experiment": "robustness_index", "encoder": encoder}
+    common: dict[str, Any] = {"experiment": "robustness_index", "encoder": encoder}
     setting = {"design": "all", "k": 11, "role": "cohort_k"}
     null = Null(0.375, 0.375)
-    yield measurement(
-        metric="ri", estimate=around(ri, 0.05), setting=setting, null=null, **common
-    )
+    yield measurement(metric="ri", estimate=around(ri, 0.05), setting=setting, null=null, **common)
     yield measurement(metric="ri_ratio", estimate=around(ri + 0.3), setting=setting, **common)
     yield measurement(
         metric="ri_minus_null",
@@ -79,7 +77,7 @@ def robustness_rows(encoder: str) -> Iterator[dict[str, Any]]:
 
 def rotation_rows(encoder: str) -> Iterator[dict[str, Any]]:
     kept = TRUTH[encoder][1]
-    common = {"experiment": "rotation", "encoder": encoder}
+    common: dict[str, Any] = {"experiment": "rotation", "encoder": encoder}
     for angle in range(15, 360, 15):
         lossless = angle % 90 == 0
         for view, loss in (("rotated", 0.1), ("rotated_back", 0.02)):
@@ -95,7 +93,8 @@ def rotation_rows(encoder: str) -> Iterator[dict[str, Any]]:
                 **common,
             )
     setting = {"k": 10, "metric": "cosine"}
-    yield measurement(metric="mknn_mean", estimate=around(kept), setting=setting, **common)
+    mean_setting = {**setting, "view": "rotated"}
+    yield measurement(metric="mknn_mean", estimate=around(kept), setting=mean_setting, **common)
     yield measurement(
         metric="mknn_variance",
         estimate=around(0.004, 0.002),
@@ -104,15 +103,15 @@ def rotation_rows(encoder: str) -> Iterator[dict[str, Any]]:
         direction="below",
         **common,
     )
-    yield measurement(metric="mknn_excess", estimate=around(-0.1), setting=setting, **common)
+    yield measurement(metric="mknn_excess_drop", estimate=around(0.1), setting=setting, **common)
 
 
 def retrieval_rows(encoder: str) -> Iterator[dict[str, Any]]:
     macro = TRUTH[encoder][2]
-    common = {"experiment": "retrieval", "encoder": encoder}
+    common: dict[str, Any] = {"experiment": "retrieval", "encoder": encoder}
     for family, gain in (("mean", 0.0), ("median_min", 0.02), ("maxsim", 0.015)):
-        for vote in (1, 5):
-            setting = {"family": family, "scope": "organ", "vote": vote}
+        for vote in ("mv3", "mv5"):
+            setting = {"family": family, "scope": "within_organ", "vote": vote}
             for stratum, shift in (("all", 0.0), ("organ=kidney", 0.02), ("organ=lung", -0.02)):
                 yield measurement(
                     metric="macro_f1",
@@ -133,7 +132,7 @@ def retrieval_rows(encoder: str) -> Iterator[dict[str, Any]]:
     yield measurement(
         metric="f1_range_over_organs",
         estimate=Estimate(0.28, 0.15, 0.41, 480, 24),
-        setting={"family": "median_min", "scope": "organ", "vote": 5},
+        setting={"family": "median_min", "scope": "within_organ", "vote": "mv5"},
         threshold=0.3,
         direction="below",
         **common,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -19,7 +22,7 @@ from pathfm_kedro.pipelines.report.page import render_report, script_json
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA, Estimate, measurement
 
 EVIL = "<script>alert(1)</script>"
-VOID = {"meta", "br", "link", "img", "input", "hr"}
+VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
@@ -124,7 +127,7 @@ def test_text_from_tables_stays_text(report_inputs: dict[str, Any]) -> None:
     inputs["measurements"] = pl.concat(
         [inputs["measurements"], pl.DataFrame([extra], schema=MEASUREMENT_SCHEMA)]
     )
-    known = (inputs["measurements"], inputs["provenance"], {}, inputs["design"])
+    known: tuple[Any, ...] = (inputs["measurements"], inputs["provenance"], {}, inputs["design"])
     inputs["findings"] = collect_findings(*known)
     inputs["controls"] = check_controls(*known)
     inputs["verdicts"] = verdict_by_encoder(inputs["findings"], inputs["controls"])
@@ -189,3 +192,36 @@ def test_json_cannot_end_its_script_element() -> None:
     escaped = script_json(data)
     assert not set("<>&") & set(escaped)
     assert json.loads(escaped) == json.loads(data)
+
+
+def test_a_browser_draws_every_plot(page: str, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium or google-chrome on the PATH")
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    boxes = page.count('class="plot"')
+    assert len(re.findall(r'class="plot js-plotly-plot"', done.stdout)) == boxes
+    assert done.stdout.count('class="plot-container plotly"') == boxes
+    # The page's own script holds the sentence once; a plot that failed would add another.
+    assert done.stdout.count("This plot could not be drawn") == 1

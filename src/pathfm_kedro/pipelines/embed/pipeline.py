@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.embed.card import describe_encoder
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding, pool_slides
@@ -14,7 +14,7 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     return grouped("embed", [grouped(name, _one_encoder(name)) for name in encoders])
 
 
-def _one_encoder(name: str) -> list:
+def _one_encoder(name: str) -> list[Node]:
     return [
         node(
             named_partial(plan_embedding, name=name),

@@ -290,6 +290,8 @@ def embedding_geometry(
     encoder
         Name for the table.
     """
+    from threadpoolctl import threadpool_limits
+
     rows = tile_rows(slides, tiles, embeddings.slide_ids)
     chosen = balanced_tiles(rows, parameters["n_tiles"], parameters["seed"])
     vectors = read_vectors(rows, chosen, embeddings)
@@ -306,8 +308,12 @@ def embedding_geometry(
         reason = "the figure needs two embedded tiles that are not all zero: embed more slides"
         return measurement_table(not_applicable(**name, **support, metrics=every, reason=reason))
     varying = varying_dimensions(vectors)
-    null = gaussian_null(len(rows), vectors.shape[1], parameters["null_draws"], parameters["seed"])
-    estimates = _shape_estimates(vectors, patients, parameters["n_groups"])
+    # Small decompositions: more threads cost more than they give, and change the last digits.
+    with threadpool_limits(1):
+        null = gaussian_null(
+            len(rows), vectors.shape[1], parameters["null_draws"], parameters["seed"]
+        )
+        estimates = _shape_estimates(vectors, patients, parameters["n_groups"])
     constant = Estimate(float((~varying).sum()), None, None, **support)
     table = [measurement(**name, metric="constant_dimensions", estimate=constant)]
     if varying.any():

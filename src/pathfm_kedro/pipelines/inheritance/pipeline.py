@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.inheritance.geometry import embedding_geometry
 from pathfm_kedro.pipelines.inheritance.linear_probe import linear_probe
@@ -14,7 +14,7 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     return grouped("inheritance", [grouped(name, _one(name)) for name in encoders])
 
 
-def _one(name: str) -> list:
+def _one(name: str) -> list[Node]:
     return [
         node(
             named_partial(embedding_geometry, encoder=name),

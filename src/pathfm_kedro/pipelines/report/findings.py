@@ -53,8 +53,8 @@ CONTROLS = ("phantom_truth", "random_projection", "stain_statistics")
 
 #: Share of wrong discoveries accepted among all findings of an audit.
 ALPHA = 0.05
-#: How far above chance a control that knows nothing may keep its neighbours under rotation: a
-#: projection of a turned tile keeps its overall colour, so a little above chance is honest.
+#: How far above chance a control that knows nothing may keep its neighbours at 90°: in a small pool
+#: the share of neighbours kept by accident is itself uncertain.
 CHANCE_MARGIN = 0.2
 _TWO_SIDED_95 = 1.959964
 #: Numerical slack where an interval touches a closed-form null.

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.findings import ALPHA, roles, select
-from pathfm_kedro.pipelines.report.plots import figures, retrieval_setting, title_of
+from pathfm_kedro.pipelines.report.plots import (
+    figures,
+    retrieval_setting,
+    rotation_setting,
+    title_of,
+)
 from pathfm_kedro.pipelines.report.summary import (
     PHANTOM_NOTE,
     VERDICT_SIGNS,
@@ -166,7 +171,7 @@ def render_report(
         claims=_claims(measurements, provenance),
         other_claims=_other_claims(measurements),
         cohort=_cohort_facts(slides, tiles),
-        design=design.sort("label", "center").to_dicts(),
+        design=design.sort("label", "center", *design.columns).to_dicts(),
         design_plots=_plots(drawn, "design"),
         cramers_v=design_summary.get("cramers_v"),
         unusable=_unusable(slides),
@@ -385,7 +390,7 @@ def _cohort_facts(slides: pl.DataFrame, tiles: pl.DataFrame) -> list[tuple[str, 
         ("Micrometres per pixel", _range(usable, "mpp")),
     ]
     if len(per_slide):
-        spread = f"{per_slide[0]} to {per_slide[-1]}, median {number(_median(per_slide))}"
+        spread = f"{per_slide[0]} to {per_slide[-1]}, median {_median(per_slide):g}"
         facts.append(("Tiles", f"{tiles.height:,} ({spread} on a slide)"))
     else:
         facts.append(("Tiles", "none"))
@@ -454,9 +459,10 @@ def _claims(measurements: pl.DataFrame, provenance: Mapping[str, Any]) -> list[C
     ratio = select(measurements, index, "ri_ratio", **cohort)
     above_null = select(measurements, index, "ri_minus_null", **cohort)
     at_90 = select(measurements, "rotation", "mknn", angle=90, view="rotated")
-    excess = select(measurements, "rotation", "mknn_excess")
-    variance = select(measurements, "rotation", "mknn_variance")
-    mean = select(measurements, "rotation", "mknn_mean")
+    turned = rotation_setting(measurements)
+    excess = select(measurements, "rotation", "mknn_excess_drop", **turned)
+    variance = select(measurements, "rotation", "mknn_variance", **turned)
+    mean = select(measurements, "rotation", "mknn_mean", **turned)
     organs = select(measurements, "retrieval", "f1_range_over_organs")
     macro = select(measurements, "retrieval", "macro_f1", **retrieval_setting(measurements))
     macro = macro.filter(stratum="all")
@@ -490,8 +496,8 @@ def _claims(measurements: pl.DataFrame, provenance: Mapping[str, Any]) -> list[C
         Claim(
             "Encoders are sensitive to rotation: m-kNN drops by more than 0.2 at 90°",
             "m-kNN at 90° is below 0.8.",
-            "Turning there and back blurs without turning: what is lost beyond it is rotation.",
-            rows(at_90, _below(0.8), excess, _told),
+            "Turning there and back blurs without turning: what is lost beyond it is above 0.",
+            rows(at_90, _below(0.8), excess, _above(0.0)),
         ),
         Claim(
             "Sensitivity shows as a variance over angles above 0.1",

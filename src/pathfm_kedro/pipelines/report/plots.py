@@ -126,7 +126,7 @@ def rotation_curve(measurements: pl.DataFrame, view: str = "rotated") -> pl.Data
     DataFrame
         As :func:`ri_curve`, x in degrees.
     """
-    chosen = _rotation_setting(measurements)
+    chosen = rotation_setting(measurements)
     return _curve(
         select(measurements, "rotation", "mknn", view=view, **chosen), "rotation", "angle"
     )
@@ -282,6 +282,8 @@ def plot_design(design: pl.DataFrame) -> go.Figure | None:
     """Slides and patients for each label and center."""
     if not design.height:
         return None
+    counts = [pl.col("n_slides").sum(), pl.col("n_patients").sum()]
+    design = design.group_by("label", "center").agg(counts)
     labels = design["label"].unique().sort(descending=True).to_list()
     centers = design["center"].unique().sort().to_list()
     cells = {(row["label"], row["center"]): row for row in design.iter_rows(named=True)}
@@ -365,7 +367,7 @@ def retrieval_setting(measurements: pl.DataFrame) -> dict[str, Any]:
     return dict(json.loads(best))
 
 
-def _rotation_setting(measurements: pl.DataFrame) -> dict[str, Any]:
+def rotation_setting(measurements: pl.DataFrame) -> dict[str, Any]:
     """The k and metric of the signature, else the first in order."""
     rows = measurements.filter(experiment="rotation", metric="mknn")
     judged = rows.drop_nulls("threshold")
@@ -621,7 +623,7 @@ def _add_panel(
     threshold = panel["threshold"].drop_nulls()
     if len(threshold):
         line = {"color": "#222222", "width": 1.2}
-        figure.add_vline(threshold[0], line=line, layer="below", **place)
+        figure.add_vline(threshold[0], line=line, **place)
 
 
 def _add_null_tick(figure: go.Figure, row: Row, place: Mapping[str, int]) -> None:

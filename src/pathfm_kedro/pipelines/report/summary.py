@@ -84,12 +84,14 @@ METRICS: dict[str, str] = {
     "mknn": "Neighbours kept (m-kNN)",
     "mknn_mean": "Neighbours kept, mean over angles",
     "mknn_variance": "Neighbours kept, variance over angles",
-    "mknn_excess": "Neighbours kept, beyond the there-and-back control",
+    "mknn_excess_drop": "Neighbours lost beyond the there-and-back control",
     "cosine_distance": "Cosine distance to the unrotated view",
     "macro_f1": "Macro-F1",
     "f1": "F1",
     "accuracy": "Accuracy",
     "f1_range_over_organs": "F1 of the best organ minus the worst",
+    "f1_sd_over_organs": "F1, standard deviation over organs",
+    "f1_tau_over_organs": "F1, spread over organs beyond sampling noise (τ)",
     "balanced_accuracy": "Balanced accuracy",
     "skewness": "Skewness",
     "kurtosis_excess": "Kurtosis, excess",
@@ -107,7 +109,7 @@ FAILURES: dict[tuple[str, str], str] = {
     ("robustness_index", "ri_minus_null"): "follows the center more than the tissue",
     ("rotation", "mknn"): "changes under rotation",
     ("rotation", "mknn_variance"): "changes unevenly over the angles",
-    ("rotation", "mknn_excess"): "changes under rotation beyond what blur explains",
+    ("rotation", "mknn_excess_drop"): "changes under rotation beyond what blur explains",
     ("retrieval", "f1_range_over_organs"): "finds some organs far better than others",
     ("retrieval", "macro_f1"): "does not find the label",
     ("linear_probe", "balanced_accuracy"): "does not hold what the probe asks for",
@@ -130,6 +132,11 @@ _SETTING_VALUES = {
     ("design", "paired_2x2"): "pairs of two labels and two centers",
     ("view", "rotated"): "",
     ("view", "rotated_back"): "rotated there and back",
+    ("vote", "top1"): "nearest match",
+    ("vote", "mv3"): "majority of 3",
+    ("vote", "mv5"): "majority of 5",
+    ("scope", "within_organ"): "within the organ",
+    ("scope", "across_organs"): "across organs",
 }
 #: Folders of an absolute path, POSIX or Windows; only what names the file itself stays.
 _FOLDERS = re.compile(
@@ -197,6 +204,8 @@ def setting_text(setting: str) -> str:
     parts = []
     for key, value in json.loads(setting).items():
         known = _SETTING_VALUES.get((key, value)) if isinstance(value, str) else None
+        if value is None:
+            continue
         if known is not None:
             parts.append(known)
         elif key == "angle":

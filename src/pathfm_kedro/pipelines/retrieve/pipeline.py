@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_accuracy
 from pathfm_kedro.pipelines.retrieve.search import search_slides
@@ -14,7 +14,7 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     return grouped("retrieve", [grouped(name, _one(name)) for name in encoders])
 
 
-def _one(name: str) -> list:
+def _one(name: str) -> list[Node]:
     return [
         node(
             search_slides,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     choose_k,
@@ -39,23 +39,31 @@ def create_pipeline(encoders: Sequence[str], controls: Sequence[str]) -> Pipelin
             tags="rotation",
         ),
     ]
-    return grouped("robustness", [*shared, *(grouped(name, _one(name)) for name in encoders)])
+    # An index needs the cohort's k, and k needs every encoder's counts, so it stands outside the
+    # encoder's namespace.
+    indices = [_index(name) for name in encoders]
+    return grouped(
+        "robustness", [*shared, *(grouped(name, _one(name)) for name in encoders), *indices]
+    )
 
 
-def _one(name: str) -> list:
+def _index(name: str) -> Node:
+    return node(
+        named_partial(robustness_index, encoder=name),
+        [f"neighbour_counts.{name}", "robustness_k", "params:robustness_index"],
+        f"measurements.robustness.robustness_index.{name}",
+        name=f"robustness_index_{name}",
+        tags=["robustness_index", name],
+    )
+
+
+def _one(name: str) -> list[Node]:
     return [
         node(
             count_neighbours,
             ["slides", "tiles", f"embeddings.{name}", "params:robustness_index"],
             f"neighbour_counts.{name}",
             name=f"count_neighbours_{name}",
-            tags=["robustness_index", name],
-        ),
-        node(
-            named_partial(robustness_index, encoder=name),
-            [f"neighbour_counts.{name}", "robustness_k", "params:robustness_index"],
-            f"measurements.robustness.robustness_index.{name}",
-            name=f"robustness_index_{name}",
             tags=["robustness_index", name],
         ),
         node(

@@ -1,4 +1,4 @@
-r"""Robustness index: do neighbours share biology rather than the center that stained them?
+r"""Robustness index: whether neighbours share biology rather than the center.
 
 Each neighbour of a query is typed by biology × center: SS (same label, same center), SO (same
 label, other center), OS (other label, same center), OO. Over all queries and ranks ≤ k,
@@ -36,7 +36,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -114,14 +114,11 @@ _DENSE_PATIENTS = 2000
 #: Fewer patients leave no degree of freedom for what two of them share.
 _SECOND_ORDER_PATIENTS = 4
 
-#: Pairs of units compared at once under all permutations.
-_PERMUTED_PAIRS = 4096
+#: Pairs of units compared at once under all permutations: they stay in the processor's cache.
+_PERMUTED_PAIRS = 256
 
 #: Integers up to here are exact in float32.
 _EXACT_FLOAT32 = 2**24
-
-
-# What was measured: from embeddings to counts ----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -216,25 +213,22 @@ def _cohort(table: pl.DataFrame, exclude: str) -> _Cohort:
     unit_key = ["patient_id", "label", "center"]
     units = table.select(unit_key).unique().sort(unit_key).with_row_index("unit")
     codes = table.join(units, on=unit_key, how="left", maintain_order="left")["unit"]
-    groups = {
-        "patient": lambda: _codes(table["patient_id"]),
-        "slide": lambda: _codes(table["slide_id"]),
-        "none": lambda: np.arange(table.height),
-    }
+    groups = {"patient": table["patient_id"], "slide": table["slide_id"], "none": table["tile_id"]}
     if exclude not in groups:
         raise ValueError(f"exclude is {exclude!r}: use one of {', '.join(groups)}")
     return _Cohort(
         patients=_codes(table["patient_id"]),
         labels=_codes(table["label"]),
         centers=_codes(table["center"]),
-        groups=groups[exclude](),
+        groups=_codes(groups[exclude]),
         units=codes.to_numpy().astype(np.int64),
         unit_table=units,
     )
 
 
 def _codes(names: pl.Series) -> Ints:
-    return np.unique(names.to_numpy(), return_inverse=True)[1].astype(np.int64)
+    """Names as integers 0, 1, … in sorted order."""
+    return names.rank("dense").to_numpy().astype(np.int64) - 1
 
 
 def _vectors(embeddings: Embeddings, rows: pl.DataFrame) -> NDArray[np.float32]:
@@ -291,8 +285,8 @@ def _usable_cells(
         (
             labels[int(i)],
             centers[int(j)],
-            f"{patients[i, j]} patients with {tiles[i, j]} tiles: a cell needs {fewest[0]} patients "
-            f"and {fewest[1]} tiles",
+            f"{patients[i, j]} patients with {tiles[i, j]} tiles: a cell needs {fewest[0]} "
+            f"patients and {fewest[1]} tiles",
         )
         for i, j in np.argwhere(~usable & (tiles > 0))
     ]
@@ -329,8 +323,9 @@ def _complete_pairs(usable: NDArray[np.bool_]) -> Iterator[Ints]:
     for a, b in itertools.combinations(range(usable.shape[0]), 2):
         shared = np.flatnonzero(usable[a] & usable[b])
         for c, d in itertools.combinations(shared, 2):
-            yield np.array([a * n_centers + c, a * n_centers + d, b * n_centers + c,
-                            b * n_centers + d])
+            yield np.array(
+                [a * n_centers + c, a * n_centers + d, b * n_centers + c, b * n_centers + d]
+            )
 
 
 def _balanced_draws(
@@ -404,7 +399,9 @@ def _found(
     return nearest_neighbours(vectors, groups, k, metric=parameters["metric"]).indices
 
 
-def _scope_counts(cohort: _Cohort, scope: _Scope, found: Ints, k_grid: Sequence[int]) -> pl.DataFrame:
+def _scope_counts(
+    cohort: _Cohort, scope: _Scope, found: Ints, k_grid: Sequence[int]
+) -> pl.DataFrame:
     grid = np.unique(np.asarray(k_grid))
     units = cohort.units[scope.rows]
     labels, centers = cohort.labels[scope.rows], cohort.centers[scope.rows]
@@ -429,9 +426,7 @@ def _scope_counts(cohort: _Cohort, scope: _Scope, found: Ints, k_grid: Sequence[
             "k": np.tile(grid, len(present)),
             "n": np.repeat(np.bincount(where), len(grid)),
             **sums,
-            **{
-                f"expected_{kind}": expected[:, :, i].ravel() for i, kind in enumerate(TYPES)
-            },
+            **{f"expected_{kind}": expected[:, :, i].ravel() for i, kind in enumerate(TYPES)},
         }
     ).with_columns(pl.col("unit", "k").cast(pl.Int32))
     return _counts_frame(
@@ -477,7 +472,8 @@ def _expected(cohort: _Cohort, scope: _Scope, grid: Ints) -> Floats:
     shares = np.stack([both, label - both, center - both, every - label - center + both], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = np.nan_to_num(shares / every[:, None])
-    return np.minimum(grid, every[:, None])[:, :, None] * shares[:, None, :]
+    met = np.minimum(grid, every[:, None])
+    return cast(Floats, met[:, :, None] * shares[:, None, :])
 
 
 def _eligible(groups: Ints, key: Ints) -> Ints:
@@ -485,7 +481,7 @@ def _eligible(groups: Ints, key: Ints) -> Ints:
     _, own, size = np.unique(
         groups * (int(key.max()) + 1) + key, return_inverse=True, return_counts=True
     )
-    return np.bincount(key)[key] - size[own]
+    return cast(Ints, np.bincount(key)[key] - size[own])
 
 
 def _pair_lists(units: Ints, found: Ints, grid: Ints) -> pl.DataFrame:
@@ -520,9 +516,6 @@ def _counts_frame(rows: pl.DataFrame | list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=COUNTS_SCHEMA)
 
 
-# The figures: from counts to measurements --------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Pairs:
     """Who is whose neighbour how often, in one design; arrays are [m] unless said otherwise."""
@@ -538,27 +531,19 @@ class _Design:
     """Counts of one design as arrays.
 
     A *node* is a unit in one scope within which labels may be exchanged: a unit, and in
-    ``paired_2x2`` a unit in one pair.
+    ``paired_2x2`` a unit in one pair. unit … center are codes per node; pairs are of nodes.
     """
 
     rows: pl.DataFrame
     k_grid: tuple[int, ...]
     n: int
     n_patients: int
-    nodes: pl.DataFrame
+    unit: Ints
+    scope: Ints
+    patient: Ints
+    label: Ints
+    center: Ints
     pairs: _Pairs
-
-    @property
-    def patient(self) -> Ints:
-        return _codes(self.nodes["patient_id"])
-
-    @property
-    def label(self) -> Ints:
-        return _codes(self.nodes["label"])
-
-    @property
-    def center(self) -> Ints:
-        return _codes(self.nodes["center"])
 
 
 @dataclass(frozen=True)
@@ -568,8 +553,13 @@ class _Figure:
     reason: str | None = None
 
 
-def choose_k(parameters: Mapping[str, Any], **counts_by_encoder: pl.DataFrame) -> dict[str, Any]:
-    """k at which the biology vote of the neighbours is best, per encoder and for the cohort.
+def choose_k(
+    parameters: Mapping[str, Any],
+    *,
+    controls: Sequence[str] = (),
+    **counts_by_encoder: pl.DataFrame,
+) -> dict[str, Any]:
+    """Number of neighbours whose vote names the label best, per encoder and for the cohort.
 
     Per encoder the first maximum of balanced accuracy over the grid, in the design named by
     ``k_design``; for the cohort the lower median over encoders, so that it is on the grid.
@@ -577,8 +567,9 @@ def choose_k(parameters: Mapping[str, Any], **counts_by_encoder: pl.DataFrame) -
     Parameters
     ----------
     parameters
-        ``robustness_index``: k_design, and controls, the encoders that have no say in the cohort's
-        k (all have one where there is no other encoder).
+        ``robustness_index``: k_design.
+    controls
+        Encoders that have no say in the cohort's k, unless there are no others.
     counts_by_encoder
         Output of :func:`count_neighbours` per encoder.
 
@@ -592,9 +583,9 @@ def choose_k(parameters: Mapping[str, Any], **counts_by_encoder: pl.DataFrame) -
     for encoder in sorted(counts_by_encoder):
         rows = _used(counts_by_encoder[encoder], parameters["k_design"])
         if rows.height:
-            accuracy = {k: _accuracy(rows, k, "label") for k in rows["k"].unique().sort()}
-            per_encoder[encoder] = max(accuracy, key=lambda k: (accuracy[k], -k))
-    voters = [k for name, k in per_encoder.items() if name not in parameters["controls"]]
+            accuracy = _accuracies(rows, "label", np.ones((1, rows["patient_id"].n_unique())))
+            per_encoder[encoder] = int(rows["k"].unique().sort()[int(accuracy[:, 0].argmax())])
+    voters = [k for name, k in per_encoder.items() if name not in controls]
     voters = voters or list(per_encoder.values())
     return {"k": median_low(voters) if voters else None, "per_encoder": per_encoder}
 
@@ -748,7 +739,11 @@ def _arrays(rows: pl.DataFrame, design: str) -> _Design:
         k_grid=k_grid,
         n=queries // rows["draw"].n_unique() if design == "all" else queries,
         n_patients=rows["patient_id"].n_unique(),
-        nodes=nodes,
+        unit=_codes(nodes["unit"]),
+        scope=_codes(nodes["scope"]),
+        patient=_codes(nodes["patient_id"]),
+        label=_codes(nodes["label"]),
+        center=_codes(nodes["center"]),
         pairs=_Pairs(
             band=np.searchsorted(k_grid, met["k"].to_numpy()),
             query=met["node"].to_numpy().astype(np.int64),
@@ -764,8 +759,9 @@ def _figures(design: _Design, parameters: Mapping[str, Any]) -> dict[int, dict[s
         design.n_patients, parameters["bootstrap_draws"], parameters["seed"]
     )
     nulls = _permutation_nulls(design, parameters["n_permutations"], parameters["seed"])
+    votes = _vote_figures(design, weights)
     return {
-        k: _index_figures(design, k, estimates, null) | _vote_figures(design, k, weights)
+        k: _index_figures(design, k, estimates, null) | votes[k]
         for k, estimates, null in zip(
             design.k_grid, _index_estimates(design, weights), nulls, strict=True
         )
@@ -811,57 +807,59 @@ def _minus(value: float | None, chance: float) -> float | None:
     return None if value is None else value - chance
 
 
-def _vote_figures(design: _Design, k: int, weights: Floats) -> dict[str, _Figure]:
-    """Support and kNN accuracy; patients are resampled as queries."""
-    rows = design.rows.filter(pl.col("k") == k)
-    patients = _codes(rows["patient_id"])
-    sums = sum_by_patient(rows.select("supported", "n").to_numpy(), patients, design.n_patients)
-    figures = {"support": _Figure(ratio_estimate(sums[:, 0], sums[:, 1], weights, design.n), Null())}
+def _vote_figures(design: _Design, weights: Floats) -> dict[int, dict[str, _Figure]]:
+    """Support and kNN accuracy at each k; patients are resampled as queries."""
+    n, size = design.n, design.n_patients
+    figures: dict[int, dict[str, _Figure]] = {
+        k: {"support": _Figure(_support(rows, weights, n), Null())}
+        for (k,), rows in design.rows.group_by("k", maintain_order=True)
+    }
     for target in ("label", "center"):
-        draws = _accuracies(rows, target, weights)
-        value = float(_accuracies(rows, target, np.ones((1, design.n_patients)))[0])
-        chance = 1 / rows.group_by("draw").agg(pl.col(target).n_unique())[target].mean()
-        figures[f"knn_accuracy_{target}"] = _Figure(
-            Estimate(value, *percentile_interval(draws), design.n, design.n_patients),
-            Null(chance, chance),
-        )
+        draws = _accuracies(design.rows, target, weights)
+        points = _accuracies(design.rows, target, np.ones((1, size)))[:, 0]
+        classes = design.rows.group_by("draw").agg(pl.col(target).n_unique())[target]
+        chance = float((1 / classes.to_numpy()).mean())
+        for k, point, drawn in zip(design.k_grid, points, draws, strict=True):
+            figures[k][f"knn_accuracy_{target}"] = _Figure(
+                Estimate(float(point), *percentile_interval(drawn), n, size),
+                Null(chance, chance),
+            )
     return figures
 
 
-def _accuracy(rows: pl.DataFrame, k: int, target: str) -> float:
-    rows = rows.filter(pl.col("k") == k)
-    return float(_accuracies(rows, target, np.ones((1, rows["patient_id"].n_unique())))[0])
+def _support(rows: pl.DataFrame, weights: Floats, n: int) -> Estimate:
+    sums = sum_by_patient(
+        rows.select("supported", "n").to_numpy(), _codes(rows["patient_id"]), weights.shape[1]
+    )
+    return ratio_estimate(sums[:, 0], sums[:, 1], weights, n)
 
 
 def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
-    """[draws] balanced accuracy of the vote: mean over classes of recall, then over scopes."""
-    patients, scopes, classes = (_codes(rows[name]) for name in ("patient_id", "draw", target))
-    shape = (weights.shape[1], int(scopes.max()) + 1, int(classes.max()) + 1)
-    cell = np.ravel_multi_index((patients, scopes, classes), shape)
-
-    def resampled(column: str) -> Floats:
-        sums = np.bincount(cell, rows[column].to_numpy(), minlength=int(np.prod(shape)))
-        return (weights @ sums.reshape(shape[0], -1)).reshape(-1, *shape[1:])
-
-    hits, asked = resampled(f"hits_{target}"), resampled("n")
-    recalls = np.where(asked > 0, hits / np.maximum(asked, 1), 0.0)
-    present = (asked > 0).sum(axis=2)
-    by_scope = recalls.sum(axis=2) / np.maximum(present, 1)
-    filled = (present > 0).sum(axis=1)
-    return np.where(filled > 0, by_scope.sum(axis=1) / np.maximum(filled, 1), np.nan)
-
-
-# Interval and null -------------------------------------------------------------------------------
+    """[k, draws] balanced accuracy of the vote: mean over classes of recall, then over scopes."""
+    names = ("patient_id", "k", "draw", target)
+    codes = [_codes(rows[name]) for name in names]
+    shape = (weights.shape[1], *(int(code.max()) + 1 for code in codes[1:]))
+    cell = np.ravel_multi_index(codes, shape)
+    hits, asked = (
+        (weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape[0], -1))
+        for name in (f"hits_{target}", "n")
+    )
+    recalls = np.where(asked > 0, hits / np.maximum(asked, 1), 0.0).reshape(-1, *shape[1:])
+    present = (asked > 0).reshape(recalls.shape).sum(axis=3)
+    by_scope = recalls.sum(axis=3) / np.maximum(present, 1)
+    filled = (present > 0).sum(axis=2)
+    mean = by_scope.sum(axis=2) / np.maximum(filled, 1)
+    return np.where(filled > 0, mean, np.nan).T
 
 
 def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Estimate]]:
-    """ri and ri_ratio with their intervals at each k of the grid, from counts added band by band."""
+    """Estimates of ri and ri_ratio at each k of the grid, from counts added band by band."""
     pairs, size = design.pairs, design.n_patients
     same_label = design.label[pairs.query] == design.label[pairs.neighbour]
     same_center = design.center[pairs.query] == design.center[pairs.neighbour]
     kind = 2 * ~same_label + ~same_center
     patient = design.patient
-    matrices = [_matrix(pairs, kind < 0, patient, size) for _ in range(3)]
+    matrices = [_matrix(pairs, kind < 0, patient, size)] * 3
     draws = np.zeros((3, len(weights)))
     for band in range(len(design.k_grid)):
         for i in (SS, SO, OS):
@@ -870,12 +868,20 @@ def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Est
             draws[i] += _resampled_total(added, weights)
         yield {
             "ri": _ratio(
-                matrices[SO], matrices[SO] + matrices[OS],
-                draws[SO], draws[SO] + draws[OS], design, most=1.0,
+                matrices[SO],
+                matrices[SO] + matrices[OS],
+                draws[SO],
+                draws[SO] + draws[OS],
+                design,
+                most=1.0,
             ),
             "ri_ratio": _ratio(
-                matrices[SS] + matrices[SO], matrices[SS] + matrices[OS],
-                draws[SS] + draws[SO], draws[SS] + draws[OS], design, most=np.inf,
+                matrices[SS] + matrices[SO],
+                matrices[SS] + matrices[OS],
+                draws[SS] + draws[SO],
+                draws[SS] + draws[OS],
+                design,
+                most=np.inf,
             ),
         }
 
@@ -893,17 +899,22 @@ def _matrix(pairs: _Pairs, chosen: NDArray[np.bool_], patient: Ints, size: int) 
 
 def _resampled_total(matrix: Any, weights: Floats) -> Floats:
     """[draws] Σ_{p≠q} w_p w_q M_pq + Σ_p w_p M_pp."""
-    # Counts times weights are integers, so float32 is exact below 2²⁴ and twice as fast.
-    exact = weights.max() * matrix.sum(axis=0).max() < _EXACT_FLOAT32
+    # Sums of counts times weights are integers: float32 is exact below 2²⁴, and twice as fast.
+    exact = weights.max() ** 2 * matrix.sum() < _EXACT_FLOAT32
     kind = np.float32 if exact else np.float64
-    product = weights.astype(kind) @ matrix.astype(kind)
-    total = np.einsum("dp,dp->d", product, weights)
-    return total - (weights * weights - weights) @ matrix.diagonal()
+    drawn = weights.astype(kind)
+    total = np.vecdot(drawn @ matrix.astype(kind), drawn).astype(np.float64)
+    own = matrix.diagonal()
+    return cast(Floats, total - (weights * weights - weights) @ own if own.any() else total)
 
 
 def _ratio(
-    numerator: Any, denominator: Any, drawn: Floats, drawn_below: Floats,
-    design: _Design, most: float,
+    numerator: Any,
+    denominator: Any,
+    drawn: Floats,
+    drawn_below: Floats,
+    design: _Design,
+    most: float,
 ) -> Estimate:
     """Σ numerator / Σ denominator with the corrected two-way interval (see the module)."""
     below = float(denominator.sum())
@@ -935,7 +946,7 @@ def _pair_variance(numerator: Any, denominator: Any) -> float:
     numerator, denominator
         [P, P] counts, dense or sparse, by the patient that asks and the one that is met.
     """
-    size, below = denominator.shape[0], denominator.sum()
+    size, below = int(denominator.shape[0]), float(denominator.sum())
     influence = (numerator - numerator.sum() / below * denominator) / below
     first, own = _both_roles(influence), influence.diagonal()
     left = 1 - _both_roles(denominator) / below
@@ -955,10 +966,8 @@ def _both_roles(matrix: Any) -> Floats:
 
 def _permutation_nulls(design: _Design, draws: int, seed: int) -> list[dict[str, Null]]:
     """95% range of ri and ri_ratio at each k when labels are permuted within centers."""
-    scope = design.nodes["scope"].to_numpy().astype(np.int64)
-    strata = scope * (int(design.center.max()) + 1) + design.center
-    owners = design.nodes["unit"].to_numpy().astype(np.int64)
-    labels = permuted_within(design.label, strata, draws, seed, owners)
+    strata = design.scope * (int(design.center.max()) + 1) + design.center
+    labels = permuted_within(design.label, strata, draws, seed, design.unit)
     pairs = design.pairs
     same_center = design.center[pairs.query] == design.center[pairs.neighbour]
     nulls = []
@@ -977,7 +986,7 @@ def _permutation_nulls(design: _Design, draws: int, seed: int) -> list[dict[str,
 
 def _agreeing(pairs: _Pairs, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
     """[draws] how many of the chosen neighbours have the query's label in each permutation."""
-    few = labels.astype(np.int16)
+    few = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
     total = np.zeros(labels.shape[1])
     index = np.flatnonzero(chosen)
     for start in range(0, len(index), _PERMUTED_PAIRS):

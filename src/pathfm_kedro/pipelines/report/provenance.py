@@ -1,0 +1,57 @@
+"""Where every figure of the report comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+#: Parameters that say where work runs and never what it gives: they stay out of the report, so that
+#: the same audit gives the same bytes on two cores and on twenty.
+_WITHOUT_EFFECT = ("engine",)
+
+
+def combine_measurements(*tables: pl.DataFrame) -> pl.DataFrame:
+    """All experiments of all encoders in one table, in the order given."""
+    return pl.concat(tables)
+
+
+def describe_provenance(
+    parameters: Mapping[str, Any],
+    versions: Mapping[str, str],
+    cohort: str,
+    *cards: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What was audited with what.
+
+    Parameters
+    ----------
+    parameters
+        All parameters of the run.
+    versions
+        Package versions.
+    cohort
+        The cohort's name.
+    cards
+        One per encoder, from the embed pipeline.
+
+    Returns
+    -------
+    dict
+        cohort, is_phantom, site_bias, encoders, versions, parameters.
+    """
+    is_phantom = parameters["cohort"]["source"] == "phantom"
+    shown = {
+        key: value
+        for key, value in parameters.items()
+        if key not in _WITHOUT_EFFECT and (is_phantom or key != "phantom")
+    }
+    return {
+        "cohort": cohort,
+        "is_phantom": is_phantom,
+        "site_bias": float(parameters["phantom"]["site_bias"]) if is_phantom else None,
+        "encoders": {card["name"]: dict(card) for card in cards},
+        "versions": dict(versions),
+        "parameters": shown,
+    }

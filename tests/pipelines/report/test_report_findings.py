@@ -1,0 +1,267 @@
+"""Findings: corrected for many checks, and vouched for by the controls."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pathfm_kedro.pipelines.report.findings import (
+    CONTROL_SCHEMA,
+    FINDING_SCHEMA,
+    check_controls,
+    collect_findings,
+    verdict_by_encoder,
+)
+from pathfm_kedro.statistics.measurements import (
+    MEASUREMENT_SCHEMA,
+    Estimate,
+    measurement,
+    measurement_table,
+    not_applicable,
+)
+
+NO_CONTROLS: dict[str, Any] = {"encoders": {}, "is_phantom": False}
+
+
+def check(encoder: str, value: float, low: float, high: float, metric: str = "m") -> dict[str, Any]:
+    return measurement(
+        experiment="other",
+        encoder=encoder,
+        metric=metric,
+        estimate=Estimate(value, low, high, 50, 10),
+        threshold=0.0,
+        direction="above",
+    )
+
+
+def control(table: pl.DataFrame, name: str, experiment: str) -> dict[str, Any]:
+    return table.filter(control=name, experiment=experiment).row(0, named=True)
+
+
+def changed(
+    measurements: pl.DataFrame, value: float, half: float, encoder: str, metric: str, **setting: Any
+) -> pl.DataFrame:
+    """The table with one figure of one encoder put elsewhere and judged again."""
+    rows = measurements.to_dicts()
+    for i, row in enumerate(rows):
+        entry = json.loads(row["setting"])
+        same = all(entry.get(key) == wanted for key, wanted in setting.items())
+        if row["encoder"] == encoder and row["metric"] == metric and same:
+            fresh = measurement(
+                experiment=row["experiment"],
+                encoder=encoder,
+                metric=metric,
+                estimate=Estimate(value, value - half, value + half, row["n"], row["n_patients"]),
+                threshold=row["threshold"],
+                direction=row["direction"],
+            )
+            keep = ("stratum", "setting", "null_low", "null_high")
+            rows[i] = {**fresh, **{key: row[key] for key in keep}}
+    return pl.DataFrame(rows, schema=MEASUREMENT_SCHEMA)
+
+
+def brute_force_q(p_values: list[float]) -> list[float]:
+    """Benjamini and Hochberg 1995, read off their definition: min over j ≥ i of m·p_(j)/j."""
+    m = len(p_values)
+    ranked = sorted(p_values)
+    return [
+        min(1.0, min(m * ranked[j] / (j + 1) for j in range(m) if ranked[j] >= p)) for p in p_values
+    ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(0.01, 0.5), st.floats(0.01, 0.5)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_q_values_follow_the_definition_and_never_make_a_verdict(
+    drawn: list[tuple[float, float, float]],
+) -> None:
+    rows = [
+        check(f"e{i}", value, value - below, value + above)
+        for i, (value, below, above) in enumerate(drawn)
+    ]
+    findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    np.testing.assert_allclose(findings["q_value"], brute_force_q(findings["p_value"].to_list()))
+    for row in findings.iter_rows(named=True):
+        excludes = row["ci_low"] > 0 or row["ci_high"] < 0
+        assert row["p_value"] < 0.05 + 1e-6 if excludes else row["p_value"] > 0.05 - 1e-6
+        if row["verdict"] in ("pass", "fail"):
+            assert row["verdict"] == row["measured_verdict"]
+            assert row["q_value"] < 0.05
+        else:
+            assert row["reason"]
+
+
+def test_p_value_of_a_symmetric_interval_is_the_normal_one() -> None:
+    rows = [check("e", 3.0, 3.0 - 1.959964, 3.0 + 1.959964)]
+    findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    # Two-sided tail beyond three standard deviations, from printed tables.
+    assert findings["p_value"][0] == pytest.approx(0.0026998, rel=1e-4)
+
+
+def test_one_barely_significant_check_among_many_is_inconclusive() -> None:
+    rows = [check("a", 0.1, 0.001, 0.2)]
+    rows += [check("a", 0.01, -0.1, 0.12, metric=f"m{i}") for i in range(9)]
+    findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    row = findings.filter(metric="m").row(0, named=True)
+    assert (row["measured_verdict"], row["verdict"]) == ("pass", "inconclusive")
+    assert "among 10 checks" in row["reason"]
+
+
+def test_controls_do_not_enter_the_family_of_checks() -> None:
+    alone = [check("a", 0.1, 0.001, 0.2)]
+    crowd = [check("stain_statistics", 0.0, -0.1, 0.1, metric=f"m{i}") for i in range(20)]
+    first = collect_findings(measurement_table(alone), NO_CONTROLS, {})
+    second = collect_findings(measurement_table(alone + crowd), NO_CONTROLS, {})
+    assert first["q_value"][0] == second.filter(encoder="a")["q_value"][0]
+    assert second.filter(role="control")["q_value"].null_count() == 20
+
+
+def test_findings_keep_the_schema_and_no_input_order(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    findings = collect_findings(measurements, provenance, {}, design)
+    shuffled = measurements.sample(fraction=1, shuffle=True, seed=5)
+    assert collect_findings(shuffled, provenance, {}, design).equals(findings)
+    assert dict(findings.schema) == FINDING_SCHEMA
+    assert findings["threshold"].null_count() == 0
+
+
+def test_every_control_of_a_sound_audit_behaves(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    table = check_controls(measurements, provenance, {}, design)
+    assert dict(table.schema) == CONTROL_SCHEMA
+    assert table["behaves"].drop_nulls().all()
+    assert not table["blocks"].any()
+    findings = collect_findings(measurements, provenance, {}, design)
+    verdicts = verdict_by_encoder(findings, table)
+    assert dict(verdicts.select("encoder", "verdict").rows()) == {
+        "alpha": "inconclusive",
+        "beta": "fail",
+        "phantom_truth": "pass",
+        "random_projection": "fail",
+        "stain_statistics": "fail",
+    }
+
+
+@pytest.mark.parametrize(
+    ("encoder", "metric", "setting", "value", "experiment"),
+    [
+        ("random_projection", "ri", {"role": "cohort_k"}, 0.7, "robustness_index"),
+        ("random_projection", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
+        ("stain_statistics", "ri_minus_null", {}, 0.4, "robustness_index"),
+        ("phantom_truth", "mknn", {"angle": 90, "view": "rotated"}, 0.5, "rotation"),
+    ],
+)
+def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
+    measurements: pl.DataFrame,
+    provenance: dict[str, Any],
+    design: pl.DataFrame,
+    encoder: str,
+    metric: str,
+    setting: dict[str, Any],
+    value: float,
+    experiment: str,
+) -> None:
+    broken = changed(measurements, value, 0.02, encoder, metric, **setting)
+    row = control(check_controls(broken, provenance, {}, design), encoder, experiment)
+    assert row["behaves"] is False
+    before = collect_findings(measurements, provenance, {}, design).filter(role="encoder")
+    after = collect_findings(broken, provenance, {}, design).filter(role="encoder")
+    touched = after.filter(experiment=experiment)
+    assert set(touched["verdict"]) == {"inconclusive"}
+    assert touched["reason"].str.contains(encoder).all()
+    keep = pl.col("experiment") != experiment
+    assert after.filter(keep).equals(before.filter(keep))
+
+
+@pytest.mark.parametrize("absent", ["random_projection", "stain_statistics"])
+def test_an_absent_control_blocks_what_needs_it(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame, absent: str
+) -> None:
+    fewer = measurements.filter(pl.col("encoder") != absent)
+    row = control(check_controls(fewer, provenance, {}, design), absent, "robustness_index")
+    assert row["behaves"] is None
+    assert row["blocks"]
+    findings = collect_findings(fewer, provenance, {}, design).filter(role="encoder")
+    assert set(findings.filter(experiment="robustness_index")["verdict"]) == {"inconclusive"}
+
+
+def test_where_centers_share_their_stain_the_stain_control_does_not_apply(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    alike = changed(measurements, 0.35, 0.05, "stain_statistics", "knn_accuracy_center")
+    row = control(
+        check_controls(alike, provenance, {}, design), "stain_statistics", "robustness_index"
+    )
+    assert row["behaves"] is None
+    assert not row["blocks"]
+    assert "do not differ in stain" in row["reason"]
+
+
+def test_the_probes_control_reads_chance_from_the_design(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    bare = measurements.with_columns(
+        pl.lit(None, dtype=pl.Float64).alias("null_low"),
+        pl.lit(None, dtype=pl.Float64).alias("null_high"),
+    )
+    with_design = check_controls(bare, provenance, {}, design)
+    assert control(with_design, "random_projection", "linear_probe")["behaves"] is True
+    without = check_controls(bare, provenance, {})
+    assert control(without, "random_projection", "linear_probe")["blocks"]
+
+
+def test_the_truth_is_only_asked_on_the_phantom(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    real = {**provenance, "is_phantom": False}
+    assert "phantom_truth" not in set(check_controls(measurements, real, {}, design)["control"])
+
+
+def test_undefined_signatures_stay_listed_and_are_not_judged() -> None:
+    rows = not_applicable(
+        experiment="other",
+        encoder="a",
+        metrics=["m"],
+        reason="one center; add slides of a second one",
+        threshold=0.0,
+        direction="above",
+    )
+    findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    assert findings["verdict"].to_list() == ["not_applicable"]
+    assert findings["reason"].to_list() == ["one center; add slides of a second one"]
+    verdicts = verdict_by_encoder(findings, check_controls(measurement_table(rows), {}, {}))
+    assert verdicts["verdict"].to_list() == ["not_applicable"]
+    assert "None of the checks" in verdicts["sentence"][0]
+
+
+def test_nothing_measured_gives_empty_tables() -> None:
+    empty = pl.DataFrame(schema=MEASUREMENT_SCHEMA)
+    findings = collect_findings(empty, NO_CONTROLS, {})
+    controls = check_controls(empty, NO_CONTROLS, {})
+    assert verdict_by_encoder(findings, controls).height == 0
+
+
+def test_the_sentence_counts_and_names(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    findings = collect_findings(measurements, provenance, {}, design)
+    verdicts = verdict_by_encoder(findings, check_controls(measurements, provenance, {}, design))
+    sentence = verdicts.filter(encoder="beta")["sentence"][0]
+    assert sentence.startswith(
+        "Fails 2 of 4 checks: follows the center more than the tissue; changes under rotation."
+    )
+    counts = verdicts.select("n_pass", "n_fail", "n_inconclusive", "n_not_applicable")
+    assert counts.sum_horizontal().sum() == findings.height

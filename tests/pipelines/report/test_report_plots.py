@@ -1,0 +1,125 @@
+"""Figures: the same encoder looks the same everywhere, and labels cannot carry markup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from pathfm_kedro.pipelines.report.findings import collect_findings
+from pathfm_kedro.pipelines.report.plots import (
+    COLOURS,
+    curves_table,
+    encoder_styles,
+    figures,
+    plot_design,
+    plot_ri_curve,
+    ri_curve,
+    rotation_curve,
+)
+from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
+
+
+def drawn(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> dict[str, Any]:
+    findings = collect_findings(measurements, provenance, {}, design)
+    return figures(measurements, findings, design, provenance)
+
+
+def test_every_experiment_has_a_figure(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    told = {
+        name.replace("experiment:", "").split(":")[0]
+        for name in drawn(measurements, provenance, design)
+    }
+    assert set(measurements["experiment"]) <= told
+    assert {"findings", "design"} <= told
+
+
+def test_figures_do_not_depend_on_row_order(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    first = drawn(measurements, provenance, design)
+    shuffled = measurements.sample(fraction=1, shuffle=True, seed=1)
+    second = drawn(shuffled, provenance, design.reverse())
+    assert {k: v.to_json() for k, v in first.items()} == {k: v.to_json() for k, v in second.items()}
+
+
+def test_named_traces_of_an_encoder_share_its_colour(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    styles = encoder_styles(measurements["encoder"].unique().to_list(), provenance)
+    for figure in drawn(measurements, provenance, design).values():
+        for trace in figure.data:
+            if trace.name in styles:
+                is_line = getattr(trace, "mode", None) == "lines+markers"
+                colour = trace.line.color if is_line else trace.marker.color
+                assert colour == styles[trace.name].colour
+
+
+def test_styles_tell_encoders_apart_and_controls_from_encoders() -> None:
+    names = [f"e{i}" for i in range(7)] + ["random_projection", "stain_statistics"]
+    styles = encoder_styles(names, {})
+    assert len({(s.colour, s.symbol, s.dash) for s in styles.values()}) == len(names)
+    controls = [style for style in styles.values() if style.is_control]
+    assert len(controls) == 2
+    assert all(style.dash != "solid" and style.colour not in COLOURS for style in controls)
+
+
+def test_many_encoders_still_differ_by_colour_and_symbol_together() -> None:
+    styles = encoder_styles([f"e{i:02d}" for i in range(30)], {})
+    assert len({(s.colour, s.symbol) for s in styles.values()}) == 30
+
+
+def test_curves_hold_every_point_once(measurements: pl.DataFrame) -> None:
+    encoders = measurements["encoder"].n_unique()
+    assert ri_curve(measurements).height == 8 * encoders
+    assert rotation_curve(measurements).height == 23 * encoders
+    rows = curves_table(measurements)
+    assert len(rows) == 31 * encoders
+    assert {tuple(row) for row in rows} == {
+        ("curve", "encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high")
+    }
+
+
+def test_labels_cannot_carry_markup() -> None:
+    design = pl.DataFrame(
+        {"label": ["<b>x</b>"], "center": ["<a>"], "n_patients": [1], "n_slides": [2]}
+    )
+    figure = plot_design(design)
+    assert figure is not None
+    assert figure.data[0].y[0] == "&lt;b&gt;x&lt;/b&gt;"
+    assert figure.data[0].x[0] == "&lt;a&gt;"
+
+
+def test_a_cell_without_slides_is_drawn_as_zero() -> None:
+    design = pl.DataFrame(
+        {"label": ["x", "y"], "center": ["A", "B"], "n_patients": [1, 2], "n_slides": [3, 4]}
+    )
+    figure = plot_design(design)
+    assert figure is not None
+    assert [list(line) for line in figure.data[0].z] == [[0, 4], [3, 0]]
+
+
+def test_a_label_found_in_two_organs_is_counted_in_both() -> None:
+    design = pl.DataFrame(
+        {
+            "organ": ["kidney", "lung"],
+            "label": ["x", "x"],
+            "center": ["A", "A"],
+            "n_patients": [1, 2],
+            "n_slides": [3, 4],
+        }
+    )
+    figure = plot_design(design)
+    assert figure is not None
+    assert [list(line) for line in figure.data[0].z] == [[7]]
+
+
+def test_no_data_gives_no_figure(design: pl.DataFrame) -> None:
+    empty = pl.DataFrame(schema=MEASUREMENT_SCHEMA)
+    assert plot_ri_curve(empty, {}) is None
+    assert set(drawn(empty, {}, design)) == {"design"}
+    assert curves_table(empty) == []

@@ -1,0 +1,103 @@
+"""Summary, metrics and cells: numbers and text only, nothing a reader's program would run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pathfm_kedro.pipelines.report.summary import (
+    findings_metrics,
+    number,
+    render_summary,
+    safe_cells,
+    without_folders,
+)
+
+
+def parts(report_inputs: dict[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    return report_inputs["findings"], report_inputs["controls"], report_inputs["verdicts"]
+
+
+def test_every_finding_is_one_line_of_the_summary(
+    report_inputs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    findings, controls, verdicts = parts(report_inputs)
+    lines = render_summary(findings, controls, verdicts, provenance).splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert len(table) == findings.height + controls.height + verdicts.height + 6
+    assert sum("not a claim about tissue" in line for line in lines) == 1
+
+
+def test_summary_keeps_foreign_text_in_its_cell(
+    report_inputs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    findings, controls, verdicts = parts(report_inputs)
+    evil = "<img src=x>|x\n# [a](http://b) /data/site/x"
+    findings = findings.with_columns(pl.lit(evil).alias("reason"))
+    text = render_summary(findings, controls, verdicts, {**provenance, "cohort": evil})
+    assert "<img" not in text
+    assert "\n# [" not in text
+    assert "](" not in text
+    assert "/data/site" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| Rotation")]
+    assert all(row.replace("\\|", "").count("|") == 8 for row in rows)
+
+
+def test_metrics_are_plain_and_unrounded(report_inputs: dict[str, Any]) -> None:
+    findings, _, verdicts = parts(report_inputs)
+    metrics = findings_metrics(findings, verdicts)
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert set(metrics) == set(verdicts["encoder"])
+    wanted = findings.filter(encoder="beta", metric="ri_minus_null")["value"][0]
+    assert metrics["beta"]["ri_minus_null"] == wanted
+    assert sum(len(entry) - 1 for entry in metrics.values()) == findings.height
+    for entry in metrics.values():
+        assert all(isinstance(value, int | float | str) for value in entry.values())
+
+
+def test_a_metric_judged_twice_keeps_both_values(report_inputs: dict[str, Any]) -> None:
+    findings, _, verdicts = parts(report_inputs)
+    again = findings.filter(metric="mknn").with_columns(pl.lit('{"k": 50}').alias("setting"))
+    both = pl.concat([findings, again])
+    metrics = findings_metrics(both, verdicts)
+    assert sum(len(entry) - 1 for entry in metrics.values()) == both.height
+
+
+@settings(deadline=None)
+@given(st.text(), st.sampled_from("=+-@\t\r"))
+def test_no_cell_starts_a_formula(text: str, start: str) -> None:
+    table = pl.DataFrame({"a": [start + text, text, None]}, schema={"a": pl.String()})
+    for cell in safe_cells(table)["a"].drop_nulls():
+        assert not cell.startswith(tuple("=+-@\t\r"))
+    assert safe_cells(table)["a"].null_count() == 1
+
+
+def test_harmless_cells_and_numbers_are_untouched() -> None:
+    table = pl.DataFrame({"a": ["gland", '{"k": 1}', ""], "b": [-1.5, 0.0, None]})
+    assert safe_cells(table).equals(table)
+
+
+@settings(deadline=None)
+@given(st.floats(-1e12, 1e12).filter(lambda value: value == 0 or abs(value) > 1e-290))
+def test_numbers_keep_three_digits(value: float) -> None:
+    shown = float(number(value).replace("−", "-").replace(",", ""))
+    assert shown == pytest.approx(value, rel=5.01e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/srv/a/b.svs", "…/b.svs"),
+        ("see (/srv/a/b.svs): broken", "see (…/b.svs): broken"),
+        (r"C:\slides\a\b.svs", "…/b.svs"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("a/b and c/d/e", "a/b and c/d/e"),
+    ],
+)
+def test_absolute_paths_lose_their_folders(text: str, shown: str) -> None:
+    assert without_folders(text) == shown
