@@ -118,12 +118,15 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cohorts`` (manifest of each), ``phantoms`` (cohorts whose slides are drawn) and
+        ``cohorts`` (what DVC watches of each: the manifest, or what was drawn), ``phantoms`` (cohorts whose slides are drawn) and
         ``embeddings`` (every pair of cohort and encoder).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
     return {
-        "cohorts": {name: {"manifest": _globals(root, name)["manifest"]} for name in plans},
+        "cohorts": {
+            name: {"input": _globals(root, name)[_watched(plan.source)]}
+            for name, plan in plans.items()
+        },
         "phantoms": {
             name: {"slides_root": _globals(root, name)["slides_root"]}
             for name, plan in plans.items()
@@ -135,6 +138,11 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
             for encoder in plan.encoders
         },
     }
+
+
+def _watched(source: str) -> str:
+    """A manifest stands for terabytes of pixels; a phantom's pixels are few and change with it."""
+    return "slides_root" if source == "phantom" else "manifest"
 
 
 def _sync(root: Path) -> None:

@@ -1,0 +1,128 @@
+"""The robustness index equals that of the package croma on the same arrays."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from croma import RI
+
+from pathfm_kedro.pipelines.robustness.robustness_index import (
+    choose_k,
+    count_neighbours,
+    robustness_index,
+)
+
+PARAMETERS = {
+    "k_grid": [1, 3, 5, 7, 9, 11, 21, 31],
+    "designs": ["all", "paired_2x2"],
+    "metric": "cosine",
+    "exclude": "patient",
+    "draws": 1,
+    "max_tiles": 10_000,
+    "max_tiles_per_pair": 10_000,
+    "max_pairs": None,
+    "min_patients_per_cell": 1,
+    "min_tiles_per_cell": 1,
+    "bootstrap_draws": 20,
+    "n_permutations": 5,
+    "seed": 0,
+    "thresholds": {},
+}
+
+
+class InMemory:
+    def __init__(self, shards):
+        self.shards = shards
+        self.slide_ids = tuple(sorted(shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.concatenate([self.shards[slide] for slide in slide_ids])
+
+
+def balanced_cohort(labels, centers, patients=4, tiles=6, d=24):
+    generator = np.random.default_rng(10 * labels + centers)
+    of_label, of_center = generator.standard_normal((2, 6, d)) * 0.4
+    cells = list(itertools.product(range(labels), range(centers), range(patients)))
+    names = [f"p{i:03d}" for i in range(len(cells))]
+    shards = {
+        name: (
+            of_label[label]
+            + of_center[center]
+            + 0.4 * generator.standard_normal(d)
+            + generator.standard_normal((tiles, d))
+        ).astype(np.float32)
+        for name, (label, center, _) in zip(names, cells, strict=True)
+    }
+    slides = pl.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": names,
+            "center": [f"C{center}" for _, center, _ in cells],
+            "organ": "organ",
+            "label": [f"L{label}" for label, _, _ in cells],
+        }
+    )
+    rows = pl.DataFrame({"slide_id": np.repeat(names, tiles)}).with_row_index("tile")
+    return slides, rows.with_columns(tile_id=pl.col("tile").cast(pl.String)), InMemory(shards)
+
+
+def ours(slides, tiles, embeddings, design):
+    parameters = PARAMETERS | {"k_design": design}
+    counts = count_neighbours(slides, tiles, embeddings, parameters)
+    chosen = choose_k(parameters, encoder=counts)
+    table = robustness_index(counts, chosen, parameters, "encoder")
+    rows = [
+        (json.loads(row["setting"]), row["value"])
+        for row in table.filter(pl.col("metric") == "ri").iter_rows(named=True)
+    ]
+    curve = {s["k"]: v for s, v in rows if s["design"] == design and s["role"] == "curve"}
+    return chosen["per_encoder"]["encoder"], curve
+
+
+def theirs(slides, tiles, embeddings, design):
+    manifest = (
+        tiles.join(slides, on="slide_id", maintain_order="left")
+        .select(
+            sample_id="tile_id",
+            image_path="slide_id",
+            label="label",
+            group_id="patient_id",
+            medical_center="center",
+        )
+        .to_pandas()
+    )
+    features = embeddings.stack(embeddings.slide_ids)
+    if design == "paired_2x2":
+        parts = [
+            manifest[manifest.label.isin(pair) & manifest.medical_center.isin(two)].assign(
+                subset="-".join(pair + two)
+            )
+            for pair in itertools.combinations(sorted(manifest.label.unique()), 2)
+            for two in itertools.combinations(sorted(manifest.medical_center.unique()), 2)
+        ]
+        manifest = pd.concat(parts)
+        features = features[manifest.index.to_numpy()]
+        manifest = manifest.reset_index(drop=True)
+    shared = {"confounder_column": "medical_center", "evaluation_design": design}
+    result = RI.compute(features, manifest, k_candidates=PARAMETERS["k_grid"], **shared)
+    curve = RI.compute_curve(features, manifest, k_values=PARAMETERS["k_grid"], **shared)
+    assert curve[result.k] == pytest.approx(result.value, abs=1e-12)
+    return result.k, curve
+
+
+@pytest.mark.parametrize("design", ["all", "paired_2x2"])
+@pytest.mark.parametrize(("labels", "centers"), [(2, 2), (2, 3), (3, 3)])
+def test_curve_and_chosen_k_equal_croma(labels, centers, design):
+    data = balanced_cohort(labels, centers)
+    k, curve = ours(*data, design)
+    expected_k, expected = theirs(*data, design)
+    assert curve.keys() == expected.keys()
+    for each in curve:
+        assert curve[each] == pytest.approx(expected[each], abs=1e-9)
+    # With more than two labels votes can tie, which croma gives to the label met first in the
+    # manifest and this project to the nearest neighbour's.
+    if labels == 2 or design == "paired_2x2":
+        assert k == expected_k

@@ -1,0 +1,374 @@
+"""The robustness index: its counts, its nulls, the coverage of its interval, what it refuses."""
+
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from pathfm_kedro.pipelines.robustness import robustness_index as module
+from pathfm_kedro.pipelines.robustness.robustness_index import (
+    choose_k,
+    count_neighbours,
+    robustness_index,
+)
+
+PARAMETERS = {
+    "k_grid": [1, 3, 5],
+    "designs": ["all", "paired_2x2"],
+    "k_design": "all",
+    "metric": "cosine",
+    "exclude": "patient",
+    "draws": 3,
+    "max_tiles": 10_000,
+    "max_tiles_per_pair": 2000,
+    "max_pairs": None,
+    "min_patients_per_cell": 2,
+    "min_tiles_per_cell": 2,
+    "bootstrap_draws": 200,
+    "n_permutations": 50,
+    "seed": 0,
+    "thresholds": {
+        "ri": {"threshold": 0.5, "direction": "above"},
+        "ri_minus_null": {"threshold": 0.0, "direction": "above"},
+    },
+}
+
+
+class InMemory:
+    def __init__(self, shards):
+        self.shards = shards
+        self.slide_ids = tuple(sorted(shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.concatenate([self.shards[slide] for slide in slide_ids])
+
+
+def cohort(
+    seed, labels=2, centers=2, patients=3, tiles=4, d=12, effects=(0.0, 0.0), patient_effect=0.5,
+    effects_seed=0,
+):  # fmt: skip
+    """One slide a patient; label and center means are the same for every seed."""
+    fixed, generator = np.random.default_rng(effects_seed), np.random.default_rng(seed)
+    of_label = effects[0] * fixed.standard_normal((labels, d))
+    of_center = effects[1] * fixed.standard_normal((centers, d))
+    rows, shards = [], {}
+    for label in range(labels):
+        for center in range(centers):
+            for _ in range(patients):
+                name = f"s{len(rows):03d}"
+                rows.append((name, f"p{len(rows):03d}", f"C{center}", "organ", f"L{label}"))
+                mean = of_label[label] + of_center[center]
+                mean = mean + patient_effect * generator.standard_normal(d)
+                shard = mean + generator.standard_normal((tiles, d))
+                shards[name] = shard.astype(np.float32)
+    columns = ["slide_id", "patient_id", "center", "organ", "label"]
+    slides = pl.DataFrame(rows, schema=columns, orient="row")
+    return slides, tiles_of(shards), InMemory(shards)
+
+
+def tiles_of(shards):
+    return pl.DataFrame(
+        [(f"{slide}-{i}", slide) for slide, shard in shards.items() for i in range(len(shard))],
+        schema=["tile_id", "slide_id"],
+        orient="row",
+    )
+
+
+def measured(slides, tiles, embeddings, k=None, **changes):
+    parameters = PARAMETERS | changes
+    counts = count_neighbours(slides, tiles, embeddings, parameters)
+    chosen = choose_k(parameters, encoder=counts)
+    if k is not None:
+        chosen = {"k": k, "per_encoder": {"encoder": k}}
+    return robustness_index(counts, chosen, parameters, "encoder")
+
+
+def pick(table, metric, design="all", role="cohort_k", k=None):
+    rows = [
+        row
+        for row in table.iter_rows(named=True)
+        if row["metric"] == metric
+        and {"design": design, "role": role}.items() <= json.loads(row["setting"]).items()
+        and (k is None or json.loads(row["setting"])["k"] == k)
+    ]
+    assert len(rows) == 1
+    return rows[0]
+
+
+def brute_force(slides, embeddings, k):
+    """Counts of SS, SO, OS, OO and votes with plain loops over every tile."""
+    tag = {row["slide_id"]: row for row in slides.iter_rows(named=True)}
+    points = [
+        (tag[slide], vector.astype(float) / np.linalg.norm(vector.astype(float)))
+        for slide in embeddings.slide_ids
+        for vector in embeddings.shards[slide]
+    ]
+    counts, supported, right = Counter(), 0, defaultdict(list)
+    for own, vector in points:
+        others = [p for p in points if p[0]["patient_id"] != own["patient_id"]]
+        nearest = sorted(others, key=lambda p: -float(p[1] @ vector))[:k]
+        kinds = [
+            ("s" if p["label"] == own["label"] else "o")
+            + ("s" if p["center"] == own["center"] else "o")
+            for p, _ in nearest
+        ]
+        counts.update(kinds)
+        supported += any(kind in ("so", "os") for kind in kinds)
+        votes = Counter(p["label"] for p, _ in nearest)
+        top = [p["label"] for p, _ in nearest if votes[p["label"]] == max(votes.values())]
+        right[own["label"]].append(top[0] == own["label"])
+    accuracy = np.mean([np.mean(hits) for hits in right.values()])
+    return counts, supported / len(points), accuracy
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_equals_a_count_with_plain_loops(k):
+    data = cohort(3, labels=3, centers=2, effects=(0.6, 0.6))
+    counts, support, accuracy = brute_force(data[0], data[2], k)
+    table = measured(*data)
+    ri = counts["so"] / (counts["so"] + counts["os"])
+    ratio = (counts["ss"] + counts["so"]) / (counts["ss"] + counts["os"])
+    for metric, value in {
+        "ri": ri, "ri_ratio": ratio, "support": support, "knn_accuracy_label": accuracy,
+    }.items():  # fmt: skip
+        assert pick(table, metric, role="curve", k=k)["value"] == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(("labels", "centers"), [(2, 2), (3, 2), (2, 4), (6, 4)])
+def test_design_null_of_a_balanced_cohort(labels, centers):
+    table = measured(*cohort(0, labels, centers, patients=2, tiles=2), designs=["all"])
+    closed_form = (centers - 1) / (labels + centers - 2)
+    assert pick(table, "ri_design_null")["value"] == pytest.approx(closed_form)
+
+
+def test_pairs_have_their_null_at_one_half():
+    table = measured(*cohort(0, 3, 3, patients=2, tiles=3))
+    assert pick(table, "ri_design_null", "paired_2x2")["value"] == pytest.approx(0.5)
+
+
+def coverage(tables, truth=None):
+    """Coverage of the truth (the mean over cohorts if not given), and spread claimed / true."""
+    rows = [pick(table, "ri") for table in tables]
+    values = np.array([row["value"] for row in rows])
+    low, high = (np.array([row[name] for row in rows]) for name in ("ci_low", "ci_high"))
+    truth = values.mean() if truth is None else truth
+    claimed = np.sqrt(np.mean(((high - low) / 2 / 1.96) ** 2))
+    return np.mean((low <= truth) & (truth <= high)), claimed / values.std()
+
+
+QUICK = {"designs": ["all"], "k_grid": [11], "n_permutations": 2}
+
+
+def test_interval_covers_the_design_null_under_permutation():
+    """Diagnoses and centers permuted over patients: the encoder knows neither."""
+    slides, tiles, embeddings = cohort(5, 3, 3, patients=8, tiles=3)
+
+    def permuted(seed):
+        order = np.random.default_rng(seed).permutation(slides.height)
+        tags = slides.select("label", "center")[order]
+        return measured(slides.with_columns(tags), tiles, embeddings, **QUICK)
+
+    covered, ratio = coverage([permuted(seed) for seed in range(200)], truth=0.5)
+    assert 0.90 <= covered <= 0.99
+    assert 0.85 < ratio < 1.15
+
+
+@pytest.mark.parametrize("effects", [(0.5, 0.3), (0.3, 0.6), (1.0, 0.5)])
+def test_interval_covers_where_the_encoder_knows_something(effects):
+    tables = [
+        measured(*cohort(seed, 3, 3, patients=6, tiles=4, effects=effects), **QUICK)
+        for seed in range(80)
+    ]
+    covered, ratio = coverage(tables)
+    assert covered >= 0.88
+    assert 0.85 < ratio < 1.2
+
+
+def test_resampling_queries_alone_would_be_too_narrow_and_both_ways_too_wide():
+    generator = np.random.default_rng(0)
+    so = generator.poisson(0.5, (60, 60)).astype(float)
+    os = generator.poisson(0.5, (60, 60)).astype(float)
+    np.fill_diagonal(so, 0)
+    np.fill_diagonal(os, 0)
+    # Independent pairs: the variance of the ratio is that of a sum over pairs.
+    influence = (so - so.sum() / (so + os).sum() * (so + os)) / (so + os).sum()
+    truth = ((influence + influence.T) ** 2).sum() / 2
+    weights = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), 4000).astype(float)
+    drawn_so, drawn_os = (module._resampled_total(m, weights) for m in (so, os))
+    both_ways = np.var(drawn_so / (drawn_so + drawn_os))
+    assert both_ways / truth == pytest.approx(3, rel=0.25)
+    assert module._pair_variance(so, so + os) / truth == pytest.approx(1, rel=0.4)
+
+
+def test_two_way_weights_equal_a_cohort_with_patients_repeated():
+    generator = np.random.default_rng(2)
+    matrix = generator.integers(0, 5, (7, 7)).astype(float)
+    weights = generator.integers(0, 3, (4, 7)).astype(float)
+    by_loops = [
+        sum(matrix[p, q] * (w[p] if p == q else w[p] * w[q]) for p in range(7) for q in range(7))
+        for w in weights
+    ]
+    np.testing.assert_allclose(module._resampled_total(matrix, weights), by_loops)
+
+
+def test_random_embeddings_sit_on_the_null():
+    table = measured(*cohort(1, 3, 3, patients=5, patient_effect=0.2), k=5)
+    row = pick(table, "ri_minus_null")
+    assert row["ci_low"] < 0 < row["ci_high"]
+    assert row["null_low"] < 0 < row["null_high"]
+    assert row["verdict"] == "inconclusive"
+
+
+def test_known_encoders_are_judged():
+    tissue = measured(*cohort(1, 2, 2, patients=6, effects=(2.0, 0.1)), k=5)
+    stain = measured(*cohort(1, 2, 2, patients=6, effects=(0.1, 2.0)), k=5)
+    for metric in ("ri", "ri_minus_null"):
+        assert pick(tissue, metric)["verdict"] == "pass"
+        assert pick(stain, metric)["verdict"] == "fail"
+        assert pick(tissue, metric, "paired_2x2")["threshold"] is None
+        assert pick(tissue, metric, role="encoder_k")["threshold"] is None
+
+
+def test_exchanging_label_and_center_mirrors_the_index():
+    slides, tiles, embeddings = cohort(4, 2, 3, effects=(0.5, 0.3))
+    mirrored = slides.rename({"label": "center", "center": "label"})
+    here = pick(measured(slides, tiles, embeddings, k=5), "ri")
+    there = pick(measured(mirrored, tiles, embeddings, k=5), "ri")
+    assert here["value"] == pytest.approx(1 - there["value"])
+    assert here["ci_low"] == pytest.approx(1 - there["ci_high"])
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(0.01, 100))
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_rotating_scaling_and_reordering_change_nothing(seed, scale):
+    slides, tiles, embeddings = cohort(seed, 2, 2, effects=(0.5, 0.5))
+    generator = np.random.default_rng(seed)
+    rotation = np.linalg.qr(generator.standard_normal((12, 12)))[0]
+    shards = {
+        slide: (scale * shard.astype(float) @ rotation)[generator.permutation(len(shard))]
+        for slide, shard in embeddings.shards.items()
+    }
+    turned = InMemory({slide: shard.astype(np.float32) for slide, shard in shards.items()})
+    expected = measured(slides, tiles, embeddings)
+    assert measured(slides, tiles, turned).equals(expected)
+    assert measured(slides.reverse(), tiles.reverse(), embeddings).equals(expected)
+
+
+def test_threads_change_nothing():
+    data = cohort(0, 3, 3, effects=(0.5, 0.5))
+    with threadpool_limits(1):
+        one = measured(*data)
+    with threadpool_limits(2):
+        two = measured(*data)
+    assert one.equals(two)
+
+
+def test_many_patients_in_sparse_matrices_give_the_same_figures(monkeypatch):
+    data = cohort(0, 2, 2, patients=5, effects=(0.5, 0.5))
+    for exclude in ("patient", "none"):
+        dense = measured(*data, exclude=exclude)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_DENSE_PATIENTS", 0)
+            sparse = measured(*data, exclude=exclude)
+        for name in ("value", "ci_low", "ci_high", "null_low", "null_high"):
+            np.testing.assert_allclose(
+                sparse[name].to_numpy(), dense[name].to_numpy(), rtol=1e-9, equal_nan=True
+            )
+
+
+def test_subsample_is_equal_over_cells_and_even_over_patients():
+    slides, tiles, embeddings = cohort(0, 2, 2, patients=4, tiles=10)
+    big = {s: np.repeat(v, 3 if s < "s004" else 1, axis=0) for s, v in embeddings.shards.items()}
+    counts = count_neighbours(slides, tiles_of(big), InMemory(big), PARAMETERS)
+    rows = counts.filter(pl.col("design") == "all", pl.col("k") == 1)
+    assert rows["draw"].unique().sort().to_list() == [0, 1, 2]
+    assert (rows.group_by("draw", "label", "center").agg(pl.col("n").sum())["n"] == 40).all()
+    assert (rows["n"] == 10).all()
+
+
+def test_counts_hold_every_neighbour_once():
+    data = cohort(0, 2, 2, patients=3, tiles=4)
+    counts = count_neighbours(*data, PARAMETERS).filter(pl.col("design") == "all")
+    assert counts["neighbours"].list.sum().sum() == 48 * 5
+    assert counts.select(pl.col("^expected_.*$").filter(pl.col("k") == 5).sum()).sum_horizontal()[
+        0
+    ] == pytest.approx(48 * 5)
+
+
+def relabelled(**columns):
+    slides, tiles, embeddings = cohort(0, 2, 2, patients=3)
+    return slides.with_columns(**columns), tiles, embeddings
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"center": pl.lit("A")}, "one center"),
+        ({"label": pl.lit("x")}, "one label"),
+        ({"center": pl.col("label")}, "confounded"),
+        ({"label": pl.lit(None, pl.String())}, "complete the manifest"),
+        ({"patient_id": pl.col("label") + pl.col("center")}, "enough patients"),
+    ],
+)
+def test_impossible_designs_say_why(columns, reason):
+    table = measured(*relabelled(**columns))
+    assert set(table["verdict"]) == {"not_applicable"}
+    assert table["value"].null_count() == table.height
+    assert table["reason"].str.contains(reason).all()
+    assert pick(table, "ri_minus_null")["threshold"] == 0.0
+
+
+def test_small_cells_are_left_out_by_name():
+    slides, tiles, embeddings = cohort(0, 3, 3, patients=3)
+    kept = slides.filter(~pl.col("slide_id").is_in(["s000", "s001"]))
+    table = measured(kept, tiles.join(kept, on="slide_id", how="semi"), InMemory(
+        {slide: embeddings.shards[slide] for slide in kept["slide_id"]}
+    ))  # fmt: skip
+    left_out = table.filter(pl.col("stratum") == "L0 × C0")
+    assert left_out.height == 2
+    assert left_out["reason"].str.contains("1 patients with 4 tiles").all()
+    assert pick(table, "ri")["n"] == 8 * 12
+
+
+def test_nothing_counted_is_undefined_not_zero():
+    """At k = 1 every tile's neighbour is its twin with the same label and center."""
+    slides, tiles, embeddings = cohort(0, 2, 2, patients=2, tiles=1, d=8, patient_effect=0)
+    shards = {s: np.eye(8, dtype=np.float32)[[i // 2]] for i, s in enumerate(embeddings.slide_ids)}
+    row = pick(measured(slides, tiles, InMemory(shards), k_grid=[1]), "ri")
+    assert row["value"] is None
+    assert "take a larger k" in row["reason"]
+
+
+def test_a_patient_with_two_labels_is_two_units():
+    slides, tiles, embeddings = cohort(0, 2, 2, patients=4)
+    shared = slides.with_columns(
+        patient_id=pl.when(pl.col("slide_id").is_in(["s000", "s008"]))
+        .then(pl.lit("both"))
+        .otherwise("patient_id")
+    )
+    counts = count_neighbours(shared, tiles, embeddings, PARAMETERS)
+    assert counts["unit"].n_unique() == 16
+    assert pick(measured(shared, tiles, embeddings), "ri")["n_patients"] == 15
+
+
+def votes(hits):
+    """Counts of one class pair with these hits of 10 at k = 1, 3, 5."""
+    return pl.DataFrame(
+        {
+            "design": "all", "draw": 0, "k": [1, 3, 5], "patient_id": "p", "label": "x", "n": 10,
+            "hits_label": hits,
+        }
+    )  # fmt: skip
+
+
+def test_k_is_the_first_peak_and_the_lower_median_over_encoders():
+    tables = {"a": votes([5, 8, 8]), "b": votes([9, 8, 8]), "control": votes([1, 1, 2])}
+    chosen = choose_k(PARAMETERS, controls=("control",), **tables)
+    assert chosen == {"k": 1, "per_encoder": {"a": 3, "b": 1, "control": 5}}
+    assert choose_k(PARAMETERS, **tables)["k"] == 3
+    assert choose_k(PARAMETERS, controls=("control",), control=tables["control"])["k"] == 5

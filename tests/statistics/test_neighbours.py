@@ -1,0 +1,121 @@
+"""Neighbours equal a full sort in float64, whatever the threads and blocks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from pathfm_kedro.statistics import neighbours as module
+from pathfm_kedro.statistics.neighbours import nearest_neighbours
+from pathfm_kedro.statistics.permutation import permuted_within
+
+
+def by_full_sort(vectors, groups, k, metric="cosine"):
+    rows = vectors.astype(np.float64)
+    if metric == "cosine":
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        similarity = rows @ rows.T
+    else:
+        similarity = -np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    similarity[groups[:, None] == groups[None]] = -np.inf
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(similarity, order, axis=1)
+    indices = np.where(np.isfinite(best), order, -1)
+    missing = k - indices.shape[1]
+    return np.pad(indices, ((0, 0), (0, max(missing, 0))), constant_values=-1)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(2, 120),
+    d=st.integers(2, 40),
+    k=st.integers(1, 40),
+    patients=st.integers(1, 12),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    block=st.sampled_from([1, 7, 64, None]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_equals_a_full_sort(seed, n, d, k, patients, metric, block):
+    generator = np.random.default_rng(seed)
+    vectors = generator.standard_normal((n, d)).astype(np.float32)
+    groups = generator.integers(0, patients, n)
+    found = nearest_neighbours(vectors, groups, k, metric, block_rows=block)
+    np.testing.assert_array_equal(found.indices, by_full_sort(vectors, groups, k, metric))
+    assert (np.isfinite(found.similarity) == (found.indices >= 0)).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6])
+def test_differences_below_float32_are_resolved(metric, spread):
+    """Similarities of 0.9999…: a float32 product alone gets most of these orders wrong."""
+    generator = np.random.default_rng(0)
+    vectors = 1 + spread * generator.standard_normal((400, 64))
+    vectors = vectors.astype(np.float32)
+    groups = np.arange(400) // 8
+    expected = by_full_sort_exact(vectors, groups, 9, metric)
+    np.testing.assert_array_equal(nearest_neighbours(vectors, groups, 9, metric).indices, expected)
+
+
+def by_full_sort_exact(vectors, groups, k, metric):
+    """Full sort on long doubles, which tell apart what doubles round together."""
+    rows = vectors.astype(np.longdouble)
+    if metric == "cosine":
+        rows = rows / np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+        distance = 1 - np.stack([(rows * row).sum(axis=1) for row in rows])
+    else:
+        distance = np.stack([((rows - row) ** 2).sum(axis=1) for row in rows])
+    distance[groups[:, None] == groups[None]] = np.inf
+    # Doubles cannot tell what lies closer than their own roundoff: there the index decides.
+    return np.argsort(np.round(distance, 17), axis=1, kind="stable")[:, :k]
+
+
+def test_ties_go_to_the_smaller_index():
+    vectors = np.tile(np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 0.5]], dtype=np.float32), (20, 1))
+    found = nearest_neighbours(vectors, None, 3).indices
+    assert found[0].tolist() == [2, 4, 6]
+    assert found[5].tolist() == [1, 3, 7]
+
+
+def test_threads_and_blocks_change_nothing(monkeypatch):
+    generator = np.random.default_rng(1)
+    vectors = generator.standard_normal((700, 96)).astype(np.float32)
+    vectors[350:] = vectors[:350] * np.float32(1.0000001)
+    groups = generator.integers(0, 50, 700)
+    results = []
+    for workers, threads, block in [(1, 1, None), (1, 2, 33), (3, 2, 100), (2, 1, 256)]:
+        monkeypatch.setattr(module, "_MAX_WORKERS", workers)
+        with threadpool_limits(threads):
+            results.append(nearest_neighbours(vectors, groups, 15, block_rows=block))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.indices, results[0].indices)
+        np.testing.assert_array_equal(other.similarity, results[0].similarity)
+
+
+def test_chosen_queries_get_the_same_neighbours():
+    vectors = np.random.default_rng(2).standard_normal((90, 10)).astype(np.float32)
+    groups = np.arange(90) % 11
+    queries = np.array([70, 3, 3, 41])
+    every = nearest_neighbours(vectors, groups, 5)
+    some = nearest_neighbours(vectors, groups, 5, queries=queries, block_rows=2)
+    np.testing.assert_array_equal(some.indices, every.indices[queries])
+    np.testing.assert_array_equal(some.similarity, every.similarity[queries])
+
+
+def test_unusable_rows_are_named():
+    vectors = np.ones((5, 3), dtype=np.float32)
+    vectors[3] = 0
+    with pytest.raises(ValueError, match=r"zero.*rows 3"):
+        nearest_neighbours(vectors, None, 1)
+    assert nearest_neighbours(vectors, None, 1, metric="euclidean").indices[3, 0] == 0
+    vectors[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity.*rows 1"):
+        nearest_neighbours(vectors, None, 1)
+
+
+def test_permuted_labels_stay_in_their_stratum_and_reach_every_place():
+    labels, strata = np.array([0, 0, 1, 2, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
+    drawn = permuted_within(labels, strata, draws=400, seed=3)
+    assert (np.sort(drawn[:3], axis=0) == [[0], [0], [1]]).all()
+    assert (np.sort(drawn[3:], axis=0) == [[1], [1], [2]]).all()
+    np.testing.assert_allclose((drawn[:3] == 1).mean(axis=1), 1 / 3, atol=0.08)

@@ -1,0 +1,181 @@
+"""dvc.yaml says what the Kedro pipelines and the catalog say."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from kedro.config import OmegaConfigLoader
+from kedro.io.catalog_config_resolver import CatalogConfigResolver
+
+from pathfm_kedro.cli import dvc_parameters
+from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
+from pathfm_kedro.pipeline_registry import register_pipelines
+from tests.conftest import PROJECT
+
+COHORT, ENCODER, LABEL = "phantom", "stain_statistics", "0-repro"
+#: Parameters that change no result, so no stage depends on them.
+WITHOUT_EFFECT = {"engine"}
+#: Rooms whose code decides what a stage gives; engine and datasets decide only where and how it lies.
+ROOMS = ("slides", "encoders", "statistics")
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, dict]:
+    """The stages of the phantom cohort with their templates filled in."""
+    declared = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    listed = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    filled = {}
+    for name, stage in declared.items():
+        text = yaml.safe_dump(stage["do"]).replace("${key}", COHORT)
+        key = f"{COHORT}-{ENCODER}" if name == "embed" else COHORT
+        for field, value in listed[stage["foreach"][2:-1]][key].items():
+            text = text.replace("${item." + field + "}", value)
+        filled[name] = yaml.safe_load(text)
+    return filled
+
+
+@pytest.fixture(scope="module")
+def conf() -> OmegaConfigLoader:
+    return OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env=COHORT, **CONFIG_LOADER_ARGS)
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    before = Path.cwd(), os.environ.pop("KEDRO_ENV", None)
+    os.chdir(PROJECT)
+    yield register_pipelines()
+    os.chdir(before[0])
+    if before[1]:
+        os.environ["KEDRO_ENV"] = before[1]
+
+
+def part_of(stage: dict, pipelines):
+    """The part of a pipeline that a stage's command runs."""
+    words = stage["cmd"].split()
+    assert f"PATHFM_PIN_VERSION={LABEL}" in words
+    pipeline = pipelines[words[words.index("--pipelines") + 1]]
+    if "--tags" in words:
+        return pipeline.only_nodes_with_tags(words[words.index("--tags") + 1])
+    if "--namespaces" in words:
+        return pipeline.filter(node_namespaces=[words[words.index("--namespaces") + 1]])
+    return pipeline
+
+
+def pinned_path(name: str, conf) -> str | None:
+    """Where the catalog puts the pinned version of a dataset; None for what is not on disk."""
+    entry = CatalogConfigResolver(conf["catalog"]).resolve_pattern(name)
+    if not entry or "filepath" not in entry:
+        return None
+    path = Path(entry["filepath"])
+    if not entry.get("versioned"):
+        return path.as_posix()
+    if entry["type"].rpartition(".")[2].startswith(("Family", "Sharded")):
+        return (path.parent / LABEL / path.name).as_posix()
+    return (path / LABEL / path.name).as_posix()
+
+
+def covers(declared: str, path: str) -> bool:
+    return path == declared or path.startswith(declared + "/")
+
+
+def paths(entries: list) -> list[str]:
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+STAGES = ("draw", "ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report")
+
+
+def test_there_is_a_stage_for_every_pipeline(stages, pipelines):
+    assert set(stages) == set(STAGES)
+    assert set(pipelines) - {"__default__"} == set(STAGES) - {"draw"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_outputs_are_those_of_the_pipeline(name, stages, pipelines, conf):
+    stage = stages[name]
+    part = part_of(stage, pipelines)
+    written = {pinned_path(d, conf) for d in part.all_outputs()} - {None}
+    declared = [p for kind in ("outs", "metrics", "plots") for p in paths(stage.get(kind, []))]
+    assert [p for p in written if not any(covers(d, p) for d in declared)] == []
+    assert [d for d in declared if not any(covers(d, p) for p in written)] == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dependencies_are_those_of_the_pipeline(name, stages, pipelines, conf):
+    stage = stages[name]
+    part = part_of(stage, pipelines)
+    # Pixels are known to later stages by the slides' fingerprints.
+    inputs = part.inputs() - (set() if name == "ingest" else {"slide_files"})
+    read = {pinned_path(d, conf) for d in inputs if not d.startswith("param")} - {None}
+    declared = [p for p in paths(stage["deps"]) if not p.startswith("src/")]
+    assert [p for p in read if not any(covers(d, p) for d in declared)] == []
+    assert [d for d in declared if not any(covers(d, p) for p in read)] == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parameters_are_those_of_the_pipeline(name, stages, pipelines):
+    stage = stages[name]
+    used = {d for d in part_of(stage, pipelines).inputs() if d.startswith("param")}
+    base = {
+        key: path.name
+        for path in (PROJECT / "conf" / "base").glob("parameters*.yml")
+        for key in yaml.safe_load(path.read_text())
+    }
+    keys = set(base) if "parameters" in used else {d[7:].split(".")[0] for d in used}
+    wanted = {(base[key], key) for key in keys - WITHOUT_EFFECT}
+    declared = {
+        path: keys
+        for entry in stage.get("params", [])
+        for path, keys in (entry.items() if isinstance(entry, dict) else [(entry, None)])
+    }
+    for file, key in wanted:
+        listed = declared.get(f"conf/base/{file}", [])
+        assert listed is None or key in listed, f"{name} lacks {key} of conf/base/{file}"
+        assert f"conf/{COHORT}/{file}" in declared, f"{name} lacks conf/{COHORT}/{file}"
+    files = {file for file, _ in wanted}
+    assert {Path(path).name for path in declared} == files
+
+
+def imported(module: Path, seen: set[Path]) -> set[Path]:
+    """Every module of the project that a module imports, directly or not."""
+    if module in seen:
+        return seen
+    seen.add(module)
+    for statement in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(statement, ast.ImportFrom) and statement.module:
+            names = [statement.module, *(f"{statement.module}.{a.name}" for a in statement.names)]
+        elif isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        for name in names:
+            if name.startswith("pathfm_kedro."):
+                stem = PROJECT / "src" / Path(*name.split("."))
+                for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+                    if path.is_file():
+                        imported(path, seen)
+    return seen
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_code_it_runs(name, stages):
+    source = PROJECT / "src" / "pathfm_kedro"
+    declared = [p for p in paths(stages[name]["deps"]) if p.startswith("src/")]
+    assert all((PROJECT / p).exists() for p in declared)
+    start = (
+        [source / "pipelines/ingest/drawing.py"]
+        if name == "draw"
+        else sorted((source / "pipelines" / name).glob("*.py"))
+    )
+    modules = set().union(*(imported(path, set()) for path in start))
+    rooms = {room for room in ROOMS if any(m.is_relative_to(source / room) for m in modules)}
+    own = {p.removeprefix("src/pathfm_kedro/") for p in declared}
+    assert rooms == own & set(ROOMS)
+
+
+def test_params_yaml_lists_the_cohorts_of_conf():
+    listed = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    assert listed == dvc_parameters(PROJECT), "run: kedro cohort sync"
