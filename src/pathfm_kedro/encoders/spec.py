@@ -10,6 +10,8 @@ from typing import Any
 
 #: A dataset name, a file name and a namespace at once, so it must be plain.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+#: Names of arguments that nodes take beside one argument per encoder.
+_RESERVED = frozenset({"parameters", "controls"})
 _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean")
 _PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:")
 
@@ -56,9 +58,10 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         where = f"encoders.{self.name}"
-        if not _NAME.fullmatch(self.name):
+        if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
             raise ValueError(
-                f"encoder name '{self.name}' may hold letters, digits, '-' and '_' only: rename it"
+                f"encoder name '{self.name}' may hold letters, digits, '-' and '_' only, and not be "
+                f"one of {sorted(_RESERVED)}: rename it"
             )
         if not self.model.startswith(_PREFIXES):
             raise ValueError(

@@ -136,12 +136,10 @@ def rotated_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
     """
     crop = _turnable_crop(wide, size)
     field = wide.astype(np.float32)
-    views = [
-        np.rot90(crop, _quarter_turns(angle))
-        if _is_lossless(angle)
-        else _to_pixels(_turn(field, angle, size))
-        for angle in angles
-    ]
+    # Angles that differ by quarter turns share one interpolation.
+    within_quarter = {angle % 90 for angle in angles if not _is_lossless(angle)}
+    turned = {angle: _to_pixels(_turn(field, angle, size)) for angle in within_quarter}
+    views = [np.rot90(turned.get(angle % 90, crop), _quarter_turns(angle)) for angle in angles]
     return _stacked(views, size)
 
 
@@ -174,13 +172,13 @@ def rotated_back_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixe
     """
     crop = _turnable_crop(wide, size)
     field = wide.astype(np.float32)
-    views = [
-        crop
-        if _is_lossless(angle)
-        else _to_pixels(_turn(_turn(field, angle, len(field)), -angle, size))
-        for angle in angles
-    ]
-    return _stacked(views, size)
+    # A quarter turn more there is a quarter turn more back: the pixels are the same.
+    within_quarter = {angle % 90 for angle in angles if not _is_lossless(angle)}
+    back = {
+        angle: _to_pixels(_turn(_turn(field, angle, len(field)), -angle, size))
+        for angle in within_quarter
+    }
+    return _stacked([back.get(angle % 90, crop) for angle in angles], size)
 
 
 def disc_mask(size: int) -> NDArray[np.bool_]:
@@ -232,7 +230,7 @@ def _is_lossless(angle: float) -> bool:
 
 
 def _quarter_turns(angle: float) -> int:
-    return round(angle / 90) % 4
+    return math.floor(angle / 90) % 4
 
 
 def _turnable_crop(wide: Pixels, size: int) -> Pixels:

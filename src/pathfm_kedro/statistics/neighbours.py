@@ -67,14 +67,19 @@ class _Workspace:
     """Buffers of one thread: fresh memory for every block costs more than the arithmetic."""
 
     scores: Floats32
+    chosen: NDArray[np.bool_]
     left: Floats64
     right: Floats64
 
     @classmethod
     def of(cls, search: _Search, block: int) -> _Workspace:
         n, d = search.vectors.shape
-        pair = (_PAIRS, d)
-        return cls(np.empty((block, n), np.float32), np.empty(pair), np.empty(pair))
+        return cls(
+            np.empty((block, n), np.float32),
+            np.empty((block, n), np.bool_),
+            np.empty((_PAIRS, d)),
+            np.empty((_PAIRS, d)),
+        )
 
 
 def nearest_neighbours(
@@ -90,7 +95,8 @@ def nearest_neighbours(
     Candidates come from a blocked float32 matrix product and are re-scored in float64 in a fixed
     order. The product's rounding error is at most ε = (d + 8)·2⁻²⁴·|x|·|y| (Higham 2002, §3.1),
     so every row within 2ε of a lower bound of the k-th best score is re-scored, and none that
-    belongs among the k can be missed. Ties go to the smaller row index. Hence the result is the
+    belongs among the k can be missed. Ties go to the smaller row index; similarities closer than
+    float64 roundoff (10⁻¹⁵) may count as tied or not. Hence the result is the
     same for any number of threads, any block size and any BLAS.
 
     Parameters
@@ -220,7 +226,9 @@ def _search_block(
     scores, error = _scores(search, rows, space.scores[: len(rows)])
     _mask_own_group(scores, search.groups, search.groups[places])
     floor = np.maximum(_kth_best_bound(scores, search.k) - 2 * error, np.finfo(np.float32).min)
-    flat = np.flatnonzero(scores >= floor.astype(np.float32)[:, None])
+    chosen = space.chosen[: len(rows)]
+    np.greater_equal(scores, floor.astype(np.float32)[:, None], out=chosen)
+    flat = np.flatnonzero(chosen)
     asking, column = np.divmod(flat, scores.shape[1])
     found = search.order[column]
     exact = _exact(search, space, rows[asking], found)

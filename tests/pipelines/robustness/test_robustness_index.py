@@ -282,7 +282,7 @@ def test_many_patients_in_sparse_matrices_give_the_same_figures(monkeypatch):
 
 
 def test_subsample_is_equal_over_cells_and_even_over_patients():
-    slides, tiles, embeddings = cohort(0, 2, 2, patients=4, tiles=10)
+    slides, _, embeddings = cohort(0, 2, 2, patients=4, tiles=10)
     big = {s: np.repeat(v, 3 if s < "s004" else 1, axis=0) for s, v in embeddings.shards.items()}
     counts = count_neighbours(slides, tiles_of(big), InMemory(big), PARAMETERS)
     rows = counts.filter(pl.col("design") == "all", pl.col("k") == 1)

@@ -167,7 +167,8 @@ def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
     _add_null_band(figure, curve)
     for name, own in _by_encoder(curve, styles):
         _add_curve(figure, own, name, styles[name])
-    for name, own in _by_encoder(rotation_curve(measurements, "rotated_back"), styles):
+    back = _in_every_quarter(rotation_curve(measurements, "rotated_back"))
+    for name, own in _by_encoder(back, styles):
         if not styles[name].is_control:
             _add_back_curve(figure, own, name, styles[name])
     signature = select(measurements, "rotation", "mknn", angle=90).drop_nulls("threshold")
@@ -177,6 +178,12 @@ def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
     figure.update_xaxes(tickmode="array", tickvals=list(range(0, 361, 45)))
     figure.update_yaxes(range=[-0.02, 1.02])
     return figure
+
+
+def _in_every_quarter(curve: pl.DataFrame) -> pl.DataFrame:
+    """The control curve over the whole turn: quarter turns add nothing there and back."""
+    quarters = [curve.with_columns(pl.col("x") + 90 * turn) for turn in range(4)]
+    return pl.concat(quarters).unique(["encoder", "x"]).sort("encoder", "x")
 
 
 def plot_retrieval(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:

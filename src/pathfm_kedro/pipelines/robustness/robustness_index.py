@@ -28,6 +28,9 @@ r₍₋ₚ₎ being the index without patient p, D_p its part in ΣD in both rol
 expectation at σ_g = 0, the smallest there is. The percentile interval of the two-way draws is
 shrunk about the point by √(V/Var r*), which keeps its skewness. Tiles of the same patient that
 neighbour each other (only with ``exclude: slide`` or ``none``) weigh w_p, not w_p².
+
+It is the interval for another cohort of such patients, from whichever centers they come. Labels
+permuted within fixed centers spread less, so that the interval is wider than that null's.
 """
 
 from __future__ import annotations
@@ -45,7 +48,6 @@ from numpy.typing import NDArray
 from pathfm_kedro.statistics.bootstrap import (
     bootstrap_weights,
     percentile_interval,
-    ratio_estimate,
     sum_by_patient,
 )
 from pathfm_kedro.statistics.measurements import (
@@ -810,13 +812,15 @@ def _minus(value: float | None, chance: float) -> float | None:
 def _vote_figures(design: _Design, weights: Floats) -> dict[int, dict[str, _Figure]]:
     """Support and kNN accuracy at each k; patients are resampled as queries."""
     n, size = design.n, design.n_patients
-    figures: dict[int, dict[str, _Figure]] = {
-        k: {"support": _Figure(_support(rows, weights, n), Null())}
-        for (k,), rows in design.rows.group_by("k", maintain_order=True)
-    }
+    ones = np.ones((1, size))
+    figures: dict[int, dict[str, _Figure]] = {}
+    points, drawn = (_supports(design, each) for each in (ones, weights))
+    for k, point, draws in zip(design.k_grid, points[:, 0], drawn, strict=True):
+        estimate = Estimate(float(point), *percentile_interval(draws), n, size)
+        figures[k] = {"support": _Figure(estimate, Null())}
     for target in ("label", "center"):
         draws = _accuracies(design.rows, target, weights)
-        points = _accuracies(design.rows, target, np.ones((1, size)))[:, 0]
+        points = _accuracies(design.rows, target, ones)[:, 0]
         classes = design.rows.group_by("draw").agg(pl.col(target).n_unique())[target]
         chance = float((1 / classes.to_numpy()).mean())
         for k, point, drawn in zip(design.k_grid, points, draws, strict=True):
@@ -827,11 +831,16 @@ def _vote_figures(design: _Design, weights: Floats) -> dict[int, dict[str, _Figu
     return figures
 
 
-def _support(rows: pl.DataFrame, weights: Floats, n: int) -> Estimate:
-    sums = sum_by_patient(
-        rows.select("supported", "n").to_numpy(), _codes(rows["patient_id"]), weights.shape[1]
+def _supports(design: _Design, weights: Floats) -> Floats:
+    """[k, draws] share of queries with SO or OS among their k neighbours."""
+    rows, shape = design.rows, (design.n_patients, len(design.k_grid))
+    cell = np.ravel_multi_index((_codes(rows["patient_id"]), _codes(rows["k"])), shape)
+    supported, asked = (
+        weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape)
+        for name in ("supported", "n")
     )
-    return ratio_estimate(sums[:, 0], sums[:, 1], weights, n)
+    with np.errstate(invalid="ignore"):
+        return (supported / asked).T
 
 
 def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
@@ -861,11 +870,14 @@ def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Est
     patient = design.patient
     matrices = [_matrix(pairs, kind < 0, patient, size)] * 3
     draws = np.zeros((3, len(weights)))
+    # Sums of counts times weights are integers: float32 is exact below 2²⁴, and twice as fast.
+    exact = weights.max() ** 2 * pairs.count.sum() < _EXACT_FLOAT32
+    drawn = weights.astype(np.float32) if exact else weights
     for band in range(len(design.k_grid)):
         for i in (SS, SO, OS):
             added = _matrix(pairs, (pairs.band == band) & (kind == i), patient, size)
             matrices[i] = matrices[i] + added
-            draws[i] += _resampled_total(added, weights)
+            draws[i] += _resampled_total(added, drawn)
         yield {
             "ri": _ratio(
                 matrices[SO],
@@ -897,13 +909,9 @@ def _matrix(pairs: _Pairs, chosen: NDArray[np.bool_], patient: Ints, size: int) 
     return cells.reshape(size, size).astype(np.float64)
 
 
-def _resampled_total(matrix: Any, weights: Floats) -> Floats:
+def _resampled_total(matrix: Any, weights: NDArray[np.floating]) -> Floats:
     """[draws] Σ_{p≠q} w_p w_q M_pq + Σ_p w_p M_pp."""
-    # Sums of counts times weights are integers: float32 is exact below 2²⁴, and twice as fast.
-    exact = weights.max() ** 2 * matrix.sum() < _EXACT_FLOAT32
-    kind = np.float32 if exact else np.float64
-    drawn = weights.astype(kind)
-    total = np.vecdot(drawn @ matrix.astype(kind), drawn).astype(np.float64)
+    total = np.vecdot(weights @ matrix.astype(weights.dtype), weights).astype(np.float64)
     own = matrix.diagonal()
     return cast(Floats, total - (weights * weights - weights) @ own if own.any() else total)
 

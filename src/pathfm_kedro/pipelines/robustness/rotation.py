@@ -93,7 +93,7 @@ class RotationParameters:
     ...         "signature_metric": "cosine", "thresholds": {"mknn": 0.8, "mknn_variance": 0.1},
     ...         "draws": 200, "seed": 0, "max_tiles": 72}
     >>> RotationParameters.parse(told).rotated_back_angles
-    (45, 135, 225, 315)
+    (45,)
     """
 
     angle_step: int
@@ -151,8 +151,12 @@ class RotationParameters:
 
     @property
     def rotated_back_angles(self) -> tuple[int, ...]:
-        """Angles of the stored control views: those that interpolate, so no multiple of 90."""
-        return tuple(angle for angle in self.rotated_angles if angle % 90)
+        """Angles of the stored control views: those that interpolate, within the first quarter.
+
+        A turn by θ + 90 is a lossless quarter turn after a turn by θ, and going back undoes both,
+        so there-and-back by θ + 90 gives the very pixels of there-and-back by θ.
+        """
+        return tuple(angle for angle in self.rotated_angles if 0 < angle < SIGNATURE_ANGLE)
 
     def is_signature(self, k: int, metric: str) -> bool:
         """Whether the failure signatures are read at this k and metric."""
@@ -501,7 +505,7 @@ def rotation_overlaps(
     views
         Embeddings of the pool's views: ``stack(slide_ids, "rotated")`` is [n, A, d] at the angles
         ``RotationParameters.rotated_angles`` (0 first) and ``"rotated_back"`` [n, B, d] at
-        ``rotated_back_angles`` (those that interpolate).
+        ``rotated_back_angles`` (those that interpolate, in the first quarter).
     pool
         Table of :func:`choose_pool`, rows in the order of the stacked views. Slides without a shard
         are left out.
@@ -741,6 +745,9 @@ class _Curve:
     def variance(self, weights: Floats) -> Estimate:
         value = float(np.var(self.values.sum(axis=1) / self.tiles.sum()))
         draws = np.var((weights @ self.values.T) / (weights @ self.tiles)[:, None], axis=1)
+        # Resampling adds its own spread to that of the angles, so the draws lie too high by the
+        # difference of their mean to the figure; a variance is never negative.
+        draws = np.maximum(draws - (draws.mean() - value), 0.0)
         return Estimate(value, *percentile_interval(draws), self.n, self.n_patients)
 
 
@@ -854,11 +861,13 @@ class _Rows:
                 reason="every angle is a multiple of 90°, which no interpolation blurs; set "
                 "rotation.angle_step below 90",
             )[0]
-        interpolated = np.isin(rotated.angles, back.angles)
+        interpolated = [i for i, angle in enumerate(rotated.angles) if angle % SIGNATURE_ANGLE]
+        control = [back.angles.index(rotated.angles[i] % SIGNATURE_ANGLE) for i in interpolated]
+        turned = rotated.values[interpolated]
         drop = _Curve(
-            angles=back.angles,
-            values=back.values - rotated.values[interpolated],
-            chance=np.zeros_like(back.values),
+            angles=tuple(rotated.angles[i] for i in interpolated),
+            values=back.values[control] - turned,
+            chance=np.zeros_like(turned),
             tiles=back.tiles,
         )
         return self.row("mknn_excess_drop", setting, drop.mean(weights), Null(0.0, 0.0))

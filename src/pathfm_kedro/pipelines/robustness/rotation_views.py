@@ -25,7 +25,7 @@ from pathfm_kedro.slides.views import (
 )
 
 #: Raised with any change of how views are made from pixels.
-_REVISION = "1"
+_REVISION = "2"
 
 
 @dataclass(frozen=True)
