@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kedro.config import OmegaConfigLoader
-from kedro.io.catalog_config_resolver import CatalogConfigResolver
+from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
 from pathfm_kedro.cli import dvc_parameters
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
@@ -67,7 +67,9 @@ def part_of(stage: dict, pipelines):
 
 def pinned_path(name: str, conf) -> str | None:
     """Where the catalog puts the pinned version of a dataset; None for what is not on disk."""
-    entry = CatalogConfigResolver(conf["catalog"]).resolve_pattern(name)
+    entry = CatalogConfigResolver(
+        conf["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
+    ).resolve_pattern(name)
     if not entry or "filepath" not in entry:
         return None
     path = Path(entry["filepath"])

@@ -9,7 +9,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
-from kedro.io.catalog_config_resolver import CatalogConfigResolver
+from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
 from pathfm_kedro.cohorts import PIN_VARIABLE
 
@@ -57,7 +57,10 @@ class CohortContext(KedroContext):
 
     def _versioned_datasets(self) -> list[str]:
         """Names of all versioned datasets of all pipelines, those of factories included."""
-        resolver = CatalogConfigResolver(self.config_loader["catalog"])
+        # The pattern of datasets held in memory is given, so that Kedro does not warn of its absence.
+        resolver = CatalogConfigResolver(
+            self.config_loader["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
+        )
         requested = pipelines._requested_pipelines
         pipelines.set_requested(None)
         names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from pathfm_kedro.pipelines.report.plots import figures, ri_curve, rotation_curve
 from pathfm_kedro.pipelines.report.summary import safe_cells
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 #: Figures of the report that kedro-viz shows as datasets of their own.
 _SHOWN = ("findings", "robustness_index:curve", "rotation:curve", "design")
@@ -22,7 +19,7 @@ def draw_overview(
     findings: pl.DataFrame,
     design: pl.DataFrame,
     provenance: Mapping[str, Any],
-) -> tuple[go.Figure, ...]:
+) -> tuple[Any, ...]:
     """The findings, the robustness curve, the rotation curve and the design as plotly figures.
 
     A figure without data is an empty one that says so.

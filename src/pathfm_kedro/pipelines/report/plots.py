@@ -150,12 +150,20 @@ def plot_ri_curve(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
     if not curve.height:
         return None
     figure = _figure(height=460)
-    _add_null_band(figure, curve)
+    _add_null_band(figure, _design_null(measurements))
     for name, own in _by_encoder(curve, styles):
         _add_curve(figure, own, name, styles[name])
     _title_axes(figure, "number of neighbours k", "robustness index")
     figure.update_yaxes(range=[-0.02, 1.02])
     return figure
+
+
+def _design_null(measurements: pl.DataFrame) -> pl.DataFrame:
+    """What the index is if an encoder knows nothing, which follows from the design alone."""
+    rows = select(
+        measurements, "robustness_index", "ri_design_null", role="curve", design="all"
+    ).with_columns(null_low=pl.col("value"), null_high=pl.col("value"))
+    return _curve(rows, "robustness_index", "k")
 
 
 def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
