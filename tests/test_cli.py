@@ -61,7 +61,9 @@ def test_a_good_manifest_becomes_a_cohort(project, slides):
     assert listed["cohorts"]["clinic"] == {"input": "conf/clinic/manifest.csv"}
     assert listed["embeddings"]["clinic-efficientnet_lite0"]["cohort"] == "clinic"
     assert "clinic" not in listed["phantoms"]
-    assert "phantom_truth" not in {e["encoder"] for k, e in listed["embeddings"].items() if "clinic" in k}
+    assert "phantom_truth" not in {
+        e["encoder"] for k, e in listed["embeddings"].items() if "clinic" in k
+    }
 
 
 def test_a_phantom_of_ones_own(project):
@@ -87,7 +89,10 @@ def test_slides_with_problems_are_listed_and_the_rest_is_taken(project, slides):
         (GOOD + "a,b.tiff,p2,B,y,II\n", "slide_id 'a' is in rows 2, 4"),
         (GOOD.splitlines()[0] + "\n", "has no rows"),
         ("", "cannot be read as a table"),
-        (GOOD.replace("a.tiff", "x").replace("b.tiff", "y"), "no slide of this manifest can be used"),
+        (
+            GOOD.replace("a.tiff", "x").replace("b.tiff", "y"),
+            "no slide of this manifest can be used",
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_used_writes_nothing(project, slides, text, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +25,12 @@ AUDIT = (
 )
 
 
-def read(name: str):
+def read(name: str) -> Any:
     nbformat = pytest.importorskip("nbformat")
     return nbformat.read(NOTEBOOKS / name, as_version=4)
 
 
-def execute(name: str, monkeypatch: pytest.MonkeyPatch):
+def execute(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a notebook where it lies, as a person does; the first error ends it."""
     nbclient = pytest.importorskip("nbclient")
     for variable in ("KEDRO_ENV", "PATHFM_PIN_VERSION", "PATHFM_CONF_SOURCE"):
@@ -40,7 +41,7 @@ def execute(name: str, monkeypatch: pytest.MonkeyPatch):
     return notebook
 
 
-def shown(notebook) -> list[str]:
+def shown(notebook: Any) -> list[str]:
     """Kinds of everything that the cells displayed."""
     return [
         kind
@@ -50,7 +51,7 @@ def shown(notebook) -> list[str]:
     ]
 
 
-def test_an_audit_can_be_read(monkeypatch):
+def test_an_audit_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     audited = PROJECT / "data" / "phantom"
     missing = [path for path in AUDIT if not any((audited / path).glob("*/" + Path(path).name))]
     if missing:
@@ -59,17 +60,17 @@ def test_an_audit_can_be_read(monkeypatch):
     assert sum("plotly" in kind for kind in kinds) == 2
 
 
-def test_vectors_of_ones_own_can_be_measured(monkeypatch):
+def test_vectors_of_ones_own_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     execute("02_measure_your_own_vectors.ipynb", monkeypatch)
 
 
-def test_there_is_a_test_for_every_notebook():
+def test_there_is_a_test_for_every_notebook() -> None:
     names = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
     assert names == {"01_read_an_audit.ipynb", "02_measure_your_own_vectors.ipynb"}
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_committed_notebooks_hold_no_outputs(path):
+def test_committed_notebooks_hold_no_outputs(path: Path) -> None:
     notebook = read(path.name)
     assert notebook.metadata.kernelspec.name == "python3"
     for cell in notebook.cells:
@@ -79,7 +80,7 @@ def test_committed_notebooks_hold_no_outputs(path):
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_name_no_place_on_anyones_machine(path):
+def test_notebooks_name_no_place_on_anyones_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for place in ("/home/", "/Users/", "/tmp/", "/work/", "C:\\\\"):
         assert place not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -63,3 +64,21 @@ def test_listing_the_pipelines_loads_nothing_heavy(module):
         f"sys.exit({module!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
+
+
+def test_only_pipeline_py_knows_kedro():
+    """Experiments are plain functions: nothing but the wiring imports Kedro."""
+    folder = PROJECT / "src" / "pathfm_kedro" / "pipelines"
+    for path in folder.glob("*/*.py"):
+        if path.name != "pipeline.py":
+            names = {
+                name
+                for statement in ast.walk(ast.parse(path.read_text()))
+                for name in (
+                    [statement.module or ""]
+                    if isinstance(statement, ast.ImportFrom)
+                    else [a.name for a in getattr(statement, "names", [])]
+                )
+            }
+            known = {"kedro", "kedro_datasets", "pathfm_kedro.wiring", "pathfm_kedro.datasets"}
+            assert not {n for n in names if any(n == k or n.startswith(k + ".") for k in known)}

@@ -58,7 +58,9 @@ cli.add_command(cohort)
     "label; optional organ, scanner, mpp; further columns are kept.",
 )
 @click.option(
-    "--phantom", is_flag=True, help="Draw a phantom cohort of its own instead of reading a manifest."
+    "--phantom",
+    is_flag=True,
+    help="Draw a phantom cohort of its own instead of reading a manifest.",
 )
 def new(name: str, manifest: Path | None, phantom: bool) -> None:
     """Add the cohort NAME: check its manifest, write conf/NAME/ and add it to params.yaml."""
@@ -81,6 +83,11 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
         _write_conf(folder, name, f"data/{name}/01_raw", source="phantom")
     _sync(root)
+    if manifest is not None:
+        click.echo(
+            f"conf/{name}/manifest.csv is a copy of the manifest, patient ids included: keep this "
+            "repository as private as the manifest is"
+        )
     click.echo(
         f"conf/{name}/ written: {summary}\n"
         f"Next: name your encoders in conf/{name}/parameters_encoders.yml, then\n"
@@ -118,7 +125,8 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cohorts`` (what DVC watches of each: the manifest, or what was drawn), ``phantoms`` (cohorts whose slides are drawn) and
+        ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
+        ``phantoms`` (cohorts whose slides are drawn) and
         ``embeddings`` (every pair of cohort and encoder).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
@@ -224,7 +232,9 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
         f"manifest: {manifest}\n",
         encoding="utf-8",
     )
-    (folder / "parameters.yml").write_text(f"cohort:\n  name: {name}\n  source: {source}\n", encoding="utf-8")
+    (folder / "parameters.yml").write_text(
+        f"cohort:\n  name: {name}\n  source: {source}\n", encoding="utf-8"
+    )
     for pipeline, body in _BODIES.items():
         (folder / f"parameters_{pipeline}.yml").write_text(
             _PARAMETERS.format(pipeline=pipeline, body=body), encoding="utf-8"

@@ -26,8 +26,6 @@ class ReportHooks:
         if getattr(self, "_wrote_report", False):
             self._wrote_report = False
             path = Path(catalog["report"]._get_load_path())
-            try:
+            if path.is_relative_to(Path.cwd()):
                 path = path.relative_to(Path.cwd())
-            except ValueError:
-                pass
             logger.info("The report: %s", path)

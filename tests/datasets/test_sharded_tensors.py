@@ -159,5 +159,5 @@ def test_a_missing_shard_is_named_with_the_mend(tmp_path):
     data.save(plan([CountingJob("a")]))
     loaded = data.load()
     (tmp_path / "1" / "uni" / shard_name("a")).unlink()
-    with pytest.raises(DatasetError, match="slide 'a'.*remove the file"):
+    with pytest.raises(DatasetError, match=r"slide 'a'.*remove the file"):
         loaded.stack(["a"])

@@ -13,7 +13,11 @@ from skimage import data as photographs
 from skimage.transform import resize
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders
-from pathfm_kedro.encoders.torch_encoder import lite0_state_dict
+from pathfm_kedro.encoders.torch_encoder import (
+    lite0_state_dict,
+    load_torch_encoder,
+    resolve_layers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     spec = EncoderSpec("m", "timm:resnet18", checkpoint=str(tmp_path / "evil.pth"))
-    with pytest.raises(Exception, match="(?i)weights.only|does not fit"):
+    with pytest.raises(Exception, match=r"(?i)weights.only|does not fit"):
         load_encoder(spec)
 
 
@@ -170,7 +174,7 @@ def test_random_projection_is_a_function_of_the_pixels_and_of_nothing_near(tiles
 
 def test_phantom_truth_needs_a_phantom(tiles):
     encoder = load_encoder(EncoderSpec("truth", "control:phantom_truth"))
-    with pytest.raises(ValueError, match="not drawn by the phantom: set encoders.phantom_truth"):
+    with pytest.raises(ValueError, match=r"not drawn by the phantom: set encoders.phantom_truth"):
         encoder.embed(tiles)
 
 
@@ -192,7 +196,7 @@ def test_a_bad_spec_names_the_key_and_the_mend(entry, message):
 
 
 def test_a_name_that_is_no_file_name_is_refused():
-    with pytest.raises(ValueError, match="letters, digits"):
+    with pytest.raises(ValueError, match=r"letters, digits"):
         EncoderSpec("../x", "timm:resnet18")
 
 
@@ -212,3 +216,27 @@ def test_an_entry_set_to_null_is_left_out():
 def test_a_model_that_cannot_be_had_says_so(model, message):
     with pytest.raises(ValueError, match=message):
         load_encoder(EncoderSpec("m", model))
+
+
+def test_drawn_weights_are_the_same_in_every_process(tiles):
+    spec = EncoderSpec("r", "timm:resnet18", pretrained=False, input_pixels=64)
+    torch.manual_seed(1)
+    first = load_torch_encoder(spec)
+    torch.manual_seed(2)
+    second = load_torch_encoder(spec)
+    assert first.fingerprint == second.fingerprint
+    np.testing.assert_array_equal(first.embed(tiles), second.embed(tiles))
+
+
+def test_layers_are_named_in_yaml():
+    """Model cards of large pathology encoders pass layer classes; YAML holds their names."""
+    kwargs = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "depth": 1, "img_size": 32}
+    spec = EncoderSpec("u", "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=kwargs)
+    block = load_torch_encoder(spec).model.blocks[0]
+    assert type(block.mlp).__name__ == "GluMlp"
+    assert type(block.mlp.act).__name__ == "SiLU"
+
+
+def test_a_layer_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"model_kwargs.mlp_layer is 'os.system'"):
+        resolve_layers({"mlp_layer": "os.system"})

@@ -12,8 +12,8 @@ For tests in this folder::
     def own(tmp_path_factory):            # a copy that no other test touches
         return fresh_clone(tmp_path_factory)
 
-`kedro`, `dvc` and `git` return a ``CompletedProcess`` with text in ``stdout`` and ``stderr``. A command
-that ends with an error fails the test with the end of its output, unless ``check=False``.
+`kedro`, `dvc` and `git` return a ``CompletedProcess`` with text in ``stdout`` and ``stderr``. A
+command that ends with an error fails the test with the end of its output, unless ``check=False``.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def git(
 
 
 def write_parameters(folder: Path, cohort: str, pipeline: str, **entries: Any) -> None:
-    """Write what a cohort changes, as a person does in ``conf/<cohort>/parameters_<pipeline>.yml``."""
+    """Write what a cohort changes into its parameters_<pipeline>.yml, as a person does."""
     path = folder / "conf" / cohort / f"parameters_{pipeline}.yml"
     path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
 

@@ -46,7 +46,9 @@ def test_a_parameter_from_the_command_line_counts(project):
 
 
 def test_one_experiment_and_one_encoder_can_be_run_alone(project):
-    output = kedro(project, "run", "--env", COHORT, "--pipelines", "robustness", "--tags", "rotation")
+    output = kedro(
+        project, "run", "--env", COHORT, "--pipelines", "robustness", "--tags", "rotation"
+    )
     assert "robustness_index" not in output.stdout
     output = kedro(project, "run", "--env", COHORT, "--namespaces", "embed.stain_statistics")
     assert "phantom_truth" not in output.stdout

@@ -9,7 +9,9 @@ from scipy.stats.contingency import association
 from pathfm_kedro.statistics.association import cramers_v
 
 
-@given(arrays(np.int64, st.tuples(st.integers(2, 5), st.integers(2, 5)), elements=st.integers(1, 40)))
+@given(
+    arrays(np.int64, st.tuples(st.integers(2, 5), st.integers(2, 5)), elements=st.integers(1, 40))
+)
 def test_equal_to_scipy(table):
     assert np.isclose(cramers_v(table), association(table, method="cramer"), atol=1e-12)
 

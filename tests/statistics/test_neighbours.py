@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from pathfm_kedro.statistics import neighbours as module
-from pathfm_kedro.statistics.neighbours import nearest_neighbours
+from pathfm_kedro.statistics.neighbours import nearest_indices, nearest_neighbours
 from pathfm_kedro.statistics.permutation import permuted_within
 
 
@@ -120,3 +120,65 @@ def test_permuted_labels_stay_in_their_stratum_and_reach_every_place():
     assert (np.sort(drawn[:3], axis=0) == [[0], [0], [1]]).all()
     assert (np.sort(drawn[3:], axis=0) == [[1], [1], [2]]).all()
     np.testing.assert_allclose((drawn[:3] == 1).mean(axis=1), 1 / 3, atol=0.08)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    distinct=st.integers(1, 6),
+    k=st.integers(1, 12),
+    patients=st.integers(1, 9),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_copies_of_a_row_are_taken_in_the_order_of_their_index(seed, distinct, k, patients, metric):
+    """Few distinct rows: the order is that of the distinct rows, then of the index."""
+    generator = np.random.default_rng(seed)
+    kind = generator.integers(0, distinct, 80)
+    # One-hot rows of different length: similarities are exact, ties are ties.
+    rows = np.eye(distinct, dtype=np.float32) * np.arange(1, distinct + 1, dtype=np.float32)
+    vectors, groups = rows[kind], generator.integers(0, patients, 80)
+    expected = by_full_sort(vectors, groups, k, metric)
+    found = nearest_neighbours(vectors, groups, k, metric)
+    np.testing.assert_array_equal(found.indices, expected)
+    np.testing.assert_array_equal(nearest_indices(vectors, groups, k, metric), expected)
+    alone = nearest_neighbours(vectors, None, k, metric)
+    np.testing.assert_array_equal(alone.indices, by_full_sort(vectors, np.arange(80), k, metric))
+
+
+def test_copies_cost_nothing(monkeypatch):
+    """2000 rows with 20 distinct vectors: no more pairs are re-scored than without copies."""
+    vectors = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
+    vectors = np.tile(vectors, (100, 1))
+    groups = np.arange(2000) // 10
+    scored = []
+    exact = module._exact
+
+    def counted(search, space, left, right):
+        scored.append(len(left))
+        return exact(search, space, left, right)
+
+    monkeypatch.setattr(module, "_exact", counted)
+    nearest_indices(vectors, groups, 5)
+    assert sum(scored) <= 2000 * 3 * 5
+
+
+def test_different_rows_with_equal_hashes_are_both_searched(monkeypatch):
+    vectors = np.random.default_rng(3).standard_normal((60, 5)).astype(np.float32)
+    vectors[:, 0] = 1
+    vectors[40:] = vectors[:20]
+    groups = np.arange(60) // 3
+    expected = by_full_sort_exact(vectors, groups, 4, "euclidean")
+    monkeypatch.setattr(module, "_hash_factors", lambda d: np.eye(1, d, dtype=np.uint64)[0])
+    np.testing.assert_array_equal(nearest_indices(vectors, groups, 4, "euclidean"), expected)
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_indices_alone_are_those_with_similarities(metric, spread):
+    generator = np.random.default_rng(0)
+    vectors = (1 + spread * generator.standard_normal((300, 64))).astype(np.float32)
+    vectors[200:] = vectors[100:200]
+    groups = np.arange(300) // 8
+    found = nearest_neighbours(vectors, groups, 9, metric)
+    np.testing.assert_array_equal(nearest_indices(vectors, groups, 9, metric), found.indices)
+    assert (np.diff(found.similarity, axis=1) <= 0).all()

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 from kedro.io.core import DatasetError, get_filepath_str
+from kedro_datasets._typing import TablePreview
 from kedro_datasets.polars import EagerPolarsDataset
 
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
@@ -49,6 +50,10 @@ class ParquetDataset(EagerPolarsDataset):  # type: ignore[misc]
             data.write_parquet(temporary, **self._save_args)
         self._invalidate_cache()
 
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """First rows, for kedro-viz; lists and arrays as text."""
+        return table_preview(self._copy().load(), nrows)
+
 
 class FamilyParquetDataset(ParquetDataset):
     """A Parquet table that shares one version folder with its family.
@@ -59,3 +64,20 @@ class FamilyParquetDataset(ParquetDataset):
 
     def _get_versioned_path(self, version: str) -> PurePosixPath:
         return shared_version_path(self._filepath, version)
+
+
+def table_preview(table: pl.DataFrame, nrows: int) -> TablePreview:
+    """First rows of a table in the form that kedro-viz draws.
+
+    Examples
+    --------
+    >>> table_preview(pl.DataFrame({"k": [1], "ids": [[2, 3]]}), 5)["data"]
+    [[1, '[2, 3]']]
+    """
+    rows = table.head(nrows).rows()
+    plain = [[value if _is_plain(value) else str(value) for value in row] for row in rows]
+    return TablePreview({"index": list(range(len(rows))), "columns": table.columns, "data": plain})
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)

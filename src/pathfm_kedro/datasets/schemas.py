@@ -73,6 +73,4 @@ measurements = pa.DataFrameSchema(
 
 
 def _within_interval(table: pl.LazyFrame) -> pl.LazyFrame:
-    return table.select(
-        (pl.col("ci_low") <= pl.col("ci_high")).fill_null(True).alias("check")
-    )
+    return table.select((pl.col("ci_low") <= pl.col("ci_high")).fill_null(True).alias("check"))

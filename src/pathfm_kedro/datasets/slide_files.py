@@ -8,7 +8,9 @@ from typing import Any
 
 import polars as pl
 from kedro.io.core import AbstractDataset, DatasetError
+from kedro_datasets._typing import TablePreview
 
+from pathfm_kedro.datasets.parquet import table_preview
 from pathfm_kedro.datasets.paths import atomic_path
 from pathfm_kedro.engine import FileJob, FilePlan, run_each
 from pathfm_kedro.slides.files import SlideFiles
@@ -104,11 +106,9 @@ class ManifestDataset(AbstractDataset[pl.DataFrame, pl.DataFrame]):
         with atomic_path(self._path) as temporary:
             data.write_csv(temporary)
 
-    def preview(self, nrows: int = 8) -> Any:
+    def preview(self, nrows: int = 8) -> TablePreview:
         """First rows, for kedro-viz."""
-        from kedro_datasets._typing import TablePreview
-
-        return TablePreview(self.load().head(nrows).to_pandas().to_dict(orient="split"))
+        return table_preview(self.load(), nrows)
 
     def _exists(self) -> bool:
         return self._path.is_file()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +64,18 @@ class TorchEncoder:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         import torch
 
+        # timm's models share methods that torch's type stubs do not know.
+        model: Any = self.model
         if self.pooling == "default":
-            return self.model(batch)
-        tokens = self.model.forward_features(batch)
+            pooled: torch.Tensor = model(batch)
+            return pooled
+        tokens: torch.Tensor = model.forward_features(batch)
         if tokens.ndim != 3:
             raise ValueError(
                 f"pooling '{self.pooling}' needs a transformer's tokens; this model gives a tensor "
                 f"of shape {tuple(tokens.shape)}: use pooling 'default'"
             )
-        first_patch = int(getattr(self.model, "num_prefix_tokens", 1))
+        first_patch = int(getattr(model, "num_prefix_tokens", 1))
         class_token, patch_mean = tokens[:, 0], tokens[:, first_patch:].mean(dim=1)
         if self.pooling == "class_token":
             return class_token
@@ -116,9 +120,10 @@ def load_torch_encoder(spec: EncoderSpec) -> TorchEncoder:
 
 def _build(spec: EncoderSpec) -> torch.nn.Module:
     import timm
+    import torch
 
     kind, _, name = spec.model.partition(":")
-    kwargs = {"num_classes": 0, **spec.model_kwargs}
+    kwargs = {"num_classes": 0, **resolve_layers(spec.model_kwargs)}
     if kind == "package":
         return _build_from_package(name)
     if kind == "local-dir" and not (Path(name) / "config.json").is_file():
@@ -130,13 +135,49 @@ def _build(spec: EncoderSpec) -> torch.nn.Module:
         return _with_checkpoint(timm.create_model(name, pretrained=False, **kwargs), spec)
     source = name if kind == "timm" else spec.model
     try:
-        return timm.create_model(source, pretrained=spec.pretrained, **kwargs)
+        # Where no weights are loaded they are drawn, from the same seed in every process.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return timm.create_model(source, pretrained=spec.pretrained, **kwargs)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
             f"encoders.{spec.name}: '{spec.model}' could not be loaded ({_first_line(error)}); check "
             "the name, the access rights of a gated model and the network, or download the model "
             "and use local-dir:<folder>"
         ) from error
+
+
+def resolve_layers(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Layer classes in place of their names, so that YAML can hold what model cards write in Python.
+
+    A value of a key that ends in ``_layer`` is looked up in ``timm.layers``, then in ``torch.nn``.
+
+    Raises
+    ------
+    ValueError
+        If no layer has the name.
+
+    Examples
+    --------
+    >>> resolve_layers({"act_layer": "SiLU", "depth": 24})["act_layer"].__name__
+    'SiLU'
+    """
+    import timm.layers
+    import torch
+
+    resolved = dict(kwargs)
+    for key, value in kwargs.items():
+        if not key.endswith("_layer") or not isinstance(value, str):
+            continue
+        found = getattr(timm.layers, value, None) or getattr(torch.nn, value, None)
+        layer = found.func if isinstance(found, partial) else found
+        if not (isinstance(layer, type) and issubclass(layer, torch.nn.Module)):
+            raise ValueError(
+                f"model_kwargs.{key} is '{value}': neither timm.layers nor torch.nn has a layer of "
+                "that name"
+            )
+        resolved[key] = found
+    return resolved
 
 
 def _with_checkpoint(model: torch.nn.Module, spec: EncoderSpec) -> torch.nn.Module:
@@ -167,14 +208,14 @@ def _build_from_package(name: str) -> torch.nn.Module:
     ``tf_efficientnet_lite0`` (TensorFlow's padding), so the two state dicts pair up in order.
     """
     import timm
-    import torch
 
     if name != "efficientnet_lite0":
         raise ValueError(f"package:{name} is unknown: package:efficientnet_lite0 is there")
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     model.load_state_dict(lite0_state_dict(model.state_dict()), strict=True)
     model.reset_classifier(0)
-    return model
+    network: torch.nn.Module = model
+    return network
 
 
 def lite0_state_dict(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -204,9 +245,9 @@ def lite0_state_dict(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[str, Any]:
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
-    declared = resolve_model_data_config(model)
+    declared: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return {
         "resize": "whole tile, bicubic with anti-aliasing",
         "input_pixels": int(spec.input_pixels or declared["input_size"][-1]),

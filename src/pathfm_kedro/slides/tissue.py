@@ -99,8 +99,9 @@ def tissue_mask(image: Pixels) -> NDArray[np.bool_]:
     lit = high > 40
     if not lit.any():
         return np.zeros_like(lit)
-    threshold = float(np.clip(threshold_otsu(saturation[lit]), *SATURATION_BOUNDS))
-    mask = lit & (saturation > threshold)
+    otsu = float(threshold_otsu(saturation[lit]))  # type: ignore[no-untyped-call]
+    threshold = float(np.clip(otsu, *SATURATION_BOUNDS))
+    mask: NDArray[np.bool_] = lit & (saturation > threshold)
     if min(mask.shape) < 8:
         return mask
     cross = ndimage.generate_binary_structure(2, 1)

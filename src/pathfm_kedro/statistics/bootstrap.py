@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -111,10 +109,10 @@ def ratio_estimate(
     """
     total = float(denominators.sum())
     support = int((denominators > 0).sum())
-    rows = int(round(total)) if n is None else n
+    rows = round(total) if n is None else n
     if total == 0:
         return Estimate(None, None, None, rows, support)
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = cast(Floats, (weights @ numerators) / (weights @ denominators))
+        draws = (weights @ numerators) / (weights @ denominators)
     low, high = percentile_interval(draws)
     return Estimate(float(numerators.sum() / total), low, high, rows, support)

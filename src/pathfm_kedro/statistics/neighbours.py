@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -301,7 +301,7 @@ def _reachable(vectors: Floats32, codes: Ints, k: int) -> NDArray[np.bool_]:
 
 def _equal_rows(vectors: Floats32) -> Ints:
     """[n] codes that are equal only for equal rows (rows with −0 for 0 count as different)."""
-    factors = np.random.default_rng(0).integers(2**63, size=vectors.shape[1], dtype=np.uint64) | 1
+    factors = _hash_factors(vectors.shape[1])
     hashes = np.einsum("ij,j->i", vectors.view(np.uint32), factors, dtype=np.uint64)
     _, first, kind, counts = np.unique(
         hashes, return_index=True, return_inverse=True, return_counts=True
@@ -317,13 +317,18 @@ def _equal_rows(vectors: Floats32) -> Ints:
     return kind.astype(np.int64)
 
 
+def _hash_factors(d: int) -> NDArray[np.uint64]:
+    """[d] odd numbers that make a hash of a row's bits."""
+    return np.random.default_rng(0).integers(2**63, size=d, dtype=np.uint64) | np.uint64(1)
+
+
 def _count_before(keys: Ints) -> Ints:
     """How many equal keys stand before each; the keys are sorted."""
     new = np.ones(len(keys), dtype=np.bool_)
     new[1:] = keys[1:] != keys[:-1]
     starts = np.flatnonzero(new)
     places = np.arange(len(keys), dtype=np.int64)
-    return cast(Ints, places - np.repeat(starts, np.diff([*starts, len(keys)])))
+    return places - np.repeat(starts, np.diff([*starts, len(keys)]))
 
 
 def _share_out(work: Callable[[range], None], starts: range) -> None:

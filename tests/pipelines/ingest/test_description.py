@@ -104,7 +104,9 @@ def test_a_confounded_design_is_warned_of():
     design, summary = summarise_design(table, PARAMETERS)
     assert summary["cramers_v"] == 1.0
     assert any("confounded" in warning for warning in summary["warnings"])
-    assert design.filter((pl.col("label") == "x") & (pl.col("center") == "B"))["n_slides"].item() == 0
+    assert (
+        design.filter((pl.col("label") == "x") & (pl.col("center") == "B"))["n_slides"].item() == 0
+    )
 
 
 def test_one_center_and_one_patient_labels_are_warned_of():

@@ -12,22 +12,9 @@ center (usually: a patient). :func:`choose_k` and :func:`robustness_index` work 
 
 The interval
 ------------
-A patient counts as query and as neighbour. Let A and D be patient × patient counts of numerator
-and denominator, r = ΣA/ΣD, and resampled weights w: r*(w) = w'Aw / w'Dw. With the influence of a
-pair e_pq = (A_pq − r·D_pq)/ΣD and h_pq = e_pq + e_qp, write r̂ − r ≈ Σ_{p<q} h_pq as a U-statistic:
-h_pq = g_p + g_q + ψ_pq. Its variance is P(P−1)²σ_g² + ½P(P−1)σ_ψ². The two-way bootstrap has
-Σ_p H_p² + Σ_{p<q} h_pq² with H_p = Σ_q h_pq; where σ_g = 0 (an encoder that knows nothing) that is
-three times too much, and resampling queries alone is too little. The bias-corrected jackknife
-(Efron & Stein 1981) subtracts the second-order term:
-
-    V = J − T,   J = (P−1)/P·Σ_p (r₍₋ₚ₎ − r)²,   r₍₋ₚ₎ − r = −H_p / (1 − D_p/ΣD),
-    T = (P−1)/(P−3)·(Σ_{p<q} h_pq² − Σ_p H_p²/(P−2)),
-
-r₍₋ₚ₎ being the index without patient p, D_p its part in ΣD in both roles, and T estimating
-½P(P−1)σ_ψ² from what a sum of patient effects leaves of h. V is not let fall below J/2, its
-expectation at σ_g = 0, the smallest there is. The percentile interval of the two-way draws is
-shrunk about the point by √(V/Var r*), which keeps its skewness. Tiles of the same patient that
-neighbour each other (only with ``exclude: slide`` or ``none``) weigh w_p, not w_p².
+A patient counts as query and as neighbour: patients are resampled in both roles, and the second-
+order excess of that is taken off, see :mod:`pathfm_kedro.statistics.pair_bootstrap`. Tiles of the
+same patient neighbour each other only with ``exclude: slide`` or ``none``.
 
 It is the interval for another cohort of such patients, from whichever centers they come. Labels
 permuted within fixed centers spread less, so that the interval is wider than that null's.
@@ -57,7 +44,10 @@ from pathfm_kedro.statistics.measurements import (
     measurement_table,
     not_applicable,
 )
-from pathfm_kedro.statistics.neighbours import nearest_neighbours
+from pathfm_kedro.statistics.neighbours import nearest_indices
+from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
+from pathfm_kedro.statistics.pair_bootstrap import pair_variance as _pair_variance  # noqa: F401
+from pathfm_kedro.statistics.pair_bootstrap import resampled_total as _resampled_total
 from pathfm_kedro.statistics.permutation import permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
 
@@ -113,14 +103,8 @@ COUNTS_SCHEMA: dict[str, pl.DataType] = {
 #: Beyond this many patients a dense patient × patient matrix costs more than it saves.
 _DENSE_PATIENTS = 2000
 
-#: Fewer patients leave no degree of freedom for what two of them share.
-_SECOND_ORDER_PATIENTS = 4
-
 #: Pairs of units compared at once under all permutations: they stay in the processor's cache.
 _PERMUTED_PAIRS = 256
-
-#: Integers up to here are exact in float32.
-_EXACT_FLOAT32 = 2**24
 
 
 @dataclass(frozen=True)
@@ -398,7 +382,7 @@ def _found(
     """[n, k] neighbours as positions within the scope."""
     groups = cohort.groups[scope.rows]
     k = max(parameters["k_grid"])
-    return nearest_neighbours(vectors, groups, k, metric=parameters["metric"]).indices
+    return nearest_indices(vectors, groups, k, metric=parameters["metric"])
 
 
 def _scope_counts(
@@ -720,21 +704,6 @@ def _arrays(rows: pl.DataFrame, design: str) -> _Design:
         .with_row_index("node")
     )
     k_grid = tuple(rows["k"].unique().sort())
-    met = (
-        rows.select("scope", "k", "unit", "neighbour_unit", "neighbours")
-        .drop_nulls()
-        .explode("neighbour_unit", "neighbours")
-        .group_by("scope", "k", "unit", "neighbour_unit")
-        .agg(pl.col("neighbours").sum())
-        .sort("scope", "k", "unit", "neighbour_unit")
-    )
-    code = nodes.select("scope", "unit", "node")
-    met = met.join(code, on=["scope", "unit"], maintain_order="left").join(
-        code.rename({"unit": "neighbour_unit"}),
-        on=["scope", "neighbour_unit"],
-        suffix="_met",
-        maintain_order="left",
-    )
     queries = int(rows.filter(pl.col("k") == k_grid[0])["n"].sum())
     return _Design(
         rows=rows,
@@ -746,13 +715,29 @@ def _arrays(rows: pl.DataFrame, design: str) -> _Design:
         patient=_codes(nodes["patient_id"]),
         label=_codes(nodes["label"]),
         center=_codes(nodes["center"]),
-        pairs=_Pairs(
-            band=np.searchsorted(k_grid, met["k"].to_numpy()),
-            query=met["node"].to_numpy().astype(np.int64),
-            neighbour=met["node_met"].to_numpy().astype(np.int64),
-            count=met["neighbours"].to_numpy().astype(np.float64),
-        ),
+        pairs=_pooled_pairs(rows, nodes, k_grid),
     )
+
+
+def _pooled_pairs(rows: pl.DataFrame, nodes: pl.DataFrame, k_grid: Sequence[int]) -> _Pairs:
+    """Pairs of nodes in each band of ranks, summed over the draws of a scope; sorted."""
+    met = rows.filter(pl.col("neighbours").is_not_null())
+    sizes = met["neighbours"].list.len().to_numpy()
+    unit = nodes["unit"].to_numpy()
+    base = int(unit.max(initial=0)) + 1
+    keys = nodes["scope"].cast(pl.Int64).to_numpy() * base + unit
+    scope = met["scope"].cast(pl.Int64).to_numpy() * base
+    query = np.searchsorted(keys, scope + met["unit"].to_numpy())
+    neighbour = np.searchsorted(
+        keys, np.repeat(scope, sizes) + met["neighbour_unit"].explode().to_numpy()
+    )
+    band = np.searchsorted(k_grid, met["k"].to_numpy())
+    code = np.repeat((band * len(keys) + query) * len(keys), sizes) + neighbour
+    codes, where = np.unique(code, return_inverse=True)
+    rest, neighbour = np.divmod(codes, len(keys))
+    band, query = np.divmod(rest, len(keys))
+    count = np.bincount(where, met["neighbours"].explode().to_numpy()).astype(np.float64)
+    return _Pairs(band, query, neighbour, count)
 
 
 def _figures(design: _Design, parameters: Mapping[str, Any]) -> dict[int, dict[str, _Figure]]:
@@ -863,42 +848,61 @@ def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
 
 def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Estimate]]:
     """Estimates of ri and ri_ratio at each k of the grid, from counts added band by band."""
-    pairs, size = design.pairs, design.n_patients
+    pairs, size, node_patient = design.pairs, design.n_patients, design.patient
     same_label = design.label[pairs.query] == design.label[pairs.neighbour]
     same_center = design.center[pairs.query] == design.center[pairs.neighbour]
     kind = 2 * ~same_label + ~same_center
-    patient = design.patient
-    matrices = [_matrix(pairs, kind < 0, patient, size)] * 3
-    draws = np.zeros((3, len(weights)))
-    # Sums of counts times weights are integers: float32 is exact below 2²⁴, and twice as fast.
-    exact = weights.max() ** 2 * pairs.count.sum() < _EXACT_FLOAT32
-    drawn = weights.astype(np.float32) if exact else weights
+    drawn = _resampled_counts(design, weights)
+    counts = [_matrix(pairs, kind < 0, node_patient, size)] * 3
     for band in range(len(design.k_grid)):
         for i in (SS, SO, OS):
-            added = _matrix(pairs, (pairs.band == band) & (kind == i), patient, size)
-            matrices[i] = matrices[i] + added
-            draws[i] += _resampled_total(added, drawn)
+            added = _matrix(pairs, (pairs.band == band) & (kind == i), node_patient, size)
+            counts[i] = counts[i] + added
+        ss, so, os = drawn[band]
         yield {
-            "ri": _ratio(
-                matrices[SO],
-                matrices[SO] + matrices[OS],
-                draws[SO],
-                draws[SO] + draws[OS],
-                design,
-                most=1.0,
+            "ri": pair_ratio(
+                counts[SO], counts[SO] + counts[OS], np.stack([so, so + os]), design.n, 1.0
             ),
-            "ri_ratio": _ratio(
-                matrices[SS] + matrices[SO],
-                matrices[SS] + matrices[OS],
-                draws[SS] + draws[SO],
-                draws[SS] + draws[OS],
-                design,
-                most=np.inf,
+            "ri_ratio": pair_ratio(
+                counts[SS] + counts[SO],
+                counts[SS] + counts[OS],
+                np.stack([ss + so, ss + os]),
+                design.n,
             ),
         }
 
 
-def _matrix(pairs: _Pairs, chosen: NDArray[np.bool_], patient: Ints, size: int) -> Any:
+def _resampled_counts(design: _Design, weights: Floats) -> Floats:
+    """[k, 3, draws] SS, SO and OS among the k neighbours in each bootstrap draw.
+
+    Neighbours with the same label are counted within each label, and so on: small matrices of the
+    patients concerned take less time than three of all patients.
+    """
+    cell = design.label * (int(design.center.max()) + 1) + design.center
+    drawn = weights.astype(np.float32)
+    label, center, both = (
+        _resampled_within(design, key, drawn) for key in (design.label, design.center, cell)
+    )
+    # Sums of integers: the differences are exact.
+    return np.stack([both, label - both, center - both], axis=1).cumsum(axis=0)
+
+
+def _resampled_within(design: _Design, key: Ints, weights: NDArray[np.float32]) -> Floats:
+    """[bands, draws] resampled number of neighbours with the query's key."""
+    pairs, patient = design.pairs, design.patient
+    total = np.zeros((len(design.k_grid), len(weights)))
+    met = np.where(key[pairs.query] == key[pairs.neighbour], key[pairs.query], -1)
+    for code in np.unique(key):
+        members = np.unique(patient[key == code])
+        place = np.searchsorted(members, patient)
+        here = np.ascontiguousarray(weights[:, members])
+        for band in range(len(total)):
+            chosen = np.flatnonzero((met == code) & (pairs.band == band))
+            total[band] += _resampled_total(_matrix(pairs, chosen, place, len(members)), here)
+    return total
+
+
+def _matrix(pairs: _Pairs, chosen: NDArray[Any], patient: Ints, size: int) -> Any:
     """Patient × patient counts of the chosen pairs; sparse for many patients."""
     rows, columns = patient[pairs.query[chosen]], patient[pairs.neighbour[chosen]]
     if size > _DENSE_PATIENTS:
@@ -906,70 +910,7 @@ def _matrix(pairs: _Pairs, chosen: NDArray[np.bool_], patient: Ints, size: int) 
 
         return csr_array((pairs.count[chosen], (rows, columns)), shape=(size, size))
     cells = np.bincount(rows * size + columns, pairs.count[chosen], minlength=size * size)
-    return cells.reshape(size, size).astype(np.float64)
-
-
-def _resampled_total(matrix: Any, weights: NDArray[np.floating]) -> Floats:
-    """[draws] Σ_{p≠q} w_p w_q M_pq + Σ_p w_p M_pp."""
-    total = np.vecdot(weights @ matrix.astype(weights.dtype), weights).astype(np.float64)
-    own = matrix.diagonal()
-    return cast(Floats, total - (weights * weights - weights) @ own if own.any() else total)
-
-
-def _ratio(
-    numerator: Any,
-    denominator: Any,
-    drawn: Floats,
-    drawn_below: Floats,
-    design: _Design,
-    most: float,
-) -> Estimate:
-    """Σ numerator / Σ denominator with the corrected two-way interval (see the module)."""
-    below = float(denominator.sum())
-    if below == 0:
-        return Estimate(None, None, None, design.n, design.n_patients)
-    value = float(numerator.sum()) / below
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = drawn / drawn_below
-    low, high = percentile_interval(draws)
-    spread = float(np.nanvar(draws[np.isfinite(draws)])) if low is not None else 0.0
-    if low is None or high is None:
-        return Estimate(value, None, None, design.n, design.n_patients)
-    variance = _pair_variance(numerator, denominator)
-    shrink = np.sqrt(variance / spread) if spread > 0 else 1.0
-    return Estimate(
-        value,
-        max(value + shrink * (low - value), 0.0),
-        min(value + shrink * (high - value), most),
-        design.n,
-        design.n_patients,
-    )
-
-
-def _pair_variance(numerator: Any, denominator: Any) -> float:
-    """Bias-corrected jackknife variance of Σ numerator / Σ denominator (see the module).
-
-    Parameters
-    ----------
-    numerator, denominator
-        [P, P] counts, dense or sparse, by the patient that asks and the one that is met.
-    """
-    size, below = int(denominator.shape[0]), float(denominator.sum())
-    influence = (numerator - numerator.sum() / below * denominator) / below
-    first, own = _both_roles(influence), influence.diagonal()
-    left = 1 - _both_roles(denominator) / below
-    linear = (size - 1) / size * float(np.sum((first / np.maximum(left, 1 / size)) ** 2))
-    if size < _SECOND_ORDER_PATIENTS:
-        return linear
-    squares = float((influence * influence).sum() + (influence * influence.T).sum())
-    squares -= 2 * float(own @ own)
-    interaction = max(squares - float(first @ first) / (size - 2), 0.0)
-    return max(linear - (size - 1) / (size - 3) * interaction, 0.5 * linear)
-
-
-def _both_roles(matrix: Any) -> Floats:
-    """[P] what each patient adds to the sum, asking or met; pairs with itself count once."""
-    return np.asarray(matrix.sum(axis=0) + matrix.sum(axis=1) - matrix.diagonal())
+    return cells.reshape(size, size).astype(np.float64, copy=False)
 
 
 def _permutation_nulls(design: _Design, draws: int, seed: int) -> list[dict[str, Null]]:

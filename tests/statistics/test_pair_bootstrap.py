@@ -1,0 +1,65 @@
+"""The interval of a ratio over pairs: against loops, a recomputed jackknife and a closed form."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from pathfm_kedro.statistics import pair_bootstrap as module
+from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, pair_variance, resampled_total
+
+
+def counts(seed, size=12):
+    return np.random.default_rng(seed).poisson(1.0, (size, size)).astype(float)
+
+
+def test_totals_equal_a_cohort_with_patients_repeated():
+    matrix, weights = counts(0, 6), np.random.default_rng(1).integers(0, 4, (5, 6)).astype(float)
+    by_loops = [
+        sum(matrix[p, q] * (w[p] if p == q else w[p] * w[q]) for p in range(6) for q in range(6))
+        for w in weights
+    ]
+    assert resampled_total(matrix, weights).tolist() == by_loops
+    assert resampled_total(csr_array(matrix), weights).tolist() == by_loops
+
+
+def test_float32_is_left_before_it_rounds(monkeypatch):
+    matrix = np.full((40, 40), 2.0**22 + 1) - np.diag(np.full(40, 2.0**22 + 1))
+    weights = np.random.default_rng(0).integers(0, 5, (3, 40)).astype(np.float32)
+    exact = resampled_total(matrix, weights.astype(np.float64))
+    assert resampled_total(matrix, weights).tolist() == exact.tolist()
+    monkeypatch.setattr(module, "_EXACT_FLOAT32", np.inf)
+    assert resampled_total(matrix, weights).tolist() != exact.tolist()
+
+
+def test_variance_equals_one_with_every_patient_left_out_in_turn():
+    """J from ratios recomputed without each patient, T from the pairs' influences by loops."""
+    numerator, size = counts(2), 12
+    denominator = numerator + counts(3)
+    total = denominator.sum()
+    ratio = numerator.sum() / total
+    without = []
+    for p in range(size):
+        kept = np.arange(size) != p
+        without.append(numerator[np.ix_(kept, kept)].sum() / denominator[np.ix_(kept, kept)].sum())
+    jackknife = (size - 1) / size * sum((r - ratio) ** 2 for r in without)
+    e = (numerator - ratio * denominator) / total
+    h = e + e.T
+    above = sum(h[p, q] ** 2 for p in range(size) for q in range(p + 1, size))
+    sums = [h[p].sum() - e[p, p] for p in range(size)]
+    second = (size - 1) / (size - 3) * (above - sum(s * s for s in sums) / (size - 2))
+    expected = max(jackknife - max(second, 0.0), jackknife / 2)
+    assert pair_variance(numerator, denominator) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sparse_equals_dense():
+    numerator, other = counts(4), counts(5)
+    drawn = np.random.default_rng(0).uniform(1, 2, (2, 50))
+    dense = pair_ratio(numerator, numerator + other, drawn, 10)
+    sparse = pair_ratio(csr_array(numerator), csr_array(numerator + other), drawn, 10)
+    assert sparse.value == pytest.approx(dense.value)
+    assert (sparse.ci_low, sparse.ci_high) == pytest.approx((dense.ci_low, dense.ci_high))
+
+
+def test_nothing_below_is_no_value():
+    nothing = pair_ratio(np.zeros((5, 5)), np.zeros((5, 5)), np.zeros((2, 20)), 7)
+    assert (nothing.value, nothing.ci_low, nothing.n, nothing.n_patients) == (None, None, 7, 5)
