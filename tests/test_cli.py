@@ -48,7 +48,7 @@ def run(*words):
 def test_a_good_manifest_becomes_a_cohort(project, slides):
     result = run("new", "clinic", "--manifest", write_manifest(slides, GOOD))
     assert result.exit_code == 0, result.output
-    assert "2 slides (0 with problems" in result.output
+    assert "2 slides (every file is there)" in result.output
     assert "2 patients, 2 centers, 2 labels" in result.output
     told = yaml.safe_load((project / "conf/clinic/globals.yml").read_text())
     assert told == {

@@ -206,8 +206,9 @@ def _check(manifest: Path) -> str:
     if len(reasons) == listed.height:
         raise click.ClickException("no slide of this manifest can be used")
     good = listed.filter(pl.col("status") == "listed")
+    problems = f"{len(reasons)} with problems, listed above" if reasons else "every file is there"
     return (
-        f"{listed.height} slides ({len(reasons)} with problems, listed above), "
+        f"{listed.height} slides ({problems}), "
         f"{good['patient_id'].n_unique()} patients, {good['center'].n_unique()} centers, "
         f"{good['label'].n_unique()} labels"
     )

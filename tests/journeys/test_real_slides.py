@@ -223,11 +223,6 @@ def test_a_dicom_series_is_one_slide_whichever_file_or_folder_is_named(real_data
         np.testing.assert_array_equal(_tiles(real_data, f"{folder}/{level}"), whole)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the copy's converter labelled YCbCr frames as RGB, OpenSlide takes its word for it, "
-    "and readers.py does not see that frames with reduced chroma cannot be RGB",
-)
 def test_a_dicom_copy_of_a_slide_gives_the_same_vectors(real_data):
     """Read as stored the two have a cosine of .94 and more; another tile of the slide has .71."""
     svs = _tiles(real_data, "slides/CMU-1-Small-Region.svs")

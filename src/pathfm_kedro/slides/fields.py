@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels, SlideReader, read_field
 
+#: Raised with any change of how pixels are read, so that vectors of other pixels are not reused.
+_READER_REVISION = 2
+
 
 @dataclass(frozen=True)
 class TileFields:
@@ -60,7 +63,7 @@ class TileFields:
 
     def digest(self) -> str:
         """SHA-256 of positions and resolution: changes when a tile does."""
-        described = json.dumps([self.x, self.y, round(self.side, 6), self.pixels])
+        described = json.dumps([_READER_REVISION, self.x, self.y, round(self.side, 6), self.pixels])
         return hashlib.sha256(described.encode()).hexdigest()
 
     def batches(self, size: int) -> Iterator[tuple[Pixels, NDArray[np.float32] | None]]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.slides.dicom_colour import is_mislabelled_ycbcr, ycbcr_to_rgb
+
 Pixels = NDArray[np.uint8]
 
 #: Images without a pyramid that are read whole.
@@ -83,6 +85,7 @@ class _OpenSlideReader:
         except openslide.OpenSlideError as error:
             raise ValueError(str(error)) from error
         self.description = _describe_openslide(self._slide)
+        self._is_ycbcr = self.description.vendor == "dicom" and is_mislabelled_ycbcr(path)
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
         import openslide
@@ -91,7 +94,10 @@ class _OpenSlideReader:
             region = self._slide.read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
             raise ValueError(f"pixels at x={x}, y={y} cannot be decoded: {error}") from error
-        return _on_white(np.asarray(region))
+        rgba = np.asarray(region)
+        if self._is_ycbcr:
+            rgba = np.dstack([ycbcr_to_rgb(rgba[..., :3]), rgba[..., 3]])
+        return _on_white(rgba)
 
     def __enter__(self) -> Self:
         return self

@@ -93,7 +93,7 @@ def slides(*rows: tuple[str, str, str]) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {"slide_id": str(i), "patient_id": p, "center": c, "label": y, "organ": "o"}
-            | {"status": "usable"}
+            | {"status": "usable", "fingerprint": str(i)}
             for i, (p, c, y) in enumerate(rows)
         ]
     )
@@ -114,6 +114,12 @@ def test_one_center_and_one_patient_labels_are_warned_of():
     assert summary["cramers_v"] is None
     assert any("one center only" in warning for warning in summary["warnings"])
     assert any("2 label(s) with one patient" in warning for warning in summary["warnings"])
+
+
+def test_the_same_file_under_two_patients_is_warned_of():
+    table = slides(("p1", "A", "x"), ("p2", "B", "x")).with_columns(fingerprint=pl.lit("same"))
+    warnings = summarise_design(table, PARAMETERS)[1]["warnings"]
+    assert "slides 0, 1 of different patients are the same file: keep one of them" in warnings
 
 
 def test_nothing_usable_is_said():

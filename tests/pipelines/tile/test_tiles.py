@@ -70,6 +70,15 @@ def test_slides_without_use_get_a_reason_and_the_rest_go_on(tmp_path, pink_slide
     assert set(tiles["slide_id"]) == {"good"}
 
 
+def test_tissue_too_small_for_a_tile_is_told_from_no_tissue(tmp_path):
+    pixels = np.full((512, 512, 3), 245, np.uint8)
+    pixels[100:140, 100:200] = (205, 120, 175)
+    write_tiff(tmp_path / "a.tiff", pixels)
+    _, _, tiles, tiling = cut(tmp_path, manifest_row("a"))
+    assert tiles.is_empty()
+    assert "no tile is tissue to 70%, the most is" in tiling["reason"].item()
+
+
 def test_a_cap_is_a_seeded_sample(tmp_path, pink_slide):
     write_tiff(tmp_path / "a.tiff", pink_slide)
     full = cut(tmp_path, manifest_row("a"))[2]

@@ -94,4 +94,20 @@ def _warnings(usable: pl.DataFrame, association: float | None, limit: float) -> 
     several = moved.filter(pl.col("n") > 1).height
     if several:
         warnings.append(f"{several} patient(s) have slides at more than one center")
+    warnings.extend(_same_content(usable))
     return warnings
+
+
+def _same_content(usable: pl.DataFrame) -> list[str]:
+    """The same file under two ids: its tiles would be found as their own neighbours."""
+    shared = (
+        usable.filter(pl.col("fingerprint").is_duplicated())
+        .group_by("fingerprint")
+        .agg(pl.col("slide_id").sort(), pl.col("patient_id").n_unique().alias("patients"))
+        .sort(pl.col("slide_id").list.first())
+    )
+    told = []
+    for ids, patients in shared.select("slide_id", "patients").iter_rows():
+        whose = "different patients" if patients > 1 else "one patient"
+        told.append(f"slides {', '.join(ids)} of {whose} are the same file: keep one of them")
+    return told[:10] + ([f"{len(told) - 10} more groups of equal files"] if len(told) > 10 else [])

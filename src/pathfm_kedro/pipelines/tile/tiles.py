@@ -78,9 +78,9 @@ def cut_tiles(
             reason = outcome.reason.removeprefix(f"{SlideError.__name__}: ")
             tiling.append(_tiling_row(slide_id, None, 0.0, reason.removeprefix("ValueError: ")))
             continue
-        table, area = outcome.result
+        table, area, most = outcome.result
         tables.append(table)
-        reason = "" if table.height else "no tissue was found on this slide"
+        reason = "" if table.height else _why_no_tile(area, most, parameters)
         tiling.append(_tiling_row(slide_id, table, area, reason))
     empty = pl.DataFrame(schema=TILES_SCHEMA)
     return pl.concat([empty, *tables]), pl.DataFrame(tiling, schema=_TILING_SCHEMA)
@@ -88,7 +88,8 @@ def cut_tiles(
 
 def _tile_slide(
     row: Mapping[str, Any], files: SlideFiles, parameters: Mapping[str, Any]
-) -> tuple[pl.DataFrame, float]:
+) -> tuple[pl.DataFrame, float, float]:
+    """The slide's tiles, its tissue in mm², and the largest tissue fraction of any tile."""
     pixels, mpp = int(parameters["pixels"]), float(parameters["mpp"])
     field_um = pixels * mpp
     side = field_um / row["mpp"]
@@ -108,6 +109,7 @@ def _tile_slide(
     mask = tissue_mask(overview.image)
     area_mm2 = float(mask.sum()) * (overview.scale * row["mpp"] / 1000) ** 2
     grid = tile_grid(overview, mask, row["width"], row["height"], side)
+    most = float(grid.tissue_fraction.max())
     grid = grid.where(grid.tissue_fraction >= float(parameters["min_tissue_fraction"]))
     grid = _capped(grid, parameters["max_tiles_per_slide"], row["slide_id"], parameters["seed"])
     clusters, chosen = _mosaic(grid, parameters)
@@ -126,7 +128,16 @@ def _tile_slide(
         },
         schema=TILES_SCHEMA,
     )
-    return table, area_mm2
+    return table, area_mm2, most
+
+
+def _why_no_tile(area: float, most: float, parameters: Mapping[str, Any]) -> str:
+    if area == 0:
+        return "no tissue was found on this slide"
+    return (
+        f"no tile is tissue to {float(parameters['min_tissue_fraction']):.0%}, the most is "
+        f"{most:.0%}: lower tile.min_tissue_fraction for this cohort"
+    )
 
 
 def _capped(grid: TileGrid, limit: int | None, slide_id: str, seed: int) -> TileGrid:
