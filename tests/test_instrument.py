@@ -142,15 +142,31 @@ def test_who_knows_nothing_sits_on_the_null(indices, strength):
     assert ratio["ci_high"] >= 3 / 4 - 0.1
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_the_truth_finds_every_diagnosis(cohorts, strength):
-    cohort = cohorts[strength]
-    vectors = cohort.embed("phantom_truth", {"model": "control:phantom_truth"})
+def retrieved(cohort: Cohort, control: str) -> pl.DataFrame:
+    vectors = cohort.embed(control, {"model": f"control:{control}"})
     told = PARAMETERS["retrieve"]
     matches = search_slides(cohort.slides, cohort.tiles, vectors, told)
-    table = retrieval_accuracy(matches, cohort.slides, told, "phantom_truth")
-    pooled = table.filter(metric="macro_f1", stratum="all")
-    assert set(pooled["value"]) == {1.0}
+    return retrieval_accuracy(matches, cohort.slides, told, control)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_the_truth_finds_every_diagnosis(cohorts, strength):
+    table = retrieved(cohorts[strength], "phantom_truth")
+    found = table.filter(pl.col("stratum").str.contains("all|organ="), metric="macro_f1")
+    assert found["stratum"].n_unique() == 3
+    assert set(found["value"]) == {1.0}
+    assert table.drop_nulls("threshold")["verdict"].to_list() == ["pass"]
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_who_knows_nothing_passes_no_check_of_retrieval(cohorts, strength):
+    table = retrieved(cohorts[strength], "random_projection")
+    judged = table.drop_nulls("threshold")
+    assert judged.height == 1
+    assert judged["verdict"].item() != "pass"
+    pooled = table.filter(metric="macro_f1", stratum="all", setting=judged["setting"].item())
+    assert pooled["ci_low"].item() <= pooled["null_high"].item()
+    assert pooled["ci_high"].item() >= pooled["null_low"].item()
 
 
 def test_one_and_two_threads_give_the_same_bytes(cohorts):

@@ -299,11 +299,6 @@ def test_every_field_of_real_tissue_gives_tiles(monuseg):
     assert tiling.filter(status="unusable").select("slide_id", "reason").rows() == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="in a small organ the vote of five is always its commonest label: the spread over "
-    "organs is the same for every encoder, and pipelines/retrieve/accuracy.py judges it",
-)
 def test_an_encoder_that_knows_nothing_passes_no_retrieval_check(monuseg):
     findings = read_table(monuseg, "monuseg", "08_reporting/findings.parquet")
     own = findings.filter(encoder="random_projection", experiment="retrieval")

@@ -166,7 +166,7 @@ def nearest_indices(
     queries: Ints | None = None,
     block_rows: int | None = None,
 ) -> Ints:
-    """[q, k] indices of :func:`nearest_neighbours` without the similarities: faster by a third.
+    """[q, k] indices of :func:`nearest_neighbours`, without re-scoring for similarities.
 
     Parameters, ties and errors are those of :func:`nearest_neighbours`.
 

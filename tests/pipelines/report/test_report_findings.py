@@ -26,6 +26,7 @@ from pathfm_kedro.statistics.measurements import (
     not_applicable,
 )
 
+PRIMARY = {"family": "median_min", "vote": "mv5"}
 NO_CONTROLS: dict[str, Any] = {"encoders": {}, "is_phantom": False}
 
 
@@ -162,6 +163,8 @@ def test_every_control_of_a_sound_audit_behaves(
         ("random_projection", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
         ("stain_statistics", "ri_minus_null", {}, 0.4, "robustness_index"),
         ("phantom_truth", "mknn", {"angle": 90, "view": "rotated"}, 0.5, "rotation"),
+        ("random_projection", "macro_f1", PRIMARY, 0.6, "retrieval"),
+        ("random_projection", "macro_f1", PRIMARY, 0.01, "retrieval"),
     ],
 )
 def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
@@ -186,16 +189,82 @@ def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
     assert after.filter(keep).equals(before.filter(keep))
 
 
-@pytest.mark.parametrize("absent", ["random_projection", "stain_statistics"])
+def test_a_pass_of_retrieval_needs_a_control_at_chance(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    even = changed(measurements, 0.1, 0.05, "alpha", "f1_range_over_organs")
+    elsewhere = changed(even, 0.6, 0.02, "random_projection", "macro_f1", family="mean")
+    broken = changed(even, 0.6, 0.02, "random_projection", "macro_f1", **PRIMARY)
+    verdicts = [
+        collect_findings(table, provenance, {}, design)
+        .filter(experiment="retrieval", encoder="alpha")["verdict"]
+        .item()
+        for table in (even, elsewhere, broken)
+    ]
+    assert verdicts == ["pass", "pass", "inconclusive"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"value": None, "reason": "no organ holds two labels"}, "no organ holds two labels"),
+        ({"value": 0.2, "null_low": 0.2, "null_high": 0.2}, "any encoder gives this"),
+        ({"threshold": None}, "no figure of retrieval has a threshold"),
+    ],
+)
+def test_where_retrieval_says_nothing_its_control_is_not_asked(
+    measurements: pl.DataFrame,
+    provenance: dict[str, Any],
+    design: pl.DataFrame,
+    columns: dict[str, Any],
+    words: str,
+) -> None:
+    mine = (pl.col("experiment") == "retrieval") & (
+        (pl.col("metric") == "macro_f1") | pl.lit("threshold" in columns)
+    )
+    blank = measurements.with_columns(
+        pl.when(mine).then(pl.lit(value)).otherwise(name).alias(name)
+        for name, value in columns.items()
+    )
+    row = control(check_controls(blank, provenance, {}, design), "random_projection", "retrieval")
+    assert row["behaves"] is None
+    assert not row["blocks"]
+    assert words in row["reason"]
+
+
+def test_a_verdict_that_an_experiment_withheld_is_none_of_the_family() -> None:
+    rows = [check("a", 0.1, 0.001, 0.2), *(check("a", 0.1, -0.1, 0.3, f"m{i}") for i in range(3))]
+    withheld = check("a", 9.0, 8.9, 9.1, metric="withheld") | {
+        "verdict": "inconclusive",
+        "reason": "the figure says nothing here",
+    }
+    alone = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    beside = collect_findings(measurement_table([*rows, withheld]), NO_CONTROLS, {})
+    assert beside.filter(metric="withheld").select("p_value", "q_value").row(0) == (None, None)
+    assert beside.filter(pl.col("metric") != "withheld").equals(alone)
+
+
+@pytest.mark.parametrize(
+    ("absent", "experiment"),
+    [
+        ("random_projection", "robustness_index"),
+        ("random_projection", "retrieval"),
+        ("stain_statistics", "robustness_index"),
+    ],
+)
 def test_an_absent_control_blocks_what_needs_it(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame, absent: str
+    measurements: pl.DataFrame,
+    provenance: dict[str, Any],
+    design: pl.DataFrame,
+    absent: str,
+    experiment: str,
 ) -> None:
     fewer = measurements.filter(pl.col("encoder") != absent)
-    row = control(check_controls(fewer, provenance, {}, design), absent, "robustness_index")
+    row = control(check_controls(fewer, provenance, {}, design), absent, experiment)
     assert row["behaves"] is None
     assert row["blocks"]
     findings = collect_findings(fewer, provenance, {}, design).filter(role="encoder")
-    assert set(findings.filter(experiment="robustness_index")["verdict"]) == {"inconclusive"}
+    assert set(findings.filter(experiment=experiment)["verdict"]) == {"inconclusive"}
 
 
 def test_where_centers_share_their_stain_the_stain_control_does_not_apply(

@@ -77,6 +77,10 @@ def test_page_is_well_formed_and_loads_nothing(page: str) -> None:
     assert "default-src 'none'" in str(policy[0])
 
 
+def test_the_control_of_retrieval_is_shown(page: str) -> None:
+    assert "its macro-F1 lies at the null" in Page(page).text
+
+
 def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
     elements = Page(page).elements
     ids = [a["id"] for _, a in elements if "id" in a]

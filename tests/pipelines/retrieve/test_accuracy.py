@@ -80,7 +80,9 @@ def figure(table, metric, stratum="all", **setting):
     return row.row(0, named=True)
 
 
-def random_world(seed, n_patients, shares, slides_per_patient, dimensions):
+def random_world(
+    seed, n_patients, shares, slides_per_patient, dimensions, organs=1, scope="within_organ"
+):
     """Queries whose neighbours are real neighbours and whose labels mean nothing."""
     generator = np.random.default_rng(seed)
     patient = np.repeat(
@@ -90,15 +92,16 @@ def random_world(seed, n_patients, shares, slides_per_patient, dimensions):
     vectors = own + 0.5 * generator.normal(size=own.shape)
     label = generator.choice(len(shares), p=shares, size=n_patients)[patient]
     distances = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=-1)
-    distances[patient[:, None] == patient] = np.inf
-    nothing = np.zeros_like(patient)
+    organ = patient % organs
+    pool = organ if scope == "within_organ" else np.zeros_like(organ)
+    distances[(patient[:, None] == patient) | (pool[:, None] != pool)] = np.inf
     return Queries(
         patient=patient,
-        organ=nothing,
+        organ=organ,
         label=label,
-        pool=nothing,
+        pool=pool,
         matches=np.argsort(distances, axis=1)[:, :5],
-        organs=("organ",),
+        organs=tuple(f"organ {i}" for i in range(organs)),
         labels=tuple(map(str, range(len(shares)))),
         n_patients=n_patients,
     )
@@ -156,18 +159,21 @@ def test_majority_vote_equals_counting(labels):
 
 
 @pytest.mark.parametrize(
-    ("n_patients", "shares", "slides_per_patient", "dimensions", "vote"),
+    ("n_patients", "shares", "slides_per_patient", "dimensions", "vote", "organs", "scope"),
     [
-        (80, [0.5, 0.5], 1, 2, 1),
-        (80, [0.4, 0.3, 0.3], 2, 4, 5),
-        (100, [0.7, 0.2, 0.1], 2, 2, 5),
-        (60, [0.25, 0.25, 0.25, 0.25], 3, 8, 1),
+        (80, [0.5, 0.5], 1, 2, 1, 1, "within_organ"),
+        (80, [0.4, 0.3, 0.3], 2, 4, 5, 1, "within_organ"),
+        (100, [0.7, 0.2, 0.1], 2, 2, 5, 1, "within_organ"),
+        (60, [0.25, 0.25, 0.25, 0.25], 3, 8, 1, 1, "within_organ"),
+        (90, [0.5, 0.5], 2, 4, 5, 3, "within_organ"),
+        (90, [0.5, 0.5], 2, 4, 5, 3, "across_organs"),
+        (80, [0.5, 0.3, 0.2], 1, 2, 1, 2, "across_organs"),
     ],
 )
 def test_interval_covers_chance_under_random_labels(
-    n_patients, shares, slides_per_patient, dimensions, vote
+    n_patients, shares, slides_per_patient, dimensions, vote, organs, scope
 ):
-    queries = random_world(0, n_patients, shares, slides_per_patient, dimensions)
+    queries = random_world(0, n_patients, shares, slides_per_patient, dimensions, organs, scope)
     every = np.ones(len(queries.label), bool)
     eligible = eligible_labels(queries, 2, within_organ=True)
     weights = bootstrap_weights(n_patients, 400, seed=3)
@@ -225,18 +231,40 @@ def test_null_of_random_neighbours_is_near_the_closed_form():
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000))
-def test_permutation_keeps_labels_in_their_organ_and_patients_whole(seed):
-    generator = np.random.default_rng(seed)
-    queries = random_world(seed, 20, [0.5, 0.3, 0.2], 3, 2)
-    organ = generator.integers(0, 3, 20)[queries.patient]
-    permuted = permute_labels(replace(queries, organ=organ), 5, seed)
+@given(seed=st.integers(0, 1000), scope=st.sampled_from(["within_organ", "across_organs"]))
+def test_permutation_keeps_labels_where_they_are_searched_and_patients_whole(seed, scope):
+    queries = random_world(seed, 20, [0.5, 0.3, 0.2], 3, 2, organs=3, scope=scope)
+    permuted = permute_labels(queries, 5, seed)
     first = np.unique(queries.patient, return_index=True)[1]
+    parts = queries.organ if scope == "within_organ" else np.zeros_like(queries.organ)
     for labels in permuted:
         assert (labels == labels[first][queries.patient]).all()
-        for one in np.unique(organ):
-            mine = first[organ[first] == one]
+        for one in np.unique(parts):
+            mine = first[parts[first] == one]
             assert sorted(labels[mine]) == sorted(queries.label[mine])
+
+
+def test_across_organs_an_organ_with_one_label_does_not_fix_the_null():
+    # Every organ has one label and its slides lie together: a label is found wherever the organ is.
+    slides, _ = cohort(n=90, organs=3, labels=1)
+    slides = slides.with_columns(patient_id=pl.col("slide_id"))
+    vectors = 10 * np.eye(3)[slides["label"].str.slice(1).cast(pl.Int64).to_numpy()]
+    generator = np.random.default_rng(0)
+    matches = search(
+        slides, vectors + generator.normal(size=vectors.shape), scopes=["across_organs"]
+    )
+    parameters = PARAMETERS | {"n_permutations": 400}
+    table = retrieval_accuracy(matches, slides, parameters, "e")
+    setting = {"family": "mean", "vote": "top1", "scope": "across_organs"}
+    row = figure(table, "accuracy", **setting)
+    # The nearest slide carries a label dealt out at random with Σ n(n − 1) / (N (N − 1)).
+    sizes = slides["label"].value_counts()["count"].to_numpy()
+    chance = (sizes * (sizes - 1)).sum() / (90 * 89)
+    assert row["value"] == 1.0
+    assert (row["null_low"] + row["null_high"]) / 2 == pytest.approx(chance, abs=0.03)
+    for metric in ("accuracy", "macro_f1"):
+        row = figure(table, metric, **setting)
+        assert row["null_high"] < 0.6 < row["ci_low"]
 
 
 def test_order_of_rows_changes_nothing():
@@ -282,6 +310,95 @@ def test_spread_between_a_solved_and_an_unsolved_organ_fails():
     ]
     assert row["value"] == pytest.approx(abs(organs[0] - organs[1]))
     assert row["verdict"] == "fail"
+
+
+def phantom_like(seed, patients=6):
+    """Two organs of two labels, one slide a patient, and vectors that know nothing."""
+    n = 4 * patients
+    label = np.arange(n) % 4
+    slides = pl.DataFrame(
+        {
+            "slide_id": [f"s{i:03}" for i in range(n)],
+            "patient_id": [f"p{i:03}" for i in range(n)],
+            "center": ["only"] * n,
+            "organ": [f"o{i // 2}" for i in label],
+            "label": [f"l{i}" for i in label],
+        }
+    )
+    return slides, np.random.default_rng(seed).normal(size=(n, 16))
+
+
+@pytest.mark.parametrize("patients", [3, 6, 15])
+@pytest.mark.parametrize("vote", VOTES)
+def test_who_knows_nothing_passes_no_check(vote, patients):
+    primary = PARAMETERS["primary"] | {"vote": vote}
+    # A macro-F1 of 0.1 lies below chance: whoever set it asks for nothing.
+    thresholds = {"macro_f1": 0.1, "f1_range_over_organs": 0.9}
+    parameters = PARAMETERS | {"primary": primary, "thresholds": thresholds}
+    for seed in range(6):
+        slides, vectors = phantom_like(seed, patients)
+        matches = search(slides, vectors, scopes=["within_organ"])
+        table = retrieval_accuracy(matches, slides, parameters, "e")
+        judged = table.filter(pl.col("threshold").is_not_null())
+        assert set(judged["metric"]) == set(thresholds)
+        assert set(judged["verdict"]) <= {"inconclusive", "not_applicable", "fail"}
+        assert (judged["reason"].str.len_chars() > 20).all()
+
+
+def test_who_knows_all_passes_the_same_checks():
+    slides, _ = phantom_like(0)
+    vectors = 10 * slides["label"].str.slice(1).cast(pl.Float64).to_numpy()[:, None]
+    table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+    judged = table.filter(pl.col("threshold").is_not_null())
+    assert dict(judged.select("metric", "verdict").rows()) == {
+        "macro_f1": "pass",
+        "f1_range_over_organs": "pass",
+    }
+    organs = table.filter(pl.col("stratum").str.starts_with("organ="), metric="macro_f1")
+    assert set(organs.filter(setting=judged["setting"][0])["value"]) == {1.0}
+
+
+def test_equally_bad_in_every_organ_is_no_pass():
+    slides, vectors = phantom_like(1, patients=40)
+    parameters = PARAMETERS | {"thresholds": {"macro_f1": None, "f1_range_over_organs": 0.3}}
+    table = retrieval_accuracy(search(slides, vectors), slides, parameters, "e")
+    row = figure(table, "f1_range_over_organs", **PARAMETERS["primary"])
+    assert row["ci_high"] < row["threshold"]
+    assert row["verdict"] == "inconclusive"
+    assert "equally bad in every organ is not a pass" in row["reason"]
+    elsewhere = figure(table, "f1_range_over_organs", **PARAMETERS["primary"] | {"vote": "top1"})
+    assert elsewhere["reason"].startswith("descriptive")
+
+
+def test_where_the_vote_is_always_the_commonest_label_nothing_is_judged():
+    # Two patients carry the rarer label: at least three of the five nearest carry the other one.
+    shares = {"o0": ("a", 7, "b", 2), "o1": ("c", 6, "d", 2)}
+    rows = [
+        (organ, label)
+        for organ, (first, many, second, few) in shares.items()
+        for label in [first] * many + [second] * few
+    ]
+    names = [f"s{i:03}" for i in range(len(rows))]
+    slides = pl.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": names,
+            "center": ["only"] * len(rows),
+            "organ": [organ for organ, _ in rows],
+            "label": [label for _, label in rows],
+        }
+    )
+    found = []
+    for seed in range(3):
+        vectors = np.random.default_rng(seed).normal(size=(len(rows), 4))
+        table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+        found.append(table.filter(setting=json.dumps(PARAMETERS["primary"], sort_keys=True)))
+        judged = found[-1].filter(pl.col("threshold").is_not_null())
+        assert set(judged["metric"]) == {"macro_f1", "f1_range_over_organs"}
+        assert set(judged["verdict"]) == {"not_applicable"}
+        assert judged["reason"].str.contains("any encoder gives this figure here").all()
+    assert_frame_equal(found[0].select("metric", "value"), found[1].select("metric", "value"))
+    assert_frame_equal(found[0].select("metric", "value"), found[2].select("metric", "value"))
 
 
 @pytest.mark.parametrize(

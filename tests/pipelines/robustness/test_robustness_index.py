@@ -16,6 +16,7 @@ from pathfm_kedro.pipelines.robustness.robustness_index import (
     count_neighbours,
     robustness_index,
 )
+from pathfm_kedro.statistics.pair_bootstrap import pair_variance, resampled_total
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
@@ -199,10 +200,10 @@ def test_resampling_queries_alone_would_be_too_narrow_and_both_ways_too_wide():
     influence = (so - so.sum() / (so + os).sum() * (so + os)) / (so + os).sum()
     truth = ((influence + influence.T) ** 2).sum() / 2
     weights = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), 4000).astype(float)
-    drawn_so, drawn_os = (module._resampled_total(m, weights) for m in (so, os))
+    drawn_so, drawn_os = (resampled_total(m, weights) for m in (so, os))
     both_ways = np.var(drawn_so / (drawn_so + drawn_os))
     assert both_ways / truth == pytest.approx(3, rel=0.25)
-    assert module._pair_variance(so, so + os) / truth == pytest.approx(1, rel=0.4)
+    assert pair_variance(so, so + os) / truth == pytest.approx(1, rel=0.4)
 
 
 def test_two_way_weights_equal_a_cohort_with_patients_repeated():
@@ -213,7 +214,7 @@ def test_two_way_weights_equal_a_cohort_with_patients_repeated():
         sum(matrix[p, q] * (w[p] if p == q else w[p] * w[q]) for p in range(7) for q in range(7))
         for w in weights
     ]
-    np.testing.assert_allclose(module._resampled_total(matrix, weights), by_loops)
+    np.testing.assert_allclose(resampled_total(matrix, weights), by_loops)
 
 
 def test_random_embeddings_sit_on_the_null():

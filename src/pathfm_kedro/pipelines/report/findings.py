@@ -198,6 +198,8 @@ def check_controls(
         checks += [_random_ri(measurements), _stain_ri(measurements, chance)]
     if "rotation" in measured:
         checks.append(_random_rotation(measurements, margin))
+    if "retrieval" in measured:
+        checks.append(_random_retrieval(measurements))
     if "linear_probe" in measured:
         checks.append(_random_probe(measurements, chance))
     if provenance.get("is_phantom"):
@@ -238,7 +240,11 @@ def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.Dat
 
 
 def _p_values(rows: pl.DataFrame) -> np.ndarray[Any, Any]:
-    """Two-sided p-values of "the figure equals its threshold", NaN where there is no interval.
+    """Two-sided p-values of "the figure equals its threshold".
+
+    NaN where there is no interval, and where the experiment withheld the verdict that its interval
+    alone would give: no question was decided there, and a small p-value that is none of the family
+    would make the others look rarer than they are.
 
     The half of the interval that faces the threshold is 1.96 standard errors: p < 0.05 exactly
     where the 95% interval excludes the threshold, also for a skewed interval.
@@ -252,7 +258,10 @@ def _p_values(rows: pl.DataFrame) -> np.ndarray[Any, Any]:
     distance = np.abs(value - threshold)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(distance > 0, _TWO_SIDED_95 * distance / half, 0.0)
-    z[~np.isfinite(low + high + value)] = np.nan
+    verdict = rows["verdict"].to_numpy()
+    open_question = (verdict == "inconclusive") & (low <= threshold) & (threshold <= high)
+    asked = np.isin(verdict, ("pass", "fail")) | open_question
+    z[~np.isfinite(low + high + value) | ~asked] = np.nan
     return np.asarray(2 * norm.sf(z))
 
 
@@ -345,6 +354,10 @@ def _has_interval(row: Row | None) -> bool:
     return row is not None and None not in (row["value"], row["ci_low"], row["ci_high"])
 
 
+def _has_null(row: Row) -> bool:
+    return None not in (row["null_low"], row["null_high"])
+
+
 def _overlaps_null(row: Row, low: float, high: float) -> bool:
     return bool(row["ci_low"] <= high + _TOLERANCE and row["ci_high"] >= low - _TOLERANCE)
 
@@ -383,6 +396,40 @@ def _random_rotation(measurements: pl.DataFrame, margin: float) -> ControlCheck:
     behaves = all(_lowest(row) <= margin + _mean_null(row, 0.0) for row in usable)
     observed = "; ".join(interval_text(row) for row in usable)
     reason = "knows nothing, yet it keeps its neighbours under rotation"
+    return _judged(control, experiment, expectation, observed, behaves, reason)
+
+
+def _random_retrieval(measurements: pl.DataFrame) -> ControlCheck:
+    """Asked where the signatures of retrieval are read; elsewhere nothing is judged."""
+    control, experiment = "random_projection", "retrieval"
+    expectation = "its macro-F1 lies at the null"
+    searches = measurements.filter(pl.col("threshold").is_not_null(), experiment=experiment)
+    if searches.is_empty():
+        reason = "not applicable: no figure of retrieval has a threshold"
+        return ControlCheck(control, experiment, expectation, reason=reason)
+    found = measurements.filter(
+        pl.col("setting").is_in(searches["setting"].unique().to_list()),
+        experiment=experiment,
+        encoder=control,
+        metric="macro_f1",
+        stratum="all",
+    )
+    rows = found.sort("setting").to_dicts()
+    defined = [row for row in rows if row["value"] is not None]
+    if rows and not defined:
+        reason = f"not applicable: {rows[0]['reason']}"
+        return ControlCheck(control, experiment, expectation, reason=reason)
+    if not rows:
+        return _unknown(control, experiment, expectation, None)
+    if not all(_has_interval(row) and _has_null(row) for row in defined):
+        reason = "its macro-F1 has no interval or no null"
+        return ControlCheck(control, experiment, expectation, blocks=True, reason=reason)
+    observed = "; ".join(f"{interval_text(row)}, null {null_text(row)}" for row in defined)
+    if all(abs(row["null_high"] - row["null_low"]) < _TOLERANCE for row in defined):
+        reason = "not applicable: any encoder gives this macro-F1, the null has no width"
+        return ControlCheck(control, experiment, expectation, observed, reason=reason)
+    behaves = all(_overlaps_null(row, row["null_low"], row["null_high"]) for row in defined)
+    reason = "knows nothing, yet a search by it finds the label more or less often than chance"
     return _judged(control, experiment, expectation, observed, behaves, reason)
 
 

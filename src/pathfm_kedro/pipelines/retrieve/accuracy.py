@@ -40,6 +40,8 @@ VOTES = {"top1": 1, "mv3": 3, "mv5": 5}
 _NONE = -1
 #: Entries of one batch of permuted votes.
 _BATCH_ENTRIES = 1 << 22
+#: Figures closer than this are one figure: far above rounding, far below one answer's weight.
+_SAME = 1e-9
 _ALL_METRICS = ("macro_f1", "accuracy")
 _SPREAD_METRICS = ("f1_range_over_organs", "f1_sd_over_organs", "f1_tau_over_organs")
 
@@ -245,21 +247,25 @@ def eligible_labels(queries: Queries, min_patients: int, within_organ: bool) -> 
 
 
 def permute_labels(queries: Queries, n_permutations: int, seed: int) -> Ints:
-    """Labels dealt out anew among the patients of each organ.
+    """Labels dealt out anew among the patients of each pool: of the organ, or of the cohort.
 
-    What moves is a patient's label in an organ, carried by all its slides; a patient with several
-    labels in an organ holds as many.
+    Under the null a label could be anybody's whom the search could have found. Dealt out within
+    organs while the search runs across them, an organ of one or two labels would keep nearly all of
+    its answers, and an encoder that finds them would look as if it knew nothing.
+
+    What moves is a patient's label in a pool, carried by all its slides there; a patient with
+    several labels in a pool holds as many.
 
     Returns
     -------
     ndarray
         [n_permutations, n] label codes.
     """
-    triples = np.column_stack([queries.organ, queries.patient, queries.label])
+    triples = np.column_stack([queries.pool, queries.patient, queries.label])
     blocks, block = np.unique(triples, axis=0, return_inverse=True)
     generator = np.random.default_rng(seed)
     keys = generator.random((n_permutations, len(blocks)))
-    # Sorted by organ and then by chance: each organ's places are filled from its own labels.
+    # Sorted by pool and then by chance: each pool's places are filled from its own labels.
     order = np.lexsort((keys, np.broadcast_to(blocks[:, 0], keys.shape)), axis=1)
     return cast(Ints, blocks[order, 2][:, block.reshape(-1)])
 
@@ -405,8 +411,12 @@ def retrieval_accuracy(
     Counted are queries whose label has at least ``min_patients`` patients where the query searches;
     labels and organs that have not are listed as not applicable. The others stay in the search as
     wrong answers. Interval: bootstrap over patients, centred and widened by the design effect of
-    the neighbour graph (:func:`design_effect`, :func:`interval`). Null: labels permuted over
-    patients within organs, which keeps what knowing the organ alone would give.
+    the neighbour graph (:func:`design_effect`, :func:`interval`). Null: labels permuted over the
+    patients that the search is restricted to, those of the organ or all (:func:`permute_labels`).
+
+    A figure that any labels would give is not applicable, and below the null nothing passes: a
+    macro-F1 that is not above its null is inconclusive where it lies above its threshold, and so
+    is then the range over organs, since equally bad in every organ is not a pass.
 
     Parameters
     ----------
@@ -471,6 +481,7 @@ def _setting_rows(
     judged: dict[str, Any] = {"threshold": thresholds.get("macro_f1"), "direction": "above"}
     counted = eligible[queries.pool, queries.label]
     votes = VOTES[setting["vote"]]
+    pooled: Figure | None = None
     if not counted.any():
         reason = _nothing_counts(within, parameters["min_patients"])
         yield from not_applicable(**name, **judged, metrics=["macro_f1"], reason=reason)
@@ -478,7 +489,9 @@ def _setting_rows(
     else:
         every = np.ones(len(queries.label), bool)
         outcome = stratum_outcome(queries, every, eligible, permuted, votes, weights)
-        yield _row(name, "macro_f1", "all", outcome.macro_f1, outcome, **judged)
+        pooled = outcome.macro_f1
+        row = _row(name, "macro_f1", "all", pooled, outcome, **judged)
+        yield _macro_f1_against_its_null(row, pooled)
         yield _row(name, "accuracy", "all", outcome.accuracy, outcome)
         for label, figure in outcome.f1.items():
             support = replace(
@@ -505,14 +518,14 @@ def _setting_rows(
         organs.append(outcome)
         yield _row(name, "macro_f1", f"organ={organ}", outcome.macro_f1, outcome)
         yield _row(name, "accuracy", f"organ={organ}", outcome.accuracy, outcome)
-    yield from _spread_rows(name, organs, thresholds.get("f1_range_over_organs"))
+    yield from _spread_rows(name, organs, pooled, thresholds.get("f1_range_over_organs"))
 
 
 def _spread_rows(
-    name: dict[str, Any], organs: list[Outcome], threshold: float | None
+    name: dict[str, Any], organs: list[Outcome], pooled: Figure | None, threshold: float | None
 ) -> Iterator[dict[str, Any]]:
     judged: dict[str, Any] = {"threshold": threshold, "direction": "below"}
-    if len(organs) < 2:
+    if len(organs) < 2 or pooled is None:
         reason = "fewer than two organs can be measured: a spread over organs needs two"
         yield from not_applicable(**name, **judged, metrics=_SPREAD_METRICS[:1], reason=reason)
         yield from not_applicable(**name, metrics=_SPREAD_METRICS[1:], reason=reason)
@@ -520,20 +533,28 @@ def _spread_rows(
     values = np.array([organ.macro_f1.value for organ in organs])
     draws = np.stack([organ.macro_f1.draws for organ in organs], axis=1)
     null = np.stack([organ.macro_f1.null for organ in organs], axis=1)
-    support = {
+    support: dict[str, Any] = {
         "n": sum(organ.n for organ in organs),
         "n_patients": sum(organ.n_patients for organ in organs),
     }
     ranges = np.ptp(draws, axis=1)
     value = float(np.ptp(values))
+    if _any_labels_give(value, _null(np.ptp(null, axis=1))):
+        reason = _any_encoder(value)
+        yield from not_applicable(
+            **name, **judged, **support, metrics=_SPREAD_METRICS[:1], reason=reason
+        )
+        yield from not_applicable(**name, **support, metrics=_SPREAD_METRICS[1:], reason=reason)
+        return
     low, high = percentile_interval(2 * value - ranges)  # noise spreads organs: reflect it back
-    yield measurement(
+    row = measurement(
         **name,
         **judged,
         metric="f1_range_over_organs",
         estimate=Estimate(value, _bounded(low), _bounded(high), **support),
         null=_null(np.ptp(null, axis=1)),
     )
+    yield _range_of_a_search_that_works(row, pooled)
     deviations = draws.std(axis=1, ddof=1)
     value = float(values.std(ddof=1))
     low, high = percentile_interval(2 * value - deviations)
@@ -551,6 +572,65 @@ def _spread_rows(
         **name,
         metric="f1_tau_over_organs",
         estimate=Estimate(shrunken, _bounded(low), _bounded(high), **support),
+    )
+
+
+def _macro_f1_against_its_null(row: dict[str, Any], pooled: Figure) -> dict[str, Any]:
+    """A macro-F1 that chance reaches as well does not pass."""
+    if row["verdict"] == "not_applicable":
+        return row
+    if _any_labels_give(pooled.value, _null(pooled.null)):
+        return row | {"verdict": "not_applicable", "reason": _any_encoder(pooled.value)}
+    if row["verdict"] == "pass" and not _above_null(pooled):
+        reason = (
+            f"above the threshold, but {_not_above_null(pooled)}: an encoder that knows nothing "
+            "may reach the threshold; raise it or add patients"
+        )
+        return row | {"verdict": "inconclusive", "reason": reason}
+    return row
+
+
+def _range_of_a_search_that_works(row: dict[str, Any], pooled: Figure) -> dict[str, Any]:
+    """A range over organs is judged only where the search finds labels at all."""
+    if row["verdict"] == "not_applicable" or _above_null(pooled):
+        return row
+    reason = (
+        f"organs may differ by chance alone: {_not_above_null(pooled)}"
+        if row["verdict"] == "fail"
+        else f"equally bad in every organ is not a pass: {_not_above_null(pooled)}"
+    )
+    told = [row["reason"], reason] if row["reason"] else [reason]
+    return row | {"verdict": "inconclusive", "reason": "; ".join(told)}
+
+
+def _above_null(figure: Figure) -> bool:
+    low, chance = interval(figure)[0], _null(figure.null).high
+    return low is not None and chance is not None and low > chance
+
+
+def _not_above_null(pooled: Figure) -> str:
+    bounds, chance = interval(pooled), _null(pooled.null)
+    return (
+        f"macro-F1 is not above its null ({_span(*bounds)} against {_span(chance.low, chance.high)}"
+        " from permuted labels)"
+    )
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "n/a" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+
+
+def _any_labels_give(value: float, null: Null) -> bool:
+    """Whether the figure stays what it is however the labels are dealt out."""
+    if null.low is None or null.high is None:
+        return False
+    return max(abs(null.low - value), abs(null.high - value)) < _SAME
+
+
+def _any_encoder(value: float) -> str:
+    return (
+        f"any encoder gives this figure here ({value:.3g}): the vote answers alike however the "
+        "labels are dealt out; use a smaller vote or add patients"
     )
 
 

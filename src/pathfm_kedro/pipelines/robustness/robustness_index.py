@@ -46,8 +46,6 @@ from pathfm_kedro.statistics.measurements import (
 )
 from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
-from pathfm_kedro.statistics.pair_bootstrap import pair_variance as _pair_variance  # noqa: F401
-from pathfm_kedro.statistics.pair_bootstrap import resampled_total as _resampled_total
 from pathfm_kedro.statistics.permutation import permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
 
