@@ -45,7 +45,7 @@ from pathfm_kedro.statistics.measurements import (
     not_applicable,
 )
 from pathfm_kedro.statistics.neighbours import nearest_indices
-from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
+from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, resampled_total
 from pathfm_kedro.statistics.permutation import permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
 
@@ -896,7 +896,7 @@ def _resampled_within(design: _Design, key: Ints, weights: NDArray[np.float32]) 
         here = np.ascontiguousarray(weights[:, members])
         for band in range(len(total)):
             chosen = np.flatnonzero((met == code) & (pairs.band == band))
-            total[band] += _resampled_total(_matrix(pairs, chosen, place, len(members)), here)
+            total[band] += resampled_total(_matrix(pairs, chosen, place, len(members)), here)
     return total
 
 
