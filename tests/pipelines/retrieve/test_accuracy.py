@@ -14,19 +14,29 @@ from polars.testing import assert_frame_equal
 
 from pathfm_kedro.pipelines.retrieve.accuracy import (
     VOTES,
+    Figure,
     Queries,
+    _deviation_bounds,
     eligible_labels,
+    exact_interval,
     interval,
     label_counts,
     macro_f1,
     majority_vote,
     permute_labels,
+    range_interval,
     retrieval_accuracy,
     stratum_outcome,
+    widened,
 )
 from pathfm_kedro.statistics.bootstrap import bootstrap_weights
 
 PARAMETERS = {
+    "families": ["mean"],
+    "scopes": ["within_organ", "across_organs"],
+    "distance": "euclidean",
+    "exclude": "patient",
+    "k": 5,
     "votes": ["top1", "mv3", "mv5"],
     "min_patients": 2,
     "draws": 200,
@@ -213,6 +223,118 @@ def test_interval_covers_the_expected_figure_where_there_is_signal():
     expected = np.mean(values)
     assert 0.6 < expected < 0.95
     assert 0.85 <= ((low <= expected) & (expected <= high)).mean() <= 0.99
+
+
+def sampled(values, errors, seed):
+    """Figures of organs that were measured with independent normal errors of known size."""
+    generator = np.random.default_rng(seed)
+    errors = np.broadcast_to(errors, len(values))
+    found = generator.normal(values, errors)
+    draws = generator.normal(found, errors, (300, len(values))).T
+    return [
+        Figure(value, widened(value, drawn, 1.0), np.zeros(0), 12)
+        for value, drawn in zip(found, draws, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "errors"),
+    [
+        ([0.6, 0.3], [0.15, 0.15]),
+        ([0.6, 0.2], [0.15, 0.15]),
+        ([0.7, 0.4], [0.05, 0.2]),
+        ([0.5, 0.5], [0.15, 0.15]),
+        ([0.7, 0.7, 0.4], [0.1, 0.1, 0.1]),
+        ([0.8, 0.5, 0.65, 0.7, 0.55], [0.15, 0.1, 0.1, 0.15, 0.05]),
+        ([0.5] * 8, [0.1] * 8),
+    ],
+)
+def test_interval_of_the_range_covers_the_true_range(values, errors):
+    bounds = np.array([range_interval(sampled(values, errors, seed)) for seed in range(400)])
+    true = max(values) - min(values)
+    covered = (bounds[:, 0] <= true) & (true <= bounds[:, 1])
+    assert covered.mean() >= 0.92
+    assert true < 0.3 or (bounds[:, 1] < 0.3).mean() <= 0.05
+
+
+def test_a_small_observed_range_bounds_the_true_one_only_as_well_as_the_patients_allow():
+    errors = [0.15, 0.15]
+    for seed in range(5):
+        draws = np.random.default_rng(seed).normal([0.61, 0.59], errors, (4000, 2)).T
+        low, high = range_interval([Figure(d.mean(), d, np.zeros(0), 12) for d in draws])
+        assert low == 0.0
+        assert high == pytest.approx(0.02 + 1.96 * np.hypot(*errors), abs=0.03)
+
+
+@pytest.mark.parametrize("n", [6, 12, 24, 100])
+@pytest.mark.parametrize("right", [0.0, 0.5, 1.0])
+def test_exact_interval_equals_scipy(n, right):
+    from scipy.stats import binomtest
+
+    expected = binomtest(int(right * n), n).proportion_ci(method="exact")
+    assert exact_interval(right, n) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("seeds", "separations"), [(120, (3.5, 1.2)), (120, (6.0, 1.5))])
+def test_interval_of_the_range_covers_where_organs_differ_by_about_the_threshold(
+    seeds, separations
+):
+    # 24 patients an organ, one slide each; the second case has an organ that is always all right.
+    organ = np.repeat([0, 1], 24)
+    label = 2 * organ + np.arange(48) % 2
+    weights = bootstrap_weights(48, 300, seed=0)
+    values, bounds = [], []
+    for seed in range(seeds):
+        vectors = np.random.default_rng(seed).normal(size=(48, 2))
+        vectors[:, 0] += np.array(separations)[organ] * (label % 2)
+        distances = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=-1)
+        distances[(organ[:, None] != organ) | np.eye(48, dtype=bool)] = np.inf
+        matches = np.argsort(distances, axis=1)[:, :5]
+        queries = Queries(
+            np.arange(48), organ, label, organ, matches, ("a", "b"), tuple("wxyz"), 48
+        )
+        eligible = eligible_labels(queries, 2, within_organ=True)
+        permuted = permute_labels(queries, 40, seed=1)
+        organs = [
+            stratum_outcome(queries, organ == one, eligible, permuted, 5, weights).macro_f1
+            for one in (0, 1)
+        ]
+        values.append([figure.value for figure in organs])
+        bounds.append(range_interval(organs))
+    true = np.ptp(np.mean(values, axis=0))
+    low, high = np.array(bounds).T
+    assert 0.25 < true < 0.35
+    assert ((low <= true) & (true <= high)).mean() >= 0.9
+    assert (high < true).mean() <= 0.05
+
+
+@pytest.mark.parametrize(("patients", "verdict"), [(4, "inconclusive"), (6, "pass"), (12, "pass")])
+def test_all_right_in_every_organ_passes_only_with_enough_patients(patients, verdict):
+    slides, _ = phantom_like(0, patients)  # two labels an organ
+    vectors = 10 * slides["label"].str.slice(1).cast(pl.Float64).to_numpy()[:, None]
+    parameters = PARAMETERS | {"primary": PARAMETERS["primary"] | {"vote": "mv3"}}
+    table = retrieval_accuracy(search(slides, vectors), slides, parameters, "e")
+    row = figure(table, "f1_range_over_organs", **parameters["primary"])
+    assert (row["value"], row["verdict"]) == (0.0, verdict)
+    assert row["ci_high"] == pytest.approx(1 - 0.025 ** (1 / (2 * patients)))
+    organ = figure(table, "macro_f1", "organ=o0", **parameters["primary"])
+    assert organ["ci_low"] == pytest.approx(0.025 ** (1 / (2 * patients)))
+    label = figure(table, "f1", "label=l0", **parameters["primary"])
+    assert label["ci_low"] == pytest.approx(0.025 ** (1 / patients))
+    assert {row["ci_high"] for row in (organ, label)} == {1.0}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.floats(0, 1), min_size=2, max_size=9),
+    below=st.floats(0, 0.5),
+    above=st.floats(0, 0.5),
+)
+def test_bounds_of_the_deviation_hold_whatever_the_organs(values, below, above):
+    spread = max(values) - min(values)
+    low, high = _deviation_bounds(max(0.0, spread - below), spread + above, len(values))
+    assert low <= np.std(values, ddof=1) + 1e-9
+    assert high >= min(1.0, np.std(values, ddof=1)) - 1e-9
 
 
 def test_null_of_random_neighbours_is_near_the_closed_form():
@@ -421,12 +543,36 @@ def test_cohorts_that_support_little_say_so(columns, stratum, words):
     assert spread["threshold"] == 0.3
 
 
-def test_one_patient_gives_a_reason():
+def test_one_patient_gives_a_reason_and_keeps_the_signatures():
     slides, vectors = cohort()
     slides = slides.with_columns(patient_id=pl.lit("only"))
     table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
     assert set(table["verdict"]) == {"not_applicable"}
-    assert "two patients" in table["reason"][0]
+    assert table["reason"].str.contains("two patients").all()
+    assert table["setting"].n_unique() == 6  # one family, two scopes, three votes
+    signatures = table.filter(pl.col("threshold").is_not_null())
+    assert dict(signatures.select("metric", "threshold").rows()) == PARAMETERS["thresholds"]
+
+
+def test_a_scope_that_finds_nothing_keeps_the_signatures():
+    slides, vectors = cohort()
+    slides = slides.with_columns(organ=pl.col("patient_id"))
+    table = retrieval_accuracy(search(slides, vectors), slides, PARAMETERS, "e")
+    signatures = table.filter(pl.col("threshold").is_not_null())
+    assert set(signatures["metric"]) == set(PARAMETERS["thresholds"])
+    assert set(signatures["verdict"]) == {"not_applicable"}
+    assert signatures["reason"].str.contains("two patients, of one organ").all()
+    across = PARAMETERS["primary"] | {"scope": "across_organs"}
+    assert figure(table, "macro_f1", **across)["value"] is not None
+
+
+def test_a_primary_search_that_is_not_measured_is_refused():
+    slides, vectors = cohort()
+    parameters = PARAMETERS | {"primary": PARAMETERS["primary"] | {"family": "median_min"}}
+    with pytest.raises(
+        ValueError, match=r"retrieve\.primary\.family.*add it to retrieve\.families"
+    ):
+        retrieval_accuracy(search(slides, vectors), slides, parameters, "e")
 
 
 def test_a_query_that_found_nothing_is_a_miss():

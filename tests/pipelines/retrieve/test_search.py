@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -14,6 +17,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     FAMILIES,
     SCOPES,
     Mosaic,
+    RetrievalParameters,
     median_min,
     read_mosaic,
     search_slides,
@@ -25,6 +29,13 @@ PARAMETERS = {
     "distance": "cosine",
     "exclude": "patient",
     "k": 5,
+    "votes": ["top1", "mv5"],
+    "min_patients": 2,
+    "primary": {"family": "median_min", "vote": "mv5", "scope": "within_organ"},
+    "thresholds": {"macro_f1": None, "f1_range_over_organs": 0.3},
+    "draws": 200,
+    "n_permutations": 50,
+    "seed": 0,
 }
 
 
@@ -166,7 +177,8 @@ def test_matches_keep_to_their_scope_and_leave_the_patient_out(seed):
 def test_ties_go_to_the_lower_index():
     slides, tiles, shards = cohort()
     same = {name: np.full_like(shard, 0.1) for name, shard in shards.items()}
-    matches = search_slides(slides, tiles, Shards(same), PARAMETERS | {"scopes": ["across_organs"]})
+    found = search_slides(slides, tiles, Shards(same), PARAMETERS)
+    matches = found.filter(scope="across_organs")
     for (_, query), group in matches.group_by("family", "query_slide"):
         patient = slides.filter(slide_id=query)["patient_id"][0]
         others = slides.filter(pl.col("patient_id") != patient)["slide_id"].sort().head(5)
@@ -199,6 +211,52 @@ def test_no_embeddings_give_an_empty_table_of_the_same_columns():
     empty = search_slides(slides, tiles, Shards({}), PARAMETERS)
     assert empty.is_empty()
     assert empty.schema == search_slides(slides, tiles, Shards(shards), PARAMETERS).schema
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"families": ["bow"]}, r"retrieve\.families: \['bow'\] unknown; choose from"),
+        ({"families": "mean"}, r"retrieve\.families: 'mean' is no list; write \[mean\]"),
+        ({"scopes": ["organ"]}, r"retrieve\.scopes: \['organ'\] unknown"),
+        ({"votes": ["mv7"]}, r"retrieve\.votes: \['mv7'\] unknown"),
+        ({"votes": []}, r"retrieve\.primary\.vote is mv5.*add it to retrieve\.votes"),
+        ({"distance": "cosin"}, r"retrieve\.distance: \['cosin'\] unknown"),
+        ({"exclude": "patients"}, r"retrieve\.exclude: \['patients'\] unknown"),
+        ({"k": 1}, r"retrieve\.k is 1, but mv5 asks 5 matches: set k to 5"),
+        ({"thresholds": {"f1_range": 0.3}}, r"retrieve\.thresholds: \['f1_range'\] unknown"),
+        (
+            {"thresholds": {"macro_f1": None}},
+            r"retrieve\.thresholds: .*f1_range_over_organs.*missing",
+        ),
+        ({"primary": {"family": "mean", "vote": "mv5"}}, r"retrieve\.primary: \['scope'\] missing"),
+        (
+            {"primary": {"family": "mean", "vote": "mv3", "scope": "within_organ"}},
+            r"retrieve\.primary\.vote is mv3.*add it to retrieve\.votes",
+        ),
+        (
+            {"primary": {"family": "men", "vote": "mv5", "scope": "within_organ"}},
+            r"retrieve\.primary\.family is men.*choose from \['mean'",
+        ),
+    ],
+)
+def test_parameters_that_do_not_hold_together_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        RetrievalParameters.parse(PARAMETERS | changes)
+
+
+def test_a_missing_parameter_is_named():
+    told = {name: value for name, value in PARAMETERS.items() if name != "votes"}
+    with pytest.raises(ValueError, match=r"retrieve: \['votes'\] missing"):
+        RetrievalParameters.parse(told)
+
+
+def test_the_project_s_own_parameters_hold_together():
+    path = Path(__file__).parents[3] / "conf" / "base" / "parameters_retrieve.yml"
+    told = RetrievalParameters.parse(yaml.safe_load(path.read_text())["retrieve"])
+    primary = {"family": "median_min", "vote": "mv5", "scope": "within_organ"}
+    assert told.thresholds_of(primary)["f1_range_over_organs"] == 0.3
+    assert told.thresholds_of(primary | {"vote": "mv3"}) == {}
 
 
 def test_broken_vectors_and_unknown_names_are_refused():

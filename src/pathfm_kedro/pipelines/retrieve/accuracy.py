@@ -6,15 +6,17 @@ bootstrap and the permutations work on those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from statistics import NormalDist
 from typing import Any, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.retrieve.search import SCOPES
+from pathfm_kedro.pipelines.retrieve.search import SCOPES, VOTES, RetrievalParameters
 from pathfm_kedro.statistics.bootstrap import (
     bootstrap_weights,
     patient_codes,
@@ -34,14 +36,15 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 EXPERIMENT = "retrieval"
-#: Nearest matches that vote.
-VOTES = {"top1": 1, "mv3": 3, "mv5": 5}
 #: Stands for "no label": a query that is not counted, or one that found nothing.
 _NONE = -1
 #: Entries of one batch of permuted votes.
 _BATCH_ENTRIES = 1 << 22
 #: Figures closer than this are one figure: far above rounding, far below one answer's weight.
 _SAME = 1e-9
+#: Chance of an error on one side of a 95% interval, and its normal quantile.
+_ONE_SIDE = 0.025
+_Z = NormalDist().inv_cdf(1 - _ONE_SIDE)
 _ALL_METRICS = ("macro_f1", "accuracy")
 _SPREAD_METRICS = ("f1_range_over_organs", "f1_sd_over_organs", "f1_tau_over_organs")
 
@@ -86,11 +89,15 @@ class Figure:
         [draws] under the bootstrap over patients, centred and widened (:func:`widened`).
     null
         [n_permutations] under permuted labels.
+    n_patients
+        Patients that carry the figure, equally weighted ones (:func:`_equally_weighted`); the
+        interval rests on them where all draws are the same.
     """
 
     value: float
     draws: Floats
     null: Floats
+    n_patients: float
 
 
 @dataclass(frozen=True)
@@ -322,21 +329,72 @@ def widened(value: float, draws: Floats, effect: float) -> Floats:
     return cast(Floats, value + np.sqrt(effect) * (draws - centre))
 
 
-def interval(figure: Figure) -> tuple[float | None, float | None]:
-    """95% interval of a share in 0 … 1.
+def exact_interval(share: float, n: float) -> tuple[float, float]:
+    """95% interval of a share over n independent patients, from the binomial distribution.
 
-    Percentiles of the draws; reaching past the null's mean, by the Monte Carlo error of that mean,
-    wherever the permutations cannot tell the figure from chance. A rare label that is never found
-    has no spread to resample, and an interval around it would exclude chance without evidence.
+    Clopper and Pearson's; for a share of 1 it is 0.025^(1/n) … 1, and a share of 0 mirrors it.
+
+    Parameters
+    ----------
+    share
+        In 0 … 1.
+    n
+        Patients, not necessarily a whole number.
+
+    References
+    ----------
+    Clopper & Pearson, Biometrika 26 (1934).
 
     Examples
     --------
-    >>> never_found = Figure(0.0, np.zeros(100), np.tile([0.0, 0.0, 0.0, 0.2], 25))
+    >>> low, high = exact_interval(1.0, 12)
+    >>> round(low, 2), high
+    (0.74, 1.0)
+    """
+    from scipy.special import betaincinv
+
+    right, wrong = share * n, (1 - share) * n
+    low = float(betaincinv(right, wrong + 1, _ONE_SIDE)) if right > 0 else 0.0
+    high = float(betaincinv(right + 1, wrong, 1 - _ONE_SIDE)) if wrong > 0 else 1.0
+    return low, high
+
+
+def sampling_interval(figure: Figure) -> tuple[float | None, float | None]:
+    """95% interval of a share from the sampling of patients alone; it may reach past 0 and 1.
+
+    Percentiles of the draws. Where every draw is the same, as where all answers are right, the
+    bootstrap sees no spread whatever the number of patients: then :func:`exact_interval` over the
+    patients. It is not widened by the design effect, which is measured at chance: in simulations of
+    12 and 24 patients per organ whose expected macro-F1 lies at its lower end, all answers were
+    right in 4 to 6% (majority of 5) and 7 to 12% (top 1), instead of 2.5%.
+
+    Examples
+    --------
+    >>> low, high = sampling_interval(Figure(1.0, np.ones(100), np.full(100, 0.5), 24))
+    >>> round(low, 2), high
+    (0.86, 1.0)
+    """
+    finite = figure.draws[np.isfinite(figure.draws)]
+    if len(finite) and np.ptp(finite) < _SAME:
+        return exact_interval(min(1.0, max(0.0, figure.value)), figure.n_patients)
+    return percentile_interval(figure.draws)
+
+
+def interval(figure: Figure) -> tuple[float | None, float | None]:
+    """95% interval of a share in 0 … 1.
+
+    :func:`sampling_interval`, reaching past the null's mean, by the Monte Carlo error of that mean,
+    wherever the permutations cannot tell the figure from chance: an interval around a rare label
+    that is never found would exclude chance without evidence.
+
+    Examples
+    --------
+    >>> never_found = Figure(0.0, np.zeros(100), np.tile([0.0, 0.0, 0.0, 0.2], 25), 100)
     >>> low, high = interval(never_found)
     >>> low, round(high, 3)
     (0.0, 0.067)
     """
-    low, high = percentile_interval(figure.draws)
+    low, high = sampling_interval(figure)
     chance = _null(figure.null)
     if low is None or high is None:
         return None, None
@@ -346,6 +404,54 @@ def interval(figure: Figure) -> tuple[float | None, float | None]:
         if chance.low <= figure.value <= chance.high:
             low, high = min(low, mean - error), max(high, mean + error)
     return max(0.0, low), min(1.0, high)
+
+
+def range_interval(figures: Sequence[Figure]) -> tuple[float | None, float | None]:
+    """95% interval of the largest figure minus the smallest.
+
+    The range is the largest of the signed contrasts d = F_a − F_b over ordered pairs. Each contrast
+    reaches as far as its two figures do (low, high: :func:`sampling_interval`; r: correlation of
+    the pair's draws):
+
+        down² = (F_a − low_a)² + (high_b − F_b)² − 2 r (F_a − low_a)(high_b − F_b)
+        up²   = (high_a − F_a)² + (F_b − low_b)² − 2 r (high_a − F_a)(F_b − low_b)
+
+    Upper end: the largest d + up. It lies above that of the pair that truly differs most, so it
+    holds at the level of one contrast. Lower end: the largest d − down, at least 0; any pair could
+    overshoot there, so it is stretched to Bonferroni's quantile over the ordered pairs. A small
+    observed range thus bounds the true one only as well as the patients allow.
+
+    Parameters
+    ----------
+    figures
+        At least two, with draws of the same resampled cohorts.
+
+    References
+    ----------
+    Donner & Zou, Statistical Methods in Medical Research 21 (2012); for independent shares it is
+    Newcombe's hybrid score interval, Statistics in Medicine 17 (1998).
+
+    Examples
+    --------
+    >>> all_right = Figure(1.0, np.ones(100), np.full(100, 0.5), 24)
+    >>> low, high = range_interval([all_right, all_right])
+    >>> low, round(high, 2)
+    (0.0, 0.14)
+    """
+    bounds = [sampling_interval(figure) for figure in figures]
+    if any(low is None or high is None for low, high in bounds):
+        return None, None
+    values = np.array([figure.value for figure in figures])
+    low, high = np.array(bounds, dtype=np.float64).T
+    below, above = np.maximum(values - low, 0), np.maximum(high - values, 0)
+    together = _correlation(np.stack([figure.draws for figure in figures]))
+    down, up = _reach(below, above, together), _reach(above, below, together)
+    pairs = len(figures) * (len(figures) - 1)
+    stretch = NormalDist().inv_cdf(1 - _ONE_SIDE / pairs) / _Z
+    contrasts = values[:, None] - values
+    apart = ~np.eye(len(figures), dtype=bool)
+    lowest, highest = (contrasts - stretch * down)[apart].max(), (contrasts + up)[apart].max()
+    return max(0.0, float(lowest)), float(highest)
 
 
 def stratum_outcome(
@@ -384,22 +490,26 @@ def stratum_outcome(
     null = label_counts(truth_null, predicted_null, group, (len(permuted), n_labels))
     effect = design_effect(truth_null, predicted_null, patient, n_labels)
     total = by_patient.sum(axis=0)
+    n_patients = int((by_patient[:, 1].sum(axis=1) > 0).sum())
+    n_by_label = (by_patient[:, 1] > 0).sum(axis=0)
+    alike = _equally_weighted(n_by_label)
     return Outcome(
-        macro_f1=_figure(macro_f1(total), macro_f1(drawn), macro_f1(null), effect),
-        accuracy=_figure(accuracy(total), accuracy(drawn), accuracy(null), effect),
+        macro_f1=_figure(macro_f1(total), macro_f1(drawn), macro_f1(null), effect, alike),
+        accuracy=_figure(accuracy(total), accuracy(drawn), accuracy(null), effect, n_patients),
         f1={
             int(label): _figure(
                 f1_by_label(total)[label],
                 f1_by_label(drawn[..., [label]])[:, 0],
                 f1_by_label(null[..., [label]])[:, 0],
                 effect,
+                int(n_by_label[label]),
             )
             for label in np.flatnonzero(total[1])
         },
         n=int(total[1].sum()),
-        n_patients=int((by_patient[:, 1].sum(axis=1) > 0).sum()),
+        n_patients=n_patients,
         n_by_label=total[1].astype(np.int64),
-        n_patients_by_label=(by_patient[:, 1] > 0).sum(axis=0),
+        n_patients_by_label=n_by_label,
     )
 
 
@@ -411,8 +521,10 @@ def retrieval_accuracy(
     Counted are queries whose label has at least ``min_patients`` patients where the query searches;
     labels and organs that have not are listed as not applicable. The others stay in the search as
     wrong answers. Interval: bootstrap over patients, centred and widened by the design effect of
-    the neighbour graph (:func:`design_effect`, :func:`interval`). Null: labels permuted over the
-    patients that the search is restricted to, those of the organ or all (:func:`permute_labels`).
+    the neighbour graph, or the exact one where resampling shows no spread (:func:`design_effect`,
+    :func:`interval`); of the spread over organs: from the contrasts between organs
+    (:func:`range_interval`). Null: labels permuted over the patients that the search is restricted
+    to, those of the organ or all (:func:`permute_labels`).
 
     A figure that any labels would give is not applicable, and below the null nothing passes: a
     macro-F1 that is not above its null is inconclusive where it lies above its threshold, and so
@@ -425,44 +537,51 @@ def retrieval_accuracy(
     slides
         Slides table.
     parameters
-        ``votes``, ``min_patients``, ``draws``, ``n_permutations``, ``seed``, ``primary``
-        (family, vote, scope of the signatures), ``thresholds`` (macro_f1,
-        f1_range_over_organs; null for none).
+        See :class:`~pathfm_kedro.pipelines.retrieve.search.RetrievalParameters`.
     encoder
         Name for the table.
 
     Returns
     -------
     DataFrame
-        Measurements with setting family, vote, scope.
+        Measurements with setting family, vote, scope; every search of the parameters has its rows,
+        and the signatures keep their threshold, also where nothing can be measured.
 
     Raises
     ------
     ValueError
-        If a vote is unknown.
+        If the parameters do not hold together (``RetrievalParameters.parse``).
     """
-    unknown = [vote for vote in parameters["votes"] if vote not in VOTES]
-    if unknown:
-        raise ValueError(f"votes: {unknown} unknown; choose from {sorted(VOTES)}")
-    if matches.is_empty():
-        reason = "no slide found a slide of another patient: the cohort needs two patients"
-        return measurement_table(
-            not_applicable(
-                experiment=EXPERIMENT, encoder=encoder, metrics=_ALL_METRICS, reason=reason
-            )
-        )
+    told = RetrievalParameters.parse(parameters)
     searched = pl.concat([matches["query_slide"], matches["match_slide"]]).unique()
     cohort = slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
     n_patients = cohort["patient_id"].n_unique()
-    weights = bootstrap_weights(n_patients, parameters["draws"], parameters["seed"])
+    weights = bootstrap_weights(n_patients, told.draws, told.seed) if n_patients else None
     rows: list[dict[str, Any]] = []
-    for (family, scope), found in matches.group_by("family", "scope", maintain_order=True):
-        queries = read_queries(found, cohort, str(scope))
-        permuted = permute_labels(queries, parameters["n_permutations"], parameters["seed"])
-        for vote in parameters["votes"]:
-            setting = {"family": str(family), "vote": vote, "scope": str(scope)}
-            rows.extend(_setting_rows(queries, permuted, weights, setting, parameters, encoder))
+    for family, scope in product(told.families, told.scopes):
+        found = matches.filter(family=family, scope=scope)
+        settings = [{"family": family, "vote": vote, "scope": scope} for vote in told.votes]
+        if found.is_empty() or weights is None:
+            for setting in settings:
+                rows.extend(_nothing_found_rows(setting, told, encoder))
+            continue
+        queries = read_queries(found, cohort, scope)
+        permuted = permute_labels(queries, told.n_permutations, told.seed)
+        for setting in settings:
+            rows.extend(_setting_rows(queries, permuted, weights, setting, told, encoder))
     return measurement_table(rows)
+
+
+def _nothing_found_rows(
+    setting: dict[str, str], told: RetrievalParameters, encoder: str
+) -> Iterator[dict[str, Any]]:
+    name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder, "setting": setting}
+    thresholds = told.thresholds_of(setting)
+    judged: dict[str, Any] = {"threshold": thresholds.get("macro_f1"), "direction": "above"}
+    reason = _no_match(setting["scope"])
+    yield from not_applicable(**name, **judged, metrics=["macro_f1"], reason=reason)
+    yield from not_applicable(**name, metrics=["accuracy"], reason=reason)
+    yield from _no_spread_rows(name, thresholds.get("f1_range_over_organs"), reason)
 
 
 def _setting_rows(
@@ -470,20 +589,19 @@ def _setting_rows(
     permuted: Ints,
     weights: Floats,
     setting: dict[str, str],
-    parameters: Mapping[str, Any],
+    told: RetrievalParameters,
     encoder: str,
 ) -> Iterator[dict[str, Any]]:
     within = _searches_organ(setting["scope"])
-    eligible = eligible_labels(queries, parameters["min_patients"], within)
-    primary = setting == dict(parameters["primary"])
-    thresholds = parameters["thresholds"] if primary else {}
+    eligible = eligible_labels(queries, told.min_patients, within)
+    thresholds = told.thresholds_of(setting)
     name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder, "setting": setting}
     judged: dict[str, Any] = {"threshold": thresholds.get("macro_f1"), "direction": "above"}
     counted = eligible[queries.pool, queries.label]
     votes = VOTES[setting["vote"]]
     pooled: Figure | None = None
     if not counted.any():
-        reason = _nothing_counts(within, parameters["min_patients"])
+        reason = _nothing_counts(within, told.min_patients)
         yield from not_applicable(**name, **judged, metrics=["macro_f1"], reason=reason)
         yield from not_applicable(**name, metrics=["accuracy"], reason=reason)
     else:
@@ -500,7 +618,7 @@ def _setting_rows(
                 n_patients=int(outcome.n_patients_by_label[label]),
             )
             yield _row(name, "f1", f"label={queries.labels[label]}", figure, support)
-    yield from _ineligible_label_rows(name, queries, counted, within, parameters["min_patients"])
+    yield from _ineligible_label_rows(name, queries, counted, within, told.min_patients)
     organs: list[Outcome] = []
     for code, organ in enumerate(queries.organs):
         keep = queries.organ == code
@@ -511,7 +629,7 @@ def _setting_rows(
                 stratum=f"organ={organ}",
                 n=int(keep.sum()),
                 n_patients=len(np.unique(queries.patient[keep])),
-                reason=_organ_reason(within, parameters["min_patients"]),
+                reason=_organ_reason(within, told.min_patients),
             )
             continue
         outcome = stratum_outcome(queries, keep, eligible, permuted, votes, weights)
@@ -524,55 +642,74 @@ def _setting_rows(
 def _spread_rows(
     name: dict[str, Any], organs: list[Outcome], pooled: Figure | None, threshold: float | None
 ) -> Iterator[dict[str, Any]]:
-    judged: dict[str, Any] = {"threshold": threshold, "direction": "below"}
     if len(organs) < 2 or pooled is None:
         reason = "fewer than two organs can be measured: a spread over organs needs two"
-        yield from not_applicable(**name, **judged, metrics=_SPREAD_METRICS[:1], reason=reason)
-        yield from not_applicable(**name, metrics=_SPREAD_METRICS[1:], reason=reason)
+        yield from _no_spread_rows(name, threshold, reason)
         return
     values = np.array([organ.macro_f1.value for organ in organs])
-    draws = np.stack([organ.macro_f1.draws for organ in organs], axis=1)
     null = np.stack([organ.macro_f1.null for organ in organs], axis=1)
     support: dict[str, Any] = {
         "n": sum(organ.n for organ in organs),
         "n_patients": sum(organ.n_patients for organ in organs),
     }
-    ranges = np.ptp(draws, axis=1)
     value = float(np.ptp(values))
     if _any_labels_give(value, _null(np.ptp(null, axis=1))):
-        reason = _any_encoder(value)
-        yield from not_applicable(
-            **name, **judged, **support, metrics=_SPREAD_METRICS[:1], reason=reason
-        )
-        yield from not_applicable(**name, **support, metrics=_SPREAD_METRICS[1:], reason=reason)
+        yield from _no_spread_rows(name | support, threshold, _any_encoder(value))
         return
-    low, high = percentile_interval(2 * value - ranges)  # noise spreads organs: reflect it back
+    low, high = range_interval([organ.macro_f1 for organ in organs])
     row = measurement(
         **name,
-        **judged,
+        threshold=threshold,
+        direction="below",
         metric="f1_range_over_organs",
         estimate=Estimate(value, _bounded(low), _bounded(high), **support),
         null=_null(np.ptp(null, axis=1)),
     )
     yield _range_of_a_search_that_works(row, pooled)
-    deviations = draws.std(axis=1, ddof=1)
-    value = float(values.std(ddof=1))
-    low, high = percentile_interval(2 * value - deviations)
+    deviation = float(values.std(ddof=1))
+    noise = float(np.mean([_sampling_variance(organ.macro_f1) for organ in organs]))
+    bounds = _deviation_bounds(low, high, len(organs))
     yield measurement(
         **name,
         metric="f1_sd_over_organs",
-        estimate=Estimate(value, _bounded(low), _bounded(high), **support),
+        estimate=Estimate(deviation, *bounds, **support),
         null=_null(null.std(axis=1, ddof=1)),
     )
-    noise = float(np.nanvar(draws, axis=0, ddof=1).mean())
-    shrunken = float(np.sqrt(max(0.0, value**2 - noise)))
-    # A draw scatters once as the cohort did and once more as a draw of it.
-    low, high = percentile_interval(np.sqrt(np.maximum(deviations**2 - 2 * noise, 0)))
+    # Both estimate the spread of the expected figures, so both have its interval.
     yield measurement(
         **name,
         metric="f1_tau_over_organs",
-        estimate=Estimate(shrunken, _bounded(low), _bounded(high), **support),
+        estimate=Estimate(float(np.sqrt(max(0.0, deviation**2 - noise))), *bounds, **support),
     )
+
+
+def _no_spread_rows(
+    name: dict[str, Any], threshold: float | None, reason: str
+) -> Iterator[dict[str, Any]]:
+    judged: dict[str, Any] = {"threshold": threshold, "direction": "below"}
+    yield from not_applicable(**name, **judged, metrics=_SPREAD_METRICS[:1], reason=reason)
+    yield from not_applicable(**name, metrics=_SPREAD_METRICS[1:], reason=reason)
+
+
+def _sampling_variance(figure: Figure) -> float:
+    low, high = sampling_interval(figure)
+    if low is None or high is None:
+        return float(np.nanvar(figure.draws, ddof=1))
+    return ((high - low) / (2 * _Z)) ** 2
+
+
+def _deviation_bounds(
+    low: float | None, high: float | None, organs: int
+) -> tuple[float | None, float | None]:
+    """Smallest and largest standard deviation that a range within the bounds allows.
+
+    Smallest where all organs but two lie in the middle, largest where they lie at the two ends.
+    """
+    if low is None or high is None:
+        return None, None
+    half = organs // 2 * ((organs + 1) // 2)
+    largest = high * np.sqrt(half / (organs * (organs - 1)))
+    return float(low / np.sqrt(2 * (organs - 1))), _bounded(float(largest))
 
 
 def _macro_f1_against_its_null(row: dict[str, Any], pooled: Figure) -> dict[str, Any]:
@@ -710,8 +847,29 @@ def _influence(counts: Floats, truth: Ints, predicted: Ints) -> Floats:
     return cast(Floats, np.where(truth >= 0, own - voted, 0.0))
 
 
-def _figure(value: Any, draws: Floats, null: Floats, effect: float) -> Figure:
-    return Figure(float(value), widened(float(value), draws, effect), null)
+def _figure(value: Any, draws: Floats, null: Floats, effect: float, patients: float) -> Figure:
+    return Figure(float(value), widened(float(value), draws, effect), null, patients)
+
+
+def _equally_weighted(patients: Ints) -> float:
+    """Patients in all that would estimate a mean over labels as well, were they spread evenly."""
+    present = patients[patients > 0]
+    return float(len(present) ** 2 / (1 / present).sum())
+
+
+def _correlation(draws: Floats) -> Floats:
+    """Correlation of the rows where both are finite; 0 for a row without spread."""
+    finite = draws[:, np.isfinite(draws).all(axis=0)]
+    deviation = finite - finite.mean(axis=1, keepdims=True) if finite.size else finite
+    norm = np.sqrt((deviation**2).sum(axis=1, keepdims=True))
+    unit = np.divide(deviation, norm, out=np.zeros_like(deviation), where=norm > _SAME)
+    return cast(Floats, unit @ unit.T)
+
+
+def _reach(own: Floats, other: Floats, together: Floats) -> Floats:
+    """Half-width of each contrast a − b from the half-widths of its ends."""
+    squares = own[:, None] ** 2 + other**2 - 2 * together * own[:, None] * other
+    return np.sqrt(np.maximum(squares, 0))
 
 
 def _null(draws: Floats) -> Null:
@@ -733,6 +891,18 @@ def _patients_by_pool(queries: Queries) -> Ints:
     support = np.zeros((int(queries.pool.max()) + 1, len(queries.labels)), np.int64)
     np.add.at(support, (triples[:, 0], triples[:, 1]), 1)
     return support
+
+
+def _no_match(scope: str) -> str:
+    rule = SCOPES[scope]
+    place = "".join(
+        [f", of one {column}" for column in rule.same]
+        + [f", of two {column}s" for column in rule.other]
+    )
+    return (
+        "no slide found a slide of another patient: the search needs slides of two patients"
+        f"{place}, with embeddings and mosaic tiles"
+    )
 
 
 def _nothing_counts(within: bool, min_patients: int) -> str:

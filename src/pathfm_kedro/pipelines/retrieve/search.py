@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -65,12 +65,20 @@ SCOPES: dict[str, Scope] = {
     "within_organ_other_centers": Scope(same=("organ",), other=("center",)),
 }
 
+#: Nearest matches that vote.
+VOTES = {"top1": 1, "mv3": 3, "mv5": 5}
+
 #: Column that a match must not share with its query.
 _EXCLUDED: dict[str, tuple[str, ...]] = {
     "patient": ("patient",),
     "slide": ("slide_id",),
     "none": (),
 }
+_DISTANCES = ("cosine", "euclidean")
+#: Figures that a threshold can be set for: the signatures.
+_JUDGED = ("macro_f1", "f1_range_over_organs")
+#: What makes one search of many.
+_SETTING = ("family", "vote", "scope")
 
 
 def read_mosaic(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings) -> Mosaic:
@@ -244,6 +252,87 @@ def rank_matches(
     return query, rank, match
 
 
+@dataclass(frozen=True)
+class RetrievalParameters:
+    """What the experiment is told; see ``parameters_retrieve.yml`` for the reasons.
+
+    Attributes
+    ----------
+    families, scopes, votes
+        Names in :data:`FAMILIES`, :data:`SCOPES`, :data:`VOTES`.
+    distance
+        ``cosine`` or ``euclidean``.
+    exclude
+        ``patient``, ``slide`` or ``none``: what a match must not share with its query.
+    k
+        Matches kept per query.
+    min_patients
+        Patients that a label needs to be counted.
+    primary
+        family, vote and scope of the search that the signatures are read from.
+    thresholds
+        macro_f1 and f1_range_over_organs; None for none.
+    draws, n_permutations, seed
+        Of the bootstrap and of the null.
+
+    Examples
+    --------
+    >>> told = {"families": ["mean"], "scopes": ["within_organ"], "votes": ["top1", "mv5"],
+    ...         "distance": "cosine", "exclude": "patient", "k": 5, "min_patients": 2,
+    ...         "primary": {"family": "mean", "vote": "mv5", "scope": "within_organ"},
+    ...         "thresholds": {"macro_f1": None, "f1_range_over_organs": 0.3},
+    ...         "draws": 200, "n_permutations": 50, "seed": 0}
+    >>> RetrievalParameters.parse(told).votes
+    ('top1', 'mv5')
+    >>> RetrievalParameters.parse(told | {"k": 3})
+    Traceback (most recent call last):
+    ...
+    ValueError: retrieve.k is 3, but mv5 asks 5 matches: set k to 5, or leave mv5 out of retrieve.votes
+    """
+
+    families: tuple[str, ...]
+    scopes: tuple[str, ...]
+    votes: tuple[str, ...]
+    distance: Distance
+    exclude: str
+    k: int
+    min_patients: int
+    primary: Mapping[str, str]
+    thresholds: Mapping[str, float | None]
+    draws: int
+    n_permutations: int
+    seed: int
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, Any]) -> RetrievalParameters:
+        """Read and check the parameters, so that no signature vanishes by a slip.
+
+        Raises
+        ------
+        ValueError
+            If a key is missing; a family, scope, vote, distance, exclusion or threshold is unknown;
+            the primary search is not among those measured; or k is below the largest vote. The
+            message names the key and the mend.
+        """
+        _check_complete("retrieve", parameters, [field.name for field in fields(cls)])
+        told = {field.name: parameters[field.name] for field in fields(cls)}
+        for name, known in {"families": FAMILIES, "scopes": SCOPES, "votes": VOTES}.items():
+            _check_known(f"retrieve.{name}", told[name], known)
+            told[name] = tuple(dict.fromkeys(told[name]))
+        _check_known("retrieve.exclude", [told["exclude"]], _EXCLUDED)
+        _check_known("retrieve.distance", [told["distance"]], _DISTANCES)
+        for name, keys in {"primary": _SETTING, "thresholds": _JUDGED}.items():
+            _check_known(f"retrieve.{name}", list(told[name]), keys)
+            _check_complete(f"retrieve.{name}", told[name], keys)
+        _check_primary_is_measured(told)
+        _check_enough_matches(told["k"], told["votes"])
+        return cls(**told)
+
+    def thresholds_of(self, setting: Mapping[str, str]) -> Mapping[str, float | None]:
+        """The signatures' thresholds where they are read, none elsewhere."""
+        return self.thresholds if dict(setting) == dict(self.primary) else {}
+
+
 def search_slides(
     slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, parameters: Mapping[str, Any]
 ) -> pl.DataFrame:
@@ -256,7 +345,7 @@ def search_slides(
     embeddings
         Vectors of one encoder.
     parameters
-        ``families``, ``scopes``, ``distance`` (cosine or euclidean), ``exclude``, ``k``.
+        See :class:`RetrievalParameters`.
 
     Returns
     -------
@@ -267,21 +356,16 @@ def search_slides(
     Raises
     ------
     ValueError
-        If a family, a scope, a distance or an exclusion is unknown.
+        If the parameters do not hold together (:meth:`RetrievalParameters.parse`).
     """
-    _check_known("families", parameters["families"], FAMILIES)
-    _check_known("scopes", parameters["scopes"], SCOPES)
-    _check_known("exclude", [parameters["exclude"]], _EXCLUDED)
-    _check_known("distance", [parameters["distance"]], ("cosine", "euclidean"))
+    told = RetrievalParameters.parse(parameters)
     mosaic = read_mosaic(slides, tiles, embeddings)
     found = [_no_matches()]
     if len(mosaic.starts):
-        for family in parameters["families"]:
-            distances = _rounded(FAMILIES[family](mosaic, parameters["distance"]))
-            for scope in parameters["scopes"]:
-                triple = rank_matches(
-                    distances, mosaic.slides, SCOPES[scope], parameters["exclude"], parameters["k"]
-                )
+        for family in told.families:
+            distances = _rounded(FAMILIES[family](mosaic, told.distance))
+            for scope in told.scopes:
+                triple = rank_matches(distances, mosaic.slides, SCOPES[scope], told.exclude, told.k)
                 found.append(_matches(family, scope, mosaic.slides, distances, triple))
     return pl.concat(found)
 
@@ -406,7 +490,35 @@ def _no_matches() -> pl.DataFrame:
     )
 
 
-def _check_known(parameter: str, given: Sequence[str], known: Any) -> None:
+def _check_known(parameter: str, given: Any, known: Any) -> None:
+    if isinstance(given, str):
+        raise ValueError(f"{parameter}: {given!r} is no list; write [{given}]")
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ValueError(f"{parameter}: {unknown} unknown; choose from {sorted(known)}")
+
+
+def _check_complete(parameter: str, given: Mapping[str, Any], needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise ValueError(
+            f"{parameter}: {missing} missing; add them as in conf/base/parameters_retrieve.yml"
+        )
+
+
+def _check_primary_is_measured(told: Mapping[str, Any]) -> None:
+    for name, among in zip(_SETTING, ("families", "votes", "scopes"), strict=True):
+        if told["primary"][name] not in told[among]:
+            raise ValueError(
+                f"retrieve.primary.{name} is {told['primary'][name]}, which is not measured: add "
+                f"it to retrieve.{among}, or choose from {list(told[among])}"
+            )
+
+
+def _check_enough_matches(k: int, votes: Sequence[str]) -> None:
+    largest = max(votes, key=VOTES.__getitem__)
+    if k < VOTES[largest]:
+        raise ValueError(
+            f"retrieve.k is {k}, but {largest} asks {VOTES[largest]} matches: set k to "
+            f"{VOTES[largest]}, or leave {largest} out of retrieve.votes"
+        )
