@@ -37,7 +37,7 @@ PARAMETERS = {
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 1,
     "bootstrap_draws": 2000,
-    "n_permutations": 200,
+    "n_permutations": 0,
     "seed": 0,
     "thresholds": {},
 }

@@ -225,6 +225,93 @@ def test_random_embeddings_sit_on_the_null():
     assert row["verdict"] == "inconclusive"
 
 
+NULL_COLUMNS = ("value", "null_low", "null_high")
+
+
+def votes_of_nothing(labels, centers, k, design, seeds, tiles=4):
+    """[seeds, 2, 3] accuracy of label and center with both ends of its null, without knowledge."""
+    changes = {"k_grid": [k], "designs": [design], "k_design": design, "bootstrap_draws": 2}
+    return np.array(
+        [
+            [
+                [pick(table, f"knn_accuracy_{of}", design)[name] for name in NULL_COLUMNS]
+                for of in ("label", "center")
+            ]
+            for seed in range(seeds)
+            for table in [measured(*cohort(seed, labels, centers, 4, tiles), k=k, **changes)]
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "centers", "k", "design"),
+    [(4, 3, 1, "all"), (4, 3, 31, "all"), (2, 2, 31, "all"), (3, 2, 11, "paired_2x2")],
+)
+def test_votes_of_random_embeddings_lie_on_their_null(labels, centers, k, design):
+    value, low, high = np.moveaxis(votes_of_nothing(labels, centers, k, design, seeds=40), 2, 0)
+    away = value - (low + high) / 2
+    error = away.std(axis=0) / np.sqrt(len(away))
+    assert (np.abs(away.mean(axis=0)) < 3 * error).all()
+    assert (((low <= value) & (value <= high)).mean(axis=0) >= 0.8).all()
+
+
+def test_votes_of_many_neighbours_have_a_null_below_one_in_the_number_of_classes():
+    of_four, of_three = votes_of_nothing(4, 3, 31, "all", seeds=5)[:, :, 1:].mean(axis=(0, 2))
+    assert of_four < 0.22 < 1 / 4
+    assert of_three < 0.30 < 1 / 3
+    assert (votes_of_nothing(2, 2, 31, "all", seeds=5)[:, :, 1:].mean(axis=(0, 2)) < 0.42).all()
+
+
+def test_null_of_a_single_neighbours_vote_has_a_closed_form():
+    """Of the BCp − 1 other patients Cp − 1 have the query's label and Bp − 1 its center."""
+    b, c, p = 4, 3, 4
+    means = votes_of_nothing(b, c, 1, "all", seeds=20)[:, :, 1:].mean(axis=(0, 2))
+    expected = [(c * p - 1) / (b * c * p - 1), (b * p - 1) / (b * c * p - 1)]
+    np.testing.assert_allclose(means, expected, atol=0.01)
+
+
+def test_dealt_votes_equal_plain_loops():
+    generator = np.random.default_rng(0)
+    units, tags = np.repeat(np.arange(6), 4), generator.integers(0, 3, (6, 5))
+    found = generator.integers(-1, 24, (24, 6))
+    found.sort(axis=1)
+    found = found[:, ::-1]  # absent neighbours stand last
+    grid = np.array([1, 2, 6])
+    by_loops = np.zeros((3, 5))
+    for i, k in enumerate(grid):
+        for draw in range(5):
+            right = defaultdict(list)
+            for query in range(24):
+                met = [tags[units[row], draw] for row in found[query, :k] if row >= 0]
+                most = max(Counter(met).values(), default=0)
+                vote = next((m for m in met if Counter(met)[m] == most), None)
+                own = tags[units[query], draw]
+                right[own].append(vote == own)
+            by_loops[i, draw] = np.mean([np.mean(hits) for hits in right.values()])
+    np.testing.assert_allclose(module._dealt_accuracies(units, found, grid, tags), by_loops)
+
+
+def test_chunks_of_queries_change_nothing(monkeypatch):
+    data = cohort(0, 3, 2, effects=(0.5, 0.5))
+    whole = measured(*data)
+    monkeypatch.setattr(module, "_VOTE_SCORES", 1)
+    assert measured(*data).equals(whole)
+
+
+def test_no_interval_says_why_and_what_to_do():
+    """Two patients alone meet what counts: a resampled cohort may lack either."""
+    slides, tiles, embeddings = cohort(0, 2, 2, patients=10, tiles=1, d=40, patient_effect=0)
+    shards = {
+        s: np.eye(40, dtype=np.float32)[[0 if i in (0, 10) else 1 + i // 10]]
+        for i, s in enumerate(embeddings.slide_ids)
+    }
+    row = pick(measured(slides, tiles, InMemory(shards), k_grid=[1]), "ri")
+    assert row["value"] is not None
+    assert row["ci_low"] is None
+    assert "more than 5% of the resampled cohorts" in row["reason"]
+    assert "add patients" in row["reason"]
+
+
 def test_known_encoders_are_judged():
     tissue = measured(*cohort(1, 2, 2, patients=6, effects=(2.0, 0.1)), k=5)
     stain = measured(*cohort(1, 2, 2, patients=6, effects=(0.1, 2.0)), k=5)
@@ -286,7 +373,7 @@ def test_subsample_is_equal_over_cells_and_even_over_patients():
     slides, _, embeddings = cohort(0, 2, 2, patients=4, tiles=10)
     big = {s: np.repeat(v, 3 if s < "s004" else 1, axis=0) for s, v in embeddings.shards.items()}
     counts = count_neighbours(slides, tiles_of(big), InMemory(big), PARAMETERS)
-    rows = counts.filter(pl.col("design") == "all", pl.col("k") == 1)
+    rows = counts.filter(pl.col("design") == "all", pl.col("k") == 1, pl.col("unit").is_not_null())
     assert rows["draw"].unique().sort().to_list() == [0, 1, 2]
     assert (rows.group_by("draw", "label", "center").agg(pl.col("n").sum())["n"] == 40).all()
     assert (rows["n"] == 10).all()
@@ -353,7 +440,7 @@ def test_a_patient_with_two_labels_is_two_units():
         .otherwise("patient_id")
     )
     counts = count_neighbours(shared, tiles, embeddings, PARAMETERS)
-    assert counts["unit"].n_unique() == 16
+    assert counts["unit"].drop_nulls().n_unique() == 16
     assert pick(measured(shared, tiles, embeddings), "ri")["n_patients"] == 15
 
 

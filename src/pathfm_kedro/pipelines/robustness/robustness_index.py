@@ -18,6 +18,14 @@ same patient neighbour each other only with ``exclude: slide`` or ``none``.
 
 It is the interval for another cohort of such patients, from whichever centers they come. Labels
 permuted within fixed centers spread less, so that the interval is wider than that null's.
+
+The null of a vote
+------------------
+The query's own patient is no candidate, so that its label is a little rarer among the candidates
+than the others, and a majority of many neighbours makes more of a small difference. Chance is hence
+not 1 / number of classes: without knowledge, 4 labels at 3 centers with 4 patients each give a
+majority of 31 about 0.19. :func:`count_neighbours` lets the neighbours vote again with labels
+permuted over the units of each center (centers: over those of each label).
 """
 
 from __future__ import annotations
@@ -79,6 +87,8 @@ METRICS = (
 #:   equally likely to be one: the design null;
 #: - neighbour_unit, neighbours: units met at ranks above the previous k of the grid and ≤ k, and
 #:   how often (summing the rows up to k gives the counts at k);
+#: - null_label, null_center: balanced accuracy of the vote in each permutation; in one row for each
+#:   design, draw and k, whose unit is null;
 #: - reason: why a design (unit, draw null) or a cell of it (label and center given) is not used.
 COUNTS_SCHEMA: dict[str, pl.DataType] = {
     "design": pl.String(),
@@ -95,6 +105,8 @@ COUNTS_SCHEMA: dict[str, pl.DataType] = {
     **{f"expected_{kind}": pl.Float64() for kind in TYPES},
     "neighbour_unit": pl.List(pl.Int32()),
     "neighbours": pl.List(pl.Int64()),
+    "null_label": pl.List(pl.Float64()),
+    "null_center": pl.List(pl.Float64()),
     "reason": pl.String(),
 }
 
@@ -103,6 +115,12 @@ _DENSE_PATIENTS = 2000
 
 #: Pairs of units compared at once under all permutations: they stay in the processor's cache.
 _PERMUTED_PAIRS = 256
+
+#: Scores of votes (query × class × permutation) held at once: 2 MB.
+_VOTE_SCORES = 2**18
+
+#: Up to this rank a sum of 1 + 2⁻ʳ has no more than the 53 bits of float64.
+_EXACT_RANKS = 46
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,15 @@ class _Scope:
     rows: Ints
 
 
+@dataclass(frozen=True)
+class _Dealt:
+    """Labels and centers of a scope's units, dealt anew over them; codes, [units, permutations]."""
+
+    units: Ints
+    label: Ints
+    center: Ints
+
+
 def count_neighbours(
     slides: pl.DataFrame,
     tiles: pl.DataFrame,
@@ -159,7 +186,8 @@ def count_neighbours(
         Vectors of one encoder.
     parameters
         ``robustness_index``: k_grid, designs, metric, exclude, draws, max_tiles,
-        max_tiles_per_pair, max_pairs, min_patients_per_cell, min_tiles_per_cell, seed.
+        max_tiles_per_pair, max_pairs, min_patients_per_cell, min_tiles_per_cell, n_permutations,
+        seed.
 
     Returns
     -------
@@ -182,7 +210,8 @@ def count_neighbours(
     vectors = _vectors(embeddings, table[wanted])
     frames: list[pl.DataFrame] = []
     previous: tuple[Ints, Ints] | None = None
-    for scope in scopes:
+    dealt = _dealt(cohort, scopes, parameters["n_permutations"], parameters["seed"])
+    for scope, tags in zip(scopes, dealt, strict=True):
         found = (
             previous[1]
             if previous is not None and np.array_equal(previous[0], scope.rows)
@@ -190,6 +219,7 @@ def count_neighbours(
         )
         previous = (scope.rows, found)
         frames.append(_scope_counts(cohort, scope, found, parameters["k_grid"]))
+        frames.append(_scope_nulls(cohort, scope, found, parameters["k_grid"], tags))
     return pl.concat([*frames, _counts_frame(unused)])
 
 
@@ -419,7 +449,7 @@ def _scope_counts(
         .with_columns(
             pl.lit(scope.design).alias("design"),
             pl.lit(scope.draw).alias("draw"),
-            pl.lit(None, pl.String()).alias("reason"),
+            *(pl.lit(None).alias(name) for name in ("null_label", "null_center", "reason")),
         )
         .sort("k", "unit")
     )
@@ -444,6 +474,113 @@ def _votes(classes: Ints, found: Ints, grid: Ints) -> Ints:
             counts[:, :n_classes].any(axis=1), (counts[:, :n_classes] - late).argmax(axis=1), -1
         )
     return votes
+
+
+def _dealt(
+    cohort: _Cohort, scopes: Sequence[_Scope], permutations: int, seed: int
+) -> Iterator[_Dealt]:
+    """Labels dealt anew within centers and centers within labels, for each scope.
+
+    The draws of design ``all`` share one dealing; in the pairs a unit keeps its place in the order
+    of all its pairs, so that they depend on each other as the measured ones do.
+    """
+    first = np.unique(cohort.units, return_index=True)[1]
+    labels, centers = cohort.labels[first], cohort.centers[first]
+    members = [np.unique(cohort.units[scope.rows]) for scope in scopes]
+    for design, group in itertools.groupby(range(len(scopes)), lambda i: scopes[i].design):
+        chosen = list(group)
+        stratum = [0 if design == "all" else i for i in chosen]
+        keys = [part * len(first) + members[i] for part, i in zip(stratum, chosen, strict=True)]
+        nodes = np.unique(np.concatenate(keys))
+        part, unit = np.divmod(nodes, len(first))
+        label, center = (
+            permuted_within(
+                own[unit], part * (int(other.max()) + 1) + other[unit], permutations, seed, unit
+            )
+            for own, other in ((labels, centers), (centers, labels))
+        )
+        for key, i in zip(keys, chosen, strict=True):
+            place = np.searchsorted(nodes, key)
+            yield _Dealt(members[i], label[place], center[place])
+
+
+def _scope_nulls(
+    cohort: _Cohort, scope: _Scope, found: Ints, k_grid: Sequence[int], dealt: _Dealt
+) -> pl.DataFrame:
+    """Balanced accuracy of the vote for dealt labels and centers: one row for each k."""
+    grid = np.unique(np.asarray(k_grid))
+    units = np.searchsorted(dealt.units, cohort.units[scope.rows])
+    label, center = (
+        _dealt_accuracies(units, found, grid, tags) for tags in (dealt.label, dealt.center)
+    )
+    return _counts_frame(
+        [
+            {
+                "design": scope.design,
+                "draw": scope.draw,
+                "k": int(k),
+                "null_label": of_label,
+                "null_center": of_center,
+            }
+            for k, of_label, of_center in zip(grid, label.tolist(), center.tolist(), strict=True)
+        ]
+    )
+
+
+def _dealt_accuracies(units: Ints, found: Ints, grid: Ints, tags: Ints) -> Floats:
+    """[k, permutations] balanced accuracy of the neighbours' vote under each dealing.
+
+    Parameters
+    ----------
+    units
+        [n] unit of each tile, as row of `tags`.
+    found
+        [n, k] neighbours as positions; −1 where there is none.
+    grid
+        Numbers of neighbours, ascending.
+    tags
+        [units, permutations] class of each unit.
+    """
+    n_units, n_permutations = tags.shape
+    if not n_permutations:
+        return np.zeros((len(grid), 0))
+    classes, codes = np.unique(tags, return_inverse=True)
+    is_member = codes[:, None, :] == np.arange(len(classes))[:, None]
+    member = is_member.reshape(n_units, -1).astype(np.float64)
+    asked = np.einsum("u,ucd->cd", np.bincount(units, minlength=n_units), is_member)
+    right = np.zeros((len(grid), *asked.shape), dtype=np.int64)
+    # A few queries under all permutations at once: their scores stay in the processor's cache.
+    step = max(_VOTE_SCORES // (len(classes) * n_permutations), 1)
+    for start in range(0, len(units), step):
+        part = slice(start, start + step)
+        own = is_member[units[part]]
+        scores = np.zeros(own.shape)
+        for i, ballots in enumerate(_ballots(units, found[part], grid, n_units)):
+            scores += (ballots @ member).reshape(own.shape)
+            best = scores.max(axis=1, keepdims=True)
+            right[i] += np.count_nonzero(own & (scores == best) & (best > 0), axis=0)
+    recalls = right / np.maximum(asked, 1)
+    return cast(Floats, recalls.sum(axis=1) / (asked > 0).sum(axis=0))
+
+
+def _ballots(units: Ints, found: Ints, grid: Ints, n_units: int) -> list[Any]:
+    """Sparse [n, units] votes that each unit's tiles give a query, for each band of ranks.
+
+    The neighbour at rank r counts 1 + 2⁻ʳ. Of two classes with equally many votes the one that is
+    met first has then more, as in :func:`_votes`, since 2⁻ʳ exceeds the sum of all that follow.
+    float64 holds such sums exactly up to rank 46; later ranks count 1.
+    """
+    from scipy.sparse import csr_array
+
+    n, k = found.shape
+    rank = np.arange(1, k + 1)
+    weight = np.where(rank <= _EXACT_RANKS, 1 + 0.5**rank, 1.0)
+    ballots = []
+    for low, high in itertools.pairwise([0, *grid]):
+        query, place = np.nonzero(found[:, low:high] >= 0)
+        met = units[found[query, low + place]]
+        ballots.append(csr_array((weight[low + place], (query, met)), shape=(n, n_units)))
+    return ballots
 
 
 def _expected(cohort: _Cohort, scope: _Scope, grid: Ints) -> Floats:
@@ -528,6 +665,7 @@ class _Design:
     label: Ints
     center: Ints
     pairs: _Pairs
+    vote_nulls: Mapping[tuple[str, int], Null]
 
 
 @dataclass(frozen=True)
@@ -599,7 +737,8 @@ def robustness_index(
         Measurements of :data:`METRICS` per design for the cohort's k (role ``cohort_k``), the
         encoder's own (``encoder_k``) and every k of the grid (``curve``). Only ``cohort_k`` in the
         design ``all`` is held against thresholds. Null of ri, ri_ratio and ri_minus_null: 95% of
-        label permutations over units within centers; of the accuracies: 1 / number of classes.
+        label permutations over units within centers; of the accuracies: 95% of the same
+        permutations, for the center of permutations of centers over units within labels.
     """
     ks = {"cohort_k": chosen_k["k"], "encoder_k": chosen_k["per_encoder"].get(encoder)}
     rows: list[dict[str, Any]] = []
@@ -609,7 +748,7 @@ def robustness_index(
         if used.is_empty():
             rows += _impossible(counts, design, parameters, encoder)
             continue
-        figures = _figures(_arrays(used, design), parameters)
+        figures = _figures(_arrays(used, design, _vote_nulls(counts, design)), parameters)
         rows += [
             _row(figure, encoder, metric, design, k, role, parameters)
             for role, k in [*ks.items(), *(("curve", k) for k in figures)]
@@ -620,7 +759,17 @@ def robustness_index(
 
 
 def _used(counts: pl.DataFrame, design: str) -> pl.DataFrame:
-    return counts.filter(pl.col("design") == design, pl.col("draw").is_not_null())
+    return counts.filter(pl.col("design") == design, pl.col("n").is_not_null())
+
+
+def _vote_nulls(counts: pl.DataFrame, design: str) -> dict[tuple[str, int], Null]:
+    """95% of the permutations of each accuracy at each k, averaged over draws or pairs."""
+    rows = counts.filter(pl.col("design") == design, pl.col("null_label").is_not_null())
+    return {
+        (target, k): Null(*percentile_interval(np.mean(drawn, axis=0)))
+        for target in ("label", "center")
+        for k, drawn in rows.group_by("k", maintain_order=True).agg(f"null_{target}").iter_rows()
+    }
 
 
 def _row(
@@ -691,7 +840,7 @@ def _impossible(
     ]
 
 
-def _arrays(rows: pl.DataFrame, design: str) -> _Design:
+def _arrays(rows: pl.DataFrame, design: str, vote_nulls: Mapping[tuple[str, int], Null]) -> _Design:
     """Counts of one design with nodes numbered from 0; draws of design ``all`` are pooled."""
     scope = pl.col("draw") if design == "paired_2x2" else pl.lit(0, pl.Int32())
     rows = rows.with_columns(scope.alias("scope"))
@@ -714,6 +863,7 @@ def _arrays(rows: pl.DataFrame, design: str) -> _Design:
         label=_codes(nodes["label"]),
         center=_codes(nodes["center"]),
         pairs=_pooled_pairs(rows, nodes, k_grid),
+        vote_nulls=vote_nulls,
     )
 
 
@@ -762,12 +912,7 @@ def _index_figures(
     expected = design.rows.filter(pl.col("k") == k).select(pl.col("^expected_.*$").sum()).row(0)
     chance = expected[SO] / (expected[SO] + expected[OS])
     ri = estimates["ri"]
-    reasons = {
-        name: None
-        if estimate.value is not None
-        else f"among {k} neighbours none is of a kind that this index counts: take a larger k"
-        for name, estimate in estimates.items()
-    }
+    reasons = {name: _undefined(estimate, k) for name, estimate in estimates.items()}
     return {
         "ri": _Figure(ri, null["ri"], reasons["ri"]),
         "ri_ratio": _Figure(estimates["ri_ratio"], null["ri_ratio"], reasons["ri_ratio"]),
@@ -788,6 +933,18 @@ def _index_figures(
     }
 
 
+def _undefined(estimate: Estimate, k: int) -> str | None:
+    """Why an index has no value or no interval, with the mend; None if it has both."""
+    if estimate.value is None:
+        return f"among {k} neighbours none is of a kind that this index counts: take a larger k"
+    if estimate.ci_low is None:
+        return (
+            "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
+            f"this index counts, among {k}: add patients, or take a larger k"
+        )
+    return None
+
+
 def _minus(value: float | None, chance: float) -> float | None:
     return None if value is None else value - chance
 
@@ -804,12 +961,10 @@ def _vote_figures(design: _Design, weights: Floats) -> dict[int, dict[str, _Figu
     for target in ("label", "center"):
         draws = _accuracies(design.rows, target, weights)
         points = _accuracies(design.rows, target, ones)[:, 0]
-        classes = design.rows.group_by("draw").agg(pl.col(target).n_unique())[target]
-        chance = float((1 / classes.to_numpy()).mean())
         for k, point, drawn in zip(design.k_grid, points, draws, strict=True):
             figures[k][f"knn_accuracy_{target}"] = _Figure(
                 Estimate(float(point), *percentile_interval(drawn), n, size),
-                Null(chance, chance),
+                design.vote_nulls[target, k],
             )
     return figures
 
