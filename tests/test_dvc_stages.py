@@ -75,7 +75,7 @@ def pinned_path(name: str, conf) -> str | None:
     path = Path(entry["filepath"])
     if not entry.get("versioned"):
         return path.as_posix()
-    if entry["type"].rpartition(".")[2].startswith(("Family", "Sharded")):
+    if entry["type"].rpartition(".")[2].startswith(("Family", "Sharded", "Faiss")):
         return (path.parent / LABEL / path.name).as_posix()
     return (path / LABEL / path.name).as_posix()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_accuracy
+from pathfm_kedro.pipelines.retrieve.index import index_slides
 from pathfm_kedro.pipelines.retrieve.search import search_slides
 from pathfm_kedro.wiring import grouped, named_partial, node
 
@@ -16,6 +17,13 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
 
 def _one(name: str) -> list[Node]:
     return [
+        node(
+            index_slides,
+            f"slide_vectors.{name}",
+            f"slide_index.{name}",
+            name=f"index_{name}",
+            tags=["index", name],
+        ),
         node(
             search_slides,
             ["slides", "tiles", f"embeddings.{name}", "params:retrieve"],

@@ -1,0 +1,62 @@
+"""A FAISS index with the names of its rows, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+
+from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.statistics.named_index import NamedIndex
+
+
+class FaissIndexDataset(AbstractVersionedDataset[NamedIndex, NamedIndex]):
+    """A :class:`NamedIndex` as FAISS's own bytes, the names in a header line before them.
+
+    FAISS's format holds numbers only, so loading one runs no code.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.metadata = metadata
+        super().__init__(filepath=PurePosixPath(filepath), version=version)
+
+    def _get_versioned_path(self, version: str) -> PurePosixPath:
+        return shared_version_path(self._filepath, version)
+
+    def load(self) -> NamedIndex:
+        """Read the index."""
+        import faiss
+
+        path = Path(self._get_load_path())
+        header, _, content = path.read_bytes().partition(b"\n")
+        try:
+            names = json.loads(header)
+            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        except (ValueError, RuntimeError) as error:
+            raise DatasetError(
+                f"{path} is not a whole index ({error}): remove it and run the retrieve pipeline"
+            ) from error
+        return NamedIndex(index, tuple(names))
+
+    def save(self, data: NamedIndex) -> None:
+        """Write the index."""
+        import faiss
+
+        header = json.dumps(list(data.names)).encode()
+        with atomic_path(Path(self._get_save_path())) as temporary:
+            temporary.write_bytes(header + b"\n" + faiss.serialize_index(data.index).tobytes())
+
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._filepath, "version": self._version}
