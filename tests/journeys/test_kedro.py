@@ -91,3 +91,12 @@ def test_a_wrong_parameter_says_what_to_give(project):
     write_parameters(project, COHORT, "embed")
     assert output.returncode != 0
     assert "give float32 or float16" in " ".join((output.stdout + output.stderr).split())
+
+
+def test_vectors_of_other_tiles_are_refused(project):
+    kedro(project, "run", "--env", COHORT, "--pipelines", "tile", "--params",
+          "tile.max_tiles_per_slide=3")  # fmt: skip
+    output = kedro(project, "run", "--env", COHORT, "--pipelines", "retrieve", check=False)
+    kedro(project, "run", "--env", COHORT, "--pipelines", "tile")
+    assert output.returncode != 0
+    assert "run the embed pipeline again" in " ".join((output.stdout + output.stderr).split())

@@ -33,6 +33,9 @@ MEASUREMENT_SCHEMA: dict[str, pl.DataType] = {
     "reason": pl.String(),
 }
 
+#: A percentile interval over fewer patients is too narrow to decide anything: over five its coverage is
+#: about 85% instead of 95%.
+MIN_PATIENTS = 8
 #: Normal quantiles for a two-sided 5% test with 80% power: 1.960 + 0.842.
 _POWER_80 = 2.802
 _TWO_SIDED_95 = 1.960
@@ -70,7 +73,8 @@ def judge(
 ) -> tuple[Verdict, str]:
     """Hold an estimate against its threshold.
 
-    `pass` and `fail` need the whole interval on one side; otherwise `inconclusive`, with the
+    `pass` and `fail` need at least :data:`MIN_PATIENTS` patients and the whole interval on one side;
+    otherwise `inconclusive`, with the
     smallest difference from the threshold that a cohort of this size would detect (two-sided 5%,
     power 80%).
 
@@ -102,6 +106,12 @@ def judge(
     low, high = estimate.ci_low, estimate.ci_high
     if low is None or high is None:
         return "not_applicable", "no interval could be computed for this figure"
+    if estimate.n_patients < MIN_PATIENTS:
+        return (
+            "inconclusive",
+            f"rests on {estimate.n_patients} patients: an interval over fewer than {MIN_PATIENTS} "
+            "decides nothing; add patients",
+        )
     if low > threshold:
         return ("pass" if direction == "above" else "fail"), ""
     if high < threshold:

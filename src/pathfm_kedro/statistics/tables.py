@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,65 @@ class Embeddings(Protocol):
     def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
         """Rows of these slides one below the other, each slide in the order of its tiles."""
         ...
+
+
+@runtime_checkable
+class TracedEmbeddings(Protocol):
+    """Embeddings that know which tiles they were made from."""
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides with a whole shard, sorted."""
+        ...
+
+    def tiles_digest(self, slide_id: str) -> str:
+        """Digest of the ids of a slide's tiles, as :func:`digest_of_tiles` gives it."""
+        ...
+
+
+class OtherTilesError(ValueError):
+    """Vectors that stand for other tiles than the table at hand."""
+
+
+def digest_of_tiles(tile_ids: Iterable[str]) -> str:
+    """SHA-256 of the ids of a slide's tiles in their order.
+
+    Examples
+    --------
+    >>> digest_of_tiles(["a", "b"]) == digest_of_tiles(["b", "a"])
+    False
+    """
+    return hashlib.sha256("\n".join(tile_ids).encode()).hexdigest()
+
+
+def digests_by_slide(tiles: pl.DataFrame) -> dict[str, str]:
+    """Digest of every slide's tiles, in the order of the table."""
+    listed = tiles.group_by("slide_id", maintain_order=True).agg("tile_id")
+    return {slide: digest_of_tiles(ids) for slide, ids in listed.iter_rows()}
+
+
+def refuse_other_tiles(tiles: pl.DataFrame, embeddings: TracedEmbeddings) -> None:
+    """Check that row i of every slide's vectors stands for row i of the slide's tiles.
+
+    Parameters
+    ----------
+    tiles
+        slide_id and tile_id, in the order in which tiles were embedded.
+    embeddings
+        What was embedded.
+
+    Raises
+    ------
+    OtherTilesError
+        If tiles were cut anew since, naming the slides and the mend.
+    """
+    expected = digests_by_slide(tiles)
+    other = [s for s in embeddings.slide_ids if embeddings.tiles_digest(s) != expected.get(s)]
+    if other:
+        raise OtherTilesError(
+            f"the vectors of {len(other)} slides, {other[0]} first, were made from other tiles than "
+            "the table holds: run the embed pipeline again"
+        )
 
 
 def tile_rows(slides: pl.DataFrame, tiles: pl.DataFrame, slide_ids: Sequence[str]) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.statistics.tables import Embeddings, tile_rows
+from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide, tile_rows
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class EmbedSlide:
         Which slide, and its content.
     fields
         Its tiles.
+    tiles_digest
+        Digest of their ids.
     spec
         The encoder.
     dtype
@@ -37,6 +39,7 @@ class EmbedSlide:
     slide_id: str
     slide_fingerprint: str
     fields: TileFields
+    tiles_digest: str
     spec: EncoderSpec
     dtype: str
 
@@ -46,6 +49,7 @@ class EmbedSlide:
         return {
             "slide": self.slide_fingerprint,
             "tiles": self.fields.digest(),
+            "tile_ids": self.tiles_digest,
             "encoder": encoder.fingerprint,
             "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
             "dtype": self.dtype,
@@ -58,7 +62,7 @@ class EmbedSlide:
         Raises
         ------
         ValueError
-            If the encoder gives a number that is not finite.
+            If the encoder gives a number that is not finite, or a vector of zeros.
         """
         encoder = load_encoder(self.spec)
         parts = [
@@ -72,6 +76,14 @@ class EmbedSlide:
                 f"the encoder gives NaN or infinity on {len(broken)} tiles, the first at "
                 f"x={self.fields.x[broken[0]]}, y={self.fields.y[broken[0]]}: check its weights and "
                 "its mean and std"
+            )
+        empty = np.flatnonzero(~vectors.any(axis=1))
+        if len(empty):
+            raise ValueError(
+                f"the encoder gives a vector of zeros on {len(empty)} tiles, the first at "
+                f"x={self.fields.x[empty[0]]}, y={self.fields.y[empty[0]]}: it has no direction, so "
+                "no neighbours; check the encoder, or leave such tiles out by "
+                "tile.min_tissue_fraction"
             )
         return {"embedding": vectors.astype(self.dtype)}
 
@@ -110,8 +122,16 @@ def plan_embedding(
     dtype = str(parameters["dtype"])
     if dtype not in ("float32", "float16"):
         raise ValueError(f"embed.dtype is '{dtype}': give float32 or float16")
+    digests = digests_by_slide(tiles)
     jobs = [
-        EmbedSlide(slide["slide_id"], slide["fingerprint"], fields, spec, dtype)
+        EmbedSlide(
+            slide["slide_id"],
+            slide["fingerprint"],
+            fields,
+            digests[slide["slide_id"]],
+            spec,
+            dtype,
+        )
         for slide, fields in slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
     ]
     return ShardPlan(

@@ -101,8 +101,8 @@ class RotationParameters:
     metrics: tuple[str, ...]
     signature_k: int
     signature_metric: str
-    mknn_threshold: float
-    variance_threshold: float
+    mknn_threshold: float | None
+    variance_threshold: float | None
     draws: int
     seed: int
     max_tiles: int
@@ -600,8 +600,8 @@ def _overlaps_of_metric(
     metric: str,
 ) -> Iterable[pl.DataFrame]:
     """Frames of sums for one metric, one per view, angle and k."""
-    supported = [k for k in ks if k <= groups.fewest_candidates]
-    # One neighbour beyond the largest k: the one that moves up where a candidate is missing.
+    # One neighbour beyond the largest k is needed: the one that moves up where a candidate is missing.
+    supported = [k for k in ks if k < groups.fewest_candidates]
     depth = max(supported, default=0) + 1
     home = _nearest(reference, groups.patients, depth, metric)
     for name, angles, stack in series:
@@ -932,10 +932,12 @@ class _Rows:
         return row
 
     def held(self, metric: str) -> dict[str, Any]:
-        """Threshold and direction of a signature."""
+        """Threshold and direction of a signature; nothing where the parameters set no threshold."""
         if metric == "mknn":
-            return {"threshold": self.told.mknn_threshold, "direction": "above"}
-        return {"threshold": self.told.variance_threshold, "direction": "below"}
+            threshold, direction = self.told.mknn_threshold, "above"
+        else:
+            threshold, direction = self.told.variance_threshold, "below"
+        return {} if threshold is None else {"threshold": threshold, "direction": direction}
 
     def undefined(
         self, overlaps: pl.DataFrame, k: int, metric: str, reason: str
@@ -983,8 +985,8 @@ def _unsupported(overlaps: pl.DataFrame, k: int) -> str | None:
 
 def _too_few_candidates(k: int, fewest: int) -> str:
     return (
-        f"k = {k} neighbours asked for, but a tile of the pool has only {fewest} tiles of other "
-        "patients; add patients, raise rotation.max_tiles or lower rotation.k"
+        f"k = {k} neighbours need more than {k} candidates, but a tile of the pool has only {fewest} "
+        "tiles of other patients; add patients, raise rotation.max_tiles or lower rotation.k"
     )
 
 

@@ -23,6 +23,8 @@ from pathfm_kedro.slides.views import (
     rotated_views,
     wide_side,
 )
+from pathfm_kedro.statistics.tables import digests_by_slide
+
 
 #: Raised with any change of how views are made from pixels.
 _REVISION = "2"
@@ -38,6 +40,8 @@ class RotateSlide:
         Which slide, and its content.
     fields
         The wide fields, √2 times the side of a view.
+    tiles_digest
+        Digest of the tiles' ids.
     pixels
         Side of a view.
     angles, control_angles
@@ -49,6 +53,7 @@ class RotateSlide:
     slide_id: str
     slide_fingerprint: str
     fields: TileFields
+    tiles_digest: str
     pixels: int
     angles: tuple[int, ...]
     control_angles: tuple[int, ...]
@@ -60,6 +65,7 @@ class RotateSlide:
         return {
             "slide": self.slide_fingerprint,
             "fields": self.fields.digest(),
+            "tile_ids": self.tiles_digest,
             "view": json.dumps([_REVISION, self.pixels, self.angles, self.control_angles]),
             "encoder": encoder.fingerprint,
             "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
@@ -116,8 +122,17 @@ def plan_rotation_views(
     pixels = int(tile_parameters["pixels"])
     chosen = tiles.join(pool.select("tile_id", "field"), on="tile_id", maintain_order="left")
     kinds = dict(pool.select("slide_id", "field").iter_rows())
+    digests = digests_by_slide(chosen)
     jobs = [
-        _job(slide, fields, kinds[slide["slide_id"]], pixels, parameters, spec)
+        _job(
+            slide,
+            fields,
+            digests[slide["slide_id"]],
+            kinds[slide["slide_id"]],
+            pixels,
+            parameters,
+            spec,
+        )
         for slide, fields in slide_fields(slides, chosen, files, pixels)
     ]
     return ShardPlan(
@@ -128,6 +143,7 @@ def plan_rotation_views(
 def _job(
     slide: Mapping[str, Any],
     fields: TileFields,
+    tiles_digest: str,
     kind: str,
     pixels: int,
     parameters: Mapping[str, Any],
@@ -141,6 +157,7 @@ def _job(
         slide["slide_id"],
         slide["fingerprint"],
         wide,
+        tiles_digest,
         view,
         told.rotated_angles,
         told.rotated_back_angles,
