@@ -17,7 +17,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: install demo test lint viz bench clean
+.PHONY: help install demo test lint viz bench clean
 .DEFAULT_GOAL := help
 
 help:

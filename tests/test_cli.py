@@ -119,3 +119,39 @@ def test_neither_or_both_sources_are_refused(project, slides):
     manifest = write_manifest(slides, GOOD)
     assert "give either" in run("new", "x").output
     assert "give either" in run("new", "x", "--phantom", "--manifest", manifest).output
+
+
+def fill(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x")
+    return folder
+
+
+def test_a_folder_becomes_a_manifest_that_a_new_cohort_takes(project, tmp_path):
+    images = fill(tmp_path / "images", "A/x/p1/a.png", "B/y/p2/b.png", "A/x/p1/a.json")
+    result = run("manifest", images, "--mpp", 0.25)
+    assert result.exit_code == 0, result.output
+    assert "2 slides, 2 patients, 2 centers, 2 labels" in result.output
+    assert "Warning: left out as no slides: 1 files (1 .json)" in result.output
+    taken = run("new", "clinic", "--manifest", images / "slides.csv")
+    assert "2 slides (every file is there)" in taken.output
+    written = (project / "conf/clinic/manifest.csv").read_text().splitlines()
+    assert written[1] == "A-x-p1-a,A/x/p1/a.png,p1,A,x,0.25"
+
+
+def test_a_folder_that_is_refused_leaves_no_manifest(tmp_path):
+    images = fill(tmp_path, "A/x/a.png")
+    result = run("manifest", images, "--output", images / "new.csv")
+    assert result.exit_code != 0
+    assert "'A/x/a.png' lies in 2 folders" in result.output
+    assert not (images / "new.csv").exists()
+    assert run("manifest", images, "--levels", "center/label").exit_code == 0
+
+
+def test_a_manifest_is_not_overwritten(tmp_path):
+    images = fill(tmp_path, "A/x/p/a.png", "slides.csv")
+    result = run("manifest", images)
+    assert result.exit_code != 0
+    assert "exists: give another --output" in result.output
+    assert (images / "slides.csv").read_bytes() == b"x"

@@ -1,4 +1,4 @@
-"""Project commands: ``kedro cohort new | list | sync``."""
+"""Project commands: ``kedro cohort manifest | new | list | sync``."""
 
 from __future__ import annotations
 
@@ -94,6 +94,48 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
         f"  kedro run --env {name}\n"
         f"or reproducibly:\n"
         f"  kedro cohort sync && dvc repro report@{name}"
+    )
+
+
+@cohort.command("manifest")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The manifest, in FOLDER or above it; FOLDER/slides.csv by default.",
+)
+@click.option(
+    "--levels",
+    default="center/label/patient",
+    show_default=True,
+    help="What the folders stand for, from the outermost. Without patient every file is a patient of "
+    "its own; other names become columns.",
+)
+@click.option(
+    "--mpp", type=float, help="Micrometres per pixel of every file; needed by PNG and JPEG."
+)
+def make_manifest(folder: Path, output: Path | None, levels: str, mpp: float | None) -> None:
+    """Write a manifest of the slides or images in FOLDER from the names of its folders."""
+    from pathfm_kedro.folders import FolderError, list_folder, parse_levels
+
+    target = output or folder / "slides.csv"
+    if target.exists():
+        raise click.ClickException(f"{target} exists: give another --output or remove it first")
+    if not target.parent.is_dir():
+        raise click.ClickException(f"{target.parent} does not exist: make the folder first")
+    try:
+        listing = list_folder(folder, parse_levels(levels), target.parent, mpp)
+    except FolderError as error:
+        raise click.ClickException(str(error)) from error
+    table = listing.manifest
+    table.write_csv(target)
+    for warning in listing.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(
+        f"{target} written: {table.height} slides, {table['patient_id'].n_unique()} patients, "
+        f"{table['center'].n_unique()} centers, {table['label'].n_unique()} labels\n"
+        f"Next: look at it, then\n"
+        f"  kedro cohort new NAME --manifest {target}"
     )
 
 
@@ -225,16 +267,16 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
     manifest = (
         f"conf/{name}/manifest.csv" if source == "manifest" else f"{slides_root}/manifest.csv"
     )
-    (folder / "globals.yml").write_text(
-        f"# Where this cohort's data lies.\n"
-        f"root: data/{name}\n"
-        f"# The folder that the manifest's paths start from.\n"
-        f"slides_root: {slides_root}\n"
-        f"manifest: {manifest}\n",
-        encoding="utf-8",
+    globals_ = {"root": f"data/{name}", "slides_root": slides_root, "manifest": manifest}
+    _write_yaml(
+        folder / "globals.yml",
+        "Where this cohort's data lies; the manifest's paths start from slides_root.",
+        globals_,
     )
-    (folder / "parameters.yml").write_text(
-        f"cohort:\n  name: {name}\n  source: {source}\n", encoding="utf-8"
+    _write_yaml(
+        folder / "parameters.yml",
+        "What this cohort is.",
+        {"cohort": {"name": name, "source": source}},
     )
     for pipeline, body in _BODIES.items():
         (folder / f"parameters_{pipeline}.yml").write_text(
@@ -245,6 +287,12 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
         (folder / "parameters_encoders.yml").write_text(
             phantom.read_text(encoding="utf-8"), encoding="utf-8"
         )
+
+
+def _write_yaml(path: Path, comment: str, content: dict[str, Any]) -> None:
+    import yaml
+
+    path.write_text(f"# {comment}\n{yaml.safe_dump(content, sort_keys=False)}", encoding="utf-8")
 
 
 def _relative(folder: Path, root: Path) -> str:

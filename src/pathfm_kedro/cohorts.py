@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 DEFAULT_COHORT = "phantom"
 #: Environment variable that pins the load and save version of every versioned dataset.
 PIN_VARIABLE = "PATHFM_PIN_VERSION"
+#: Environment variables by which a session tells the pipeline registry what it was created with.
+CONF_VARIABLE = "PATHFM_CONF_SOURCE"
+RUNTIME_VARIABLE = "PATHFM_RUNTIME_PARAMS"
 #: Arguments of the configuration loader, shared by sessions and by the pipeline registry. Parameters
 #: are merged key by key, so that a cohort's file holds only what it changes.
 CONFIG_LOADER_ARGS: dict[str, Any] = {
@@ -63,10 +67,11 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
     """
     from kedro.config import OmegaConfigLoader
 
-    source = conf_source or os.environ.get("PATHFM_CONF_SOURCE") or str(project_root() / "conf")
+    source = conf_source or os.environ.get(CONF_VARIABLE) or str(project_root() / "conf")
     loader = OmegaConfigLoader(
         conf_source=source,
         env=env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT,
+        runtime_params=json.loads(os.environ.get(RUNTIME_VARIABLE) or "{}"),
         **CONFIG_LOADER_ARGS,
     )
     parameters = loader["parameters"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 from typing import Any
 
@@ -11,7 +13,7 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
-from pathfm_kedro.cohorts import PIN_VARIABLE
+from pathfm_kedro.cohorts import CONF_VARIABLE, PIN_VARIABLE, RUNTIME_VARIABLE
 
 
 class CohortSession(KedroSession):
@@ -24,14 +26,29 @@ class CohortSession(KedroSession):
         Kedro registers the pipelines before it makes a context, and the encoders' namespaces depend
         on the cohort, so the choice travels in the process's environment.
         """
-        before = (os.environ.get("KEDRO_ENV"), os.environ.get("PATHFM_CONF_SOURCE"))
-        if kwargs.get("env"):
-            os.environ["KEDRO_ENV"] = kwargs["env"]
-        if kwargs.get("conf_source"):
-            os.environ["PATHFM_CONF_SOURCE"] = str(kwargs["conf_source"])
-        if before != (os.environ.get("KEDRO_ENV"), os.environ.get("PATHFM_CONF_SOURCE")):
+        told = inspect.signature(KedroSession.create).bind(*args, **kwargs).arguments
+        wanted = {
+            "KEDRO_ENV": told.get("env"),
+            CONF_VARIABLE: told.get("conf_source"),
+            RUNTIME_VARIABLE: json.dumps(told.get("runtime_params") or {}, sort_keys=True),
+        }
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update({name: str(value) for name, value in wanted.items() if value})
+        if before != {name: os.environ.get(name) for name in wanted}:
             pipelines.configure(pipelines._pipelines_module)
-        return super().create(*args, **kwargs)
+        session = super().create(*args, **kwargs)
+        session._environment_before = before  # type: ignore[attr-defined]
+        return session
+
+    def close(self) -> None:
+        """Close the session and leave the process's environment as it was."""
+        super().close()
+        before: dict[str, str | None] = getattr(self, "_environment_before", {})
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class CohortContext(KedroContext):

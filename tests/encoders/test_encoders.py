@@ -187,6 +187,7 @@ def test_phantom_truth_needs_a_phantom(tiles):
         ({"model": "timm:resnet18", "pooling": "max"}, "pooling is 'max'"),
         ({"model": "timm:resnet18", "role": "boss"}, "give 'encoder' or 'control'"),
         ({"model": "timm:resnet18", "batch_size": 0}, "batch_size is 0"),
+        ({"model": "hf-hub:a/b", "checkpoint": "x"}, "checkpoint goes with a timm: architecture"),
         ({"model": "timm:resnet18", "mean": [0.5]}, "three numbers"),
     ],
 )

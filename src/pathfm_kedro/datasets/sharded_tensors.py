@@ -106,6 +106,11 @@ class ShardedTensors:
             return read_header(self.folder / shard_name(slide_id)) or {}
         return {}
 
+    def tiles_digest(self, slide_id: str) -> str:
+        """Digest of the tile ids that a slide's rows stand for; empty where the shard has none."""
+        header = read_header(self.folder / shard_name(slide_id)) or {}
+        return header.get("tile_ids", "")
+
     def load_slide(self, slide_id: str, name: str = "embedding") -> NDArray[Any]:
         """One tensor of one slide.
 
@@ -192,14 +197,19 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
             if stray.name not in wanted:
                 stray.unlink()
         for partial in folder.glob(".*.part"):
-            partial.unlink()
+            partial.unlink(missing_ok=True)
         if data.prepare is not None:
             data.prepare()
-        earlier = [path for path in self._other_versions() if path != folder]
-        outcomes = run_each(
-            lambda job: _finish(job, folder, earlier), data.jobs, data.engine, data.title
+        earlier = tuple(path for path in self._other_versions() if path != folder)
+        outcomes = list(run_each(_Finish(folder, earlier), data.jobs, data.engine, data.title))
+        computed = sum(o.reason is None and o.result.computed for o in outcomes)
+        logger.info(
+            "%s: %d of %d slides computed, the others were there or failed",
+            data.title,
+            computed,
+            len(outcomes),
         )
-        slides = dict(sorted(_index_entry(outcome) for outcome in outcomes))
+        slides = dict(sorted(map(_index_entry, outcomes)))
         failed = {s: entry["reason"] for s, entry in slides.items() if entry["status"] == "failed"}
         for slide_id, reason in failed.items():
             logger.warning("slide %s: %s", slide_id, reason)
@@ -217,7 +227,9 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
 
     def _folder_to_save(self) -> Path:
         version = self.resolve_save_version()
-        return Path(self._get_versioned_path(version) if version else self._filepath)
+        path = Path(self._get_versioned_path(version) if version else self._filepath)
+        # A worker may run in another folder.
+        return path.absolute()
 
     def _other_versions(self) -> list[Path]:
         if self._version is None:
@@ -236,20 +248,37 @@ def _is_finished(path: str) -> bool:
     return (Path(path) / INDEX_NAME).is_file()
 
 
-def _finish(job: ShardJob, folder: Path, earlier: Sequence[Path]) -> int:
-    """Make the job's shard exist in the folder, by the cheapest way; its number of rows."""
-    target = folder / shard_name(job.slide_id)
-    header = {key: str(value) for key, value in job.header().items()}
-    if read_header(target) == header:
-        return _rows(target)
-    for version in earlier:
-        source = version / target.name
-        if read_header(source) == header:
-            _link(source, target)
-            return _rows(target)
-    tensors = job.compute()
-    write_shard(target, tensors, header)
-    return len(next(iter(tensors.values())))
+@dataclass(frozen=True)
+class _Receipt:
+    """What comes back of a shard, whoever wrote it."""
+
+    rows: int
+    computed: bool
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """Make a job's shard exist in the folder, by the cheapest way.
+
+    A class and not a closure, so that it can be pickled and run where a worker is.
+    """
+
+    folder: Path
+    earlier: tuple[Path, ...]
+
+    def __call__(self, job: ShardJob) -> _Receipt:
+        target = self.folder / shard_name(job.slide_id)
+        header = {key: str(value) for key, value in job.header().items()}
+        if read_header(target) == header:
+            return _Receipt(_rows(target), computed=False)
+        for version in self.earlier:
+            source = version / target.name
+            if read_header(source) == header:
+                _link(source, target)
+                return _Receipt(_rows(target), computed=False)
+        tensors = job.compute()
+        write_shard(target, tensors, header)
+        return _Receipt(len(next(iter(tensors.values()))), computed=True)
 
 
 def _rows(path: Path) -> int:
@@ -272,4 +301,4 @@ def _link(source: Path, target: Path) -> None:
 def _index_entry(outcome: Outcome) -> tuple[str, dict[str, Any]]:
     if outcome.reason is not None:
         return outcome.item.slide_id, {"rows": 0, "status": "failed", "reason": outcome.reason}
-    return outcome.item.slide_id, {"rows": outcome.result, "status": "done", "reason": ""}
+    return outcome.item.slide_id, {"rows": outcome.result.rows, "status": "done", "reason": ""}

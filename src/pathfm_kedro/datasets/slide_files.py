@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pathfm_kedro.datasets.paths import atomic_path
 from pathfm_kedro.engine import FileJob, FilePlan, run_each
 from pathfm_kedro.slides.files import SlideFiles
 
-#: Lists what the project itself drew into the folder; a folder without it is never written to.
+#: Lists what the project itself drew into the folder; a folder that holds files without it is never
+#: written to.
 _INDEX_NAME = "_drawn.json"
 
 
@@ -51,27 +53,21 @@ class SlideFilesDataset(AbstractDataset[FilePlan, SlideFiles]):
             if known.get(job.path) != job.fingerprint or not (self._root / job.path).is_file()
         ]
         done = {path: digest for path, digest in known.items() if wanted.get(path) == digest}
-        for outcome in run_each(self._write, missing, data.engine, data.title):
+        for outcome in run_each(_Write(self._root.absolute()), missing, data.engine, data.title):
             if outcome.reason is not None:
                 raise DatasetError(f"{outcome.item.path} could not be written: {outcome.reason}")
             done[outcome.item.path] = outcome.item.fingerprint
             self._remember(done)
         self._remember(done)
 
-    def _write(self, job: FileJob) -> None:
-        target = self._root / job.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        job.write(target)
-
     def _drawn(self) -> dict[str, str]:
         index = self._root / _INDEX_NAME
         if index.is_file():
             known: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
             return known
-        slides = self._root / "slides"
-        if slides.is_dir() and any(slides.iterdir()):
+        if self._root.is_dir() and any(self._root.iterdir()):
             raise DatasetError(
-                f"{slides} holds files that the phantom did not draw: give the phantom cohort "
+                f"{self._root} holds files that the phantom did not draw: give the phantom cohort "
                 "another 'slides_root', or set 'cohort.source: manifest' to audit these slides"
             )
         return {}
@@ -85,6 +81,18 @@ class SlideFilesDataset(AbstractDataset[FilePlan, SlideFiles]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._root)}
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Write a job's file below the root, wherever the worker is."""
+
+    root: Path
+
+    def __call__(self, job: FileJob) -> None:
+        target = self.root / job.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        job.write(target)
 
 
 class ManifestDataset(AbstractDataset[pl.DataFrame, pl.DataFrame]):
@@ -102,7 +110,12 @@ class ManifestDataset(AbstractDataset[pl.DataFrame, pl.DataFrame]):
             raise DatasetError(str(error)) from error
 
     def save(self, data: pl.DataFrame) -> None:
-        """Write the manifest as CSV."""
+        """Write the phantom's manifest as CSV; never over one that a person made."""
+        if self._path.exists() and not (self._path.parent / _INDEX_NAME).is_file():
+            raise DatasetError(
+                f"{self._path} was not written by the phantom and is not replaced: set "
+                "'cohort.source: manifest' to audit its slides"
+            )
         with atomic_path(self._path) as temporary:
             data.write_csv(temporary)
 

@@ -71,6 +71,11 @@ class EncoderSpec:
             raise ValueError(f"{where}.role is '{self.role}': give 'encoder' or 'control'")
         if self.pooling not in _POOLINGS:
             raise ValueError(f"{where}.pooling is '{self.pooling}': give one of {_POOLINGS}")
+        if self.checkpoint is not None and not self.model.startswith("timm:"):
+            raise ValueError(
+                f"{where}.checkpoint goes with a timm: architecture, not with '{self.model}', which "
+                "brings its own weights: leave it out or name the architecture"
+            )
         if self.batch_size < 1:
             raise ValueError(f"{where}.batch_size is {self.batch_size}: give 1 or more")
         for statistic in (self.mean, self.std):

@@ -1,8 +1,7 @@
-"""Where work runs: one job per slide, on the threads of this machine."""
+"""Where work runs: one job per slide, on threads of this machine or on a Dask cluster."""
 
 from pathfm_kedro.engine.files import FileJob, FilePlan
 from pathfm_kedro.engine.jobs import (
-    EngineSettings,
     Outcome,
     ShardJob,
     ShardPlan,
@@ -10,8 +9,10 @@ from pathfm_kedro.engine.jobs import (
     run_each,
     too_many_failed,
 )
+from pathfm_kedro.engine.settings import DaskSettings, EngineSettings
 
 __all__ = [
+    "DaskSettings",
     "EngineSettings",
     "FileJob",
     "FilePlan",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pathfm_kedro.engine.jobs import EngineSettings
+from pathfm_kedro.engine.settings import EngineSettings
 
 
 class FileJob(Protocol):

@@ -1,9 +1,8 @@
-"""Per-slide jobs, what they leave behind, and how they are run on this machine."""
+"""Per-slide jobs, what they leave behind, and how they are run."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.engine.settings import EngineSettings
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -22,36 +23,6 @@ Result = TypeVar("Result")
 #: Jobs handed out per worker before a result is awaited: enough that no worker waits, few enough
 #: that memory does not grow with the cohort.
 _IN_FLIGHT_PER_WORKER = 2
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """Where and how jobs run.
-
-    Attributes
-    ----------
-    workers
-        Threads; 0 takes every core this process may use. Each worker computes with one thread, so
-        that results do not depend on the number of workers.
-    max_failed_share
-        A run in which more than this share of the slides fails ends with an error.
-    """
-
-    workers: int = 0
-    max_failed_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"engine.workers is {self.workers}: give 0 (all cores) or more")
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(
-                f"engine.max_failed_share is {self.max_failed_share}: give a share from 0 to 1"
-            )
-
-    @property
-    def n_workers(self) -> int:
-        """Number of threads that will run."""
-        return self.workers or _available_cores()
 
 
 class ShardJob(Protocol):
@@ -75,8 +46,8 @@ class ShardJob(Protocol):
 class ShardPlan:
     """Deferred work of a node: the jobs of a cohort, run by the dataset that stores the shards.
 
-    Tensors of 10,000 slides never pass through the driver: a job's result goes straight into its
-    own file.
+    Tensors of 10,000 slides never pass through the process that hands out the jobs: whoever computes
+    a result writes it into its own file.
 
     Attributes
     ----------
@@ -87,7 +58,8 @@ class ShardPlan:
     title
         What the progress bar says.
     prepare
-        Called once before the first job, to load what all jobs share (a model).
+        Called once before the first job, to load what all jobs share (a model), so that its absence is
+        one error and not one per slide.
     """
 
     jobs: Sequence[ShardJob]
@@ -111,7 +83,7 @@ def run_each(
     engine: EngineSettings,
     title: str,
 ) -> Iterator[Outcome]:
-    """Apply a function to every item on threads, yielding outcomes as they come.
+    """Apply a function to every item, yielding outcomes as they come.
 
     An item whose function raises gives an outcome with the reason; the others go on. A progress bar
     is drawn where the output is a terminal.
@@ -119,11 +91,11 @@ def run_each(
     Parameters
     ----------
     function
-        Must be safe to call from several threads.
+        Must be safe to call from several threads; on Dask it is pickled, and the result too.
     items
         One per slide.
     engine
-        Number of workers.
+        Threads or Dask, and how many workers.
     title
         What the progress bar says.
 
@@ -133,12 +105,8 @@ def run_each(
     >>> [(o.result, o.reason) for o in outcomes]
     [(1.0, None), (None, 'ZeroDivisionError: division by zero')]
     """
-    with _one_thread_each(), _progress(title, len(items)) as advance:
-        if engine.n_workers == 1:
-            outcomes: Iterator[Outcome] = (_attempt(function, item) for item in items)
-        else:
-            outcomes = _on_threads(function, items, engine.n_workers)
-        for outcome in outcomes:
+    with _progress(title, len(items)) as advance:
+        for outcome in _outcomes(function, items, engine):
             advance()
             yield outcome
 
@@ -151,7 +119,7 @@ def map_in_order(
 ) -> list[Outcome]:
     """As :func:`run_each`, all at once, in the order of the items."""
     numbered = list(enumerate(items))
-    outcomes = run_each(lambda pair: function(pair[1]), numbered, engine, title)
+    outcomes = run_each(_OfSecond(function), numbered, engine, title)
     in_order = sorted(outcomes, key=lambda outcome: outcome.item[0])
     return [Outcome(o.item[1], o.result, o.reason) for o in in_order]
 
@@ -161,7 +129,33 @@ def too_many_failed(failed: int, total: int, engine: EngineSettings) -> bool:
     return total > 0 and failed / total > engine.max_failed_share
 
 
-def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome:
+@dataclass(frozen=True)
+class _OfSecond:
+    """A function of the second of a pair; a class, since a closure is harder to send to a worker."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, pair: tuple[int, Any]) -> Any:
+        return self.function(pair[1])
+
+
+def _outcomes(
+    function: Callable[[Item], Result], items: Sequence[Item], engine: EngineSettings
+) -> Iterator[Outcome]:
+    if engine.scheduler == "dask":
+        from pathfm_kedro.engine.cluster import run_on_dask
+
+        yield from run_on_dask(function, items, engine)
+        return
+    with _one_thread_each():
+        if engine.n_workers == 1:
+            yield from (attempt(function, item) for item in items)
+        else:
+            yield from _on_threads(function, items, engine.n_workers)
+
+
+def attempt(function: Callable[[Item], Result], item: Item) -> Outcome:
+    """The function's result, or the reason why there is none."""
     try:
         return Outcome(item, function(item))
     except MemoryError:
@@ -179,7 +173,7 @@ def _on_threads(
     with ThreadPoolExecutor(workers, thread_name_prefix="slide") as pool:
         try:
             for item in waiting:
-                pending.add(pool.submit(_attempt, function, item))
+                pending.add(pool.submit(attempt, function, item))
                 if len(pending) >= workers * _IN_FLIGHT_PER_WORKER:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -231,9 +225,3 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
     ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -30,7 +30,8 @@ class SlideDescription:
     Attributes
     ----------
     vendor
-        Format as OpenSlide names it, or ``image`` for a plain image.
+        Format as OpenSlide names it, ``ome-tiff`` or ``tiff`` for the TIFF reader, or ``image`` for a
+        plain image.
     width, height
         Level-0 pixels.
     downsamples
@@ -74,6 +75,10 @@ class SlideReader(Protocol):
     ) -> None: ...
 
 
+class _UnknownFormatError(ValueError):
+    """OpenSlide does not know the format, so its reason says nothing about the file."""
+
+
 class _OpenSlideReader:
     def __init__(self, path: Path) -> None:
         import openslide
@@ -81,7 +86,7 @@ class _OpenSlideReader:
         try:
             self._slide: Any = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
-            raise ValueError("no reader knows this format") from error
+            raise _UnknownFormatError("no reader knows this format") from error
         except openslide.OpenSlideError as error:
             raise ValueError(str(error)) from error
         self.description = _describe_openslide(self._slide)
@@ -97,7 +102,7 @@ class _OpenSlideReader:
         rgba = np.asarray(region)
         if self._is_ycbcr:
             rgba = np.dstack([ycbcr_to_rgb(rgba[..., :3]), rgba[..., 3]])
-        return _on_white(rgba)
+        return on_white(rgba)
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +130,10 @@ class _PlainImageReader:
                 self._pixels = np.asarray(image.convert("RGB"))
         except UnidentifiedImageError as error:
             raise ValueError("not an image, or truncated") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"a plain image too large to hold in memory ({error}): convert it to a pyramidal TIFF"
+            ) from error
         height, width = self._pixels.shape[:2]
         self.description = SlideDescription("image", width, height, (1.0,), None)
 
@@ -148,7 +157,11 @@ class _PlainImageReader:
 
 
 def open_slide(path: Path) -> SlideReader:
-    """Open a whole-slide image through OpenSlide, or a plain image; a folder is a DICOM series.
+    """Open a whole-slide image or a plain image; a folder is a DICOM series.
+
+    OpenSlide comes first. What it does not know goes to the TIFF reader, and so does OME-TIFF, of
+    which OpenSlide sees neither the pyramid nor the micrometres per pixel. Plain images are read
+    whole, TIFFs without RGB pixels in tiles or strips among them.
 
     Raises
     ------
@@ -162,7 +175,35 @@ def open_slide(path: Path) -> SlideReader:
         return _OpenSlideReader(members[0])
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return _PlainImageReader(path)
-    return _OpenSlideReader(path)
+    from pathfm_kedro.slides.ome_tiff import TiffReader, is_ome_tiff, is_tiff
+
+    try:
+        reader = _OpenSlideReader(path)
+    except ValueError as refusal:
+        if not is_tiff(path):
+            raise
+        return _open_other_tiff(path, refusal)
+    if reader.description.vendor == "generic-tiff" and is_ome_tiff(path):
+        reader.__exit__(None, None, None)
+        return TiffReader(path)
+    return reader
+
+
+def _open_other_tiff(path: Path, refusal: ValueError) -> SlideReader:
+    """A TIFF that OpenSlide refuses."""
+    from pathfm_kedro.slides.ome_tiff import NotBrightfieldError, TiffReader
+
+    try:
+        return TiffReader(path)
+    except NotBrightfieldError:
+        raise
+    except ValueError as error:
+        try:
+            return _PlainImageReader(path)
+        except (ValueError, OSError) as last:
+            if isinstance(refusal, _UnknownFormatError):
+                raise ValueError(f"{error}; as a plain image: {last}") from last
+            raise refusal from last
 
 
 def file_fingerprint(path: Path) -> str:
@@ -265,7 +306,7 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _on_white(rgba: NDArray[np.uint8]) -> Pixels:
+def on_white(rgba: NDArray[np.uint8]) -> Pixels:
     """Drop the alpha channel; transparent means nothing was scanned there, so white."""
     alpha = rgba[..., 3:]
     if alpha.min() == 255:

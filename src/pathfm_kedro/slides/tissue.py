@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,22 @@ from pathfm_kedro.slides.readers import Pixels, SlideReader, reduce_by_area
 #: below 0.03 on real scans; pale tissue begins at 0.08, and must not be lost, since how pale it is
 #: depends on the center.
 SATURATION_BOUNDS = (0.04, 0.08)
+#: Ink by hue (degrees) and saturation. At overview resolution tissue of eosin and haematoxylin has hues
+#: from about 245 (purple-blue) over 320 to 347 (pink) and a saturation up to 0.8, on real slides of
+#: several scanners. Green and cyan lie far from it, so even pale ink counts.
+_GREEN_HUES, _GREEN_SATURATION = (70.0, 205.0), 0.25
+#: Haematoxylin absorbs green most, so its red is no lower than its green and its hue near 240 or above;
+#: bluish counterstains reach down to 220, but pale. Blue ink is below and saturated.
+_BLUE_HUES, _BLUE_SATURATION = (205.0, 232.0), 0.55
+#: Blood is red to a saturation of about 0.8, and strong DAB, which is as saturated as ink, is darker.
+#: Paler and darker red ink is taken for tissue: losing tissue rich in blood would be worse.
+_RED_HUES, _RED_SATURATION, _RED_VALUE = (345.0, 20.0), 0.85, 120
+#: Black ink is dark without colour; nuclei and melanin are dark with colour.
+_BLACK_VALUE, _BLACK_SATURATION = 100.0, 0.3
+#: The rim of a pen mark is paler than its middle: so far around it, in micrometres, is left out too.
+_INK_RIM_UM = 40.0
+#: Marks are strokes of a fraction of a millimetre. Smaller spots are pigment, folds or chance.
+_MIN_INK_UM2 = 20_000.0
 #: The overview is read in bands of at most this many level pixels, so that a slide without small
 #: levels does not fill the memory.
 _BAND_PIXELS = 16_000_000
@@ -71,13 +89,73 @@ def read_overview(reader: SlideReader, mpp: float, overview_mpp: float) -> Overv
     return Overview(image, scale)
 
 
-def tissue_mask(image: Pixels) -> NDArray[np.bool_]:
-    """Tissue as what is coloured: saturation above Otsu's threshold, specks and pinholes removed.
+@dataclass(frozen=True)
+class TissueSettings:
+    """What counts as tissue.
+
+    Attributes
+    ----------
+    leave_out_pen
+        Whether pen marks are left out. Off for stains that are themselves green, or blue and strong.
+    min_speck_um2
+        Coloured spots smaller than this are no tissue; 0 keeps all.
+    max_hole_um2
+        Gaps in tissue up to this size are tissue; 0 keeps all.
+    min_sharpness
+        Tiles less sharp than this (see :func:`sharpness`) are left out; None keeps all.
+
+    Raises
+    ------
+    ValueError
+        Names the parameter, its value and the mend.
+
+    Examples
+    --------
+    >>> TissueSettings.from_parameters({"max_hole_um2": 0}).max_hole_um2
+    0
+    """
+
+    leave_out_pen: bool = True
+    min_speck_um2: float = 2000.0
+    max_hole_um2: float = 500.0
+    min_sharpness: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.leave_out_pen, bool):
+            raise ValueError(f"tile.tissue.leave_out_pen is {self.leave_out_pen!r}: true or false")
+        for name in ("min_speck_um2", "max_hole_um2", "min_sharpness"):
+            value = getattr(self, name)
+            if value is None and name == "min_sharpness":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < np.inf:
+                raise ValueError(f"tile.tissue.{name} is {value!r}: give 0 or more")
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """The settings from a configuration's dictionary; what it leaves out has its default."""
+        unknown = sorted(set(parameters) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"tile.tissue has no parameter {', '.join(unknown)}: correct its name")
+        return cls(**parameters)
+
+
+_DEFAULT = TissueSettings()
+
+
+def tissue_mask(
+    image: Pixels, settings: TissueSettings = _DEFAULT, um_per_px: float = 8.0
+) -> NDArray[np.bool_]:
+    """Tissue as what is coloured: saturation above Otsu's threshold, without pen, specks and pinholes.
 
     Parameters
     ----------
     image
         uint8 [height, width, 3].
+    settings
+        What counts as tissue.
+    um_per_px
+        Micrometres per px of the image, for the sizes in the settings.
 
     Returns
     -------
@@ -95,10 +173,10 @@ def tissue_mask(image: Pixels) -> NDArray[np.bool_]:
     from skimage.filters import threshold_otsu
 
     high = image.max(axis=2).astype(np.float32)
-    low = image.min(axis=2).astype(np.float32)
-    saturation = (high - low) / np.maximum(high, 1.0)
-    # Black pixels are pen, dirt or an unlit field of fluorescence: saturated by accident.
-    lit = high > 40
+    saturation = _saturation(image)
+    ink = pen_mask(image, um_per_px) if settings.leave_out_pen else np.zeros(high.shape, bool)
+    # Black pixels are dirt or an unlit field of fluorescence: saturated by accident.
+    lit = (high > 40) & ~ink
     if not lit.any():
         return np.zeros_like(lit)
     otsu = float(threshold_otsu(saturation[lit]))  # type: ignore[no-untyped-call]
@@ -108,8 +186,104 @@ def tissue_mask(image: Pixels) -> NDArray[np.bool_]:
         return mask
     cross = ndimage.generate_binary_structure(2, 1)
     opened = ndimage.binary_opening(mask, cross)
-    closed: NDArray[np.bool_] = ndimage.binary_closing(np.pad(opened, 2, mode="edge"), cross)
-    return closed[2:-2, 2:-2]
+    closed = ndimage.binary_closing(np.pad(opened, 2, mode="edge"), cross)[2:-2, 2:-2]
+    area = um_per_px**2
+    filled = ~_without_small(~closed, settings.max_hole_um2 // area + 1)
+    return _without_small(filled & ~ink, settings.min_speck_um2 / area)
+
+
+def pen_mask(image: Pixels, um_per_px: float) -> NDArray[np.bool_]:
+    """Marks of green, blue, red and black pens with the rim around them; see the thresholds above.
+
+    Parameters
+    ----------
+    image
+        uint8 [height, width, 3], a slide at low magnification.
+    um_per_px
+        Micrometres per px.
+
+    Returns
+    -------
+    ndarray
+        bool [height, width].
+    """
+    from scipy import ndimage
+
+    high = image.max(axis=2)
+    hue, saturation = _hue(image), _saturation(image)
+    green = _between(hue, *_GREEN_HUES) & (saturation > _GREEN_SATURATION)
+    blue = _between(hue, *_BLUE_HUES) & (saturation > _BLUE_SATURATION)
+    red = _between(hue, *_RED_HUES) & (saturation > _RED_SATURATION) & (high > _RED_VALUE)
+    black = (high < _BLACK_VALUE) & (saturation < _BLACK_SATURATION)
+    # An unlit field has no glass: darkness there says nothing of ink.
+    ink = green | blue | red | (black & bool(np.median(high) > _BLACK_VALUE))
+    marks = _without_small(ink, _MIN_INK_UM2 / um_per_px**2)
+    if not marks.any():
+        return marks
+    rim: NDArray[np.bool_] = ndimage.distance_transform_edt(~marks) * um_per_px <= _INK_RIM_UM
+    return rim
+
+
+def sharpness(tile: Pixels) -> float:
+    """Variance of the Laplacian of brightness: low where a tile is out of focus.
+
+    It depends on the tissue, the stain and the scanner too, so a threshold holds for one cohort's
+    scanner at one resolution (Pech-Pacheco et al. 2000, ICPR, "Diatom autofocusing in brightfield
+    microscopy").
+
+    Parameters
+    ----------
+    tile
+        uint8 [height, width, 3].
+
+    Examples
+    --------
+    >>> sharpness(np.full((8, 8, 3), 200, np.uint8))
+    0.0
+    """
+    from scipy import ndimage
+
+    brightness = tile.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    return float(ndimage.laplace(np.round(brightness, 6), mode="nearest").var())
+
+
+def _saturation(image: Pixels) -> NDArray[np.float32]:
+    high = image.max(axis=2).astype(np.float32)
+    low = image.min(axis=2).astype(np.float32)
+    saturation: NDArray[np.float32] = (high - low) / np.maximum(high, 1.0)
+    return saturation
+
+
+def _hue(image: Pixels) -> NDArray[np.float32]:
+    """Hue in degrees, 0 red, 120 green, 240 blue; 0 where there is no colour."""
+    red, green, blue = np.moveaxis(image.astype(np.float32), 2, 0)
+    high = image.max(axis=2).astype(np.float32)
+    chroma = np.maximum(high - image.min(axis=2), 1.0)
+    sector = np.select(
+        [high == red, high == green],
+        [(green - blue) / chroma, (blue - red) / chroma + 2],
+        (red - green) / chroma + 4,
+    )
+    hue: NDArray[np.float32] = sector * 60 % 360
+    return hue
+
+
+def _between(hue: NDArray[np.float32], low: float, high: float) -> NDArray[np.bool_]:
+    """Hues from low up to high, through 0 where low is the larger."""
+    return (hue - low) % 360 < (high - low) % 360
+
+
+def _without_small(mask: NDArray[np.bool_], min_pixels: float) -> NDArray[np.bool_]:
+    """Connected parts of at least so many px; of a part at the image's edge counts what is seen."""
+    from scipy import ndimage
+
+    if min_pixels <= 1 or not mask.any():
+        return mask
+    parts, _ = ndimage.label(mask)
+    large = np.bincount(parts.ravel()) >= min_pixels
+    large[0] = False
+    kept: NDArray[np.bool_] = large[parts]
+    return kept
 
 
 @dataclass(frozen=True)

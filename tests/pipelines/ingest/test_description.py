@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from pathfm_kedro.engine.failures import TooManyFailedError
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.design import summarise_design
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
@@ -14,7 +15,7 @@ from pathfm_kedro.slides.files import SlideFiles
 from tests.conftest import manifest, manifest_row, write_tiff
 
 PARAMETERS = {"mpp_bounds": [0.05, 10.0], "cramers_v_warning": 0.5}
-ENGINE = {"workers": 1, "max_failed_share": 0.5}
+ENGINE = {"workers": 1, "max_failed_share": 1.0}
 
 
 def described(folder, *rows) -> dict[str, dict]:
@@ -133,3 +134,11 @@ def test_patients_count_not_slides():
     table = slides(*[("p1", "A", "x")] * 50, ("p2", "B", "x"), ("p3", "A", "y"), ("p4", "B", "y"))
     assert summarise_design(table, PARAMETERS)[1]["cramers_v"] == 0.0
     assert np.isclose(summarise_design(table, PARAMETERS)[0]["n_slides"].sum(), 53)
+
+
+def test_more_unusable_slides_than_allowed_end_the_run(tmp_path, pink_slide):
+    write_tiff(tmp_path / "a.tiff", pink_slide)
+    listed = check_manifest(manifest(*(manifest_row(name) for name in "abc")))
+    strict = ENGINE | {"max_failed_share": 0.5}
+    with pytest.raises(TooManyFailedError, match=r"2 of 3 slides failed.*b: no file at 'b\.tiff'"):
+        describe_slides(listed, SlideFiles(tmp_path), PARAMETERS, strict)

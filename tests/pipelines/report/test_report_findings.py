@@ -299,6 +299,32 @@ def test_the_truth_is_only_asked_on_the_phantom(
     assert "phantom_truth" not in set(check_controls(measurements, real, {}, design)["control"])
 
 
+@pytest.mark.parametrize(
+    ("target", "direction", "words"),
+    [("label", "above", "label read too poorly"), ("center", "below", "center read too well")],
+)
+def test_a_probe_that_fails_says_which_way(target: str, direction: str, words: str) -> None:
+    far = 0.2 if direction == "above" else 0.9
+    row = measurement(
+        experiment="linear_probe",
+        encoder="a",
+        metric="balanced_accuracy",
+        setting={"target": target},
+        estimate=Estimate(far, far - 0.05, far + 0.05, 50, 10),
+        threshold=0.5,
+        direction="above" if direction == "above" else "below",
+    )
+    table = measurement_table([row])
+    verdicts = verdict_by_encoder(
+        collect_findings(table, NO_CONTROLS, {}), pl.DataFrame(schema=CONTROL_SCHEMA)
+    )
+    # The probe's control is absent, so the finding would be open: judge the interval alone.
+    alone = collect_findings(table, NO_CONTROLS, {}).with_columns(verdict="measured_verdict")
+    judged = verdict_by_encoder(alone, pl.DataFrame(schema=CONTROL_SCHEMA))
+    assert verdicts["verdict"].to_list() == ["inconclusive"]
+    assert words in judged["sentence"][0]
+
+
 def test_undefined_signatures_stay_listed_and_are_not_judged() -> None:
     rows = not_applicable(
         experiment="other",
@@ -329,8 +355,11 @@ def test_the_sentence_counts_and_names(
     findings = collect_findings(measurements, provenance, {}, design)
     verdicts = verdict_by_encoder(findings, check_controls(measurements, provenance, {}, design))
     sentence = verdicts.filter(encoder="beta")["sentence"][0]
-    assert sentence.startswith(
-        "Fails 2 of 4 checks: follows the center more than the tissue; changes under rotation."
+    assert sentence == (
+        "Fails 2 of 4 checks: follows the center more than an encoder that knows nothing would "
+        "(−0.175, must be above 0); keeps too few of a tile's neighbours when it is turned by 90° "
+        "(0.620, must be above 0.8). Undecided in 1 of 4: spread of F1 over organs (0.280 [0.150, "
+        "0.410], must be below 0.3). Passes: variance over the angles (can hardly fail)."
     )
     counts = verdicts.select("n_pass", "n_fail", "n_inconclusive", "n_not_applicable")
     assert counts.sum_horizontal().sum() == findings.height

@@ -18,8 +18,8 @@ from pathfm_kedro.pipelines.report.findings import (
     collect_findings,
     verdict_by_encoder,
 )
-from pathfm_kedro.pipelines.report.page import render_report, script_json
-from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA, Estimate, measurement
+from pathfm_kedro.pipelines.report.page import render_report, script_json, slides_digest
+from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA, Estimate, Null, measurement
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
@@ -145,7 +145,7 @@ def test_text_from_tables_stays_text(report_inputs: dict[str, Any]) -> None:
 
 def test_an_unknown_experiment_gets_plot_and_table(page: str) -> None:
     assert "Colour swap" in Page(page).text
-    assert "Follows morphology (donor center B)" in Page(page).text
+    assert "Follows morphology, donor center B" in Page(page).text
 
 
 def test_no_absolute_path_and_no_time(page: str) -> None:
@@ -158,12 +158,223 @@ def test_no_absolute_path_and_no_time(page: str) -> None:
 def test_limits_are_told(page: str) -> None:
     text = Page(page).text
     for told in (
-        "calibration target with known truth, not a claim about tissue",
-        "papillary comes from north alone",
+        "The cohort: papillary comes from north alone",
         "Nothing about 2 of 18 slides",
         "1 slide that beta could not embed",
     ):
         assert told in text
+
+
+def test_the_phantom_is_told_once_and_its_bias_in_words(page: str) -> None:
+    text = Page(page).text
+    assert text.count("calibration target with known truth, not a claim about tissue") == 1
+    assert "from 0 (none) to 1 (colour predicts the center alone): 0.6." in text
+
+
+def test_the_line_below_the_title_tells_audits_apart(
+    report_inputs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    named = {**provenance, "versions": {**provenance["versions"], "pathfm-kedro": "9.8.7"}}
+    text = Page(render_report(**{**report_inputs, "provenance": named})).text
+    digest = slides_digest(report_inputs["slides"])
+    assert f"pathfm-kedro 9.8.7 · slides {digest} · 2 encoders · 3 controls · " in text
+    asked = report_inputs["controls"].filter(pl.col("behaves").is_not_null()).height
+    assert f"{asked} of {asked} control checks behave" in text
+
+
+def test_the_digest_follows_content_and_not_order(slides: pl.DataFrame) -> None:
+    digest = slides_digest(slides)
+    assert slides_digest(slides.reverse()) == digest
+    other = pl.when(pl.col("slide_id") == "s003").then(pl.lit("0")).otherwise("fingerprint")
+    assert slides_digest(slides.with_columns(other.alias("fingerprint"))) != digest
+    assert slides_digest(slides.with_columns(pl.lit("/else/where").alias("path"))) == digest
+
+
+def test_a_control_is_never_called_pass_or_fail(page: str) -> None:
+    rows = re.findall(r'<tr class="control">(.*?)</tr>', page)
+    assert rows
+    for row in rows:
+        assert 'class="badge pass"' not in row
+        assert 'class="badge fail"' not in row
+    assert any("measured: fail" in row and "behaves" in row for row in rows)
+
+
+def test_sections_come_in_the_order_a_reader_needs(page: str) -> None:
+    places = [
+        page.index(f'id="{anchor}"') for anchor in ("conclusions", "controls", "experiment-1")
+    ]
+    assert places == sorted(places)
+
+
+def with_rows(
+    report_inputs: dict[str, Any], rows: list[dict[str, Any]], **changes: Any
+) -> dict[str, Any]:
+    """The report's inputs with more measurements, judged anew."""
+    extra = pl.DataFrame(rows, schema=MEASUREMENT_SCHEMA)
+    table = pl.concat([changes.pop("measurements", report_inputs["measurements"]), extra])
+    provenance = changes.get("provenance", report_inputs["provenance"])
+    known: tuple[Any, ...] = (table, provenance, {}, report_inputs["design"])
+    findings, controls = collect_findings(*known), check_controls(*known)
+    return {
+        **report_inputs,
+        **changes,
+        "measurements": table,
+        "findings": findings,
+        "controls": controls,
+        "verdicts": verdict_by_encoder(findings, controls),
+    }
+
+
+def claim(page: str, title: str) -> str:
+    """The markup of one claim."""
+    start = page.index(f"<h3>{title}")
+    return page[start : page.index("<h3>", start + 4)]
+
+
+def test_the_claims_of_retrieval_use_the_primary_search(
+    report_inputs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    primary = {"family": "mean", "scope": "within_organ", "vote": "mv3"}
+    chosen = {**provenance, "parameters": {"retrieve": {"primary": primary}}}
+    marked = measurement(
+        experiment="retrieval",
+        encoder="alpha",
+        metric="macro_f1",
+        estimate=Estimate(0.123, 0.1, 0.2, 16, 6),
+        setting=primary,
+        null=Null(0.05, 0.9),
+    )
+    table = report_inputs["measurements"]
+    same = (pl.col("metric") == "macro_f1") & (pl.col("setting") == marked["setting"])
+    same &= (pl.col("encoder") == "alpha") & (pl.col("stratum") == "all")
+    inputs = with_rows(report_inputs, [marked], measurements=table.filter(~same), provenance=chosen)
+    told = claim(render_report(**inputs), "Zero-shot")
+    assert "one vector per slide (mean), within the organ, majority of 3" in told
+    assert "0.123 [0.100, 0.200]" in told
+    # Inside a wide null: neither above nor below it.
+    assert "not told from the null" in told
+    assert "below the null" not in told
+    own = claim(render_report(**report_inputs), "Zero-shot")
+    assert "Yottixel search (median of minima), within the organ, majority of 5" in own
+
+
+def test_what_is_exactly_nothing_is_not_above_nothing(report_inputs: dict[str, Any]) -> None:
+    setting = {"k": 10, "metric": "cosine"}
+    none = measurement(
+        experiment="rotation",
+        encoder="alpha",
+        metric="mknn_excess_drop",
+        estimate=Estimate(0.0, 0.0, 0.0, 16, 6),
+        setting=setting,
+    )
+    table = report_inputs["measurements"]
+    same = (pl.col("metric") == "mknn_excess_drop") & (pl.col("encoder") == "alpha")
+    inputs = with_rows(report_inputs, [none], measurements=table.filter(~same))
+    told = claim(render_report(**inputs), "Encoders are sensitive")
+    row = next(line for line in told.splitlines() if ">alpha<" in line)
+    assert "0 [0, 0] †" in row
+    assert row.count("did not hold") == 2
+    assert "stain_statistics shows how much (0.100 [0.0600, 0.140])" in told
+
+
+def test_an_interval_without_width_gets_its_footnote_and_no_q(
+    report_inputs: dict[str, Any],
+) -> None:
+    flat = measurement(
+        experiment="colour_swap",
+        encoder="alpha",
+        metric="flat",
+        estimate=Estimate(1.0, 1.0, 1.0, 16, 12),
+        threshold=0.5,
+        direction="above",
+    )
+    page = render_report(**with_rows(report_inputs, [flat]))
+    section = page[page.index("Colour swap</h2>") :]
+    row = next(line for line in section.splitlines() if "1.00 [1.00, 1.00] †" in line)
+    assert "PASS" in row
+    assert "q " not in row
+    assert "no proof for the next cohort" in section
+
+
+def test_each_figure_is_told_once_in_numeric_order(report_inputs: dict[str, Any]) -> None:
+    hidden = [
+        measurement(
+            experiment="robustness_index",
+            encoder=encoder,
+            metric=metric,
+            estimate=Estimate(value, value, value, 480, 24),
+            setting={"design": "all", "k": 11, "role": role},
+        )
+        for encoder in ("alpha", "beta")
+        for metric, value, role in (
+            ("ri_design_null", 0.375, "cohort_k"),
+            ("ri_ratio", 0.9, "curve"),
+            ("ri_ratio", 0.9, "encoder_k"),
+        )
+    ]
+    page = render_report(**with_rows(report_inputs, hidden))
+    titles = re.findall(r'<span class="stay">(.*?)</span>', page)
+    bare = [title.split(" <span")[0] for title in titles]
+    assert len(bare) == len(set(bare))
+    assert not any("esign null" in title for title in bare)
+    curve = [title for title in bare if title.startswith("Robustness index, all labels")]
+    ks = [int(re.findall(r"(\d+) neighbour", title)[0]) for title in curve]
+    # The cohort's k leads; the curve follows by number, not by letter.
+    assert ks == [11, 1, 3, 5, 7, 9, 21, 31]
+    turned = [title for title in bare if title.startswith("Neighbours kept (m-kNN), at")]
+    angles = [int(re.findall(r"at (\d+)°", title)[0]) for title in turned if "back" not in title]
+    assert angles == [90, *(angle for angle in range(15, 360, 15) if angle != 90)]
+
+
+def test_the_open_tables_hold_what_explains_the_checks(page: str) -> None:
+    for experiment, titles in {
+        "Robustness index": ["Robustness index, all labels and centers, 11 neighbours"],
+        "Rotation": ["Neighbours kept, mean over angles", "Neighbours lost beyond"],
+        "Retrieval": [
+            "Macro-F1, Yottixel search",
+            "Macro-F1, organ kidney, Yottixel search",
+            "Macro-F1, organ lung, Yottixel search",
+        ],
+    }.items():
+        section = page[page.index(f">{experiment}:") :]
+        shown = section[: section.index("<details")]
+        for title in titles:
+            assert title in shown
+
+
+def test_what_is_left_out_is_counted(
+    report_inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pathfm_kedro.pipelines.report.page.MAX_ROWS", 7)
+    page = render_report(**report_inputs)
+    section = page[page.index(">Retrieval:") :]
+    section = section[: section.index("</section>")]
+    rows = section.count('<th scope="row">')
+    left = int(re.findall(r"(\d+) further figures are in the measurements", section)[0])
+    assert rows + left == report_inputs["measurements"].filter(experiment="retrieval").height
+
+
+def test_the_note_on_rotation_names_what_the_share_depends_on(
+    report_inputs: dict[str, Any],
+) -> None:
+    wider = measurement(
+        experiment="rotation",
+        encoder="alpha",
+        metric="mknn",
+        estimate=Estimate(0.95, 0.9, 0.97, 480, 24),
+        setting={"angle": 90, "k": 50, "metric": "cosine", "view": "rotated"},
+        null=Null(0.7, 0.7),
+    )
+    text = Page(render_report(**with_rows(report_inputs, [wider]))).text
+    assert "here 10 neighbours among 480 tiles" in text
+    assert "alpha keeps 0.950 of its 50 nearest (chance 0.700)" in text
+    assert "published figures used 1,024 tiles. The threshold 0.8 is the one reported in" in text
+
+
+def test_counts_rest_on_their_unit(page: str) -> None:
+    text = Page(page).text
+    assert "480 tiles of 24 patients" in text
+    assert "480 slides of 24 patients" in text
 
 
 def test_undefined_figures_show_their_reason(page: str) -> None:

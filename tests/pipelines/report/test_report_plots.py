@@ -14,6 +14,7 @@ from pathfm_kedro.pipelines.report.plots import (
     figures,
     plot_design,
     plot_ri_curve,
+    retrieval_setting,
     ri_curve,
     rotation_curve,
 )
@@ -82,6 +83,59 @@ def test_curves_hold_every_point_once(measurements: pl.DataFrame) -> None:
     assert {tuple(row) for row in rows} == {
         ("curve", "encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high")
     }
+
+
+def test_the_threshold_of_rotation_is_a_mark_at_90_degrees(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    figure = drawn(measurements, provenance, design)["rotation:curve"]
+    marks = [trace for trace in figure.data if "threshold" in (trace.name or "")]
+    assert len(marks) == 1
+    assert set(marks[0].y) == {0.8}
+    assert [angle for angle in range(0, 361, 15) if marks[0].x[0] <= angle <= marks[0].x[1]] == [90]
+    assert not figure.layout.shapes
+    assert sum(trace.name == "there and back" for trace in figure.data) == 1
+
+
+def test_the_null_of_retrieval_spans_each_group_at_the_largest(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    figure = drawn(measurements, provenance, design)["retrieval:families"]
+    lines = [trace for trace in figure.data if trace.type == "scatter"]
+    assert len(lines) == 1
+    ends = [x for x in lines[0].x if x is not None]
+    assert len(ends) == 2 * 3
+    assert all(right - left > 0.5 for left, right in zip(ends[::2], ends[1::2], strict=True))
+    assert {y for y in lines[0].y if y is not None} == {0.20}
+
+
+def test_retrieval_shows_the_primary_search(
+    measurements: pl.DataFrame, provenance: dict[str, Any]
+) -> None:
+    primary = {"family": "maxsim", "scope": "within_organ", "vote": "mv3"}
+    told = {**provenance, "parameters": {"retrieve": {"primary": primary}}}
+    assert retrieval_setting(measurements, told) == primary
+    absent = {**provenance, "parameters": {"retrieve": {"primary": {"family": "unmeasured"}}}}
+    assert retrieval_setting(measurements, absent)["family"] == "median_min"
+
+
+def test_no_title_of_a_panel_is_cut(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    for figure in drawn(measurements, provenance, design).values():
+        for note in figure.layout.annotations:
+            assert "…" not in note.text
+            lines = note.text.replace("<b>", "").replace("</b>", "").split("<br>")
+            assert max(map(len, lines)) <= 50
+
+
+def test_macro_f1_of_every_organ_has_one_scale(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    figure = drawn(measurements, provenance, design)["retrieval:organs"]
+    axes = [figure.layout[key] for key in figure.layout if key.startswith("xaxis")]
+    assert len(axes) == 2
+    assert {tuple(axis.range) for axis in axes} == {(-0.02, 1.02)}
 
 
 def test_labels_cannot_carry_markup() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.summary import (
     findings_metrics,
     number,
@@ -46,6 +47,31 @@ def test_summary_keeps_foreign_text_in_its_cell(
     assert "/data/site" not in text
     rows = [line for line in text.splitlines() if line.startswith("| Rotation")]
     assert all(row.replace("\\|", "").count("|") == 8 for row in rows)
+
+
+def test_the_summary_never_calls_a_control_pass_or_fail(
+    report_inputs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    findings, controls, verdicts = parts(report_inputs)
+    lines = render_summary(findings, controls, verdicts, provenance).splitlines()
+    told = [line for line in lines if "(control)" in line]
+    assert told
+    assert not any("PASS" in line or "FAIL" in line for line in told)
+    assert any("behaves (measured: fail)" in line for line in told)
+    silent = controls.with_columns(behaves=pl.lit(value=False), blocks=pl.lit(value=True))
+    text = render_summary(findings, silent, verdicts, provenance)
+    assert "does not behave (measured: pass)" in text
+
+
+def test_spreadsheets_get_three_digits_of_p_and_q(report_inputs: dict[str, Any]) -> None:
+    findings = report_inputs["findings"]
+    table = findings_for_spreadsheets(findings)
+    for name in ("p_value", "q_value"):
+        for shown, exact in zip(table[name], findings[name], strict=True):
+            assert (shown is None) == (exact is None)
+            if exact:
+                assert shown == float(f"{exact:.3g}")
+    assert table["value"].equals(findings["value"])
 
 
 def test_metrics_are_plain_and_unrounded(report_inputs: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from tests.conftest import manifest, manifest_row, write_tiff
 
-ENGINE = {"workers": 1, "max_failed_share": 0.5}
+ENGINE = {"workers": 1, "max_failed_share": 1.0}
 PARAMETERS = {
     "pixels": 64,
     "mpp": 0.5,

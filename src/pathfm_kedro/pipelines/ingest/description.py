@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.engine import EngineSettings, map_in_order
+from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.readers import file_fingerprint
 
@@ -47,18 +48,30 @@ def describe_slides(
     DataFrame
         The listed columns and vendor, width, height, levels, mpp, fingerprint; status is "usable" or
         "unusable", with the reason. A slide that cannot be used stays.
+
+    Raises
+    ------
+    TooManyFailedError
+        If more slides are unusable than ``engine.max_failed_share`` allows.
     """
     low, high = parameters["mpp_bounds"]
     rows = listed.to_dicts()
+    settings = EngineSettings(**engine)
     outcomes = map_in_order(
         lambda row: _describe(row, files, (float(low), float(high))),
         rows,
-        EngineSettings(**engine),
+        settings,
         "opening slides",
     )
     described = [
         o.result if o.reason is None else _unusable(o.item, _plain(o.reason)) for o in outcomes
     ]
+    reasons = {
+        row["slide_id"]: found["reason"]
+        for row, found in zip(rows, described, strict=True)
+        if found["status"] == "unusable"
+    }
+    refuse_too_many_failed(reasons, len(rows), settings)
     kept = listed.drop("mpp", "status", "reason")
     return pl.concat([kept, pl.DataFrame(described, schema=_DESCRIBED)], how="horizontal")
 

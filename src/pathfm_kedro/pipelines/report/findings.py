@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,13 +12,15 @@ import polars as pl
 
 from pathfm_kedro.pipelines.report.summary import (
     Row,
+    check_name,
     check_title,
     experiment_order,
     failure_text,
+    held_against,
     interval_text,
     null_text,
     number,
-    short_title,
+    threshold_text,
 )
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
 
@@ -530,20 +532,27 @@ def _sentence(own: pl.DataFrame, counts: Mapping[str, int]) -> str:
     checks = "check" if judged == 1 else "checks"
     parts = []
     if counts["fail"]:
-        failed = own.filter(verdict="fail").iter_rows(named=True)
-        causes = "; ".join(dict.fromkeys(failure_text(row) for row in failed))
+        causes = _told(own, "fail", lambda row: f"{failure_text(row)} ({held_against(row)})")
         parts.append(f"Fails {counts['fail']} of {judged} {checks}: {causes}.")
     if counts["inconclusive"]:
-        open_rows = own.filter(verdict="inconclusive").iter_rows(named=True)
-        names = "; ".join(dict.fromkeys(short_title(row) for row in open_rows))
+        names = _told(
+            own,
+            "inconclusive",
+            lambda row: f"{check_name(row)} ({interval_text(row)}, must be {threshold_text(row)})",
+        )
         parts.append(f"Undecided in {counts['inconclusive']} of {judged}: {names}.")
-    if counts["pass"] == judged:
-        parts.append("Passes the only check." if judged == 1 else f"Passes all {judged} checks.")
-    elif counts["pass"]:
-        parts.append(f"Passes {counts['pass']}.")
+    if counts["pass"]:
+        whole = "the only check" if judged == 1 else f"all {judged} checks"
+        amount = f" {whole}" if counts["pass"] == judged else ""
+        parts.append(f"Passes{amount}: {_told(own, 'pass', check_name, ', ')}.")
     if counts["not_applicable"]:
         parts.append(f"{counts['not_applicable']} could not be judged on this cohort.")
     return " ".join(parts)
+
+
+def _told(own: pl.DataFrame, verdict: str, tell: Callable[[Row], str], between: str = "; ") -> str:
+    rows = own.filter(pl.col("verdict") == verdict).iter_rows(named=True)
+    return between.join(dict.fromkeys(tell(row) for row in rows))
 
 
 def _control_sentence(encoder: str, controls: pl.DataFrame) -> str:
@@ -551,4 +560,7 @@ def _control_sentence(encoder: str, controls: pl.DataFrame) -> str:
     told = own.filter(pl.col("behaves").is_not_null())
     if not told.height:
         return ""
-    return f" As a control it behaves in {told['behaves'].sum()} of {told.height} experiments."
+    return (
+        f" As a control it behaves in {told['behaves'].sum()} of {told.height} "
+        f"{'experiment' if told.height == 1 else 'experiments'}."
+    )

@@ -32,8 +32,14 @@ def draw_overview(
 
 
 def findings_for_spreadsheets(findings: pl.DataFrame) -> pl.DataFrame:
-    """The findings with every cell safe to open in a spreadsheet."""
-    return safe_cells(findings)
+    """The findings with every cell safe to open in a spreadsheet.
+
+    p and q come from a normal approximation: digits beyond the third say nothing.
+    """
+    rounded = pl.col("p_value", "q_value").map_elements(
+        lambda value: float(f"{value:.3g}"), return_dtype=pl.Float64
+    )
+    return safe_cells(findings.with_columns(rounded))
 
 
 def robustness_curves(measurements: pl.DataFrame) -> pl.DataFrame:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -14,11 +15,10 @@ from pathfm_kedro.pipelines.report.findings import roles, select
 from pathfm_kedro.pipelines.report.summary import (
     METRICS,
     Row,
-    experiment_name,
     experiment_order,
     humanise,
     interval_text,
-    number,
+    named_title,
     plain_title,
     setting_text,
     threshold_text,
@@ -40,6 +40,19 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-se
 _POINTS_TITLE = "Point: value; line: 95% interval; grey bar: if it knew nothing"
 #: Room for encoder names left of a panel, in pixels; fixed, so that titles can start at the edge.
 _NAMES_WIDTH = 132
+
+
+#: One line of a panel's title, and the ticks below a panel, in pixels.
+_LINE_HEIGHT = 15
+_TICKS_HEIGHT = 30
+#: Characters of a title that fit on a phone.
+_TITLE_WIDTH = 46
+#: Half the width of the threshold's mark on the axis of angles: shorter than a step between points.
+_MARK_DEGREES = 7
+#: Half the room between two groups of bars, as a share of a group.
+_GROUP_MARGIN = 0.1
+#: What tells one search from another.
+_SEARCH = ("family", "scope", "vote")
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,8 @@ def figures(
         "findings": plot_findings(findings, styles),
         "robustness_index:curve": plot_ri_curve(measurements, styles),
         "rotation:curve": plot_rotation(measurements, styles),
-        "retrieval:families": plot_retrieval(measurements, styles),
-        "retrieval:organs": plot_retrieval_organs(measurements, styles),
+        "retrieval:families": plot_retrieval(measurements, styles, provenance),
+        "retrieval:organs": plot_retrieval_organs(measurements, styles, provenance),
         "linear_probe:scatter": plot_probe(measurements, styles),
         "geometry:values": plot_geometry(measurements, styles),
         "design": plot_design(design),
@@ -150,10 +163,10 @@ def plot_ri_curve(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
     if not curve.height:
         return None
     figure = _figure(height=460)
-    _add_null_band(figure, _design_null(measurements))
+    _add_null_band(figure, _design_null(measurements), "design null")
     for name, own in _by_encoder(curve, styles):
         _add_curve(figure, own, name, styles[name])
-    _title_axes(figure, "number of neighbours k", "robustness index")
+    _title_axes(figure, "number of neighbours", "robustness index")
     figure.update_yaxes(range=[-0.02, 1.02])
     return figure
 
@@ -167,21 +180,26 @@ def _design_null(measurements: pl.DataFrame) -> pl.DataFrame:
 
 
 def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
-    """m-kNN over the angle; rotated there and back dashed, in the encoder's colour."""
+    """m-kNN over the angle; rotated there and back dashed, in the encoder's colour.
+
+    The threshold is a short mark at 90°, where it is read, below the points.
+    """
     curve = rotation_curve(measurements)
     if not curve.height:
         return None
     figure = _figure(height=460)
-    _add_null_band(figure, curve)
-    for name, own in _by_encoder(curve, styles):
-        _add_curve(figure, own, name, styles[name])
-    back = _in_every_quarter(rotation_curve(measurements, "rotated_back"))
-    for name, own in _by_encoder(back, styles):
-        if not styles[name].is_control:
-            _add_back_curve(figure, own, name, styles[name])
+    _add_null_band(figure, curve, "if it knew nothing")
     signature = select(measurements, "rotation", "mknn", angle=90).drop_nulls("threshold")
     if signature.height:
         _add_threshold(figure, signature["threshold"][0])
+    for name, own in _by_encoder(curve, styles):
+        _add_curve(figure, own, name, styles[name])
+    back = _in_every_quarter(rotation_curve(measurements, "rotated_back"))
+    shown = [part for part in _by_encoder(back, styles) if not styles[part[0]].is_control]
+    for name, own in shown:
+        _add_back_curve(figure, own, name, styles[name])
+    if shown:
+        _add_back_legend(figure)
     _title_axes(figure, "angle in degrees", "share of neighbours kept")
     figure.update_xaxes(tickmode="array", tickvals=list(range(0, 361, 45)))
     figure.update_yaxes(range=[-0.02, 1.02])
@@ -194,20 +212,24 @@ def _in_every_quarter(curve: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(quarters).unique(["encoder", "x"]).sort("encoder", "x")
 
 
-def plot_retrieval(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
-    """Macro-F1 of each search family with its interval, the null as a grey mark."""
-    chosen = retrieval_setting(measurements)
+def plot_retrieval(
+    measurements: pl.DataFrame,
+    styles: Mapping[str, Style],
+    provenance: Mapping[str, Any] | None = None,
+) -> go.Figure | None:
+    """Macro-F1 of each search with its interval, the null as a line across its group."""
+    chosen = retrieval_setting(measurements, provenance)
+    chosen.pop("family", None)
     rows = select(measurements, "retrieval", "macro_f1", **chosen).filter(stratum="all")
-    rows = rows.drop_nulls("value")
+    rows = rows.drop_nulls("value").with_columns(_entry("family").fill_null("").alias("x"))
     if not rows.height:
         return None
-    rows = rows.with_columns(_entry("family").alias("x"))
-    families = rows["x"].unique().sort().to_list()
-    figure = _figure(height=460)
+    places = {family: i for i, family in enumerate(rows["x"].unique().sort().to_list())}
+    figure = _figure(height=480)
     for name, own in _by_encoder(rows, styles, sort="x"):
         style = styles[name]
         figure.add_bar(
-            x=[_label(family) for family in own["x"]],
+            x=[places[family] for family in own["x"]],
             y=own["value"].to_list(),
             error_y=_errors(own, "#333333"),
             name=_label(name),
@@ -218,27 +240,32 @@ def plot_retrieval(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> g
             },
             hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
         )
-    _add_null_marks(figure, rows, families)
-    _title_axes(figure, f"search family ({setting_text(json.dumps(chosen))})", "macro-F1")
-    figure.update_xaxes(categoryorder="array", categoryarray=[_label(name) for name in families])
+    _add_null_lines(figure, rows, places)
+    _title_axes(figure, setting_text(json.dumps(chosen)), "macro-F1")
+    names = [_wrapped(setting_text(json.dumps({"family": name})), 20) for name in places]
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(places.values()), ticktext=names, showgrid=False
+    )
     figure.update_yaxes(range=[0, 1.02])
-    figure.update_layout(barmode="group")
+    figure.update_layout(barmode="group", bargap=2 * _GROUP_MARGIN)
     return figure
 
 
 def plot_retrieval_organs(
-    measurements: pl.DataFrame, styles: Mapping[str, Style]
+    measurements: pl.DataFrame,
+    styles: Mapping[str, Style],
+    provenance: Mapping[str, Any] | None = None,
 ) -> go.Figure | None:
-    """Macro-F1 organ by organ for one search family."""
-    chosen = retrieval_setting(measurements)
+    """Macro-F1 organ by organ for one search."""
+    chosen = retrieval_setting(measurements, provenance)
     rows = select(measurements, "retrieval", "macro_f1", **chosen)
     rows = rows.filter(pl.col("stratum").str.starts_with("organ="))
-    families = sorted({json.loads(text).get("family", "") for text in rows["setting"]})
-    if not families:
+    if rows["stratum"].n_unique() < 2:
         return None
-    family = "median_min" if "median_min" in families else families[0]
-    rows = rows.filter(_entry("family").fill_null("") == family)
-    return interval_panels(rows, styles) if rows["stratum"].n_unique() > 1 else None
+    figure = interval_panels(rows, styles)
+    if figure is not None:
+        figure.update_xaxes(range=[-0.02, 1.02])
+    return figure
 
 
 def plot_probe(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Figure | None:
@@ -349,37 +376,63 @@ def interval_panels(
     if not panels:
         return None
     names = [name for name in styles if name in set(rows["encoder"])][::-1]
-    heights = 68 + 24 * len(names)
-    figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=_gap(len(panels), heights))
+    titles = [_panel_title(panel.row(0, named=True), named) for panel in panels]
+    room = _LINE_HEIGHT * max(title.count("<br>") + 1 for title in titles) + 8
+    inner = 24 * len(names) + 8
+    gap = room + _TICKS_HEIGHT
+    plotted = inner * len(panels) + gap * (len(panels) - 1)
+    figure = make_subplots(
+        rows=len(panels), cols=1, vertical_spacing=gap / plotted if len(panels) > 1 else 0.0
+    )
     for i, panel in enumerate(panels, start=1):
         _add_panel(figure, i, panel, styles)
-        figure.add_annotation(_panel_title(panel.row(0, named=True), named, i))
+        figure.add_annotation(_title_place(titles[i - 1], i))
     figure.update_yaxes(
         categoryorder="array", categoryarray=[_label(name) for name in names], type="category"
     )
-    figure.update_layout(_layout(height=heights * len(panels) + 70))
-    figure.update_layout(margin={"t": 44, "b": 30, "l": _NAMES_WIDTH}, showlegend=False)
+    figure.update_layout(_layout(height=plotted + room + _TICKS_HEIGHT))
+    figure.update_layout(
+        margin={"t": room, "b": _TICKS_HEIGHT, "l": _NAMES_WIDTH}, showlegend=False
+    )
     figure.update_xaxes(**_AXIS)
     figure.update_yaxes(**{**_AXIS, "automargin": False, "tickfont": {"size": 11}})
     return figure
 
 
-def retrieval_setting(measurements: pl.DataFrame) -> dict[str, Any]:
-    """The scope and vote that the report shows: the signature's, else the one measured most.
+def retrieval_setting(
+    measurements: pl.DataFrame, provenance: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The search that the report shows: family, scope and vote.
 
-    Ties go to the vote of more matches, as published figures use a majority of five.
+    The primary search of the parameters where it was measured, else the check's, else the one
+    measured most; ties go to the vote of more matches, as published figures use a majority of five.
+
+    Examples
+    --------
+    >>> table = pl.DataFrame({"experiment": "retrieval", "metric": "macro_f1", "threshold": 0.5,
+    ...                       "setting": '{"family": "mean", "vote": "mv5"}'})
+    >>> retrieval_setting(table)
+    {'family': 'mean', 'vote': 'mv5'}
     """
     rows = measurements.filter(experiment="retrieval")
+    primary = _primary(provenance or {})
+    if primary and select(rows, "retrieval", "macro_f1", **primary).height:
+        return primary
     judged = rows.drop_nulls("threshold")
     rows = judged if judged.height else rows.filter(metric="macro_f1")
     counted: dict[str, int] = {}
     for text in rows["setting"]:
         entry = json.loads(text)
-        kept = {key: entry[key] for key in ("scope", "vote") if key in entry}
+        kept = {key: entry[key] for key in _SEARCH if key in entry}
         name = json.dumps(kept, sort_keys=True)
         counted[name] = counted.get(name, 0) + 1
     best = max(counted, key=lambda name: (counted[name], name), default="{}")
     return dict(json.loads(best))
+
+
+def _primary(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    told = provenance.get("parameters", {}).get("retrieve", {}).get("primary") or {}
+    return {key: told[key] for key in _SEARCH if key in told}
 
 
 def rotation_setting(measurements: pl.DataFrame) -> dict[str, Any]:
@@ -424,6 +477,17 @@ def _label(name: str | None, width: int = 20) -> str:
     return escape(text if len(text) <= width else f"{text[: width - 1]}…", quote=False)
 
 
+def _wrapped(text: str, width: int) -> str:
+    """Text as lines of at most `width` characters: Plotly breaks none itself.
+
+    Examples
+    --------
+    >>> _wrapped("all labels & centers", 10)
+    'all labels<br>&amp; centers'
+    """
+    return "<br>".join(escape(line, quote=False) for line in wrap(text, width))
+
+
 _AXIS: dict[str, Any] = {
     "gridcolor": "#ececec",
     "linecolor": "#bbbbbb",
@@ -444,7 +508,7 @@ def _layout(height: int) -> dict[str, Any]:
         "font": {"family": _FONT, "size": 12, "color": "#222222"},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
-        "margin": {"l": 12, "r": 12, "t": 12, "b": 48},
+        "margin": {"l": 12, "r": 16, "t": 12, "b": 56},
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
     }
@@ -523,7 +587,19 @@ def _add_back_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Styl
     )
 
 
-def _add_null_band(figure: go.Figure, curve: pl.DataFrame) -> None:
+def _add_back_legend(figure: go.Figure) -> None:
+    """One entry for the thin dashes of every encoder."""
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        mode="lines",
+        name="there and back",
+        hoverinfo="skip",
+        line={"color": "#444444", "dash": "dash", "width": 1.2},
+    )
+
+
+def _add_null_band(figure: go.Figure, curve: pl.DataFrame, name: str) -> None:
     """From the lowest to the highest null of all encoders; a line where they agree."""
     null = (
         curve.drop_nulls(["null_low", "null_high"])
@@ -539,36 +615,39 @@ def _add_null_band(figure: go.Figure, curve: pl.DataFrame) -> None:
             fillcolor=NULL_COLOUR,
             line={"color": "#a6a6a6", "width": 1.5, "dash": "dot"},
             mode="lines",
-            name="if it knew nothing",
+            name=name,
             hoverinfo="skip",
         )
 
 
 def _add_threshold(figure: go.Figure, threshold: float) -> None:
-    figure.add_hline(threshold, line={"color": "#222222", "width": 1, "dash": "longdash"})
-    figure.add_annotation(
-        x=0.01,
-        xref="paper",
-        xanchor="left",
-        y=threshold,
-        yanchor="top",
-        bgcolor="rgba(255,255,255,0.8)",
-        text=f"threshold at 90°: {number(threshold)}",
-        showarrow=False,
+    """A short mark at 90°: at other angles nothing is held against the threshold."""
+    figure.add_scatter(
+        x=[90 - _MARK_DEGREES, 90 + _MARK_DEGREES],
+        y=[threshold, threshold],
+        mode="lines",
+        name=f"threshold at 90° ({threshold:g})",
+        hoverinfo="skip",
+        line={"color": "#222222", "width": 3},
     )
 
 
-def _add_null_marks(figure: go.Figure, rows: pl.DataFrame, families: list[str]) -> None:
+def _add_null_lines(figure: go.Figure, rows: pl.DataFrame, places: Mapping[str, int]) -> None:
     null = rows.drop_nulls("null_high").group_by("x").agg(pl.col("null_high").max()).sort("x")
-    known = dict(zip(null["x"], null["null_high"], strict=True))
-    shown = [family for family in families if family in known]
-    if shown:
+    half = 0.5 - _GROUP_MARGIN
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for family, high in zip(null["x"], null["null_high"], strict=True):
+        x += [places[family] - half, places[family] + half, None]
+        y += [high, high, None]
+    if x:
         figure.add_scatter(
-            x=[_label(family) for family in shown],
-            y=[known[family] for family in shown],
-            mode="markers",
-            name="if it knew nothing (upper end)",
-            marker={"symbol": "line-ew-open", "size": 42, "color": "#222222", "line": {"width": 2}},
+            x=x,
+            y=y,
+            mode="lines",
+            name="upper end of the null (largest of all encoders)",
+            line={"color": "#222222", "width": 2, "dash": "dash"},
+            hovertemplate="upper end of the null: %{y:.3g}<extra></extra>",
         )
 
 
@@ -592,21 +671,19 @@ def _panels(rows: pl.DataFrame) -> list[pl.DataFrame]:
     return ordered.partition_by(key, maintain_order=True)
 
 
-def _gap(panels: int, height: int) -> float:
-    """Share of the figure between two panels: room for a title and the ticks."""
-    return 0.0 if panels == 1 else min(64 / (height * panels), 1 / panels)
-
-
-def _panel_title(row: Row, named: bool, index: int) -> dict[str, Any]:
+def _panel_title(row: Row, named: bool) -> str:
     title, setting = plain_title(row), setting_text(row["setting"])
-    experiment = experiment_name(row["experiment"])
-    if named and not title.startswith(experiment):
-        title = f"{experiment}: {title}"
+    title = named_title(row, title) if named else title
     must_be = f"must be {threshold_text(row)}" if row["threshold"] is not None else ""
     second = "; ".join(part for part in (must_be, setting) if part)
+    lines = [f"<b>{_wrapped(title, _TITLE_WIDTH)}</b>", _wrapped(second, _TITLE_WIDTH + 4)]
+    return "<br>".join(line for line in lines if line)
+
+
+def _title_place(text: str, index: int) -> dict[str, Any]:
     axis = "" if index == 1 else str(index)
     return {
-        "text": f"<b>{_label(title, 54)}</b><br>{_label(second, 58)}",
+        "text": text,
         "xshift": -_NAMES_WIDTH,
         "x": 0,
         "xref": "paper",
@@ -669,11 +746,12 @@ def title_of(name: str) -> str:
 CAPTIONS: dict[str, str] = {
     "findings": "Each check. " + _POINTS_TITLE + "; vertical line: threshold.",
     "robustness_index:curve": "Robustness index over the number of neighbours, with 95% bands. "
-    "Grey dotted: the null. Controls are grey and dashed.",
+    "Grey dotted: the design null, the same for every encoder. Controls are grey and dashed.",
     "rotation:curve": "Neighbours kept at each angle, with 95% bands. Thin dashes in an encoder's "
-    "colour: rotated there and back. Controls are grey.",
-    "retrieval:families": "Macro-F1 of each search family, with 95% intervals. Controls are "
-    "hatched; the dark mark is what a blind search would reach.",
+    "colour: rotated there and back. Dark mark: the threshold, which holds at 90° alone. Controls "
+    "are grey.",
+    "retrieval:families": "Macro-F1 of each search, with 95% intervals. Controls are hatched. "
+    "Dashed across a group: upper end of the null (largest of all encoders).",
     "retrieval:organs": "Macro-F1 in each organ. " + _POINTS_TITLE + ".",
     "linear_probe:scatter": "To the right: the tissue can be read. Upwards: the center can be "
     "read too. Dotted: chance.",

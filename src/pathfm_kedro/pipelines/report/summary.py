@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,17 @@ class ExperimentWords:
         One sentence: what is measured and why it matters.
     published
         Figures others published, as context; they come from other slides and other protocols.
+    unit
+        What a figure is counted over.
+    null
+        Head of the null's column.
     """
 
     title: str
     meaning: str
     published: str = ""
+    unit: str = "rows"
+    null: str = "If it knew nothing"
 
 
 #: Told in this order; an experiment that is not listed follows in alphabetical order.
@@ -38,39 +44,50 @@ EXPERIMENTS: dict[str, ExperimentWords] = {
         "Robustness index: tissue or center?",
         "When two tiles look alike to the encoder, is it because they show the same tissue from "
         "different centers, or because they come from the same center? Below the null, the "
-        "encoder follows the center more than an encoder that knows nothing.",
+        "encoder follows the center more than an encoder that knows nothing. There are two nulls: "
+        "the design null is the index of neighbours drawn at random from this cohort, and what the "
+        "check subtracts; “labels shuffled” is where 95 of 100 indices of the same encoder lie "
+        "once the labels are dealt anew within each center.",
         "Robustness index averaged over the data sets of PathoROB (Kömen et al. 2025): Virchow2 "
-        ".861, CONCH v1.5 .852, UNI2-h .757, UNI .598, Phikon-v2 .469. On Camelyon alone: Virchow2 "
-        ".806, UNI .145, Phikon-v2 .019.",
+        "0.861, CONCH v1.5 0.852, UNI2-h 0.757, UNI 0.598, Phikon-v2 0.469. On Camelyon alone: "
+        "Virchow2 0.806, UNI 0.145, Phikon-v2 0.019.",
+        unit="tiles",
+        null="Labels shuffled",
     ),
     "rotation": ExperimentWords(
         "Rotation: does turning the slide change the answer?",
         "Tissue has no up and down. A tile and its rotated copy should have the same neighbours; "
         "the share of neighbours kept (m-kNN) says how far they do. The dashed curves rotate there "
         "and back, so that blur alone is seen apart.",
-        "Mean m-kNN over angles: PathDino .850, Kaiko-B .828, Phikon .797, Virchow2 .735, UNI "
-        ".733, GigaPath .712, Phikon-v2 .690, CONCH .657, Virchow .535. At 90°, in that order: "
-        ".929, .848, .841, .838, .766, .784, .704, .742, .532.",
+        "Mean m-kNN over angles: PathDino 0.850, Kaiko-B 0.828, Phikon 0.797, Virchow2 0.735, UNI "
+        "0.733, GigaPath 0.712, Phikon-v2 0.690, CONCH 0.657, Virchow 0.535. At 90°, in that "
+        "order: 0.929, 0.848, 0.841, 0.838, 0.766, 0.784, 0.704, 0.742, 0.532.",
+        unit="tiles",
     ),
     "retrieval": ExperimentWords(
         "Retrieval: does a search find the same diagnosis?",
         "Each slide is searched among the slides of all other patients; the labels of the best "
         "matches vote. F1 near the null means the search is no better than guessing.",
-        "Macro-F1 on 23 organs, majority of 5: UNI .42 ± .14, GigaPath .41 ± .13, Virchow .40 ± "
-        ".13, DenseNet .27 ± .13. Reported by arXiv 2510.23807 and not verified here: kidney .68 "
-        "against lung .21.",
+        "Macro-F1 on 23 organs, majority of 5: UNI 0.42 ± 0.14, GigaPath 0.41 ± 0.13, Virchow 0.40 "
+        "± 0.13, DenseNet 0.27 ± 0.13. Reported by arXiv 2510.23807 and not verified here: kidney "
+        "0.68 against lung 0.21.",
+        unit="slides",
     ),
     "linear_probe": ExperimentWords(
         "Linear probe: what can be read from the vectors?",
         "A simple classifier is trained on some patients and tested on others, once to tell the "
-        "tissue and once to tell the center. What is easy to read is easy to be misled by.",
+        "tissue and once to tell the center. That a center can be read does not show that it "
+        "misleads; it shows that the vectors hold it, and a model trained on them may use it. The "
+        "robustness index asks whether it outweighs the tissue among neighbours.",
+        unit="tiles",
     ),
     "geometry": ExperimentWords(
         "Geometry: how are the vectors spread?",
         "Descriptive figures of the cloud of vectors. They have no threshold, and skewness and "
         "kurtosis depend on the number of dimensions: compare them within one encoder only.",
-        "Sun et al. 2025, ResNet-50 pretrained with 0 and with 30% wrong labels, on Camelyon17: "
-        "skewness 6.00 and 3.61, kurtosis 110 and 57.",
+        "Sun et al. 2025, ResNet-50 pretrained with no and with 3 of 10 labels wrong, on "
+        "Camelyon17: skewness 6.00 and 3.61, kurtosis 110 and 57.",
+        unit="tiles",
     ),
 }
 
@@ -100,19 +117,43 @@ METRICS: dict[str, str] = {
     "largest_singular_value_ratio": "Largest singular value ratio",
     "effective_rank": "Effective rank",
     "mean_cosine": "Mean cosine between vectors",
+    "constant_dimensions": "Dimensions that never change",
 }
 
-#: What failing a check means, to be read after "Fails 2 of 5 checks:".
-FAILURES: dict[tuple[str, str], str] = {
-    ("robustness_index", "ri"): "follows the center more than the tissue",
-    ("robustness_index", "ri_ratio"): "lets the center decide as much as the tissue",
-    ("robustness_index", "ri_minus_null"): "follows the center more than the tissue",
-    ("rotation", "mknn"): "changes under rotation",
-    ("rotation", "mknn_variance"): "changes unevenly over the angles",
-    ("rotation", "mknn_excess_drop"): "changes under rotation beyond what blur explains",
-    ("retrieval", "f1_range_over_organs"): "finds some organs far better than others",
-    ("retrieval", "macro_f1"): "does not find the label",
-    ("linear_probe", "balanced_accuracy"): "does not hold what the probe asks for",
+#: Figures that count things: whole numbers.
+COUNTS = frozenset({"constant_dimensions"})
+
+#: Names of the checks in a sentence; the others are told by their metric.
+CHECKS: dict[tuple[str, str], str] = {
+    ("ri_minus_null", ""): "robustness index",
+    ("mknn", ""): "neighbours kept at 90°",
+    ("mknn_variance", ""): "variance over the angles (can hardly fail)",
+    ("f1_range_over_organs", ""): "spread of F1 over organs",
+    ("balanced_accuracy", "label"): "label read",
+    ("balanced_accuracy", "center"): "center read",
+}
+
+#: What failing a check means, to be read after "Fails 2 of 5 checks:"; the third part is the
+#: target of a probe.
+FAILURES: dict[tuple[str, str, str], str] = {
+    ("robustness_index", "ri", ""): "follows the center more than the tissue",
+    ("robustness_index", "ri_ratio", ""): "lets the center decide as much as the tissue",
+    (
+        "robustness_index",
+        "ri_minus_null",
+        "",
+    ): "follows the center more than an encoder that knows nothing would",
+    (
+        "rotation",
+        "mknn",
+        "",
+    ): "keeps too few of a tile's neighbours when it is turned by 90°",
+    ("rotation", "mknn_variance", ""): "changes unevenly over the angles",
+    ("rotation", "mknn_excess_drop", ""): "changes under rotation beyond what blur explains",
+    ("retrieval", "f1_range_over_organs", ""): "finds some organs far better than others",
+    ("retrieval", "macro_f1", ""): "finds the label less often than required",
+    ("linear_probe", "balanced_accuracy", "label"): "label read too poorly",
+    ("linear_probe", "balanced_accuracy", "center"): "center read too well",
 }
 
 #: A sign beside each word, so that a verdict is never told by colour alone.
@@ -123,13 +164,27 @@ VERDICT_WORDS = {
     "inconclusive": "INCONCLUSIVE",
     "not_applicable": "NOT APPLICABLE",
 }
+#: What is told of a control in place of a verdict: not whether it passes, but whether it answers as
+#: it must. A red FAIL beside an encoder that has to fail would say the opposite of what it means.
+CONTROL_SIGNS = {"behaves": "✓", "misbehaves": "✕", "unasked": "–"}
+CONTROL_WORDS = {
+    "behaves": "behaves",
+    "misbehaves": "does not behave",
+    "unasked": "nothing expected",
+}
 
 _SETTING_VALUES = {
-    ("role", "cohort_k"): "one k for the cohort",
-    ("role", "encoder_k"): "the encoder's own k",
+    ("role", "cohort_k"): "",
+    ("role", "encoder_k"): "the encoder's own number",
     ("role", "curve"): "",
     ("design", "all"): "all labels and centers",
     ("design", "paired_2x2"): "pairs of two labels and two centers",
+    ("family", "mean"): "one vector per slide (mean)",
+    ("family", "median_min"): "Yottixel search (median of minima)",
+    ("metric", "euclidean"): "Euclidean distance",
+    ("metric", "cosine"): "cosine distance",
+    ("target", "label"): "telling the label",
+    ("target", "center"): "telling the center",
     ("view", "rotated"): "",
     ("view", "rotated_back"): "rotated there and back",
     ("vote", "top1"): "nearest match",
@@ -138,10 +193,15 @@ _SETTING_VALUES = {
     ("scope", "within_organ"): "within the organ",
     ("scope", "across_organs"): "across organs",
 }
+_COUNTED = {"k": "neighbour", "n_tiles": "tile"}
 #: Folders of an absolute path, POSIX or Windows; only what names the file itself stays.
 _FOLDERS = re.compile(
     r"""(?:(?<=[\s'"(=\[,:;])|^)(?:file://)?(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])+"""
 )
+#: Rounds to 0.000; spelled out, its digits would hide the figures beside it.
+_TINY = 0.0005
+#: Ends of an interval closer than this differ by rounding alone.
+_NO_WIDTH = 1e-9
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
@@ -199,9 +259,9 @@ def setting_text(setting: str) -> str:
     Examples
     --------
     >>> setting_text('{"angle": 90, "k": 10, "metric": "cosine", "view": "rotated"}')
-    'at 90°, k 10, cosine'
+    'at 90°, 10 neighbours, cosine distance'
     """
-    parts = []
+    parts: list[str] = []
     for key, value in json.loads(setting).items():
         known = _SETTING_VALUES.get((key, value)) if isinstance(value, str) else None
         if value is None:
@@ -212,6 +272,8 @@ def setting_text(setting: str) -> str:
             parts.append(f"at {value:g}°" if isinstance(value, int | float) else f"at {value}")
         elif key == "metric":
             parts.append(str(value))
+        elif key in _COUNTED and isinstance(value, int):
+            parts.append(f"{value:,} {_COUNTED[key]}{'' if value == 1 else 's'}")
         else:
             shown = value if isinstance(value, str | int | float) else json.dumps(value)
             parts.append(f"{key.replace('_', ' ')} {shown}")
@@ -224,16 +286,27 @@ def check_title(row: Row) -> str:
     Examples
     --------
     >>> check_title({"metric": "f1", "stratum": "label=gland", "setting": '{"family": "mean"}'})
-    'F1, label gland (family mean)'
+    'F1, label gland, one vector per slide (mean)'
     """
-    title, setting = plain_title(row), setting_text(row["setting"])
-    return f"{title} ({setting})" if setting else title
+    return ", ".join(part for part in (plain_title(row), setting_text(row["setting"])) if part)
 
 
 def plain_title(row: Row) -> str:
     """What a row measures, without its setting."""
     title = METRICS.get(row["metric"], humanise(row["metric"]))
     return title if row["stratum"] == "all" else f"{title}, {row['stratum'].replace('=', ' ')}"
+
+
+def named_title(row: Row, title: str) -> str:
+    """A title that begins with its experiment, once.
+
+    Examples
+    --------
+    >>> named_title({"experiment": "retrieval"}, "Macro-F1")
+    'Retrieval: Macro-F1'
+    """
+    name = experiment_name(row["experiment"])
+    return title if title.startswith(name) else f"{name}: {title}"
 
 
 def short_title(row: Row) -> str:
@@ -249,12 +322,45 @@ def short_title(row: Row) -> str:
     return title if row["stratum"] == "all" else f"{title} in {row['stratum'].replace('=', ' ')}"
 
 
+def check_name(row: Row) -> str:
+    """The short name of a check, to stand in a sentence.
+
+    Examples
+    --------
+    >>> check_name({"metric": "ri_minus_null", "stratum": "all", "setting": "{}"})
+    'robustness index'
+    """
+    return CHECKS.get((row["metric"], _target(row))) or short_title(row)
+
+
 def failure_text(row: Row) -> str:
-    """What failing this check says about the encoder."""
-    known = FAILURES.get((row["experiment"], row["metric"]))
+    """What failing this check says about the encoder.
+
+    Examples
+    --------
+    >>> failure_text({"experiment": "linear_probe", "metric": "balanced_accuracy",
+    ...               "stratum": "all", "setting": '{"target": "center"}'})
+    'center read too well'
+    """
+    known = FAILURES.get((row["experiment"], row["metric"], _target(row)))
     if known:
         return known
     return f"{humanise(row['experiment']).lower()}: {short_title(row)}"
+
+
+def held_against(row: Row) -> str:
+    """A figure beside what it must be.
+
+    Examples
+    --------
+    >>> held_against({"metric": "mknn", "value": 0.726, "threshold": 0.8, "direction": "above"})
+    '0.726, must be above 0.8'
+    """
+    return f"{value_text(row)}, must be {threshold_text(row)}"
+
+
+def _target(row: Row) -> str:
+    return str(json.loads(row["setting"]).get("target", ""))
 
 
 def number(value: float | None) -> str:
@@ -273,6 +379,17 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
+def value_text(row: Row) -> str:
+    """A row's value; whole where it counts things.
+
+    Examples
+    --------
+    >>> value_text({"metric": "constant_dimensions", "value": 7.0})
+    '7'
+    """
+    return _beside(row, row["value"], ())
+
+
 def interval_text(row: Row) -> str:
     """Value with its 95% interval.
 
@@ -280,10 +397,26 @@ def interval_text(row: Row) -> str:
     --------
     >>> interval_text({"value": 0.5, "ci_low": 0.4, "ci_high": 0.61})
     '0.500 [0.400, 0.610]'
+    >>> interval_text({"value": -0.2, "ci_low": -0.33, "ci_high": 6.03e-6})
+    '−0.200 [−0.330, 0.000]'
     """
-    if row["value"] is None or row["ci_low"] is None or row["ci_high"] is None:
-        return number(row["value"])
-    return f"{number(row['value'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
+    value, ends = row["value"], (row["ci_low"], row["ci_high"])
+    if value is None or None in ends:
+        return value_text(row)
+    low, high = (_beside(row, end, (value, *ends)) for end in ends)
+    return f"{_beside(row, value, ends)} [{low}, {high}]"
+
+
+def has_width(row: Row) -> bool:
+    """Whether the interval spans anything; True where there is none.
+
+    Examples
+    --------
+    >>> has_width({"ci_low": 1.0, "ci_high": 1.0})
+    False
+    """
+    low, high = row["ci_low"], row["ci_high"]
+    return low is None or high is None or abs(high - low) > _NO_WIDTH * max(1.0, abs(high))
 
 
 def null_text(row: Row) -> str:
@@ -296,21 +429,34 @@ def null_text(row: Row) -> str:
     """
     low, high = row["null_low"], row["null_high"]
     if low is None or high is None or number(low) == number(high):
-        return number(low if low is not None else high)
-    return f"{number(low)} to {number(high)}"
+        return _beside(row, low if low is not None else high, ())
+    return f"{_beside(row, low, (high,))} to {_beside(row, high, (low,))}"
+
+
+def _beside(row: Row, value: float | None, others: Sequence[float]) -> str:
+    """A number as it is read beside others: what is tiny next to them is 0.000."""
+    if value is None:
+        return number(value)
+    if row.get("metric") in COUNTS:
+        return f"{value:,.0f}".replace("-", "−")
+    largest = max((abs(other) for other in others), default=0.0)
+    if 0 < abs(value) < _TINY and abs(value) < largest / 100:
+        return "0.000"
+    return number(value)
 
 
 def threshold_text(row: Row) -> str:
-    """What a trustworthy encoder's figure must be.
+    """What a trustworthy encoder's figure must be; the threshold as it was written.
 
     Examples
     --------
     >>> threshold_text({"threshold": 0.8, "direction": "above"})
-    'above 0.800'
+    'above 0.8'
     """
     if row["threshold"] is None:
         return ""
-    return f"{row['direction'] or ''} {number(row['threshold'])}".strip()
+    threshold = f"{row['threshold']:.10g}".replace("-", "−")
+    return f"{row['direction'] or ''} {threshold}".strip()
 
 
 def without_folders(text: str) -> str:
@@ -369,14 +515,16 @@ def render_summary(
         lines += [PHANTOM_NOTE, ""]
     lines += ["## Verdicts", "", "| encoder | verdict | why |", "| --- | --- | --- |"]
     lines += [
-        f"| {_md(row['encoder'] + _role_note(row))} | {VERDICT_WORDS[row['verdict']]} "
+        f"| {_md(row['encoder'] + _role_note(row))} | {verdict_words(row, controls)} "
         f"| {_md(row['sentence'])} |"
         for row in verdicts.iter_rows(named=True)
     ]
     lines += ["", "## Checks", ""]
     lines += ["| check | encoder | value [95% interval] | null | must be | verdict | reason |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    lines += [_check_line(row) for row in findings.iter_rows(named=True)]
+    lines += [_check_line(row, controls) for row in findings.iter_rows(named=True)]
+    if not all(has_width(row) for row in findings.iter_rows(named=True)):
+        lines += ["", f"† {NO_WIDTH_NOTE}"]
     lines += ["", "## Controls", "", "| control | experiment | expected | observed | behaves |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     lines += [
@@ -386,6 +534,9 @@ def render_summary(
     ]
     return "\n".join(lines) + "\n"
 
+
+#: Beside every interval without width.
+NO_WIDTH_NOTE = "No width: every resampled cohort gave the same; no proof for the next cohort."
 
 #: Shown wherever the cohort was drawn and not cut from tissue.
 PHANTOM_NOTE = (
@@ -428,14 +579,55 @@ def _role_note(row: Row) -> str:
     return " (control)" if row["role"] == "control" else ""
 
 
-def _check_line(row: Row) -> str:
+def marked_interval(row: Row) -> str:
+    """Value and interval, marked where the interval has no width."""
+    return interval_text(row) + ("" if has_width(row) else " †")
+
+
+def control_state(controls: pl.DataFrame, control: str, experiment: str | None = None) -> str:
+    """Whether a control answers as it must: ``behaves``, ``misbehaves`` or ``unasked``.
+
+    Parameters
+    ----------
+    controls
+        From :mod:`.findings`.
+    control
+        Its name.
+    experiment
+        One experiment; None for all of them.
+    """
+    own = controls.filter(pl.col("control") == control)
+    if experiment is not None:
+        own = own.filter(pl.col("experiment") == experiment)
+    asked = own.filter(pl.col("behaves").is_not_null() | pl.col("blocks"))
+    if asked.is_empty():
+        return "unasked"
+    return "behaves" if asked["behaves"].fill_null(value=False).all() else "misbehaves"
+
+
+def verdict_words(row: Row, controls: pl.DataFrame, experiment: str | None = None) -> str:
+    """An encoder's verdict; of a control, whether it behaves, and what was measured."""
+    verdict = VERDICT_WORDS[row["verdict"]]
+    if row["role"] != "control":
+        return verdict
+    state = CONTROL_WORDS[control_state(controls, row["encoder"], experiment)]
+    return f"{state} (measured: {verdict.lower()})"
+
+
+def behaving(controls: pl.DataFrame) -> tuple[int, int]:
+    """How many control checks behave, of how many that had to."""
+    asked = controls.filter(pl.col("behaves").is_not_null() | pl.col("blocks"))
+    return int(asked["behaves"].fill_null(value=False).sum()), asked.height
+
+
+def _check_line(row: Row, controls: pl.DataFrame) -> str:
     cells = [
-        f"{experiment_name(row['experiment'])}: {check_title(row)}",
+        named_title(row, check_title(row)),
         row["encoder"] + _role_note(row),
-        interval_text(row),
+        marked_interval(row),
         null_text(row),
         threshold_text(row),
-        VERDICT_WORDS[row["verdict"]],
+        verdict_words(row, controls, row["experiment"]),
         row["reason"] or "",
     ]
     return "| " + " | ".join(_md(cell) for cell in cells) + " |"

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.engine import EngineSettings, map_in_order
+from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.mosaic import choose_mosaic, colour_clusters
 from pathfm_kedro.slides.tissue import TileGrid, read_overview, tile_grid, tissue_mask
@@ -63,14 +64,21 @@ def cut_tiles(
         colour_cluster; sorted by slide, rows of a slide from its upper left.
     tiling
         Per usable slide: n_tiles, n_mosaic, tissue_mm2, status, reason.
+
+    Raises
+    ------
+    TooManyFailedError
+        If more slides give no tile than ``engine.max_failed_share`` allows.
     """
+    from threadpoolctl import threadpool_limits
+
     rows = slides.filter(pl.col("status") == "usable").sort("slide_id").to_dicts()
-    outcomes = map_in_order(
-        lambda row: _tile_slide(row, files, parameters),
-        rows,
-        EngineSettings(**engine),
-        "finding tissue",
-    )
+    settings = EngineSettings(**engine)
+    # k-means adds up in the order of its threads: with one, the mosaic does not depend on the machine.
+    with threadpool_limits(1):
+        outcomes = map_in_order(
+            lambda row: _tile_slide(row, files, parameters), rows, settings, "finding tissue"
+        )
     tables, tiling = [], []
     for outcome in outcomes:
         slide_id = outcome.item["slide_id"]
@@ -82,6 +90,8 @@ def cut_tiles(
         tables.append(table)
         reason = "" if table.height else _why_no_tile(area, most, parameters)
         tiling.append(_tiling_row(slide_id, table, area, reason))
+    reasons = {row["slide_id"]: row["reason"] for row in tiling if row["reason"]}
+    refuse_too_many_failed(reasons, len(rows), settings)
     empty = pl.DataFrame(schema=TILES_SCHEMA)
     return pl.concat([empty, *tables]), pl.DataFrame(tiling, schema=_TILING_SCHEMA)
 

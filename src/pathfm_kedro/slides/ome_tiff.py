@@ -1,0 +1,361 @@
+"""TIFF files that OpenSlide does not know or knows only in part, first of all OME-TIFF."""
+
+from __future__ import annotations
+
+import math
+import struct
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathfm_kedro.slides.readers import Pixels, SlideDescription, on_white
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: The OME-XML of one slide has kilobytes. Without a bound a crafted file fills the memory.
+MAX_OME_XML = 10_000_000
+#: Tiles kept decoded: fields of view that overlap a tile, and files of few large strips, would have
+#: it decoded once per field otherwise.
+_CACHE_BYTES = 64 << 20
+#: A strip or tile is decoded whole: 20,000 x 20,000 px are 1.2 GB.
+MAX_SEGMENT_PIXELS = 400_000_000
+#: Micrometres per unit of OME's PhysicalSize; its default is the micrometre, which it writes with
+#: the micro sign, others with the Greek letter.
+_MICROMETRES = {
+    "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "in": 25400.0,
+    "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "\u00c5": 1e-4, "\u212b": 1e-4,
+}  # fmt: skip
+#: Micrometres per TIFF ResolutionUnit: inch, centimetre. Unit 1 is none: a shape, not a size.
+_TIFF_UNITS = {2: 25400.0, 3: 10000.0}
+_ASSOCIATED_ALPHA, _ALPHA = 1, 2
+#: What tifffile runs into on a damaged file, besides ValueError and OSError.
+_DAMAGE = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+    TypeError, struct.error,
+)  # fmt: skip
+
+
+class NotBrightfieldError(ValueError):
+    """The file holds other pixels than 8-bit red, green and blue."""
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as TIFF or BigTIFF."""
+    with path.open("rb") as file:
+        return file.read(4) in _MAGIC
+
+
+def is_ome_tiff(path: Path) -> bool:
+    """Whether a TIFF describes itself in OME-XML."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as file:
+            return bool(file.pages.first.is_ome)
+    except (OSError, ValueError, *_DAMAGE):
+        return False
+
+
+def ome_mpp(xml: str, width: int) -> float | None:
+    """Micrometres per pixel in OME-XML, the mean of both directions; None where it is not given.
+
+    Parameters
+    ----------
+    xml
+        The file's OME-XML.
+    width
+        Level-0 px: of several images the one that is as wide counts.
+
+    Raises
+    ------
+    ValueError
+        If the text declares a document type or entities, is too long, or is no XML.
+
+    Examples
+    --------
+    >>> pixels = '<Pixels SizeX="9" PhysicalSizeX="250" PhysicalSizeXUnit="nm"/>'
+    >>> ome_mpp(f"<OME><Image>{pixels}</Image></OME>", 9)
+    0.25
+    """
+    _refuse_hostile(xml)
+    try:
+        root = ElementTree.fromstring(xml)  # noqa: S314 - without document type and entities
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the file's OME-XML is damaged: {error}") from error
+    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
+    fitting = [image for image in images if image.get("SizeX") == str(width)] or images
+    if not fitting:
+        return None
+    sizes = [_physical_size(fitting[0], axis) for axis in "XY"]
+    known = [size for size in sizes if size is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _physical_size(pixels: ElementTree.Element, axis: str) -> float | None:
+    factor = _MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "um"))
+    try:
+        size = float(pixels.get(f"PhysicalSize{axis}", ""))
+    except ValueError:
+        return None
+    if factor is None or not (math.isfinite(size) and size > 0):
+        return None
+    return size * factor
+
+
+def _refuse_hostile(xml: str) -> None:
+    """Before any parser sees it: tifffile parses the XML too."""
+    if len(xml) > MAX_OME_XML:
+        raise ValueError(f"the file's OME-XML has more than {MAX_OME_XML:,} characters")
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+        raise ValueError("the file's OME-XML declares a document type, which OME-XML never does")
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One pyramid level: the page that holds it and how it is cut into tiles or strips."""
+
+    page: Any
+    width: int
+    height: int
+    segment_width: int
+    segment_height: int
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.segment_width)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.segment_height)
+
+
+class TiffReader:
+    """A TIFF of 8-bit RGB pixels, tiled or striped, with its pyramid; any compression tifffile knows.
+
+    A region decodes only the tiles or strips that it touches.
+
+    Parameters
+    ----------
+    path
+        The file. Companion files of a multi-file OME-TIFF are not followed.
+
+    Raises
+    ------
+    NotBrightfieldError
+        If the pixels are fluorescence, 16-bit, or a stack.
+    ValueError
+        If the file is no TIFF, or its compression or colour space cannot be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import tifffile
+
+        try:
+            self._file: Any = tifffile.TiffFile(path, _multifile=False)
+        except (tifffile.TiffFileError, *_DAMAGE) as error:
+            raise ValueError(f"not a TIFF, or damaged: {error}") from error
+        self._lock = threading.Lock()
+        self._decoded: OrderedDict[tuple[int, int, int], NDArray[np.uint8] | None] = OrderedDict()
+        try:
+            self._levels = self._find_levels()
+            self.description = self._describe()
+            self._segment(0, 0, 0)
+        except _DAMAGE as error:
+            self._file.close()
+            raise ValueError(f"the TIFF cannot be decoded: {error}") from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        """Pixels uint8 [height, width, 3]; x, y in level-0 px, width and height in the level's px."""
+        factor = self.description.downsamples[level]
+        left, top = round(x / factor), round(y / factor)
+        try:
+            return self._region(level, left, top, width, height)
+        except (OSError, ValueError, *_DAMAGE) as error:
+            raise ValueError(f"pixels at x={x}, y={y} cannot be decoded: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _find_levels(self) -> tuple[_Level, ...]:
+        first = self._file.pages.first
+        if first.is_ome:
+            _refuse_hostile(first.description)
+        series = self._file.series[0]
+        if len(series.pages) > 1:
+            raise NotBrightfieldError(
+                f"the file holds {len(series.pages)} planes of one image, which is fluorescence, a "
+                "stack, or RGB stored as three channels: write one RGB plane (8 bits, 3 samples)"
+            )
+        levels = [_level(part.pages[0]) for part in series.levels]
+        return tuple(sorted(levels, key=lambda level: -level.width))
+
+    def _describe(self) -> SlideDescription:
+        first = self._levels[0]
+        page = first.page.keyframe
+        factors = [
+            (first.width / level.width + first.height / level.height) / 2 for level in self._levels
+        ]
+        if self._file.pages.first.is_ome:
+            xml = self._file.pages.first.description
+            mpp, vendor, comment = ome_mpp(xml, first.width), "ome-tiff", ""
+        else:
+            mpp, vendor, comment = _tag_mpp(page), "tiff", page.description
+        return SlideDescription(vendor, first.width, first.height, tuple(factors), mpp, comment)
+
+    def _region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        at = self._levels[level]
+        region = np.full((height, width, 4), 255, np.uint8)
+        columns = range(max(left, 0) // at.segment_width, at.columns)
+        rows = range(max(top, 0) // at.segment_height, at.rows)
+        for row in rows:
+            y = row * at.segment_height
+            if y >= top + height:
+                break
+            for column in columns:
+                x = column * at.segment_width
+                if x >= left + width:
+                    break
+                segment = self._rgba(level, row * at.columns + column)
+                if segment is not None:
+                    inside = segment[: at.height - y, : at.width - x]
+                    _paste(region, inside, x - left, y - top)
+        return self._composed(region)
+
+    def _rgba(self, level: int, index: int) -> NDArray[np.uint8] | None:
+        """A tile or strip [height, width, 3 or 4]; None where the file has a hole."""
+        at = self._levels[level]
+        if at.page.keyframe.planarconfig == 1:
+            return self._segment(level, 0, index)
+        per_plane = at.rows * at.columns
+        planes = [
+            self._segment(level, plane, plane * per_plane + index)
+            for plane in range(at.page.keyframe.samplesperpixel)
+        ]
+        found = [plane for plane in planes if plane is not None]
+        return np.concatenate(found, axis=2) if len(found) == len(planes) else None
+
+    def _segment(self, level: int, plane: int, index: int) -> NDArray[np.uint8] | None:
+        key = (level, plane, index)
+        with self._lock:
+            if key in self._decoded:
+                self._decoded.move_to_end(key)
+                return self._decoded[key]
+        segment = self._decode(self._levels[level].page, index)
+        with self._lock:
+            self._decoded[key] = segment
+            sizes = [0 if kept is None else kept.nbytes for kept in self._decoded.values()]
+            excess = sum(sizes) - _CACHE_BYTES
+            while excess > 0 and len(self._decoded) > 1:
+                _, dropped = self._decoded.popitem(last=False)
+                excess -= 0 if dropped is None else dropped.nbytes
+        return segment
+
+    def _decode(self, page: Any, index: int) -> NDArray[np.uint8] | None:
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        if not offset or not count:
+            return None
+        with self._lock:
+            self._file.filehandle.seek(offset)
+            content = self._file.filehandle.read(count)
+        if len(content) < count:
+            raise ValueError("the file is cut short")
+        keyframe = page.keyframe
+        tables = (
+            {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+            if keyframe.compression in (6, 7, 33007, 34892)
+            else {}
+        )
+        decoded, _, _ = keyframe.decode(content, index, **tables)
+        return None if decoded is None else np.asarray(decoded[0])
+
+    def _composed(self, region: NDArray[np.uint8]) -> Pixels:
+        extra = self._levels[0].page.keyframe.extrasamples
+        alpha = int(extra[0]) if extra else 0
+        if alpha == _ALPHA:
+            return on_white(region)
+        if alpha == _ASSOCIATED_ALPHA:
+            # Colours are multiplied by alpha already: what is missing is white.
+            on_glass = region[..., :3].astype(np.uint16) + (255 - region[..., 3:])
+            blended: Pixels = np.minimum(on_glass, 255).astype(np.uint8)
+            return blended
+        return np.ascontiguousarray(region[..., :3])
+
+
+def _level(page: Any) -> _Level:
+    frame = page.keyframe
+    _refuse_other_pixels(frame)
+    tiled = frame.is_tiled
+    level = _Level(
+        page,
+        int(frame.imagewidth),
+        int(frame.imagelength),
+        int(frame.tilewidth if tiled else frame.imagewidth),
+        int(frame.tilelength if tiled else min(frame.rowsperstrip, frame.imagelength)),
+    )
+    if level.segment_width * level.segment_height > MAX_SEGMENT_PIXELS:
+        raise ValueError(
+            f"strips or tiles of {level.segment_width} x {level.segment_height} px are too large to "
+            "hold in memory: convert the file to a tiled pyramidal TIFF"
+        )
+    return level
+
+
+def _refuse_other_pixels(frame: Any) -> None:
+    import tifffile
+
+    colours = tifffile.PHOTOMETRIC
+    if frame.photometric in (colours.PALETTE, colours.SEPARATED, colours.CIELAB, colours.ICCLAB):
+        raise ValueError(f"colours stored as {frame.photometric.name} are not read in tiles")
+    if frame.photometric not in (colours.RGB, colours.YCBCR) or frame.samplesperpixel < 3:
+        raise NotBrightfieldError(
+            "the pixels are no RGB colours, so this is fluorescence or a single channel: only "
+            "brightfield slides of 8-bit RGB can be audited"
+        )
+    if frame.dtype != np.uint8 or frame.bitspersample != 8:
+        raise NotBrightfieldError(
+            f"the pixels have {frame.bitspersample} bits per channel, so this is fluorescence or "
+            "16-bit: only brightfield slides of 8-bit RGB can be audited"
+        )
+    if frame.samplesperpixel > 4 or frame.imagedepth > 1:
+        raise NotBrightfieldError(
+            f"the image has {frame.samplesperpixel} channels and {frame.imagedepth} planes, so this "
+            "is fluorescence or a stack: only brightfield slides of 8-bit RGB can be audited"
+        )
+
+
+def _tag_mpp(page: Any) -> float | None:
+    """Micrometres per pixel by the TIFF's resolution, the mean of both directions."""
+    unit = _TIFF_UNITS.get(int(page.tags.valueof("ResolutionUnit", 2)))
+    sizes = []
+    for name in ("XResolution", "YResolution"):
+        numerator, denominator = page.tags.valueof(name, (0, 1))
+        if unit is not None and numerator > 0 and denominator > 0:
+            sizes.append(unit * denominator / numerator)
+    return sum(sizes) / len(sizes) if sizes else None
+
+
+def _paste(region: NDArray[np.uint8], part: NDArray[np.uint8], x: int, y: int) -> None:
+    """Put a part's upper left corner at x, y of the region; what lies outside falls away."""
+    height, width = region.shape[:2]
+    visible = part[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
+    if not visible.size:
+        return
+    x, y = max(x, 0), max(y, 0)
+    region[y : y + visible.shape[0], x : x + visible.shape[1], : part.shape[2]] = visible
