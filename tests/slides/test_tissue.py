@@ -115,7 +115,7 @@ def test_specks_and_gaps_are_judged_by_their_area_in_micrometres(um_per_px):
         (10, 10, small, tissue), (10, 110, large, tissue), (90, 90, 100, tissue),
         (100, 100, gap, (243,) * 3), (130, 130, lumen, (243,) * 3), noise=0,
     )  # fmt: skip
-    mask = tissue_mask(image, um_per_px=um_per_px)
+    mask = tissue_mask(image, TissueSettings(min_speck_um2=2000, max_hole_um2=500), um_per_px)
     assert not mask[:50, :50].any()
     assert mask[11 : 9 + large, 111 : 109 + large].all()
     assert mask[95:125, 95:125].all()

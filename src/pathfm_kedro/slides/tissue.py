@@ -116,7 +116,7 @@ class TissueSettings:
     """
 
     leave_out_pen: bool = True
-    min_speck_um2: float = 2000.0
+    min_speck_um2: float = 500.0
     max_hole_um2: float = 500.0
     min_sharpness: float | None = None
 

@@ -55,7 +55,8 @@ def draw_contact_sheet(
     files
         The cohort's folder.
     parameters
-        ``overview_mpp`` and ``contact_sheet``: ``max_slides``, ``columns``, ``cell_pixels``.
+        ``overview_mpp`` and ``contact_sheet``: ``max_slides``, ``columns``,
+        ``cell_pixels``.
     engine
         Where slides are read.
 
