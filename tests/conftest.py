@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import tifffile
 
 PROJECT = Path(__file__).parents[1]
-REAL_DATA = PROJECT.parent / "shared" / "data"
+#: Real slides and tiles to test against; they lie beside the project, or where the variable says.
+REAL_DATA = Path(os.environ.get("PATHFM_REAL_DATA", PROJECT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +24,7 @@ def real_data() -> Path:
 
 
 def write_tiff(path: Path, pixels: np.ndarray, mpp: float | None = 0.5) -> Path:
-    """A pyramidal TIFF that OpenSlide opens."""
+    """Write a pyramidal TIFF that OpenSlide opens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scale = {} if mpp is None else {"resolution": (1e4 / mpp,) * 2, "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as file:

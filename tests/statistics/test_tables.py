@@ -44,7 +44,7 @@ def test_the_same_tiles_are_let_through():
     ],
 )
 def test_other_tiles_are_refused_by_name(changed):
-    with pytest.raises(OtherTilesError, match="1 slides, s first.*run the embed pipeline again"):
+    with pytest.raises(OtherTilesError, match=r"1 slides, s first.*run the embed pipeline again"):
         refuse_other_tiles(changed, Vectors(digests_by_slide(TILES)))
 
 

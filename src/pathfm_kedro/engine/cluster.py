@@ -311,6 +311,9 @@ def _own_environment() -> Iterator[None]:
 @contextmanager
 def _few_words() -> Iterator[None]:
     """Let Dask say what goes wrong, and not each connection."""
+    # Its import sets the level, so it comes first.
+    import distributed  # noqa: F401
+
     words = logging.getLogger("distributed")
     before = words.level
     words.setLevel(logging.WARNING)

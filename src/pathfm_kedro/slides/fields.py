@@ -16,7 +16,7 @@ from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels, SlideReader, read_field
 
 #: Raised with any change of how pixels are read, so that vectors of other pixels are not reused.
-_READER_REVISION = 2
+_READER_REVISION = 3
 
 
 @dataclass(frozen=True)

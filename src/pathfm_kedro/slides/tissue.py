@@ -26,8 +26,9 @@ _BLUE_HUES, _BLUE_SATURATION = (205.0, 232.0), 0.55
 #: Blood is red to a saturation of about 0.8, and strong DAB, which is as saturated as ink, is darker.
 #: Paler and darker red ink is taken for tissue: losing tissue rich in blood would be worse.
 _RED_HUES, _RED_SATURATION, _RED_VALUE = (345.0, 20.0), 0.85, 120
-#: Black ink is dark without colour; nuclei and melanin are dark with colour.
-_BLACK_VALUE, _BLACK_SATURATION = 100.0, 0.3
+#: Black ink is dark without colour; nuclei and melanin are dark with colour. Haematoxylin with DAB can
+#: be nearly neutral, but has a saturation of 0.29 and more once it is this dark.
+_BLACK_VALUE, _BLACK_SATURATION = 80.0, 0.22
 #: The rim of a pen mark is paler than its middle: so far around it, in micrometres, is left out too.
 _INK_RIM_UM = 40.0
 #: Marks are strokes of a fraction of a millimetre. Smaller spots are pigment, folds or chance.

@@ -159,6 +159,7 @@ def test_every_control_of_a_sound_audit_behaves(
 @pytest.mark.parametrize(
     ("encoder", "metric", "setting", "value", "experiment"),
     [
+        ("phantom_truth", "f1_range_over_organs", {}, 0.5, "retrieval"),
         ("random_projection", "ri", {"role": "cohort_k"}, 0.7, "robustness_index"),
         ("random_projection", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
         ("stain_statistics", "ri_minus_null", {}, 0.4, "robustness_index"),
@@ -250,6 +251,7 @@ def test_a_verdict_that_an_experiment_withheld_is_none_of_the_family() -> None:
         ("random_projection", "robustness_index"),
         ("random_projection", "retrieval"),
         ("stain_statistics", "robustness_index"),
+        ("phantom_truth", "rotation"),
     ],
 )
 def test_an_absent_control_blocks_what_needs_it(
@@ -279,17 +281,92 @@ def test_where_centers_share_their_stain_the_stain_control_does_not_apply(
     assert "do not differ in stain" in row["reason"]
 
 
-def test_the_probes_control_reads_chance_from_the_design(
+def with_null(
+    measurements: pl.DataFrame, metric: str, low: float | None, high: float | None
+) -> pl.DataFrame:
+    """The table with another null of one figure."""
+    ends = pl.Series("ends", [low, high], dtype=pl.Float64)
+    return measurements.with_columns(
+        pl.when(pl.col("metric") == metric).then(pl.lit(end)).otherwise(name).alias(name)
+        for name, end in zip(("null_low", "null_high"), ends, strict=True)
+    )
+
+
+def test_chance_of_the_votes_is_the_middle_of_their_own_nulls(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    bare = measurements.with_columns(
-        pl.lit(None, dtype=pl.Float64).alias("null_low"),
-        pl.lit(None, dtype=pl.Float64).alias("null_high"),
+    tables = [check_controls(measurements, provenance, {}, d) for d in (design, design[:4], None)]
+    rows = [control(table, "stain_statistics", "robustness_index") for table in tables]
+    assert rows[0] == rows[1] == rows[2]
+    # Label 0.35 with null 0.08 to 0.14, center 0.99 with null 0.22 to 0.32.
+    label, center = (0.35 - 0.11) / (1 - 0.11), (0.99 - 0.27) / (1 - 0.27)
+    assert f"center {center:.3f} [" in rows[0]["observed"]
+    assert f"label {label:.3f} [" in rows[0]["observed"]
+
+
+@pytest.mark.parametrize("ends", [(None, None), (0.1, None), (1.0, 1.0)])
+@pytest.mark.parametrize("metric", ["knn_accuracy_label", "knn_accuracy_center"])
+def test_without_a_null_of_the_vote_the_stain_control_shows_nothing(
+    measurements: pl.DataFrame,
+    provenance: dict[str, Any],
+    design: pl.DataFrame,
+    metric: str,
+    ends: tuple[float | None, float | None],
+) -> None:
+    bare = with_null(measurements, metric, *ends)
+    row = control(
+        check_controls(bare, provenance, {}, design), "stain_statistics", "robustness_index"
     )
-    with_design = check_controls(bare, provenance, {}, design)
-    assert control(with_design, "random_projection", "linear_probe")["behaves"] is True
-    without = check_controls(bare, provenance, {})
-    assert control(without, "random_projection", "linear_probe")["blocks"]
+    assert (row["behaves"], row["blocks"]) == (None, True)
+    assert row["reason"] == "no null of the vote was measured"
+
+
+def test_colour_that_neither_passes_nor_fails_takes_back_passes_alone(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    undecided = changed(measurements, -0.2, 0.21, "stain_statistics", "ri_minus_null")
+    table = check_controls(undecided, provenance, {}, design)
+    row = control(table, "stain_statistics", "robustness_index")
+    assert (row["behaves"], row["blocks"], row["blocks_pass"]) == (None, False, True)
+    before = collect_findings(measurements, provenance, {}, design).filter(role="encoder")
+    after = collect_findings(undecided, provenance, {}, design).filter(role="encoder")
+    index = pl.col("metric") == "ri_minus_null"
+    assert after.filter(~index).equals(before.filter(~index))
+    told = [dict(t.filter(index).select("encoder", "verdict").rows()) for t in (before, after)]
+    assert told[0] == {"alpha": "pass", "beta": "fail"}
+    assert told[1] == {"alpha": "inconclusive", "beta": "fail"}
+    sentence = verdict_by_encoder(after, table).filter(encoder="alpha")["sentence"][0]
+    assert "the cohort is too small to show that this check can fail" in sentence
+
+
+@given(value=st.floats(0.0, 1.0), low=st.floats(0.0, 1.0))
+@settings(deadline=None, max_examples=30)
+def test_a_wide_interval_does_not_excuse_neighbours_kept(value: float, low: float) -> None:
+    row = measurement(
+        experiment="rotation",
+        encoder="random_projection",
+        metric="mknn",
+        setting={"angle": 90, "k": 10, "view": "rotated"},
+        estimate=Estimate(value, min(low, value), 1.0, 50, 10),
+        threshold=0.8,
+        direction="above",
+    )
+    table = check_controls(measurement_table([row]), NO_CONTROLS, {"chance_margin": 0.2})
+    assert control(table, "random_projection", "rotation")["behaves"] is (value <= 0.2)
+
+
+def test_the_probes_control_reads_chance_from_the_design_only_without_a_null(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    def probe(table: pl.DataFrame, cohort: pl.DataFrame | None) -> dict[str, Any]:
+        checks = check_controls(table, provenance, {}, cohort)
+        return control(checks, "random_projection", "linear_probe")
+
+    bare = with_null(measurements, "balanced_accuracy", None, None)
+    assert probe(bare, design)["behaves"] is True
+    assert probe(bare, None)["blocks"]
+    # The design's 1/6 lies in the interval around 0.17; the row's own null does not.
+    assert probe(with_null(measurements, "balanced_accuracy", 0.05, 0.1), design)["blocks"]
 
 
 def test_the_truth_is_only_asked_on_the_phantom(
@@ -340,6 +417,48 @@ def test_undefined_signatures_stay_listed_and_are_not_judged() -> None:
     verdicts = verdict_by_encoder(findings, check_controls(measurement_table(rows), {}, {}))
     assert verdicts["verdict"].to_list() == ["not_applicable"]
     assert "None of the checks" in verdicts["sentence"][0]
+
+
+def unjudged(encoder: str, metric: str) -> list[dict[str, Any]]:
+    return not_applicable(
+        experiment="other",
+        encoder=encoder,
+        metrics=[metric],
+        reason="one center; add slides of a second one",
+        threshold=0.0,
+        direction="above",
+    )
+
+
+def judged_alone(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    verdicts = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA))
+    return {row["encoder"]: row for row in verdicts.iter_rows(named=True)}
+
+
+def test_passing_what_is_left_is_no_pass() -> None:
+    rows = [check("a", 1.0, 0.9, 1.1), *unjudged("a", "second"), check("b", 1.0, 0.9, 1.1)]
+    verdicts = judged_alone([*rows, check("b", 1.0, 0.9, 1.1, "second")])
+    assert verdicts["a"]["verdict"] == "inconclusive"
+    assert verdicts["a"]["sentence"].startswith("Passes 1 of 2 checks; 1 could not be judged: ")
+    assert verdicts["b"]["verdict"] == "pass"
+
+
+def test_an_experiment_without_the_encoder_is_no_pass() -> None:
+    elsewhere = [check("b", 1.0, 0.9, 1.1, metric=f"m{i}") for i in range(2)]
+    elsewhere = [{**row, "experiment": "colour_swap"} for row in elsewhere]
+    verdicts = judged_alone([check("a", 1.0, 0.9, 1.1), check("b", 1.0, 0.9, 1.1), *elsewhere])
+    assert verdicts["a"]["verdict"] == "inconclusive"
+    assert verdicts["a"]["sentence"] == (
+        "Passes 1 of 3 checks; 2 could not be judged: colour swap (not measured)."
+    )
+    assert verdicts["b"]["verdict"] == "pass"
+
+
+def test_a_fail_stays_a_fail_beside_what_could_not_be_judged() -> None:
+    verdicts = judged_alone([check("a", -1.0, -1.1, -0.9), *unjudged("a", "second")])
+    assert verdicts["a"]["verdict"] == "fail"
+    assert "1 could not be judged: " in verdicts["a"]["sentence"]
 
 
 def test_nothing_measured_gives_empty_tables() -> None:

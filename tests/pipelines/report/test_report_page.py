@@ -288,12 +288,28 @@ def test_an_interval_without_width_gets_its_footnote_and_no_q(
         threshold=0.5,
         direction="above",
     )
-    page = render_report(**with_rows(report_inputs, [flat]))
+    page = render_report(**with_rows(report_inputs, [flat, {**flat, "encoder": "phantom_truth"}]))
     section = page[page.index("Colour swap</h2>") :]
     row = next(line for line in section.splitlines() if "1.00 [1.00, 1.00] †" in line)
     assert "PASS" in row
     assert "q " not in row
     assert "no proof for the next cohort" in section
+
+
+def test_the_page_says_why_nothing_passes_where_colour_is_undecided(
+    report_inputs: dict[str, Any],
+) -> None:
+    controls = report_inputs["controls"]
+    stain = pl.col("control") == "stain_statistics"
+    controls = controls.with_columns(
+        pl.when(stain).then(None).otherwise("behaves").alias("behaves"),
+        stain.alias("blocks_pass"),
+        pl.when(stain).then(pl.lit("the cohort is too small")).otherwise("reason").alias("reason"),
+    )
+    page = render_report(**{**report_inputs, "controls": controls})
+    assert page.count("No PASS on robustness index: the control stain_statistics") == 1
+    assert "Nothing on robustness index" not in page
+    assert 'class="badge open"' in page
 
 
 def test_each_figure_is_told_once_in_numeric_order(report_inputs: dict[str, Any]) -> None:

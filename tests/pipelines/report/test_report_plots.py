@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.report.findings import collect_findings
 from pathfm_kedro.pipelines.report.plots import (
     COLOURS,
+    _short_names,
     curves_table,
     encoder_styles,
     figures,
@@ -146,6 +149,42 @@ def test_labels_cannot_carry_markup() -> None:
     assert figure is not None
     assert figure.data[0].y[0] == "&lt;b&gt;x&lt;/b&gt;"
     assert figure.data[0].x[0] == "&lt;a&gt;"
+
+
+LONG = ("university hospital of the north", "university hospital of the south")
+
+
+def test_long_names_that_begin_alike_keep_their_own_cells() -> None:
+    design = pl.DataFrame({"label": LONG, "center": LONG, "n_patients": [1, 2], "n_slides": [3, 4]})
+    figure = plot_design(design)
+    assert figure is not None
+    grid = figure.data[0]
+    for axis, places in ((figure.layout.xaxis, grid.x), (figure.layout.yaxis, grid.y)):
+        assert set(places) == set(LONG)
+        assert sorted(axis.tickvals) == sorted(LONG)
+        assert len(set(axis.ticktext)) == 2
+        assert max(map(len, axis.ticktext)) <= 20
+
+
+def test_encoders_whose_names_begin_alike_keep_their_own_rows(
+    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+) -> None:
+    names = dict(zip(("alpha", "beta"), LONG, strict=True))
+    renamed = measurements.with_columns(pl.col("encoder").replace(names))
+    told = drawn(renamed, {**provenance, "encoders": {}}, design)
+    rows = {y for trace in told["findings"].data for y in trace.y}
+    assert set(LONG) <= rows
+    for name in ("robustness_index:curve", "linear_probe:scatter", "retrieval:families"):
+        legend = [t.name for t in told[name].data if t.showlegend is not False]
+        assert len(set(legend)) == len(legend)
+
+
+@given(st.lists(st.text("ab…1", max_size=9), unique=True, max_size=12))
+def test_short_names_never_collide(names: list[str]) -> None:
+    short = _short_names(names, 5)
+    assert list(short) == names
+    assert len(set(short.values())) == len(names)
+    assert all(len(text) <= 5 for text in short.values())
 
 
 def test_a_cell_without_slides_is_drawn_as_zero() -> None:

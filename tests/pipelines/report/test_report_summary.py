@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.summary import (
+    behaving,
+    control_state,
     findings_metrics,
     number,
     render_summary,
@@ -61,6 +63,21 @@ def test_the_summary_never_calls_a_control_pass_or_fail(
     silent = controls.with_columns(behaves=pl.lit(value=False), blocks=pl.lit(value=True))
     text = render_summary(findings, silent, verdicts, provenance)
     assert "does not behave (measured: pass)" in text
+
+
+def test_an_open_control_is_neither_said_to_behave_nor_to_misbehave(
+    report_inputs: dict[str, Any],
+) -> None:
+    controls = report_inputs["controls"]
+    stain = (pl.col("control") == "stain_statistics") & (pl.col("experiment") == "robustness_index")
+    unclear = controls.with_columns(
+        pl.when(stain).then(None).otherwise("behaves").alias("behaves"),
+        (pl.col("blocks_pass") | stain).alias("blocks_pass"),
+    )
+    assert control_state(unclear, "stain_statistics") == "open"
+    assert control_state(unclear, "stain_statistics", "rotation") == "unasked"
+    known, asked = behaving(controls)
+    assert behaving(unclear) == (known - 1, asked)
 
 
 def test_spreadsheets_get_three_digits_of_p_and_q(report_inputs: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pathfm_kedro.pipelines.report.summary import (
     Row,
     check_name,
     check_title,
+    experiment_name,
     experiment_order,
     failure_text,
     held_against,
@@ -39,6 +40,7 @@ CONTROL_SCHEMA: dict[str, pl.DataType] = {
     "observed": pl.String(),
     "behaves": pl.Boolean(),
     "blocks": pl.Boolean(),
+    "blocks_pass": pl.Boolean(),
     "reason": pl.String(),
 }
 VERDICT_SCHEMA: dict[str, pl.DataType] = {
@@ -77,6 +79,8 @@ class ControlCheck:
         None where it could not be told or does not apply.
     blocks
         Whether the experiment's findings cannot be trusted for that reason.
+    blocks_pass
+        Whether a pass cannot be trusted, although a fail can: nothing shows that the check can fail.
     reason
         Why it misbehaves, could not be told, or does not apply.
     """
@@ -87,6 +91,7 @@ class ControlCheck:
     observed: str = "n/a"
     behaves: bool | None = None
     blocks: bool = False
+    blocks_pass: bool = False
     reason: str = ""
 
 
@@ -183,27 +188,28 @@ def check_controls(
     parameters
         ``chance_margin``: how far above chance a control may keep neighbours under rotation.
     design
-        Columns label, center, n_slides: chance is 1/B for B labels and 1/C for C centers. Without
-        it the null of each row stands in.
+        Columns label, center, n_slides: gives the linear probe's chance, 1/B for B labels, where
+        its row has no null. The votes of the robustness index are held against their own nulls
+        alone: a query's patient never votes, so that chance lies below 1/B and 1/C.
 
     Returns
     -------
     DataFrame
         :data:`CONTROL_SCHEMA`. `behaves` is null where it could not be told or does not apply;
-        `blocks` says whether the experiment's findings become inconclusive for it.
+        `blocks` says whether the experiment's findings become inconclusive for it, `blocks_pass`
+        whether only those that pass do.
     """
-    chance = _chances(design)
     margin = float(parameters.get("chance_margin", CHANCE_MARGIN))
     measured = set(measurements["experiment"])
     checks: list[ControlCheck] = []
     if "robustness_index" in measured:
-        checks += [_random_ri(measurements), _stain_ri(measurements, chance)]
+        checks += [_random_ri(measurements), _stain_ri(measurements)]
     if "rotation" in measured:
         checks.append(_random_rotation(measurements, margin))
     if "retrieval" in measured:
         checks.append(_random_retrieval(measurements))
     if "linear_probe" in measured:
-        checks.append(_random_probe(measurements, chance))
+        checks.append(_random_probe(measurements, _chances(design)))
     if provenance.get("is_phantom"):
         checks += _phantom_truth(measurements)
     return pl.DataFrame([asdict(check) for check in checks], schema=CONTROL_SCHEMA)
@@ -213,28 +219,34 @@ def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.Dat
     """One verdict and one sentence for each encoder.
 
     The verdict is the worst of its findings: fail, then inconclusive, then pass; not_applicable
-    where none could be judged.
+    where none could be judged. Passing what is left is no pass: where a check is not applicable,
+    or an experiment that others have findings in has none of the encoder, it is inconclusive.
 
     Returns
     -------
     DataFrame
         :data:`VERDICT_SCHEMA`, encoders before controls, each in alphabetical order.
     """
+    expected = _expected_checks(findings)
     rows = []
     for (encoder, role), own in findings.group_by("encoder", "role", maintain_order=True):
         counts = {
             verdict: own.filter(verdict=verdict).height
             for verdict in ("fail", "inconclusive", "pass", "not_applicable")
         }
+        measured = set(own["experiment"])
+        missing = {name: n for name, n in expected.items() if name not in measured}
+        verdict = next((name for name, count in counts.items() if count), "not_applicable")
+        if verdict == "pass" and (counts["not_applicable"] or missing):
+            verdict = "inconclusive"
+        told = _sentence(own, counts, missing)
         rows.append(
             {
                 "encoder": encoder,
                 "role": role,
-                "verdict": next(
-                    (name for name, count in counts.items() if count), "not_applicable"
-                ),
+                "verdict": verdict,
                 **{f"n_{name}": count for name, count in counts.items()},
-                "sentence": _sentence(own, counts) + _control_sentence(str(encoder), controls),
+                "sentence": told + _control_sentence(str(encoder), controls),
             }
         )
     table = pl.DataFrame(rows, schema=VERDICT_SCHEMA)
@@ -291,25 +303,45 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     )
 
 
+def _expected_checks(findings: pl.DataFrame) -> dict[str, int]:
+    """Checks of each experiment: the most that any encoder has findings of."""
+    counts = findings.group_by("experiment", "encoder").len().group_by("experiment")
+    most = dict(counts.agg(pl.col("len").max()).rows())
+    return {name: most[name] for name in experiment_order(list(most))}
+
+
 def _after_controls(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
-    """Findings of an experiment whose controls did not behave are inconclusive."""
-    blocked = (
-        controls.filter("blocks")
-        .group_by("experiment", maintain_order=True)
-        .agg(pl.format("control {}: {}", "control", "reason").str.join("; ").alias("_control"))
+    """What the controls of its experiment do not vouch for is inconclusive.
+
+    Where a check was not shown to be able to fail, a pass says nothing, but a fail is its own
+    proof. Where a control did not behave or is missing, neither can be trusted.
+    """
+    findings = _taken_back(findings, controls.filter("blocks_pass"), ["pass"])
+    return _taken_back(findings, controls.filter("blocks"), ["pass", "fail", "inconclusive"])
+
+
+def _taken_back(
+    findings: pl.DataFrame, controls: pl.DataFrame, verdicts: list[str]
+) -> pl.DataFrame:
+    """Real encoders' findings of the controls' experiments that have one of the verdicts.
+
+    What was inconclusive before keeps its reason and gets the control's after it.
+    """
+    blocked = controls.group_by("experiment", maintain_order=True).agg(
+        pl.format("control {}: {}", "control", "reason").str.join("; ").alias("_control")
     )
     joined = findings.join(blocked, on="experiment", how="left", maintain_order="left")
     hit = pl.col("_control").is_not_null() & (pl.col("role") == "encoder")
-    decided = pl.col("verdict").is_in(["pass", "fail"])
-    appended = pl.concat_str("reason", "_control", separator="; ")
+    hit &= pl.col("verdict").is_in(verdicts)
+    open_before = pl.col("verdict") == "inconclusive"
     return joined.with_columns(
-        pl.when(hit & decided)
+        pl.when(hit & open_before)
+        .then(pl.concat_str("reason", "_control", separator="; "))
+        .when(hit)
         .then("_control")
-        .when(hit & (pl.col("verdict") == "inconclusive"))
-        .then(appended)
         .otherwise("reason")
         .alias("reason"),
-        pl.when(hit & decided).then(pl.lit("inconclusive")).otherwise("verdict").alias("verdict"),
+        pl.when(hit).then(pl.lit("inconclusive")).otherwise("verdict").alias("verdict"),
     ).drop("_control")
 
 
@@ -367,8 +399,9 @@ def _overlaps_null(row: Row, low: float, high: float) -> bool:
 def _judged(
     control: str, experiment: str, expectation: str, observed: str, behaves: bool, reason: str
 ) -> ControlCheck:
+    reason = "" if behaves else reason
     return ControlCheck(
-        control, experiment, expectation, observed, behaves, not behaves, "" if behaves else reason
+        control, experiment, expectation, observed, behaves, blocks=not behaves, reason=reason
     )
 
 
@@ -395,7 +428,7 @@ def _random_rotation(measurements: pl.DataFrame, margin: float) -> ControlCheck:
     usable = [row for row in rows if row["value"] is not None]
     if not usable:
         return _unknown(control, experiment, expectation, rows[0] if rows else None)
-    behaves = all(_lowest(row) <= margin + _mean_null(row, 0.0) for row in usable)
+    behaves = all(row["value"] <= margin + _mean_null(row, 0.0) for row in usable)
     observed = "; ".join(interval_text(row) for row in usable)
     reason = "knows nothing, yet it keeps its neighbours under rotation"
     return _judged(control, experiment, expectation, observed, behaves, reason)
@@ -436,6 +469,7 @@ def _random_retrieval(measurements: pl.DataFrame) -> ControlCheck:
 
 
 def _random_probe(measurements: pl.DataFrame, chance: dict[str, float | None]) -> ControlCheck:
+    """Held against the row's own null; against 1/B of the design only where it has none."""
     control, experiment = "random_projection", "linear_probe"
     expectation = "the probe reads the label no better than chance"
     rows = _control_rows(measurements, control, experiment, "balanced_accuracy", target="label")
@@ -450,10 +484,15 @@ def _random_probe(measurements: pl.DataFrame, chance: dict[str, float | None]) -
     return _judged(control, experiment, expectation, observed, behaves, reason)
 
 
-def _stain_ri(measurements: pl.DataFrame, chance: dict[str, float | None]) -> ControlCheck:
-    """Colour alone must not pass where the centers differ in stain more than the labels do."""
+def _stain_ri(measurements: pl.DataFrame) -> ControlCheck:
+    """Colour alone must fail where the centers differ in stain more than the labels do.
+
+    Both are told by the votes of neighbours, as agreement beyond the chance that each row's own
+    null gives. An open index shows neither that the check works nor that it does not: it takes
+    back what passes, and leaves what fails.
+    """
     control, experiment = "stain_statistics", "robustness_index"
-    expectation = "does not pass the robustness index where the centers differ in stain"
+    expectation = "fails the robustness index where the centers differ in stain"
     label = _cohort_row(measurements, control, "knn_accuracy_label")
     center = _cohort_row(measurements, control, "knn_accuracy_center")
     index = _cohort_row(measurements, control, "ri_minus_null")
@@ -461,10 +500,10 @@ def _stain_ri(measurements: pl.DataFrame, chance: dict[str, float | None]) -> Co
         if row is None or not _has_interval(row):
             return _unknown(control, experiment, expectation, row)
     assert label is not None and center is not None and index is not None  # noqa: PT018
-    of_label, of_center = _kappa(label, chance["label"]), _kappa(center, chance["center"])
+    of_label, of_center = _kappa(label), _kappa(center)
     if of_label is None or of_center is None:
-        reason = "not applicable: one label or one center leaves nothing to tell apart"
-        return ControlCheck(control, experiment, expectation, reason=reason)
+        reason = "no null of the vote was measured"
+        return ControlCheck(control, experiment, expectation, blocks=True, reason=reason)
     observed = (
         f"agreement beyond chance: center {interval_text(of_center)}, label "
         f"{interval_text(of_label)}; index minus null {interval_text(index)}"
@@ -472,31 +511,48 @@ def _stain_ri(measurements: pl.DataFrame, chance: dict[str, float | None]) -> Co
     if not of_center["ci_low"] > of_label["ci_high"]:
         reason = "not applicable: the centers do not differ in stain more than the labels do"
         return ControlCheck(control, experiment, expectation, observed, reason=reason)
+    if index["verdict"] not in ("pass", "fail"):
+        reason = "the cohort is too small to show that this check can fail"
+        return ControlCheck(
+            control, experiment, expectation, observed, blocks_pass=True, reason=reason
+        )
     reason = (
         "knows only colour, yet it passes the robustness index although the centers differ in stain"
     )
-    behaves = index["verdict"] != "pass"
+    behaves = index["verdict"] == "fail"
     return _judged(control, experiment, expectation, observed, behaves, reason)
 
 
-def _kappa(row: Row, chance: float | None) -> dict[str, float] | None:
-    """Agreement beyond chance (a − c) / (1 − c) of an accuracy a and its interval."""
-    if chance is None:
-        chance = _mean_null(row, 1.0)
+def _kappa(row: Row) -> dict[str, float] | None:
+    """Agreement beyond chance (a − c) / (1 − c) of an accuracy a and its interval.
+
+    Chance c is the middle of the row's own null, not 1/B or 1/C of the design: a query's patient
+    never votes, and centers are shuffled within labels, so that chance depends on the cohort. None
+    where the null is missing or leaves nothing above it.
+    """
+    if not _has_null(row):
+        return None
+    chance = (row["null_low"] + row["null_high"]) / 2
     if chance >= 1:
         return None
     return {key: (row[key] - chance) / (1 - chance) for key in ("value", "ci_low", "ci_high")}
 
 
 def _phantom_truth(measurements: pl.DataFrame) -> Iterator[ControlCheck]:
-    """The control that knows the drawn morphology must pass every signature."""
+    """The control that knows the drawn morphology must pass every signature.
+
+    Without its rows nothing shows that an encoder can pass; undefined figures are no such gap.
+    """
     control, expectation = "phantom_truth", "passes every check: it knows what was drawn"
     signatures = measurements.filter(pl.col("threshold").is_not_null())
     for experiment in experiment_order(signatures["experiment"].to_list()):
         rows = signatures.filter(encoder=control, experiment=experiment)
+        if rows.is_empty():
+            yield _unknown(control, experiment, expectation, None)
+            continue
         judged = rows.filter(pl.col("verdict") != "not_applicable")
         if not judged.height:
-            reason = rows["reason"][0] if rows.height else f"was not measured in {experiment}"
+            reason = rows["reason"][0]
             yield ControlCheck(control, experiment, expectation, reason=f"not applicable: {reason}")
             continue
         missed = [
@@ -515,39 +571,54 @@ def _mean_null(row: Row, default: float) -> float:
 
 
 def _null_range(row: Row, chance: float | None) -> tuple[float, float] | None:
-    """The row's null stretched to chance; None where neither is known."""
-    ends = [end for end in (row["null_low"], row["null_high"], chance) if end is not None]
+    """The row's own null, else chance; None where neither is known."""
+    ends = [end for end in (row["null_low"], row["null_high"]) if end is not None]
+    if not ends and chance is not None:
+        ends = [chance]
     return (min(ends), max(ends)) if ends else None
 
 
-def _lowest(row: Row) -> float:
-    return float(row["value"] if row["ci_low"] is None else min(row["value"], row["ci_low"]))
-
-
-def _sentence(own: pl.DataFrame, counts: Mapping[str, int]) -> str:
-    """What an encoder's findings come to, failures first."""
+def _sentence(own: pl.DataFrame, counts: Mapping[str, int], missing: Mapping[str, int]) -> str:
+    """What an encoder's findings come to, failures first; `missing` are experiments without any."""
     judged = own.height - counts["not_applicable"]
     if not judged:
         return "None of the checks could be judged on this cohort."
+    unjudged = counts["not_applicable"] + sum(missing.values())
     checks = "check" if judged == 1 else "checks"
     parts = []
+    if counts["pass"] == judged and unjudged:
+        return (
+            f"Passes {judged} of {judged + unjudged} checks; {unjudged} could not be judged: "
+            f"{_unjudged(own, missing)}."
+        )
     if counts["fail"]:
         causes = _told(own, "fail", lambda row: f"{failure_text(row)} ({held_against(row)})")
         parts.append(f"Fails {counts['fail']} of {judged} {checks}: {causes}.")
     if counts["inconclusive"]:
-        names = _told(
-            own,
-            "inconclusive",
-            lambda row: f"{check_name(row)} ({interval_text(row)}, must be {threshold_text(row)})",
-        )
+        names = _told(own, "inconclusive", _undecided)
         parts.append(f"Undecided in {counts['inconclusive']} of {judged}: {names}.")
     if counts["pass"]:
         whole = "the only check" if judged == 1 else f"all {judged} checks"
         amount = f" {whole}" if counts["pass"] == judged else ""
         parts.append(f"Passes{amount}: {_told(own, 'pass', check_name, ', ')}.")
-    if counts["not_applicable"]:
-        parts.append(f"{counts['not_applicable']} could not be judged on this cohort.")
+    if unjudged:
+        parts.append(f"{unjudged} could not be judged: {_unjudged(own, missing)}.")
     return " ".join(parts)
+
+
+def _undecided(row: Row) -> str:
+    """An open check; its interval alone does not say why where a pass or fail was taken back."""
+    parts = [f"{interval_text(row)}, must be {threshold_text(row)}"]
+    if row["measured_verdict"] in ("pass", "fail"):
+        parts.append(row["reason"])
+    return f"{check_name(row)} ({'; '.join(parts)})"
+
+
+def _unjudged(own: pl.DataFrame, missing: Mapping[str, int]) -> str:
+    """Checks without a figure, then experiments in which the encoder was not measured."""
+    undefined = _told(own, "not_applicable", check_name, ", ")
+    absent = [f"{experiment_name(name).lower()} (not measured)" for name in missing]
+    return ", ".join([*([undefined] if undefined else []), *absent])
 
 
 def _told(own: pl.DataFrame, verdict: str, tell: Callable[[Row], str], between: str = "; ") -> str:

@@ -643,7 +643,7 @@ def _may(findings: pl.DataFrame, slides: pl.DataFrame, parameters: Mapping[str, 
     return [
         f"A PASS or FAIL says that the whole 95% interval over patients lies on one side of the "
         f"threshold, that this holds after correcting for all {checks} checks (q below {alpha:g}), "
-        f"and that the controls of the experiment behaved.",
+        f"and that no control of the experiment speaks against it.",
         f"It holds for slides like these: {_count(usable.height, 'usable slide')} of "
         f"{_count(usable['patient_id'].n_unique(), 'patient')} from "
         f"{_count(usable['center'].n_unique(), 'center')}, with "
@@ -665,6 +665,12 @@ def _may_not(
     for row in controls.filter(pl.col("blocks")).iter_rows(named=True):
         title = experiment_name(row["experiment"]).lower()
         limits.append(f"Nothing on {title}: the control {row['control']} {row['reason']}.")
+    for row in controls.filter(pl.col("blocks_pass")).iter_rows(named=True):
+        title = experiment_name(row["experiment"]).lower()
+        limits.append(
+            f"No PASS on {title}: the control {row['control']} has to fail there but is undecided: "
+            f"{row['reason']}."
+        )
     lost = slides.filter(status="unusable").height
     if lost:
         limits.append(
@@ -688,7 +694,7 @@ def _control(row: Row) -> dict[str, Any]:
     told = behaves_text(row)
     state = "behaves" if row["behaves"] else "misbehaves"
     if row["behaves"] is None and not row["blocks"]:
-        state = "unasked"
+        state = "open" if row["blocks_pass"] else "unasked"
     words = told if row["behaves"] is None else CONTROL_WORDS[state]
     return {
         **row,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain, count
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,8 @@ _NAMES_WIDTH = 132
 #: One line of a panel's title, and the ticks below a panel, in pixels.
 _LINE_HEIGHT = 15
 _TICKS_HEIGHT = 30
+#: Characters of a name that fit beside a panel.
+_SHORT = 20
 #: Characters of a title that fit on a phone.
 _TITLE_WIDTH = 46
 #: Half the width of the threshold's mark on the axis of angles: shorter than a step between points.
@@ -63,6 +67,8 @@ class Style:
     dash: str
     symbol: str
     is_control: bool
+    #: Short text of the name, unlike that of every other encoder.
+    label: str = ""
 
 
 def encoder_styles(names: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Style]:
@@ -75,15 +81,19 @@ def encoder_styles(names: Sequence[str], provenance: Mapping[str, Any]) -> dict[
     (['conch', 'uni', 'random_projection'], '#D55E00', 'dash')
     """
     role = roles(provenance, sorted(set(names)))
+    label = _short_names(list(role))
     real = [name for name in role if role[name] != "control"]
     controls = [name for name in role if role[name] == "control"]
     styles = {
-        name: Style(COLOURS[i % len(COLOURS)], "solid", SYMBOLS[i % len(SYMBOLS)], False)
+        name: Style(
+            COLOURS[i % len(COLOURS)], "solid", SYMBOLS[i % len(SYMBOLS)], False, label[name]
+        )
         for i, name in enumerate(real)
     }
     for i, name in enumerate(controls):
         j = i % len(GREYS)
-        styles[name] = Style(GREYS[j], DASHES[j], f"{SYMBOLS[i % len(SYMBOLS)]}-open", True)
+        symbol = f"{SYMBOLS[i % len(SYMBOLS)]}-open"
+        styles[name] = Style(GREYS[j], DASHES[j], symbol, True, label[name])
     return styles
 
 
@@ -232,7 +242,7 @@ def plot_retrieval(
             x=[places[family] for family in own["x"]],
             y=own["value"].to_list(),
             error_y=_errors(own, "#333333"),
-            name=_label(name),
+            name=style.label,
             marker={
                 "color": style.colour,
                 "line": {"color": style.colour, "width": 1},
@@ -291,7 +301,7 @@ def plot_probe(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Fi
             error_x=_errors(own, colour),
             error_y=_errors(pl.DataFrame([center]), colour),
             mode="markers",
-            name=_label(name),
+            name=styles[name].label,
             marker={"color": colour, "symbol": styles[name].symbol, "size": 11},
         )
     _add_chance_lines(figure, sides["label"], sides["center"])
@@ -333,8 +343,8 @@ def plot_design(design: pl.DataFrame) -> go.Figure | None:
     grid = [[cells.get((label, center), empty) for center in centers] for label in labels]
     figure = _figure(height=130 + 44 * len(labels))
     figure.add_heatmap(
-        x=[_label(name) for name in centers],
-        y=[_label(name) for name in labels],
+        x=[_text(name) for name in centers],
+        y=[_text(name) for name in labels],
         z=[[cell["n_slides"] for cell in line] for line in grid],
         text=[[f"{cell['n_slides']} ({cell['n_patients']})" for cell in line] for line in grid],
         texttemplate="%{text}",
@@ -346,8 +356,8 @@ def plot_design(design: pl.DataFrame) -> go.Figure | None:
         ygap=2,
     )
     _title_axes(figure, "center", "")
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False, **_ticks(_short_names(centers)))
+    figure.update_yaxes(type="category", showgrid=False, **_ticks(_short_names(labels)))
     return figure
 
 
@@ -388,7 +398,10 @@ def interval_panels(
         _add_panel(figure, i, panel, styles)
         figure.add_annotation(_title_place(titles[i - 1], i))
     figure.update_yaxes(
-        categoryorder="array", categoryarray=[_label(name) for name in names], type="category"
+        categoryorder="array",
+        categoryarray=[_text(name) for name in names],
+        type="category",
+        **_ticks({name: styles[name].label for name in names}),
     )
     figure.update_layout(_layout(height=plotted + room + _TICKS_HEIGHT))
     figure.update_layout(
@@ -471,10 +484,49 @@ def _hatch(style: Style) -> dict[str, str]:
     return {"shape": "/", "fgcolor": style.colour, "bgcolor": "#ffffff"}
 
 
-def _label(name: str | None, width: int = 20) -> str:
+def _text(name: str | None) -> str:
     """A name from the tables as text: Plotly reads markup in every label."""
-    text = name or ""
-    return escape(text if len(text) <= width else f"{text[: width - 1]}…", quote=False)
+    return escape(name or "", quote=False)
+
+
+def _short_names(names: Sequence[str], width: int = _SHORT) -> dict[str, str]:
+    """A text of at most `width` characters for each name, no two alike, markup taken out.
+
+    Names that begin alike keep both ends; a number tells apart what is still alike.
+
+    Examples
+    --------
+    >>> list(_short_names(["uni", "hospital north", "hospital south"], 10).values())
+    ['uni', 'hosp…north', 'hosp…south']
+    """
+    cut = {name: _cut(name, width, 0) for name in names}
+    often = Counter(cut.values())
+    wanted = {
+        name: text if often[text] == 1 else _cut(name, width, width // 2)
+        for name, text in cut.items()
+    }
+    shown: dict[str, str] = {}
+    for name, text in wanted.items():
+        numbered = (f"{text[: width - len(end)]}{end}" for end in (f"…{i}" for i in count(2)))
+        unused = (entry for entry in chain([text], numbered) if entry not in shown.values())
+        shown[name] = next(unused)
+    return {name: _text(text) for name, text in shown.items()}
+
+
+def _cut(name: str, width: int, tail: int) -> str:
+    """A name's beginning and its last `tail` characters."""
+    if len(name) <= width:
+        return name
+    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def _ticks(short: Mapping[str, str]) -> dict[str, Any]:
+    """Ticks of an axis whose categories are whole names: shortened, two could become one."""
+    return {
+        "tickmode": "array",
+        "tickvals": [_text(name) for name in short],
+        "ticktext": list(short.values()),
+    }
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -560,18 +612,18 @@ def _add_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Style) ->
             mode="lines",
             hoverinfo="skip",
             showlegend=False,
-            legendgroup=_label(name),
+            legendgroup=name,
         )
     figure.add_scatter(
         x=own["x"].to_list(),
         y=own["value"].to_list(),
         mode="lines+markers",
-        name=_label(name),
-        legendgroup=_label(name),
+        name=style.label,
+        legendgroup=name,
         line={"color": style.colour, "dash": style.dash, "width": 2},
         marker={"symbol": style.symbol, "size": 6},
         text=[interval_text(row) for row in own.iter_rows(named=True)],
-        hovertemplate=f"{_label(name)}, %{{x}}: %{{text}}<extra></extra>",
+        hovertemplate=f"{_text(name)}, %{{x}}: %{{text}}<extra></extra>",
     )
 
 
@@ -581,8 +633,8 @@ def _add_back_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Styl
         y=own["value"].to_list(),
         mode="lines",
         showlegend=False,
-        legendgroup=_label(name),
-        hovertemplate=f"{_label(name)}, there and back, %{{x}}: %{{y:.3g}}<extra></extra>",
+        legendgroup=name,
+        hovertemplate=f"{_text(name)}, there and back, %{{x}}: %{{y:.3g}}<extra></extra>",
         line={"color": style.colour, "dash": "dash", "width": 1.2},
     )
 
@@ -705,11 +757,11 @@ def _add_panel(
         _add_null_tick(figure, row, place)
         figure.add_scatter(
             x=[row["value"]],
-            y=[_label(name)],
+            y=[_text(name)],
             error_x=_errors(own, style.colour),
             mode="markers",
             marker={"color": style.colour, "symbol": style.symbol, "size": 9},
-            hovertemplate=f"{_label(name)}: {interval_text(row)}<extra></extra>",
+            hovertemplate=f"{_text(name)}: {interval_text(row)}<extra></extra>",
             **place,
         )
     threshold = panel["threshold"].drop_nulls()
@@ -723,7 +775,7 @@ def _add_null_tick(figure: go.Figure, row: Row, place: Mapping[str, int]) -> Non
     if ends:
         figure.add_scatter(
             x=ends,
-            y=[_label(row["encoder"])] * len(ends),
+            y=[_text(row["encoder"])] * len(ends),
             mode="lines+markers",
             line={"color": "#c4c4c4", "width": 7},
             marker={"symbol": "line-ns", "size": 12, "line": {"color": "#9a9a9a", "width": 2}},

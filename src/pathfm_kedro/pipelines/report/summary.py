@@ -166,10 +166,11 @@ VERDICT_WORDS = {
 }
 #: What is told of a control in place of a verdict: not whether it passes, but whether it answers as
 #: it must. A red FAIL beside an encoder that has to fail would say the opposite of what it means.
-CONTROL_SIGNS = {"behaves": "✓", "misbehaves": "✕", "unasked": "–"}
+CONTROL_SIGNS = {"behaves": "✓", "misbehaves": "✕", "open": "?", "unasked": "–"}
 CONTROL_WORDS = {
     "behaves": "behaves",
     "misbehaves": "does not behave",
+    "open": "could not be shown",
     "unasked": "nothing expected",
 }
 
@@ -548,7 +549,8 @@ PHANTOM_NOTE = (
 def behaves_text(row: Row) -> str:
     """Yes, no, or that it could not be told."""
     if row["behaves"] is None:
-        return "could not be shown" if row["blocks"] else "not applicable"
+        needed = row["blocks"] or row["blocks_pass"]
+        return "could not be shown" if needed else "not applicable"
     return "yes" if row["behaves"] else "NO"
 
 
@@ -584,8 +586,14 @@ def marked_interval(row: Row) -> str:
     return interval_text(row) + ("" if has_width(row) else " †")
 
 
+#: Control checks that had to be answered.
+_ASKED = pl.col("behaves").is_not_null() | pl.col("blocks") | pl.col("blocks_pass")
+
+
 def control_state(controls: pl.DataFrame, control: str, experiment: str | None = None) -> str:
-    """Whether a control answers as it must: ``behaves``, ``misbehaves`` or ``unasked``.
+    """Whether a control answers as it must: ``behaves``, ``misbehaves``, ``open``, ``unasked``.
+
+    Open is what only takes back passes: the cohort is too small to tell.
 
     Parameters
     ----------
@@ -599,10 +607,12 @@ def control_state(controls: pl.DataFrame, control: str, experiment: str | None =
     own = controls.filter(pl.col("control") == control)
     if experiment is not None:
         own = own.filter(pl.col("experiment") == experiment)
-    asked = own.filter(pl.col("behaves").is_not_null() | pl.col("blocks"))
+    asked = own.filter(_ASKED)
     if asked.is_empty():
         return "unasked"
-    return "behaves" if asked["behaves"].fill_null(value=False).all() else "misbehaves"
+    if asked.filter("blocks").height:
+        return "misbehaves"
+    return "open" if asked.filter("blocks_pass").height else "behaves"
 
 
 def verdict_words(row: Row, controls: pl.DataFrame, experiment: str | None = None) -> str:
@@ -616,7 +626,7 @@ def verdict_words(row: Row, controls: pl.DataFrame, experiment: str | None = Non
 
 def behaving(controls: pl.DataFrame) -> tuple[int, int]:
     """How many control checks behave, of how many that had to."""
-    asked = controls.filter(pl.col("behaves").is_not_null() | pl.col("blocks"))
+    asked = controls.filter(_ASKED)
     return int(asked["behaves"].fill_null(value=False).sum()), asked.height
 
 

@@ -25,7 +25,6 @@ from pathfm_kedro.slides.views import (
 )
 from pathfm_kedro.statistics.tables import digests_by_slide
 
-
 #: Raised with any change of how views are made from pixels.
 _REVISION = "2"
 

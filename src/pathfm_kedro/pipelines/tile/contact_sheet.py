@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pathfm_kedro.engine import EngineSettings, map_in_order
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.readers import Pixels, reduce_by_area
-from pathfm_kedro.slides.tissue import Overview, read_overview, tissue_mask
+from pathfm_kedro.slides.tissue import Overview, TissueSettings, read_overview, tissue_mask
 
 _GAP, _HEADER, _CAPTION, _LINE = 10, 26, 36, 15
 _FONT_SIZE = 12
@@ -55,7 +55,7 @@ def draw_contact_sheet(
     files
         The cohort's folder.
     parameters
-        ``overview_mpp`` and ``contact_sheet``: ``max_slides``, ``columns``,
+        ``overview_mpp``, ``tissue`` and ``contact_sheet``: ``max_slides``, ``columns``,
         ``cell_pixels``.
     engine
         Where slides are read.
@@ -131,7 +131,9 @@ def _cell(
         fine = (
             overview if thumb_mpp >= overview_mpp else read_overview(reader, row["mpp"], thumb_mpp)
         )
-    picture = _picture(row, tiles, overview, fine, size)
+    tissue = TissueSettings.from_parameters(parameters.get("tissue", {}))
+    mask = tissue_mask(overview.image, tissue, overview.scale * row["mpp"])
+    picture = _picture(row, tiles, mask, fine, size)
     plural = "tile" if tiles.height == 1 else "tiles"
     return _Cell(row["slide_id"], f"{subtitle}, {tiles.height} {plural}", picture, "")
 
@@ -146,7 +148,11 @@ def _subtitle(row: Mapping[str, Any]) -> str:
 
 
 def _picture(
-    row: Mapping[str, Any], tiles: pl.DataFrame, overview: Overview, fine: Overview, size: int
+    row: Mapping[str, Any],
+    tiles: pl.DataFrame,
+    tissue: NDArray[np.bool_],
+    fine: Overview,
+    size: int,
 ) -> Pixels:
     """The slide with its longer side `size` px, tissue outlined, tiles framed."""
     from PIL import Image, ImageDraw
@@ -154,7 +160,7 @@ def _picture(
     scale = max(row["width"], row["height"]) / size
     width, height = max(1, round(row["width"] / scale)), max(1, round(row["height"] / scale))
     picture = reduce_by_area(fine.image, width, height).copy()
-    mask = Image.fromarray(tissue_mask(overview.image)).resize((width, height))
+    mask = Image.fromarray(tissue).resize((width, height))
     picture[_outline(np.asarray(mask))] = _TISSUE
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)

@@ -14,7 +14,15 @@ from pathfm_kedro.engine import EngineSettings, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.mosaic import choose_mosaic, colour_clusters
-from pathfm_kedro.slides.tissue import TileGrid, read_overview, tile_grid, tissue_mask
+from pathfm_kedro.slides.readers import SlideReader, read_field
+from pathfm_kedro.slides.tissue import (
+    TileGrid,
+    TissueSettings,
+    read_overview,
+    sharpness,
+    tile_grid,
+    tissue_mask,
+)
 
 TILES_SCHEMA: dict[str, pl.DataType] = {
     "tile_id": pl.String(),
@@ -53,7 +61,7 @@ def cut_tiles(
         The cohort's folder.
     parameters
         ``pixels`` and ``mpp`` of a tile, ``min_tissue_fraction``, ``max_tiles_per_slide``,
-        ``overview_mpp``, ``mosaic`` and ``seed``.
+        ``overview_mpp``, ``tissue``, ``mosaic`` and ``seed``.
     engine
         Where jobs run.
 
@@ -114,13 +122,15 @@ def _tile_slide(
             f"a tile of {field_um:g} micrometres is larger than the slide: lower tile.pixels or "
             "tile.mpp for this cohort"
         )
+    tissue = TissueSettings.from_parameters(parameters.get("tissue", {}))
     with files.open(row["path"]) as reader:
         overview = read_overview(reader, row["mpp"], float(parameters["overview_mpp"]))
-    mask = tissue_mask(overview.image)
+        mask = tissue_mask(overview.image, tissue, overview.scale * row["mpp"])
+        grid = tile_grid(overview, mask, row["width"], row["height"], side)
+        most = float(grid.tissue_fraction.max())
+        grid = grid.where(grid.tissue_fraction >= float(parameters["min_tissue_fraction"]))
+        grid = _in_focus(grid, reader, pixels, tissue.min_sharpness)
     area_mm2 = float(mask.sum()) * (overview.scale * row["mpp"] / 1000) ** 2
-    grid = tile_grid(overview, mask, row["width"], row["height"], side)
-    most = float(grid.tissue_fraction.max())
-    grid = grid.where(grid.tissue_fraction >= float(parameters["min_tissue_fraction"]))
     grid = _capped(grid, parameters["max_tiles_per_slide"], row["slide_id"], parameters["seed"])
     clusters, chosen = _mosaic(grid, parameters)
     ids = [f"{row['slide_id']}@{x}_{y}" for x, y in zip(grid.x, grid.y, strict=True)]
@@ -144,10 +154,25 @@ def _tile_slide(
 def _why_no_tile(area: float, most: float, parameters: Mapping[str, Any]) -> str:
     if area == 0:
         return "no tissue was found on this slide"
+    if most >= float(parameters["min_tissue_fraction"]):
+        return (
+            f"every tile is less sharp than {parameters['tissue']['min_sharpness']:g}: scan the slide "
+            "again, or lower tile.tissue.min_sharpness for this cohort"
+        )
     return (
         f"no tile is tissue to {float(parameters['min_tissue_fraction']):.0%}, the most is "
         f"{most:.0%}: lower tile.min_tissue_fraction for this cohort"
     )
+
+
+def _in_focus(grid: TileGrid, reader: SlideReader, pixels: int, least: float | None) -> TileGrid:
+    """The tiles that are sharp enough; read one by one, since all of a slide do not fit in memory."""
+    if least is None:
+        return grid
+    fields = (
+        read_field(reader, x, y, grid.side, pixels) for x, y in zip(grid.x, grid.y, strict=True)
+    )
+    return grid.where(np.array([sharpness(field) >= least for field in fields], bool))
 
 
 def _capped(grid: TileGrid, limit: int | None, slide_id: str, seed: int) -> TileGrid:
