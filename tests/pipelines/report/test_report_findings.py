@@ -437,11 +437,17 @@ def judged_alone(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_passing_what_is_left_is_no_pass() -> None:
-    rows = [check("a", 1.0, 0.9, 1.1), *unjudged("a", "second"), check("b", 1.0, 0.9, 1.1)]
-    verdicts = judged_alone([*rows, check("b", 1.0, 0.9, 1.1, "second")])
+    rows = [check("a", 1.0, 0.9, 1.1), *unjudged("a", "mknn"), check("b", 1.0, 0.9, 1.1)]
+    verdicts = judged_alone([*rows, check("b", 1.0, 0.9, 1.1, "mknn")])
     assert verdicts["a"]["verdict"] == "inconclusive"
     assert verdicts["a"]["sentence"].startswith("Passes 1 of 2 checks; 1 could not be judged: ")
     assert verdicts["b"]["verdict"] == "pass"
+
+
+def test_what_does_not_exist_in_a_cohort_takes_nothing_back() -> None:
+    """One organ has no spread over organs, and that is no doubt about the encoder."""
+    rows = [check("a", 1.0, 0.9, 1.1), *unjudged("a", "f1_range_over_organs")]
+    assert judged_alone(rows)["a"]["verdict"] == "pass"
 
 
 def test_an_experiment_without_the_encoder_is_no_pass() -> None:

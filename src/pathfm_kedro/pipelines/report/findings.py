@@ -215,12 +215,18 @@ def check_controls(
     return pl.DataFrame([asdict(check) for check in checks], schema=CONTROL_SCHEMA)
 
 
+#: Checks without which an encoder cannot pass as a whole.
+CORE_CHECKS = ("ri_minus_null", "mknn")
+
+
 def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
     """One verdict and one sentence for each encoder.
 
     The verdict is the worst of its findings: fail, then inconclusive, then pass; not_applicable
-    where none could be judged. Passing what is left is no pass: where a check is not applicable,
-    or an experiment that others have findings in has none of the encoder, it is inconclusive.
+    where none could be judged. Passing what is left is no pass: where a core check (robustness
+    index, rotation) is not applicable, or an experiment that others have findings in has none of
+    the encoder, it is inconclusive. A spread over organs does not exist in a cohort of one organ,
+    so its absence takes nothing back.
 
     Returns
     -------
@@ -237,7 +243,8 @@ def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.Dat
         measured = set(own["experiment"])
         missing = {name: n for name, n in expected.items() if name not in measured}
         verdict = next((name for name, count in counts.items() if count), "not_applicable")
-        if verdict == "pass" and (counts["not_applicable"] or missing):
+        core = own.filter(pl.col("metric").is_in(CORE_CHECKS), verdict="not_applicable").height
+        if verdict == "pass" and (core or missing):
             verdict = "inconclusive"
         told = _sentence(own, counts, missing)
         rows.append(
