@@ -171,6 +171,29 @@ def test_a_slide_that_kills_its_workers_is_recorded_and_the_rest_go_on(tmp_path)
     }
 
 
+def test_a_slide_is_not_blamed_for_another_that_kills_the_worker_of_both(tmp_path):
+    """Two threads in one process: every death of the one is a death of the other, unless alone."""
+    from distributed import LocalCluster
+
+    jobs = [
+        Slide("deadly", tmp_path, deaths=99, seconds=0.5),
+        Slide("innocent", tmp_path, seconds=2),
+    ]
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        scheduler_kwargs={"allowed_failures": 0},
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:
+        address = cluster.scheduler_address
+        # Two are handed out at once, also while the worker is being started anew.
+        engine = EngineSettings(2, scheduler="dask", dask={"address": address, "retries": 1})
+        loaded = save(tmp_path, jobs, engine).load()
+    assert loaded.slide_ids == ("innocent",)
+    assert list(loaded.failures) == ["deadly"]
+    assert len(attempts(tmp_path, "innocent")) == 2
+
+
 def test_a_job_computes_with_one_thread_whatever_the_worker_was_told():
     engine = EngineSettings(
         workers=1, scheduler="dask", dask={"options": {"env": {"OMP_NUM_THREADS": "4"}}}
