@@ -1,6 +1,6 @@
 # make install   the environment in .venv
 # make demo      audit the phantom cohort; ends at the report
-# make test      lint, types, import rules, tests
+# make test      lint, types, import rules, tests; make test-slow the slow ones
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
 
@@ -17,7 +17,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test lint viz bench clean
+.PHONY: help install demo test test-slow lint viz bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,7 +49,11 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+
+# Audits of the real tile sets, and runs that are killed again and again: minutes each.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests
 
 viz: $(INSTALLED)
 	$(BIN)/kedro viz run

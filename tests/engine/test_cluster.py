@@ -195,9 +195,8 @@ def test_a_slide_is_not_blamed_for_another_that_kills_the_worker_of_both(tmp_pat
 
 
 def test_a_job_computes_with_one_thread_whatever_the_worker_was_told():
-    engine = EngineSettings(
-        workers=1, scheduler="dask", dask={"options": {"env": {"OMP_NUM_THREADS": "4"}}}
-    )
+    told = {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    engine = EngineSettings(workers=1, scheduler="dask", dask={"options": {"env": told}})
     assert [o.result for o in run_each(torch_threads, [0, 1], engine, "threads")] == [1, 1]
 
 

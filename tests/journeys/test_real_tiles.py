@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from tests.journeys.conftest import fresh_clone, kedro, newest, read_table, write_parameters
 
-pytestmark = [pytest.mark.real_data, pytest.mark.journey]
+pytestmark = [pytest.mark.real_data, pytest.mark.journey, pytest.mark.slow]
 
 CONTROLS = {"stain_statistics", "random_projection"}
 #: Fewer angles, draws and permutations than an audit takes: the figures stay, the time goes.

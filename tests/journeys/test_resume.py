@@ -27,7 +27,7 @@ from tests.journeys.conftest import (
     write_parameters,
 )
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 COHORT, ENCODER = "mini", "efficientnet_lite0"
 KEDRO = (
