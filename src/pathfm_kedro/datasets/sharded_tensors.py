@@ -16,7 +16,8 @@ from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 from numpy.typing import NDArray
 
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
-from pathfm_kedro.engine import Outcome, ShardJob, ShardPlan, run_each, too_many_failed
+from pathfm_kedro.engine import Outcome, ShardJob, ShardPlan, run_each
+from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
 
 logger = logging.getLogger(__name__)
 
@@ -213,13 +214,10 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         failed = {s: entry["reason"] for s, entry in slides.items() if entry["status"] == "failed"}
         for slide_id, reason in failed.items():
             logger.warning("slide %s: %s", slide_id, reason)
-        if too_many_failed(len(failed), len(slides), data.engine):
-            slide_id, reason = next(iter(failed.items()))
-            raise DatasetError(
-                f"{len(failed)} of {len(slides)} slides failed, more than engine.max_failed_share = "
-                f"{data.engine.max_failed_share} allows; first: {slide_id}: {reason}. Finished "
-                "shards are kept: mend the cause and run again"
-            )
+        try:
+            refuse_too_many_failed(failed, len(slides), data.engine)
+        except TooManyFailedError as error:
+            raise DatasetError(f"{error}. Finished shards are kept") from error
         with atomic_path(folder / INDEX_NAME) as temporary:
             temporary.write_text(
                 json.dumps({"slides": slides}, indent=1, sort_keys=True) + "\n", encoding="utf-8"

@@ -7,7 +7,6 @@ from pathfm_kedro.engine.jobs import (
     ShardPlan,
     map_in_order,
     run_each,
-    too_many_failed,
 )
 from pathfm_kedro.engine.settings import DaskSettings, EngineSettings
 
@@ -21,5 +20,4 @@ __all__ = [
     "ShardPlan",
     "map_in_order",
     "run_each",
-    "too_many_failed",
 ]

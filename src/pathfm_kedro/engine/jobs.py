@@ -124,11 +124,6 @@ def map_in_order(
     return [Outcome(o.item[1], o.result, o.reason) for o in in_order]
 
 
-def too_many_failed(failed: int, total: int, engine: EngineSettings) -> bool:
-    """Whether the share of failures is past what the engine's settings allow."""
-    return total > 0 and failed / total > engine.max_failed_share
-
-
 @dataclass(frozen=True)
 class _OfSecond:
     """A function of the second of a pair; a class, since a closure is harder to send to a worker."""
