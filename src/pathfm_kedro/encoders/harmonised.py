@@ -1,0 +1,149 @@
+"""Vectors of an encoder with the center taken out: a variant that goes through the same audit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pathfm_kedro.encoders.spec import EncoderSpec
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.statistics.harmonisation import AffineMap, fit_maps, patient_folds
+
+#: Patients are dealt into so many groups; each is mapped by what the others show.
+FOLDS = 5
+_SEED = 0
+#: Raised with any change of what is computed from the same vectors.
+_REVISION = "1"
+
+
+class Shards(Protocol):
+    """Tensors of a cohort, slide by slide."""
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides with a whole shard."""
+        ...
+
+    def load_slide(self, slide_id: str, name: str = "embedding") -> NDArray[Any]:
+        """One tensor of one slide."""
+        ...
+
+    def tensor_names(self, slide_id: str) -> tuple[str, ...]:
+        """Names of a slide's tensors, sorted."""
+        ...
+
+    def slide_header(self, slide_id: str) -> Mapping[str, str]:
+        """What a slide's shard says of itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class HarmoniseSlide:
+    """The tensors of one slide with its center taken out.
+
+    Attributes
+    ----------
+    slide_id
+        Which slide.
+    source
+        The base encoder's tensors.
+    apply
+        The map of the slide's center, fitted without the slide's patient; None where there is none.
+    method
+        The mitigation.
+    """
+
+    slide_id: str
+    source: Shards
+    apply: AffineMap | None
+    method: str
+
+    def header(self) -> dict[str, str]:
+        """What the base's shard depends on, and the map."""
+        told = dict(self.source.slide_header(self.slide_id))
+        digest = "" if self.apply is None else self.apply.digest()
+        told["encoder"] = f"{told.get('encoder', '')}+{self.method}-{_REVISION}"
+        told["map"] = json.dumps([self.method, _REVISION, digest])
+        return told
+
+    def compute(self) -> dict[str, NDArray[np.generic]]:
+        """Every floating tensor mapped along its last axis.
+
+        Raises
+        ------
+        ValueError
+            If no other patient of the slide's center was embedded.
+        """
+        if self.apply is None:
+            raise ValueError(
+                f"{self.method} of a patient needs other patients of the same center, and there is "
+                "none: add patients or leave the variant out of this cohort"
+            )
+        names = self.source.tensor_names(self.slide_id)
+        return {name: self.apply(self.source.load_slide(self.slide_id, name)) for name in names}
+
+
+def plan_harmonised(
+    slides: pl.DataFrame,
+    embeddings: Shards,
+    tensors: Shards,
+    encoder: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *,
+    name: str,
+) -> ShardPlan:
+    """One job per slide of the base encoder.
+
+    Parameters
+    ----------
+    slides
+        slide_id, patient_id and center.
+    embeddings
+        The base encoder's vectors of the cohort: what the maps are fitted on.
+    tensors
+        What is mapped: the same vectors, or the base's vectors of views.
+    encoder
+        The variant's entry of ``encoders``; ``mitigation`` is the method.
+    engine
+        Where jobs run.
+    name
+        The variant's name.
+    """
+    spec = EncoderSpec.from_parameters(name, encoder)
+    maps = center_maps(slides, embeddings, str(spec.mitigation))
+    jobs = [
+        HarmoniseSlide(slide, tensors, maps.get(slide), str(spec.mitigation))
+        for slide in tensors.slide_ids
+    ]
+    return ShardPlan(jobs, EngineSettings(**engine), f"taking the center out for {name}")
+
+
+def center_maps(slides: pl.DataFrame, embeddings: Shards, method: str) -> dict[str, AffineMap]:
+    """The map of every slide, fitted on the patients of the other folds."""
+    own = slides.filter(pl.col("slide_id").is_in(list(embeddings.slide_ids)))
+    columns = {
+        c: own[c].cast(pl.String()).fill_null("").to_list() for c in ("patient_id", "center")
+    }
+    fold_of = patient_folds(columns["patient_id"], columns["center"], FOLDS, _SEED)
+    rows = list(zip(own["slide_id"].to_list(), *columns.values(), strict=True))
+    found: dict[str, AffineMap] = {}
+    for fold in sorted(set(fold_of.values())):
+        others = [row for row in rows if fold_of[row[1]] != fold]
+        if not others:
+            continue
+        fitted = fit_maps(_vectors(others, embeddings), method)
+        held_out = (row for row in rows if fold_of[row[1]] == fold)
+        found |= {slide: fitted[center] for slide, _, center in held_out if center in fitted}
+    return found
+
+
+def _vectors(
+    rows: list[tuple[str, str, str]], embeddings: Shards
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    return ((center, embeddings.load_slide(slide)) for slide, _, center in rows)
