@@ -12,7 +12,13 @@ from kedro.framework.hooks import hook_impl
 logger = logging.getLogger(__name__)
 
 #: Stacked vectors, and the table whose rows they stand for.
-_ROWS_OF = {"embeddings.": "tiles", "rotation_views.": "rotation_pool"}
+_ROWS_OF = {
+    "embeddings.": "tiles",
+    "rotation_views.": "tile_pool",
+    "appearance_views.": "tile_pool",
+    "texture_views.": "tile_pool",
+    "crop_views.": "tile_pool",
+}
 
 
 class TileHooks:

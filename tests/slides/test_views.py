@@ -10,6 +10,7 @@ from pathfm_kedro.slides.views import (
     inscribed_size,
     rotated_back_views,
     rotated_views,
+    shifted_views,
     wide_side,
 )
 
@@ -176,3 +177,19 @@ def test_sizes_without_a_view_are_refused():
         wide_side(0)
     with pytest.raises(ValueError, match="too small to be turned"):
         inscribed_size(8)
+
+
+@pytest.mark.parametrize("angle", [0, 15, 30, 45, 60, 90])
+def test_a_shift_keeps_the_area_that_a_turn_keeps(angle):
+    """Area of a square and its turned copy in common, counted on a fine grid."""
+    size = 224
+    wide = np.zeros((wide_side(size), wide_side(size), 3), np.uint8)
+    wide[..., 0] = np.arange(len(wide)) // 2
+    shift = int(shifted_views(wide, size, [angle])[0, 0, 0, 0]) * 2 - int(
+        (len(wide) - size) // 2 // 2 * 2
+    )
+    points = (np.arange(1000) + 0.5) / 1000 - 0.5
+    x, y = np.meshgrid(points, points)
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    inside = (np.abs(cos * x + sin * y) <= 0.5) & (np.abs(cos * y - sin * x) <= 0.5)
+    assert 1 - shift / size == pytest.approx(inside.mean(), abs=0.01)

@@ -7,21 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pathfm_kedro.pipelines.robustness import rotation
-from pathfm_kedro.pipelines.robustness.rotation import (
-    OVERLAP_SCHEMA,
-    POOL_COLUMNS,
-    RotationParameters,
-    _nearest,
+from pathfm_kedro.pipelines.robustness import mutual_knn
+from pathfm_kedro.pipelines.robustness.mutual_knn import (
     candidate_effects,
-    choose_pool,
     cosine_distance_chance,
     cosine_distances,
     mknn,
     mknn_chance,
+    nearest,
+)
+from pathfm_kedro.pipelines.robustness.rotation import (
+    OVERLAP_SCHEMA,
+    RotationParameters,
     rotation_measurements,
     rotation_overlaps,
 )
+from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS, choose_pool
 from pathfm_kedro.slides.views import wide_side
 
 METRICS = ["euclidean", "cosine"]
@@ -35,8 +36,8 @@ PARAMETERS = {
     "thresholds": {"mknn": 0.8, "mknn_variance": 0.1},
     "draws": 500,
     "seed": 0,
-    "max_tiles": 72,
 }
+POOL = {"max_tiles": 72, "seed": 0}
 TOLD = RotationParameters.parse(PARAMETERS)
 A, B = len(TOLD.rotated_angles), len(TOLD.rotated_back_angles)
 
@@ -71,20 +72,27 @@ def make_pool(n_patients=24, tiles_each=3) -> pl.DataFrame:
     )
 
 
-def make_views(pool, rotated, back) -> Views:
+def make_views(pool, rotated, back, told=TOLD, **stacks) -> Views:
+    """Views whose shifts and discs change as the turned views do, where not given."""
     slides = pool["slide_id"].to_numpy()
+    stacks = {
+        "rotated": rotated,
+        "rotated_back": back,
+        "shifted": rotated[:, [a // told.angle_step for a in told.shifted_angles]],
+        "disc": rotated[:, [a // told.angle_step for a in told.disc_angles]],
+    } | stacks
     return Views(
         {
-            slide: {"rotated": rotated[slides == slide], "rotated_back": back[slides == slide]}
+            slide: {name: stack[slides == slide] for name, stack in stacks.items()}
             for slide in np.unique(slides)
         }
     )
 
 
-def measure(pool, rotated, back, **changed) -> pl.DataFrame:
+def measure(pool, rotated, back, stacks=None, **changed) -> pl.DataFrame:
     told = PARAMETERS | changed
-    overlaps = rotation_overlaps(make_views(pool, rotated, back), pool, told)
-    return rotation_measurements(overlaps, told, "encoder")
+    views = make_views(pool, rotated, back, RotationParameters.parse(told), **(stacks or {}))
+    return rotation_measurements(rotation_overlaps(views, pool, told), told, "encoder")
 
 
 def pick(table, figure, stratum="all", /, **setting) -> dict:
@@ -148,7 +156,7 @@ def test_ties_go_to_the_lower_index(metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_searching_in_blocks_changes_nothing(metric, monkeypatch):
-    monkeypatch.setattr(rotation, "_BLOCK", 7)
+    monkeypatch.setattr(mutual_knn, "_BLOCK", 7)
     reference, view, patients = normal(40, 6), normal(40, 6, seed=2), np.arange(40) // 2
     found = mknn(reference, view, patients, 5, metric)
     np.testing.assert_allclose(found, brute_force(reference, view, patients, 5, metric))
@@ -267,7 +275,7 @@ def test_drop_that_the_blur_control_explains_leaves_no_excess():
     for turn in range(1, 4):
         rotated[:, turn * quarter + 1 : (turn + 1) * quarter] = rotated[:, 1:quarter]
     table = measure(pool, rotated, rotated[:, 1:quarter])
-    excess = pick(table, "mknn_excess_drop", k=10, metric="cosine")
+    excess = pick(table, "mknn_excess_drop", k=10, metric="cosine", control="rotated_back")
     assert (excess["value"], excess["ci_low"], excess["ci_high"]) == (0.0, 0.0, 0.0)
 
 
@@ -275,7 +283,7 @@ def test_excess_is_the_difference_of_the_two_means_over_interpolated_angles():
     pool, rotated = make_pool(), drifting(72, 6, 0.5)
     back = drifting(72, 6, 0.95)[:, np.isin(TOLD.rotated_angles, TOLD.rotated_back_angles)]
     table = measure(pool, rotated, back)
-    excess = pick(table, "mknn_excess_drop", k=10, metric="cosine")
+    excess = pick(table, "mknn_excess_drop", k=10, metric="cosine", control="rotated_back")
     at = {"k": 10, "metric": "cosine"}
     expected = np.mean(
         [
@@ -351,9 +359,10 @@ def test_the_interval_covers_as_often_as_it_says(d, share):
     frames = []
     for seed in range(70):
         rotated = drifting(72, d, share, seed=7 * seed)[:, :4]
-        views = make_views(pool, rotated, np.zeros((72, 0, d)))
+        views = make_views(pool, rotated, np.zeros((72, 0, d)), RotationParameters.parse(told))
         table = rotation_measurements(rotation_overlaps(views, pool, told), told, "encoder")
-        frames.append(table.filter(pl.col("metric") == "mknn", pl.col("stratum") == "all"))
+        turned = pl.col("setting").str.contains('"view": "rotated"')
+        frames.append(table.filter(turned, pl.col("metric") == "mknn", pl.col("stratum") == "all"))
     rows = pl.concat(frames)
     assert rows.height == 210
     truth = 10 / 69 if share == 0 else rows["value"].mean()
@@ -369,7 +378,7 @@ def test_candidate_effects_foretell_what_removing_a_tile_changes(metric):
     for seed in range(4):
         reference = normal(n, 5, seed=seed)
         view = reference + 0.7 * normal(n, 5, seed=seed + 100)
-        lists = [_nearest(space, patients, k + 1, metric) for space in (reference, view)]
+        lists = [nearest(space, patients, k + 1, metric) for space in (reference, view)]
         foretold += candidate_effects(*lists, k).tolist()
         whole = mknn(reference, view, patients, k, metric)
         for j in range(n):
@@ -429,9 +438,39 @@ def test_a_stratum_of_one_patient_has_no_interval():
 
 def test_quarter_turns_alone_have_no_blur_to_exceed():
     table = measure(make_pool(), drifting(72, 6, 0.7)[:, :4], np.zeros((72, 0, 6)), angle_step=90)
-    row = pick(table, "mknn_excess_drop", k=10, metric="cosine")
+    row = pick(table, "mknn_excess_drop", k=10, metric="cosine", control="rotated_back")
     assert row["verdict"] == "not_applicable"
     assert "angle_step" in row["reason"]
+
+
+def test_a_loss_that_a_shift_has_too_leaves_no_excess_over_it():
+    """The view at 45° and the shift with the same loss of content are the same here."""
+    table = measure(make_pool(), drifting(72, 6, 0.7), normal(72, B, 6))
+    turned = pick(table, "mknn", angle=45, k=10, metric="cosine", view="rotated")
+    shifted = pick(table, "mknn", angle=45, k=10, metric="cosine", view="shifted")
+    assert turned["value"] == shifted["value"]
+    tile = drifting(72, 6, 0.7)[:, :1]
+    kept = measure(make_pool(), drifting(72, 6, 0.7), normal(72, B, 6), {"shifted": tile})
+    excess = pick(kept, "mknn_excess_drop", k=10, metric="cosine", control="shifted")
+    values = [
+        pick(kept, "mknn", angle=a, k=10, metric="cosine", view="rotated")["value"]
+        for a in (45, 135, 225, 315)
+    ]
+    assert excess["value"] == pytest.approx(1 - np.mean(values))
+
+
+def test_a_disc_is_held_against_the_disc_that_is_not_turned():
+    disc = np.repeat(normal(72, 1, 6, seed=9), len(TOLD.disc_angles), axis=1)
+    table = measure(make_pool(), drifting(72, 6, 0.2), normal(72, B, 6), {"disc": disc})
+    row = pick(table, "mknn", angle=90, k=10, metric="cosine", view="disc")
+    assert row["value"] == pytest.approx(1)
+
+
+def test_quarter_turns_are_averaged_by_themselves():
+    table = measure(make_pool(), drifting(72, 6, 0.7), normal(72, B, 6))
+    at = {"k": 10, "metric": "cosine", "view": "rotated"}
+    values = [pick(table, "mknn", angle=a, **at)["value"] for a in (90, 180, 270)]
+    assert pick(table, "mknn_quarter_turns", **at)["value"] == pytest.approx(np.mean(values))
 
 
 def test_a_slide_without_views_is_left_out():
@@ -514,9 +553,7 @@ def test_the_pool_is_balanced_over_label_center_and_patient():
     tiles = make_tiles(slides)
     # One patient with many tiles and one class with few must not tip the balance.
     many = make_tiles(slides.head(1), 40)
-    pool = choose_pool(
-        slides, pl.concat([tiles.filter(pl.col("slide_id") != "s00"), many]), PARAMETERS
-    )
+    pool = choose_pool(slides, pl.concat([tiles.filter(pl.col("slide_id") != "s00"), many]), POOL)
     assert pool.columns == POOL_COLUMNS
     assert pool.height == 72
     assert set(pool.group_by("label", "center").len()["len"]) == {12}
@@ -529,20 +566,20 @@ def test_a_cell_with_few_tiles_gives_all_and_the_others_share_the_rest():
     few = tiles.filter(
         ~pl.col("slide_id").is_in(["s00", "s06"]) | tiles["tile_id"].str.ends_with("-0")
     )
-    counts = choose_pool(slides, few, PARAMETERS).group_by("label", "center").len()["len"].sort()
+    counts = choose_pool(slides, few, POOL).group_by("label", "center").len()["len"].sort()
     assert counts.to_list() == [2, 14, 14, 14, 14, 14]
 
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_rows():
     slides = make_slides(12)
     tiles = make_tiles(slides)
-    pool = choose_pool(slides, tiles, PARAMETERS | {"max_tiles": 24})
+    pool = choose_pool(slides, tiles, POOL | {"max_tiles": 24})
     shuffled = choose_pool(
         slides.sample(fraction=1, shuffle=True, seed=1),
         tiles.sample(fraction=1, shuffle=True, seed=2),
-        PARAMETERS | {"max_tiles": 24},
+        POOL | {"max_tiles": 24},
     )
-    other = choose_pool(slides, tiles, PARAMETERS | {"max_tiles": 24, "seed": 1})
+    other = choose_pool(slides, tiles, POOL | {"max_tiles": 24, "seed": 1})
     assert set(pool["tile_id"]) == set(shuffled["tile_id"])
     assert set(pool["tile_id"]) != set(other["tile_id"])
     assert pool["slide_id"].is_sorted()
@@ -569,7 +606,7 @@ def test_the_wide_field_must_lie_on_the_slide_to_the_pixel():
             "mpp": [0.5] * 6,
         }
     )
-    pool = choose_pool(slides, tiles, PARAMETERS)
+    pool = choose_pool(slides, tiles, POOL)
     assert pool.select("tile_id", "field").rows() == [("in0", "wide"), ("in1", "wide")]
 
 
@@ -583,7 +620,7 @@ def test_slides_without_room_give_inscribed_tiles():
         x=pl.when(pl.col("slide_id") < "s02").then(0).otherwise("x"),
         y=pl.when(pl.col("slide_id") < "s02").then(0).otherwise("y"),
     )
-    pool = choose_pool(slides, tiles, PARAMETERS)
+    pool = choose_pool(slides, tiles, POOL)
     fields = dict(pool.group_by("slide_id").agg(pl.col("field").unique()).iter_rows())
     assert fields == {"s00": ["inscribed"], "s01": ["inscribed"], "s02": ["wide"], "s03": ["wide"]}
 
@@ -592,8 +629,8 @@ def test_unusable_slides_take_no_part():
     slides = make_slides(6).with_columns(
         status=pl.when(pl.col("slide_id") == "s03").then(pl.lit("failed")).otherwise("status")
     )
-    pool = choose_pool(slides, make_tiles(slides), PARAMETERS)
+    pool = choose_pool(slides, make_tiles(slides), POOL)
     assert "s03" not in pool["slide_id"]
     nobody = slides.with_columns(status=pl.lit("failed"))
-    empty = choose_pool(nobody, make_tiles(slides), PARAMETERS)
+    empty = choose_pool(nobody, make_tiles(slides), POOL)
     assert (empty.height, empty.columns) == (0, POOL_COLUMNS)

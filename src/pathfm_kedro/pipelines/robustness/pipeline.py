@@ -10,11 +10,11 @@ from pathfm_kedro.pipelines.robustness.robustness_index import (
     robustness_index,
 )
 from pathfm_kedro.pipelines.robustness.rotation import (
-    choose_pool,
     rotation_measurements,
     rotation_overlaps,
 )
 from pathfm_kedro.pipelines.robustness.rotation_views import plan_rotation_views
+from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
 from pathfm_kedro.wiring import grouped, named_partial, node
 
 
@@ -33,8 +33,8 @@ def create_pipeline(encoders: Sequence[str], controls: Sequence[str]) -> Pipelin
         ),
         node(
             choose_pool,
-            ["slides", "tiles", "params:rotation"],
-            "rotation_pool",
+            ["slides", "tiles", "params:tile_pool"],
+            "tile_pool",
             name="choose_pool",
             tags="rotation",
         ),
@@ -71,7 +71,7 @@ def _one(name: str) -> list[Node]:
             [
                 "slides",
                 "tiles",
-                "rotation_pool",
+                "tile_pool",
                 "slide_files",
                 f"params:encoders.{name}",
                 "params:tile",
@@ -84,7 +84,7 @@ def _one(name: str) -> list[Node]:
         ),
         node(
             rotation_overlaps,
-            [f"rotation_views.{name}", "rotation_pool", "params:rotation"],
+            [f"rotation_views.{name}", "tile_pool", "params:rotation"],
             f"rotation_overlaps.{name}",
             name=f"rotation_overlaps_{name}",
             tags=["rotation", name],

@@ -13,7 +13,16 @@ import polars as pl
 import polars.selectors as cs
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.views import wide_side
+from pathfm_kedro.pipelines.robustness.mutual_knn import (
+    METRICS,
+    candidate_counts,
+    candidate_effects,
+    cosine_distance_chance,
+    cosine_distances,
+    nearest,
+    shared,
+    too_few_candidates,
+)
 from pathfm_kedro.statistics.bootstrap import (
     bootstrap_weights,
     patient_codes,
@@ -36,8 +45,9 @@ Ints = NDArray[np.int64]
 #: The angle at which the published robustness signature is read; lossless in pixels.
 SIGNATURE_ANGLE = 90
 
-METRICS = ("euclidean", "cosine")
-ROTATED, ROTATED_BACK = "rotated", "rotated_back"
+#: Views: turned; turned there and back (blur alone); shifted until as little of the tile is left as in
+#: the turned square (content alone); turned behind a disc, which holds the same tissue at any angle.
+ROTATED, ROTATED_BACK, SHIFTED, DISC = "rotated", "rotated_back", "shifted", "disc"
 
 OVERLAP_SCHEMA: dict[str, pl.DataType] = {
     "view": pl.String(),
@@ -56,31 +66,10 @@ OVERLAP_SCHEMA: dict[str, pl.DataType] = {
     "fewest_candidates": pl.Int64(),
 }
 
-POOL_COLUMNS = [
-    "tile_id",
-    "slide_id",
-    "patient_id",
-    "center",
-    "organ",
-    "label",
-    "field",
-    "x",
-    "y",
-    "field_um",
-    "mpp",
-]
-
 #: Sums where a tile has fewer candidates than neighbours asked for.
 _NO_OVERLAP = {
     name: pl.lit(None, pl.Float64) for name in ("overlap_sum", "candidate_sum", "chance_sum")
 }
-
-#: Rows of a similarity matrix held at once: 1,024 of them against a pool of 10,000 take 80 MB.
-_BLOCK = 1024
-
-#: Similarities are compared to this many decimals of the cloud's own size, so that equal vectors
-#: tie (and the index decides) whatever the order in which a matrix product adds up.
-_DECIMALS = 12
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class RotationParameters:
     --------
     >>> told = {"angle_step": 45, "k": [5, 10], "metrics": ["cosine"], "signature_k": 10,
     ...         "signature_metric": "cosine", "thresholds": {"mknn": 0.8, "mknn_variance": 0.1},
-    ...         "draws": 200, "seed": 0, "max_tiles": 72}
+    ...         "draws": 200, "seed": 0}
     >>> RotationParameters.parse(told).rotated_back_angles
     (45,)
     """
@@ -105,7 +94,6 @@ class RotationParameters:
     variance_threshold: float | None
     draws: int
     seed: int
-    max_tiles: int
 
     @classmethod
     def parse(cls, parameters: Mapping[str, Any]) -> RotationParameters:
@@ -127,7 +115,6 @@ class RotationParameters:
             variance_threshold=parameters["thresholds"]["mknn_variance"],
             draws=parameters["draws"],
             seed=parameters["seed"],
-            max_tiles=parameters["max_tiles"],
         )
         if told.angle_step < 1 or SIGNATURE_ANGLE % told.angle_step:
             raise ValueError(
@@ -158,341 +145,20 @@ class RotationParameters:
         """
         return tuple(angle for angle in self.rotated_angles if 0 < angle < SIGNATURE_ANGLE)
 
+    @property
+    def shifted_angles(self) -> tuple[int, ...]:
+        """Angles whose loss of content the stored shifts have: the first eighth; the rest mirror it."""
+        return tuple(angle for angle in self.rotated_back_angles if 2 * angle <= SIGNATURE_ANGLE)
+
+    @property
+    def disc_angles(self) -> tuple[int, ...]:
+        """Angles of the stored views behind a disc: 0 first, then halfway and the quarter turn."""
+        halfway = [angle for angle in self.shifted_angles if 2 * angle == SIGNATURE_ANGLE]
+        return (0, *halfway, SIGNATURE_ANGLE)
+
     def is_signature(self, k: int, metric: str) -> bool:
         """Whether the failure signatures are read at this k and metric."""
         return (k, metric) == (self.signature_k, self.signature_metric)
-
-
-def choose_pool(
-    slides: pl.DataFrame, tiles: pl.DataFrame, parameters: Mapping[str, Any]
-) -> pl.DataFrame:
-    """Draw the fixed pool of tiles that are turned, balanced over label x center x patient.
-
-    Cells of label and center take turns, in each its patients, in each their slides, until
-    ``max_tiles`` are drawn. A tile whose wide field (:func:`~pathfm_kedro.slides.views.wide_side`)
-    lies on the slide has field ``wide``. A slide without any such tile, as a pre-cut image, gives
-    its tiles as ``inscribed``: the tile itself is the wide field and its inner square the view.
-
-    Parameters
-    ----------
-    slides
-        Slides table: slide_id, patient_id, center, organ, label, status, width and height (level-0
-        px), mpp (µm per level-0 px). Only ``usable`` slides take part.
-    tiles
-        Tiles table: tile_id, slide_id, x and y (top left, level-0 px), field_um, mpp (µm per px of
-        the tile as encoded).
-    parameters
-        ``max_tiles`` and ``seed``, with the experiment's others.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``POOL_COLUMNS``, slides in sorted order, each slide's tiles in the tiles' order.
-        The draw does not depend on the order of either table's rows.
-
-    Examples
-    --------
-    >>> slides = pl.DataFrame({"slide_id": ["s"], "patient_id": ["p"], "center": ["A"],
-    ...     "organ": ["o"], "label": ["x"], "status": ["usable"], "width": [4000],
-    ...     "height": [4000], "mpp": [0.5]})
-    >>> tiles = pl.DataFrame({"tile_id": ["s-0", "s-1"], "slide_id": ["s", "s"], "x": [0, 1000],
-    ...     "y": [0, 1000], "field_um": [112.0, 112.0], "mpp": [0.5, 0.5]})
-    >>> told = {"angle_step": 15, "k": [10], "metrics": ["cosine"], "signature_k": 10,
-    ...     "signature_metric": "cosine", "thresholds": {"mknn": 0.8, "mknn_variance": 0.1},
-    ...     "draws": 200, "seed": 0, "max_tiles": 72}
-    >>> choose_pool(slides, tiles, told).select("tile_id", "field").rows()
-    [('s-1', 'wide')]
-    """
-    told = RotationParameters.parse(parameters)
-    carried = slides.filter(pl.col("status") == "usable").select(
-        "slide_id",
-        "patient_id",
-        "center",
-        "organ",
-        "label",
-        "width",
-        "height",
-        pl.col("mpp").alias("slide_mpp"),
-    )
-    candidates = (
-        tiles.with_row_index("_row")
-        .join(carried, on="slide_id", how="inner")
-        .with_columns(_wide=_wide_field_on_slide(tiles))
-        .filter(pl.col("_wide") | ~pl.col("_wide").any().over("slide_id"))
-        .with_columns(
-            field=pl.when("_wide").then(pl.lit("wide")).otherwise(pl.lit("inscribed")),
-        )
-        .sort("tile_id")
-    )
-    random = np.random.default_rng(told.seed).permutation(candidates.height)
-    drawn = _in_turns(
-        candidates.with_columns(_random=pl.Series(random, dtype=pl.Int64)),
-        [
-            ["label", "center", "patient_id", "slide_id"],
-            ["label", "center", "patient_id"],
-            ["label", "center"],
-        ],
-    ).head(told.max_tiles)
-    return drawn.sort("slide_id", "_row").select(POOL_COLUMNS)
-
-
-def _wide_field_on_slide(tiles: pl.DataFrame) -> pl.Expr:
-    """Whether the field that turning needs lies inside the slide; false where mpp is unknown."""
-    size = (pl.col("field_um") / pl.col("mpp")).round().cast(pl.Int64)
-    sizes = tiles.select(size.alias("size"))["size"].unique().drop_nulls().to_list()
-    wide = size.replace_strict(sizes, [wide_side(side) for side in sizes], return_dtype=pl.Int64)
-    side = pl.col("field_um") / pl.col("slide_mpp")
-    margin = side * (wide / size - 1) / 2
-    return pl.all_horizontal(
-        pl.col("x") - margin >= 0,
-        pl.col("y") - margin >= 0,
-        pl.col("x") + side + margin <= pl.col("width"),
-        pl.col("y") + side + margin <= pl.col("height"),
-    ).fill_null(False)
-
-
-def _in_turns(frame: pl.DataFrame, levels: Sequence[Sequence[str]]) -> pl.DataFrame:
-    """Rows in the order in which the groups of each level, inner to outer, take turns."""
-    frame = frame.with_columns(_turn=pl.lit(0, pl.Int64))
-    for group in levels:
-        frame = frame.sort("_turn", "_random").with_columns(
-            _turn=pl.int_range(pl.len()).over(group)
-        )
-    return frame.sort("_turn", "_random")
-
-
-def mknn(
-    reference: NDArray[np.floating[Any]],
-    view: NDArray[np.floating[Any]],
-    patients: NDArray[Any],
-    k: int,
-    metric: str,
-) -> Floats:
-    """Share of each tile's k nearest neighbours that stay when the whole pool is turned.
-
-    ``mknn_i = |N_k(f(x))_i ∩ N_k(f(R x))_i| / k``: neighbours of tile i among the pool's tiles of
-    other patients, once in the space of the tiles as they are and once in that of their views.
-    Exact; ties go to the lower index. If views carry no information its expectation is
-    :func:`mknn_chance`.
-
-    Parameters
-    ----------
-    reference
-        [n, d] embeddings of the tiles, f(x).
-    view
-        [n, d] embeddings of the same tiles' views, f(R x), in the same order.
-    patients
-        [n] patient of each tile; a tile's own patient is excluded from its neighbours.
-    k
-        Neighbours per tile.
-    metric
-        ``euclidean`` (as published) or ``cosine``.
-
-    Returns
-    -------
-    ndarray
-        [n] in 0…1.
-
-    Raises
-    ------
-    ValueError
-        If the rows do not match, the metric is unknown, or a tile has fewer than k tiles of other
-        patients.
-
-    Examples
-    --------
-    >>> line = np.array([[0.0], [1.0], [2.1], [3.3]])
-    >>> mknn(line, -line, np.arange(4), k=2, metric="euclidean").tolist()
-    [1.0, 1.0, 1.0, 1.0]
-
-    References
-    ----------
-    Elphick et al. 2024, "Are the Latent Representations of Foundation Models for Pathology
-    Invariant to Rotation?", arXiv 2412.11938.
-    """
-    if reference.shape != view.shape or len(patients) != len(reference):
-        raise ValueError(
-            f"tiles {list(reference.shape)}, views {list(view.shape)} and patients "
-            f"[{len(patients)}] must have the same rows"
-        )
-    codes, _ = patient_codes(np.asarray(patients))
-    fewest = int(candidate_counts(codes).min())
-    if fewest < k:
-        raise ValueError(_too_few_candidates(k, fewest))
-    return _shared(
-        _nearest(reference, codes, k, metric),
-        _nearest(view, codes, k, metric),
-    )
-
-
-def mknn_chance(patients: NDArray[Any], k: int) -> Floats:
-    """Give the expectation of :func:`mknn` if views say nothing: k / candidates of each tile.
-
-    Candidates are the pool's tiles of other patients; with one tile a patient this is k / (n − 1).
-
-    Returns
-    -------
-    ndarray
-        [n] in 0…1.
-
-    Examples
-    --------
-    >>> mknn_chance(np.array(["p", "p", "q", "r"]), 1).round(3).tolist()
-    [0.5, 0.5, 0.333, 0.333]
-    """
-    return k / candidate_counts(patient_codes(np.asarray(patients))[0])
-
-
-def candidate_counts(codes: Ints) -> Ints:
-    """Tiles of other patients, for each tile.
-
-    Examples
-    --------
-    >>> candidate_counts(np.array([0, 0, 1])).tolist()
-    [1, 1, 2]
-    """
-    return len(codes) - np.bincount(codes)[codes]
-
-
-def _nearest(
-    vectors: NDArray[np.floating[Any]], codes: Ints, k: int, metric: str
-) -> NDArray[np.intp]:
-    """Each row's k nearest rows of other patients, nearest first, ties by index: [n, k]."""
-    cloud, offset = _as_inner_products(vectors, metric)
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(cloud), _BLOCK)]
-    return np.concatenate(
-        [
-            _best(cloud[rows] @ cloud.T + offset, codes[rows, None] == codes[None], k)
-            for rows in blocks
-        ]
-    )
-
-
-def _best(similarity: Floats, excluded: NDArray[np.bool_], k: int) -> NDArray[np.intp]:
-    distance = -np.round(similarity, _DECIMALS)
-    distance[excluded] = np.inf
-    return np.argsort(distance, axis=1, kind="stable")[:, :k]
-
-
-def _as_inner_products(vectors: NDArray[np.floating[Any]], metric: str) -> tuple[Floats, Floats]:
-    """Vectors and a per-candidate offset whose inner products rank as the metric does.
-
-    Euclidean: x·y − |y|²/2 falls with |x − y|. Neither moving nor scaling the cloud changes the
-    order; centred and of size 1 it loses no digits.
-    """
-    if metric == "cosine":
-        return _unit(vectors), np.zeros(len(vectors))
-    if metric != "euclidean":
-        raise ValueError(f"unknown metric {metric!r}; choose from {list(METRICS)}")
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    squares = np.einsum("ij,ij->i", centred, centred)
-    size = squares.max(initial=0.0) or 1.0
-    return centred / np.sqrt(size), -squares / size / 2
-
-
-def _unit(vectors: NDArray[np.floating[Any]]) -> Floats:
-    """Rows of length 1 in float64; a row of zeros stays, similar to nothing."""
-    exact = vectors.astype(np.float64)
-    length = np.linalg.norm(exact, axis=1, keepdims=True)
-    return exact / np.where(length > 0, length, 1.0)
-
-
-def _shared(first: NDArray[np.intp], second: NDArray[np.intp]) -> Floats:
-    """Share of each row's neighbours in ``first`` that are also in ``second``: [n]."""
-    chosen = _membership(first)
-    share: Floats = np.take_along_axis(chosen, second, axis=1).mean(axis=1, dtype=np.float64)
-    return share
-
-
-def _membership(neighbours: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """[n, n] whether tile j is among the neighbours of tile i."""
-    chosen = np.zeros((len(neighbours), len(neighbours)), dtype=np.bool_)
-    np.put_along_axis(chosen, neighbours, True, axis=1)
-    return chosen
-
-
-def candidate_effects(home: NDArray[np.intp], away: NDArray[np.intp], k: int) -> Floats:
-    """Sum over the pool's queries of what each tile's presence as a candidate adds to mknn.
-
-    Tiles are one another's neighbours: a patient who is drawn twice, or not at all, changes the
-    overlaps of everybody else's tiles. Resampling queries alone misses this, and its 95% intervals
-    hold the truth in 70 to 90 of 100 simulated pools. If candidate j leaves, the next neighbour
-    moves up in each list that held it, and the overlap of that query changes by (in units of 1/k)
-
-    - −1 + g where both lists held j, g = mean gain in shared neighbours from k to k + 1,
-    - a where only the tile's list did, a = share of its next neighbours that the view's list holds,
-    - b where only the view's list did, with b likewise.
-
-    The effect of j is minus the sum of these. Means over queries stand for g, a and b: each query's
-    own would add noise and nothing else.
-
-    Parameters
-    ----------
-    home, away
-        [n, > k] nearest neighbours, nearest first, of the tiles and of their views.
-    k
-        Neighbours that count.
-
-    Returns
-    -------
-    ndarray
-        [n]; 0 where all lists agree.
-
-    Examples
-    --------
-    >>> lists = np.array([[1, 2], [0, 2], [1, 0]])
-    >>> candidate_effects(lists, lists, 1).tolist()
-    [0.0, 0.0, 0.0]
-
-    References
-    ----------
-    The delete-one jackknife, over the nodes of a network: Efron and Stein 1981, "The Jackknife
-    Estimate of Variance"; Snijders and Borgatti 1999, "Non-parametric standard errors and tests
-    for network statistics".
-    """
-    in_home, in_away = _membership(home[:, :k]), _membership(away[:, :k])
-    a = np.take_along_axis(in_away, home[:, k : k + 1], axis=1).mean()
-    b = np.take_along_axis(in_home, away[:, k : k + 1], axis=1).mean()
-    gain = a + b + (home[:, k] == away[:, k]).mean()
-    effects: Floats = (
-        (1 - gain) * (in_home & in_away).sum(axis=0)
-        - a * (in_home & ~in_away).sum(axis=0)
-        - b * (in_away & ~in_home).sum(axis=0)
-    )
-    return effects / k
-
-
-def cosine_distances(
-    reference: NDArray[np.floating[Any]], view: NDArray[np.floating[Any]]
-) -> Floats:
-    """1 − cos(f(x), f(R x)) of each tile, [n] in 0…2; 1 where a vector is zero.
-
-    Examples
-    --------
-    >>> cosine_distances(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0]])).tolist()
-    [1.0]
-    """
-    cosines: Floats = np.einsum("ij,ij->i", _unit(reference), _unit(view))
-    return 1 - cosines
-
-
-def cosine_distance_chance(
-    reference: NDArray[np.floating[Any]], view: NDArray[np.floating[Any]], codes: Ints
-) -> Floats:
-    """Mean cosine distance of each tile to the views of other patients' tiles, [n].
-
-    What the distance would be if a view said nothing about its tile: the mean over all
-    permutations across patients, without drawing one. Where there is one patient it is 1.
-
-    Examples
-    --------
-    >>> cosine_distance_chance(np.eye(2), np.eye(2), np.array([0, 1])).tolist()
-    [1.0, 1.0]
-    """
-    views = _unit(view)
-    others = views.sum(axis=0) - sum_by_patient(views, codes, int(codes.max()) + 1)[codes]
-    cosine_sums: Floats = np.einsum("ij,ij->i", _unit(reference), others)
-    return 1 - cosine_sums / np.maximum(candidate_counts(codes), 1)
 
 
 def rotation_overlaps(
@@ -504,8 +170,10 @@ def rotation_overlaps(
     ----------
     views
         Embeddings of the pool's views: ``stack(slide_ids, "rotated")`` is [n, A, d] at the angles
-        ``RotationParameters.rotated_angles`` (0 first) and ``"rotated_back"`` [n, B, d] at
-        ``rotated_back_angles`` (those that interpolate, in the first quarter).
+        ``RotationParameters.rotated_angles`` (0 first), ``"rotated_back"`` [n, B, d] at
+        ``rotated_back_angles`` (those that interpolate, in the first quarter), ``"shifted"``
+        [n, C, d] at ``shifted_angles`` and ``"disc"`` [n, D, d] at ``disc_angles`` (0 first; its
+        own reference).
     pool
         Table of :func:`choose_pool`, rows in the order of the stacked views. Slides without a shard
         are left out.
@@ -531,15 +199,23 @@ def rotation_overlaps(
         return pl.DataFrame(schema=OVERLAP_SCHEMA)
     rotated = _stacked(views, pool, ROTATED, told.rotated_angles)
     reference = rotated[:, 0]
-    series = [(ROTATED, told.rotated_angles[1:], rotated[:, 1:])]
-    if told.rotated_back_angles:
-        back = _stacked(views, pool, ROTATED_BACK, told.rotated_back_angles)
-        series.append((ROTATED_BACK, told.rotated_back_angles, back))
+    series = [_Series(ROTATED, told.rotated_angles[1:], rotated[:, 1:])]
+    for view, angles in (
+        (ROTATED_BACK, told.rotated_back_angles),
+        (SHIFTED, told.shifted_angles),
+    ):
+        if angles:
+            series.append(_Series(view, angles, _stacked(views, pool, view, angles)))
+    disc = _stacked(views, pool, DISC, told.disc_angles)
     groups = _Groups.of(pool)
     frames = [
         frame
         for metric in told.metrics
-        for frame in _overlaps_of_metric(reference, series, groups, told.k, metric)
+        for first, compared in (
+            (reference, series),
+            (disc[:, 0], [_Series(DISC, told.disc_angles[1:], disc[:, 1:])]),
+        )
+        for frame in _overlaps_of_metric(first, compared, groups, told.k, metric)
     ]
     return pl.concat(frames).cast(pl.Schema(OVERLAP_SCHEMA))
 
@@ -563,6 +239,15 @@ def _stacked(
             f"{broken}; check the encoder's precision and embed them again"
         )
     return stack
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Views of one kind, [n, angles, d]."""
+
+    view: str
+    angles: Sequence[int]
+    stack: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -594,7 +279,7 @@ class _Groups:
 
 def _overlaps_of_metric(
     reference: NDArray[np.float32],
-    series: Sequence[tuple[str, Sequence[int], NDArray[np.float32]]],
+    series: Sequence[_Series],
     groups: _Groups,
     ks: Sequence[int],
     metric: str,
@@ -603,12 +288,13 @@ def _overlaps_of_metric(
     # One neighbour beyond the largest k is needed: the one that moves up where a candidate is missing.
     supported = [k for k in ks if k < groups.fewest_candidates]
     depth = max(supported, default=0) + 1
-    home = _nearest(reference, groups.patients, depth, metric)
-    for name, angles, stack in series:
-        for index, angle in enumerate(angles):
-            away = _nearest(stack[:, index], groups.patients, depth, metric)
-            keys = _keys_with_cosine(reference, stack[:, index], groups).with_columns(
-                view=pl.lit(name), angle=pl.lit(angle), metric=pl.lit(metric)
+    home = nearest(reference, groups.patients, depth, metric)
+    for compared in series:
+        for index, angle in enumerate(compared.angles):
+            vectors = compared.stack[:, index]
+            away = nearest(vectors, groups.patients, depth, metric)
+            keys = _keys_with_cosine(reference, vectors, groups).with_columns(
+                view=pl.lit(compared.view), angle=pl.lit(angle), metric=pl.lit(metric)
             )
             for k in ks:
                 sums = _overlap_sums(home, away, groups, k) if k in supported else _NO_OVERLAP
@@ -633,7 +319,7 @@ def _overlap_sums(
 ) -> dict[str, pl.Series]:
     chance = k / candidate_counts(groups.patients)
     return {
-        "overlap_sum": pl.Series(groups.sums(_shared(home[:, :k], away[:, :k]))),
+        "overlap_sum": pl.Series(groups.sums(shared(home[:, :k], away[:, :k]))),
         "candidate_sum": pl.Series(groups.sums(candidate_effects(home, away, k))),
         "chance_sum": pl.Series(groups.sums(chance)),
     }
@@ -645,10 +331,11 @@ def rotation_measurements(
     """Turn sums per patient into the rotation rows of the measurements table.
 
     - ``mknn`` per view, angle, k, metric, beside chance; at 90° also per label and per center;
-    - ``mknn_mean`` over angles (0° excluded) and ``mknn_variance`` (population variance of the
-      angles' means; null 0, since chance is the same at every angle);
-    - ``mknn_excess_drop``: mean over interpolated angles of mknn(there and back) − mknn(turned),
-      the drop beyond what the blur of interpolation explains (null 0);
+    - ``mknn_mean`` over angles (0° excluded), ``mknn_quarter_turns`` over the lossless multiples of
+      90° alone, and ``mknn_variance`` (population variance of the angles' means; null 0, since
+      chance is the same at every angle);
+    - ``mknn_excess_drop``: mean over interpolated angles of mknn(control) − mknn(turned): what the
+      blur of interpolation (there and back) and the loss of content (shift) do not explain (null 0);
     - ``cosine_distance`` per view and angle, beside the distance to other patients' views.
 
     All intervals resample patients, with the same draws for every angle; a patient counts with its
@@ -723,6 +410,11 @@ class _Curve:
             tiles=tiles[0] if len(tiles) else np.zeros(0),
         )
 
+    def part(self, indices: Sequence[int]) -> _Curve:
+        """The curve at some of its angles."""
+        angles = tuple(self.angles[i] for i in indices)
+        return _Curve(angles, self.values[list(indices)], self.chance[list(indices)], self.tiles)
+
     @property
     def n(self) -> int:
         return int(self.tiles.sum())
@@ -792,12 +484,15 @@ class _Rows:
         if problem:
             return self.undefined(overlaps, k, metric, problem)
         rotated = _Curve.of_overlap(overlaps, ROTATED)
-        back = _Curve.of_overlap(overlaps, ROTATED_BACK)
+        controls = {view: _Curve.of_overlap(overlaps, view) for view in (ROTATED_BACK, SHIFTED)}
+        disc = _Curve.of_overlap(overlaps, DISC)
         return [
             *self.per_angle(rotated, ROTATED, k, metric),
-            *self.per_angle(back, ROTATED_BACK, k, metric),
+            *self.per_angle(controls[ROTATED_BACK], ROTATED_BACK, k, metric),
+            *self.per_angle(controls[SHIFTED], SHIFTED, k, metric),
+            *self.per_angle(disc, DISC, k, metric),
             *self.per_stratum(overlaps, k, metric),
-            *self.over_angles(rotated, back, k, metric),
+            *self.over_angles(rotated, controls, k, metric),
         ]
 
     def per_angle(self, curve: _Curve, view: str, k: int, metric: str) -> Iterable[dict[str, Any]]:
@@ -830,14 +525,20 @@ class _Rows:
         return self.row("mknn", setting, estimate, curve.null_at(0), stratum=stratum)
 
     def over_angles(
-        self, rotated: _Curve, back: _Curve, k: int, metric: str
+        self, rotated: _Curve, controls: Mapping[str, _Curve], k: int, metric: str
     ) -> Iterable[dict[str, Any]]:
         setting = {"k": k, "metric": metric}
         weights = self.weights(rotated)
         chance = rotated.null_at(0)
-        for view, curve in ((ROTATED, rotated), (ROTATED_BACK, back)):
+        for view, curve in {ROTATED: rotated, **controls}.items():
             if curve.angles:
                 yield self.row("mknn_mean", setting | {"view": view}, curve.mean(weights), chance)
+        lossless = rotated.part(
+            [i for i, a in enumerate(rotated.angles) if not a % SIGNATURE_ANGLE]
+        )
+        yield self.row(
+            "mknn_quarter_turns", setting | {"view": ROTATED}, lossless.mean(weights), chance
+        )
         yield self.row(
             "mknn_variance",
             setting,
@@ -845,12 +546,14 @@ class _Rows:
             Null(0.0, 0.0),
             signature=self.told.is_signature(k, metric),
         )
-        yield self.excess_drop(rotated, back, setting, weights)
+        for view, control in controls.items():
+            yield self.excess_drop(rotated, control, setting | {"control": view}, weights)
 
     def excess_drop(
-        self, rotated: _Curve, back: _Curve, setting: Mapping[str, Any], weights: Floats
+        self, rotated: _Curve, control: _Curve, setting: Mapping[str, Any], weights: Floats
     ) -> dict[str, Any]:
-        if not back.angles:
+        """Mean over interpolated angles of mknn(control) − mknn(turned)."""
+        if not control.angles:
             return not_applicable(
                 experiment="rotation",
                 encoder=self.encoder,
@@ -862,19 +565,18 @@ class _Rows:
                 "rotation.angle_step below 90",
             )[0]
         interpolated = [i for i, angle in enumerate(rotated.angles) if angle % SIGNATURE_ANGLE]
-        control = [back.angles.index(rotated.angles[i] % SIGNATURE_ANGLE) for i in interpolated]
-        turned = rotated.values[interpolated]
-        drop = _Curve(
-            angles=tuple(rotated.angles[i] for i in interpolated),
-            values=back.values[control] - turned,
-            chance=np.zeros_like(turned),
-            tiles=back.tiles,
+        matched = [_same_loss(rotated.angles[i], control.angles) for i in interpolated]
+        turned = rotated.part(interpolated)
+        drop = replace(
+            turned,
+            values=control.values[matched] - turned.values,
+            chance=np.zeros_like(turned.values),
         )
         return self.row("mknn_excess_drop", setting, drop.mean(weights), Null(0.0, 0.0))
 
     def of_cosine(self, overlaps: pl.DataFrame) -> Iterable[dict[str, Any]]:
         """Cosine distance per view and angle."""
-        for view in (ROTATED, ROTATED_BACK):
+        for view in (ROTATED, ROTATED_BACK, SHIFTED, DISC):
             curve = _Curve.of_cosine(overlaps, view)
             if view == ROTATED and curve.n_patients < 2:
                 yield self.no_interval("cosine_distance", "all", curve, _at_signature(view))
@@ -902,7 +604,7 @@ class _Rows:
             n=curve.n,
             n_patients=curve.n_patients,
             reason=f"{where} holds {curve.n_patients} patient(s) with embedded views: an interval "
-            "over patients needs two; add patients or raise rotation.max_tiles",
+            "over patients needs two; add patients or raise tile_pool.max_tiles",
         )[0]
 
     def row(
@@ -921,7 +623,7 @@ class _Rows:
             experiment="rotation",
             encoder=self.encoder,
             metric=metric,
-            estimate=_within_unit(estimate) if metric in ("mknn", "mknn_mean") else estimate,
+            estimate=_within_unit(estimate) if metric in _SHARES else estimate,
             stratum=stratum,
             setting=setting,
             null=null,
@@ -959,8 +661,18 @@ class _Rows:
             *nothing(metrics=["mknn"], setting=angle, **held("mknn")),
             *nothing(metrics=["mknn_mean"], setting=setting | {"view": ROTATED}),
             *nothing(metrics=["mknn_variance"], setting=setting, **held("mknn_variance")),
-            *nothing(metrics=["mknn_excess_drop"], setting=setting),
+            *(
+                row
+                for view in (ROTATED_BACK, SHIFTED)
+                for row in nothing(
+                    metrics=["mknn_excess_drop"], setting=setting | {"control": view}
+                )
+            ),
         ]
+
+
+#: Figures that are shares.
+_SHARES = ("mknn", "mknn_mean", "mknn_quarter_turns")
 
 
 def _within_unit(estimate: Estimate) -> Estimate:
@@ -968,6 +680,12 @@ def _within_unit(estimate: Estimate) -> Estimate:
     if estimate.ci_low is None or estimate.ci_high is None:
         return estimate
     return replace(estimate, ci_low=max(estimate.ci_low, 0.0), ci_high=min(estimate.ci_high, 1.0))
+
+
+def _same_loss(angle: int, stored: Sequence[int]) -> int:
+    """Place of the control that loses as much as a turn by the angle: θ, or its mirror 90° − θ."""
+    within = angle % SIGNATURE_ANGLE
+    return stored.index(within if within in stored else SIGNATURE_ANGLE - within)
 
 
 def _at_signature(view: str) -> dict[str, Any]:
@@ -979,19 +697,12 @@ def _unsupported(overlaps: pl.DataFrame, k: int) -> str | None:
     if overlaps.is_empty():
         return "no tile was turned: no usable slide of the pool has embedded views"
     if overlaps["overlap_sum"].null_count():
-        return _too_few_candidates(k, int(overlaps["fewest_candidates"][0]))
+        return too_few_candidates(k, int(overlaps["fewest_candidates"][0]))
     return None
-
-
-def _too_few_candidates(k: int, fewest: int) -> str:
-    return (
-        f"k = {k} neighbours need more than {k} candidates, but a tile of the pool has only {fewest} "
-        "tiles of other patients; add patients, raise rotation.max_tiles or lower rotation.k"
-    )
 
 
 def _chance_passes(null: Null, held: Mapping[str, Any]) -> str:
     return (
         f"the pool is too small: chance alone is {null.low:.3g}, which reaches the threshold "
-        f"{held['threshold']:g}; raise rotation.max_tiles or lower rotation.signature_k"
+        f"{held['threshold']:g}; raise tile_pool.max_tiles or lower rotation.signature_k"
     )

@@ -14,19 +14,27 @@ from numpy.typing import NDArray
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
 from pathfm_kedro.engine import EngineSettings, ShardPlan
-from pathfm_kedro.pipelines.robustness.rotation import RotationParameters
+from pathfm_kedro.pipelines.robustness.rotation import (
+    DISC,
+    ROTATED,
+    ROTATED_BACK,
+    SHIFTED,
+    RotationParameters,
+)
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.views import (
+    apply_disc,
     inscribed_size,
     rotated_back_views,
     rotated_views,
+    shifted_views,
     wide_side,
 )
 from pathfm_kedro.statistics.tables import digests_by_slide
 
 #: Raised with any change of how views are made from pixels.
-_REVISION = "2"
+_REVISION = "3"
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,9 @@ class RotateSlide:
         Digest of the tiles' ids.
     pixels
         Side of a view.
-    angles, control_angles
-        Degrees of the rotated views, 0 first, and of those rotated forth and back.
+    angles
+        Degrees of each kind of view: rotated (0 first), rotated there and back, shifted, and behind
+        a disc (0 first).
     spec
         The encoder.
     """
@@ -54,8 +63,7 @@ class RotateSlide:
     fields: TileFields
     tiles_digest: str
     pixels: int
-    angles: tuple[int, ...]
-    control_angles: tuple[int, ...]
+    angles: Mapping[str, tuple[int, ...]]
     spec: EncoderSpec
 
     def header(self) -> dict[str, str]:
@@ -65,23 +73,47 @@ class RotateSlide:
             "slide": self.slide_fingerprint,
             "fields": self.fields.digest(),
             "tile_ids": self.tiles_digest,
-            "view": json.dumps([_REVISION, self.pixels, self.angles, self.control_angles]),
+            "view": json.dumps([_REVISION, self.pixels, dict(self.angles)]),
             "encoder": encoder.fingerprint,
             "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
             "units": "tile x angle x dimension, as the encoder gives it, not normalised",
         }
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
-        """``rotated`` [n, angles, d] and ``rotated_back`` [n, control angles, d]."""
+        """One tensor [n, angles, d] for each kind of view."""
         encoder = load_encoder(self.spec)
-        rotated, back = [], []
+        rows: dict[str, list[Vectors]] = {name: [] for name in self.angles}
         for wide, truth in self.fields.batches(1):
-            views = rotated_views(wide[0], self.pixels, self.angles)
-            control = rotated_back_views(wide[0], self.pixels, self.control_angles)
-            vectors = _embed(encoder, np.concatenate([views, control]), truth)
-            rotated.append(vectors[: len(views)])
-            back.append(vectors[len(views) :])
-        return {"rotated": np.stack(rotated), "rotated_back": np.stack(back)}
+            views = rotation_views(wide[0], self.pixels, self.angles)
+            vectors = _embed(encoder, np.concatenate(list(views.values())), truth)
+            ends = np.cumsum([len(part) for part in views.values()])[:-1]
+            for name, part in zip(views, np.split(vectors, ends), strict=True):
+                rows[name].append(part)
+        return {name: np.stack(parts) for name, parts in rows.items() if self.angles[name]}
+
+
+def rotation_views(
+    wide: Pixels, size: int, angles: Mapping[str, tuple[int, ...]]
+) -> dict[str, Pixels]:
+    """Views of one field by kind, [angles, size, size, 3] each.
+
+    Parameters
+    ----------
+    wide
+        uint8 [s, s, 3], the wide field.
+    size
+        Side of a view, px.
+    angles
+        Degrees of each kind.
+    """
+    rotated = rotated_views(wide, size, angles[ROTATED])
+    at = [angles[ROTATED].index(angle) for angle in angles[DISC]]
+    return {
+        ROTATED: rotated,
+        ROTATED_BACK: rotated_back_views(wide, size, angles[ROTATED_BACK]),
+        SHIFTED: shifted_views(wide, size, angles[SHIFTED]),
+        DISC: apply_disc(rotated[at]),
+    }
 
 
 def plan_rotation_views(
@@ -103,7 +135,7 @@ def plan_rotation_views(
     slides, tiles
         The tables.
     pool
-        From :func:`~pathfm_kedro.pipelines.robustness.rotation.choose_pool`.
+        From :func:`~pathfm_kedro.pipelines.robustness.tile_pool.choose_pool`.
     files
         The cohort's folder.
     encoder
@@ -158,8 +190,12 @@ def _job(
         wide,
         tiles_digest,
         view,
-        told.rotated_angles,
-        told.rotated_back_angles,
+        {
+            ROTATED: told.rotated_angles,
+            ROTATED_BACK: told.rotated_back_angles,
+            SHIFTED: told.shifted_angles,
+            DISC: told.disc_angles,
+        },
         spec,
     )
 

@@ -1,0 +1,203 @@
+"""Calibration on the phantom: a dose of nuisance drives each check from pass to fail.
+
+The vector of a dosed encoder is [√(1 − dose) · truth, √dose · nuisance]: what was drawn, and what a
+control knows that no encoder should follow (colour; where in the tile things lie). Both parts are
+scaled to the same length, so that the dose is the share of the vector that is nuisance. At dose 0 a
+check must pass, at dose 1 fail; in between the figure shows how much nuisance it takes.
+
+The dosed encoders run through the functions of the experiments themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pathfm_kedro.pipelines.robustness.robustness_index import count_neighbours, robustness_index
+from pathfm_kedro.pipelines.robustness.rotation import rotation_measurements, rotation_overlaps
+from pathfm_kedro.statistics.measurements import (
+    Estimate,
+    Null,
+    measurement,
+    measurement_table,
+    not_applicable,
+)
+from pathfm_kedro.statistics.tables import Embeddings
+
+EXPERIMENT = "calibration"
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Middle of a block and the factor that gives its rows a mean squared length of 1."""
+
+    middle: NDArray[np.float32]
+    factor: float
+
+    @classmethod
+    def of(cls, clean: NDArray[np.float32]) -> _Scale:
+        middle = clean.mean(axis=0)
+        length = float(np.mean(((clean - middle) ** 2).sum(axis=1)))
+        return cls(middle, length**-0.5 if length > 0 else 1.0)
+
+    def __call__(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (block - self.middle) * np.float32(self.factor)
+
+
+@dataclass(frozen=True)
+class DosedEmbeddings:
+    """Vectors of a dosed encoder; see the module.
+
+    Attributes
+    ----------
+    truth, nuisance
+        Vectors, or vectors of views, of the two controls.
+    clean
+        Name of the tensor whose rows (of their first view, where there are views) set the scales.
+    dose
+        Share of the nuisance, 0 … 1.
+    """
+
+    truth: Embeddings
+    nuisance: Embeddings
+    clean: str
+    dose: float
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides that both controls embedded."""
+        return tuple(sorted(set(self.truth.slide_ids) & set(self.nuisance.slide_ids)))
+
+    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
+        """[n, …, d] float32, truth first."""
+        parts = []
+        for source, share in ((self.truth, 1 - self.dose), (self.nuisance, self.dose)):
+            clean = source.stack(self.slide_ids, self.clean)
+            scale = _Scale.of(clean if clean.ndim == 2 else clean[:, 0])
+            parts.append(scale(source.stack(slide_ids, name)) * np.float32(share**0.5))
+        return np.concatenate(parts, axis=-1)
+
+
+def calibrate_robustness_index(
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    truth: Embeddings,
+    nuisance: Embeddings,
+    chosen_k: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    *,
+    encoder: str,
+) -> pl.DataFrame:
+    """Robustness index of encoders that know the tissue and a dose of the colour.
+
+    Parameters
+    ----------
+    slides, tiles
+        The tables.
+    truth, nuisance
+        Vectors of ``phantom_truth`` and of ``stain_statistics``.
+    chosen_k
+        The cohort's k.
+    parameters
+        ``robustness_index``.
+    calibration
+        ``doses``.
+    encoder
+        Under whose name the rows stand.
+    """
+
+    def measure(dose: float) -> pl.DataFrame:
+        dosed = DosedEmbeddings(truth, nuisance, "embedding", dose)
+        counts = count_neighbours(slides, tiles, dosed, parameters)
+        return robustness_index(counts, chosen_k, parameters, encoder)
+
+    return _dose_response(measure, "robustness_index", "colour", calibration, encoder)
+
+
+def calibrate_rotation(
+    pool: pl.DataFrame,
+    truth: Embeddings,
+    nuisance: Embeddings,
+    parameters: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    *,
+    encoder: str,
+) -> pl.DataFrame:
+    """Rotation of encoders that know the tissue and a dose of where in the tile things lie.
+
+    Parameters
+    ----------
+    pool
+        The tiles that are turned.
+    truth, nuisance
+        Views of ``phantom_truth`` and of ``tile_layout``.
+    parameters
+        ``rotation``.
+    calibration
+        ``doses``.
+    encoder
+        Under whose name the rows stand.
+    """
+
+    def measure(dose: float) -> pl.DataFrame:
+        dosed = DosedEmbeddings(truth, nuisance, "rotated", dose)
+        return rotation_measurements(
+            rotation_overlaps(dosed, pool, parameters), parameters, encoder
+        )
+
+    return _dose_response(measure, "rotation", "layout", calibration, encoder)
+
+
+def _dose_response(
+    measure: Callable[[float], pl.DataFrame],
+    experiment: str,
+    nuisance: str,
+    calibration: Mapping[str, Any],
+    encoder: str,
+) -> pl.DataFrame:
+    """The experiment's checks at every dose, as rows without a threshold of their own."""
+    rows: list[dict[str, Any]] = []
+    for dose in sorted(calibration["doses"]):
+        judged = measure(float(dose)).filter(pl.col("threshold").is_not_null())
+        rows += _at_dose(judged, experiment, nuisance, float(dose), encoder)
+    return measurement_table(rows)
+
+
+def _at_dose(
+    judged: pl.DataFrame, experiment: str, nuisance: str, dose: float, encoder: str
+) -> Iterator[dict[str, Any]]:
+    """A verdict of a dosed encoder is no finding about the cohort: it is told in the setting."""
+    for row in judged.iter_rows(named=True):
+        setting = {
+            "of": experiment,
+            "nuisance": nuisance,
+            "dose": dose,
+            "threshold": row["threshold"],
+            "verdict": row["verdict"],
+            "check": json.loads(row["setting"]),
+        }
+        shared: dict[str, Any] = {
+            "experiment": EXPERIMENT,
+            "encoder": encoder,
+            "stratum": row["stratum"],
+            "setting": setting,
+        }
+        if row["value"] is None:
+            yield from not_applicable(metrics=[row["metric"]], reason=row["reason"], **shared)
+            continue
+        yield measurement(
+            metric=row["metric"],
+            estimate=Estimate(
+                row["value"], row["ci_low"], row["ci_high"], row["n"], row["n_patients"]
+            ),
+            null=Null(row["null_low"], row["null_high"]),
+            reason=f"dose {dose:g} of {nuisance}: {row['verdict']}",
+            **shared,
+        )
