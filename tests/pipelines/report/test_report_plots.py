@@ -8,12 +8,10 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pathfm_kedro.pipelines.report.figure_parts import COLOURS, encoder_styles, short_names
 from pathfm_kedro.pipelines.report.findings import collect_findings
 from pathfm_kedro.pipelines.report.plots import (
-    COLOURS,
-    _short_names,
     curves_table,
-    encoder_styles,
     figures,
     plot_design,
     plot_ri_curve,
@@ -180,8 +178,8 @@ def test_encoders_whose_names_begin_alike_keep_their_own_rows(
 
 
 @given(st.lists(st.text("ab…1", max_size=9), unique=True, max_size=12))
-def test_short_names_never_collide(names: list[str]) -> None:
-    short = _short_names(names, 5)
+def testshort_names_never_collide(names: list[str]) -> None:
+    short = short_names(names, 5)
     assert list(short) == names
     assert len(set(short.values())) == len(names)
     assert all(len(text) <= 5 for text in short.values())

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from itertools import chain, count
-from textwrap import wrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pathfm_kedro.pipelines.report.findings import roles, select
+from pathfm_kedro.pipelines.report.figure_parts import (
+    AXIS,
+    Style,
+    add_curve,
+    by_encoder,
+    encoder_styles,
+    error_bars,
+    figure_of,
+    layout_of,
+    name_ticks,
+    plain_text,
+    short_names,
+    title_axes,
+    wrapped,
+)
+from pathfm_kedro.pipelines.report.findings import select
+from pathfm_kedro.pipelines.report.plots_robustness import plot_calibration, plot_doses
 from pathfm_kedro.pipelines.report.summary import (
     METRICS,
     Row,
@@ -29,26 +40,15 @@ from pathfm_kedro.pipelines.report.summary import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Okabe and Ito's palette: told apart with any common colour vision deficiency.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-#: A second sign beside the colour, for print in grey and for more encoders than colours.
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
-GREYS = ("#6b6b6b", "#8c8c8c", "#4d4d4d")
-DASHES = ("dash", "dot", "dashdot")
 NULL_COLOUR = "#d9d9d9"
 #: Panels of one figure beyond which a reader loses the thread; the tables hold the rest.
 MAX_PANELS = 12
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 _POINTS_TITLE = "Point: value; line: 95% interval; grey bar: if it knew nothing"
 #: Room for encoder names left of a panel, in pixels; fixed, so that titles can start at the edge.
 _NAMES_WIDTH = 132
-
-
 #: One line of a panel's title, and the ticks below a panel, in pixels.
 _LINE_HEIGHT = 15
 _TICKS_HEIGHT = 30
-#: Characters of a name that fit beside a panel.
-_SHORT = 20
 #: Characters of a title that fit on a phone.
 _TITLE_WIDTH = 46
 #: Half the width of the threshold's mark on the axis of angles: shorter than a step between points.
@@ -59,42 +59,8 @@ _GROUP_MARGIN = 0.1
 _SEARCH = ("family", "scope", "vote")
 
 
-@dataclass(frozen=True)
-class Style:
-    """How an encoder is drawn in every figure."""
-
-    colour: str
-    dash: str
-    symbol: str
-    is_control: bool
-    #: Short text of the name, unlike that of every other encoder.
-    label: str = ""
-
-
-def encoder_styles(names: Sequence[str], provenance: Mapping[str, Any]) -> dict[str, Style]:
-    """A style for each encoder by its place in the alphabet, real encoders before controls.
-
-    Examples
-    --------
-    >>> styles = encoder_styles(["uni", "random_projection", "conch"], {})
-    >>> list(styles), styles["uni"].colour, styles["random_projection"].dash
-    (['conch', 'uni', 'random_projection'], '#D55E00', 'dash')
-    """
-    role = roles(provenance, sorted(set(names)))
-    label = _short_names(list(role))
-    real = [name for name in role if role[name] != "control"]
-    controls = [name for name in role if role[name] == "control"]
-    styles = {
-        name: Style(
-            COLOURS[i % len(COLOURS)], "solid", SYMBOLS[i % len(SYMBOLS)], False, label[name]
-        )
-        for i, name in enumerate(real)
-    }
-    for i, name in enumerate(controls):
-        j = i % len(GREYS)
-        symbol = f"{SYMBOLS[i % len(SYMBOLS)]}-open"
-        styles[name] = Style(GREYS[j], DASHES[j], symbol, True, label[name])
-    return styles
+#: Figures over the dose of a disturbance: arguments of :func:`plot_doses`.
+DOSED: dict[str, dict[str, Any]] = {}
 
 
 def figures(
@@ -116,6 +82,8 @@ def figures(
         "findings": plot_findings(findings, styles),
         "robustness_index:curve": plot_ri_curve(measurements, styles),
         "rotation:curve": plot_rotation(measurements, styles),
+        **{name: plot_doses(measurements, styles, **told) for name, told in DOSED.items()},
+        "calibration:doses": plot_calibration(measurements),
         "retrieval:families": plot_retrieval(measurements, styles, provenance),
         "retrieval:organs": plot_retrieval_organs(measurements, styles, provenance),
         "linear_probe:scatter": plot_probe(measurements, styles),
@@ -172,11 +140,11 @@ def plot_ri_curve(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
     curve = ri_curve(measurements)
     if not curve.height:
         return None
-    figure = _figure(height=460)
+    figure = figure_of(height=460)
     _add_null_band(figure, _design_null(measurements), "design null")
-    for name, own in _by_encoder(curve, styles):
-        _add_curve(figure, own, name, styles[name])
-    _title_axes(figure, "number of neighbours", "robustness index")
+    for name, own in by_encoder(curve, styles):
+        add_curve(figure, own, name, styles[name])
+    title_axes(figure, "number of neighbours", "robustness index")
     figure.update_yaxes(range=[-0.02, 1.02])
     return figure
 
@@ -197,20 +165,20 @@ def plot_rotation(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
     curve = rotation_curve(measurements)
     if not curve.height:
         return None
-    figure = _figure(height=460)
+    figure = figure_of(height=460)
     _add_null_band(figure, curve, "if it knew nothing")
     signature = select(measurements, "rotation", "mknn", angle=90).drop_nulls("threshold")
     if signature.height:
         _add_threshold(figure, signature["threshold"][0])
-    for name, own in _by_encoder(curve, styles):
-        _add_curve(figure, own, name, styles[name])
+    for name, own in by_encoder(curve, styles):
+        add_curve(figure, own, name, styles[name])
     back = _in_every_quarter(rotation_curve(measurements, "rotated_back"))
-    shown = [part for part in _by_encoder(back, styles) if not styles[part[0]].is_control]
+    shown = [part for part in by_encoder(back, styles) if not styles[part[0]].is_control]
     for name, own in shown:
         _add_back_curve(figure, own, name, styles[name])
     if shown:
         _add_back_legend(figure)
-    _title_axes(figure, "angle in degrees", "share of neighbours kept")
+    title_axes(figure, "angle in degrees", "share of neighbours kept")
     figure.update_xaxes(tickmode="array", tickvals=list(range(0, 361, 45)))
     figure.update_yaxes(range=[-0.02, 1.02])
     return figure
@@ -235,13 +203,13 @@ def plot_retrieval(
     if not rows.height:
         return None
     places = {family: i for i, family in enumerate(rows["x"].unique().sort().to_list())}
-    figure = _figure(height=480)
-    for name, own in _by_encoder(rows, styles, sort="x"):
+    figure = figure_of(height=480)
+    for name, own in by_encoder(rows, styles, sort="x"):
         style = styles[name]
         figure.add_bar(
             x=[places[family] for family in own["x"]],
             y=own["value"].to_list(),
-            error_y=_errors(own, "#333333"),
+            error_y=error_bars(own, "#333333"),
             name=style.label,
             marker={
                 "color": style.colour,
@@ -251,8 +219,8 @@ def plot_retrieval(
             hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
         )
     _add_null_lines(figure, rows, places)
-    _title_axes(figure, setting_text(json.dumps(chosen)), "macro-F1")
-    names = [_wrapped(setting_text(json.dumps({"family": name})), 20) for name in places]
+    title_axes(figure, setting_text(json.dumps(chosen)), "macro-F1")
+    names = [wrapped(setting_text(json.dumps({"family": name})), 20) for name in places]
     figure.update_xaxes(
         tickmode="array", tickvals=list(places.values()), ticktext=names, showgrid=False
     )
@@ -290,22 +258,22 @@ def plot_probe(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go.Fi
     both = sides["label"].join(sides["center"], on="encoder", suffix="_center")
     if not both.height:
         return None
-    figure = _figure(height=480)
-    for name, own in _by_encoder(both, styles):
+    figure = figure_of(height=480)
+    for name, own in by_encoder(both, styles):
         row = own.row(0, named=True)
         center = {key.removesuffix("_center"): row[key] for key in row if key.endswith("_center")}
         colour = styles[name].colour
         figure.add_scatter(
             x=[row["value"]],
             y=[center["value"]],
-            error_x=_errors(own, colour),
-            error_y=_errors(pl.DataFrame([center]), colour),
+            error_x=error_bars(own, colour),
+            error_y=error_bars(pl.DataFrame([center]), colour),
             mode="markers",
             name=styles[name].label,
             marker={"color": colour, "symbol": styles[name].symbol, "size": 11},
         )
     _add_chance_lines(figure, sides["label"], sides["center"])
-    _title_axes(figure, "label read: balanced accuracy", "center read: balanced accuracy")
+    title_axes(figure, "label read: balanced accuracy", "center read: balanced accuracy")
     figure.update_xaxes(range=[-0.02, 1.04])
     figure.update_yaxes(range=[-0.02, 1.04])
     return figure
@@ -341,10 +309,10 @@ def plot_design(design: pl.DataFrame) -> go.Figure | None:
     cells = {(row["label"], row["center"]): row for row in design.iter_rows(named=True)}
     empty = {"n_slides": 0, "n_patients": 0}
     grid = [[cells.get((label, center), empty) for center in centers] for label in labels]
-    figure = _figure(height=130 + 44 * len(labels))
+    figure = figure_of(height=130 + 44 * len(labels))
     figure.add_heatmap(
-        x=[_text(name) for name in centers],
-        y=[_text(name) for name in labels],
+        x=[plain_text(name) for name in centers],
+        y=[plain_text(name) for name in labels],
         z=[[cell["n_slides"] for cell in line] for line in grid],
         text=[[f"{cell['n_slides']} ({cell['n_patients']})" for cell in line] for line in grid],
         texttemplate="%{text}",
@@ -355,9 +323,9 @@ def plot_design(design: pl.DataFrame) -> go.Figure | None:
         xgap=2,
         ygap=2,
     )
-    _title_axes(figure, "center", "")
-    figure.update_xaxes(type="category", showgrid=False, **_ticks(_short_names(centers)))
-    figure.update_yaxes(type="category", showgrid=False, **_ticks(_short_names(labels)))
+    title_axes(figure, "center", "")
+    figure.update_xaxes(type="category", showgrid=False, **name_ticks(short_names(centers)))
+    figure.update_yaxes(type="category", showgrid=False, **name_ticks(short_names(labels)))
     return figure
 
 
@@ -399,16 +367,16 @@ def interval_panels(
         figure.add_annotation(_title_place(titles[i - 1], i))
     figure.update_yaxes(
         categoryorder="array",
-        categoryarray=[_text(name) for name in names],
+        categoryarray=[plain_text(name) for name in names],
         type="category",
-        **_ticks({name: styles[name].label for name in names}),
+        **name_ticks({name: styles[name].label for name in names}),
     )
-    figure.update_layout(_layout(height=plotted + room + _TICKS_HEIGHT))
+    figure.update_layout(layout_of(height=plotted + room + _TICKS_HEIGHT))
     figure.update_layout(
         margin={"t": room, "b": _TICKS_HEIGHT, "l": _NAMES_WIDTH}, showlegend=False
     )
-    figure.update_xaxes(**_AXIS)
-    figure.update_yaxes(**{**_AXIS, "automargin": False, "tickfont": {"size": 11}})
+    figure.update_xaxes(**AXIS)
+    figure.update_yaxes(**{**AXIS, "automargin": False, "tickfont": {"size": 11}})
     return figure
 
 
@@ -470,161 +438,11 @@ def _curve(rows: pl.DataFrame, curve: str, x: str) -> pl.DataFrame:
     )
 
 
-def _by_encoder(
-    rows: pl.DataFrame, styles: Mapping[str, Style], sort: str | None = None
-) -> list[tuple[str, pl.DataFrame]]:
-    parts = [(name, rows.filter(encoder=name)) for name in styles]
-    return [(name, own.sort(sort) if sort else own) for name, own in parts if own.height]
-
-
 def _hatch(style: Style) -> dict[str, str]:
     """Controls are hatched, so that bars are told apart in grey print too."""
     if not style.is_control:
         return {"shape": ""}
     return {"shape": "/", "fgcolor": style.colour, "bgcolor": "#ffffff"}
-
-
-def _text(name: str | None) -> str:
-    """A name from the tables as text: Plotly reads markup in every label."""
-    return escape(name or "", quote=False)
-
-
-def _short_names(names: Sequence[str], width: int = _SHORT) -> dict[str, str]:
-    """A text of at most `width` characters for each name, no two alike, markup taken out.
-
-    Names that begin alike keep both ends; a number tells apart what is still alike.
-
-    Examples
-    --------
-    >>> list(_short_names(["uni", "hospital north", "hospital south"], 10).values())
-    ['uni', 'hosp…north', 'hosp…south']
-    """
-    cut = {name: _cut(name, width, 0) for name in names}
-    often = Counter(cut.values())
-    wanted = {
-        name: text if often[text] == 1 else _cut(name, width, width // 2)
-        for name, text in cut.items()
-    }
-    shown: dict[str, str] = {}
-    for name, text in wanted.items():
-        numbered = (f"{text[: width - len(end)]}{end}" for end in (f"…{i}" for i in count(2)))
-        unused = (entry for entry in chain([text], numbered) if entry not in shown.values())
-        shown[name] = next(unused)
-    return {name: _text(text) for name, text in shown.items()}
-
-
-def _cut(name: str, width: int, tail: int) -> str:
-    """A name's beginning and its last `tail` characters."""
-    if len(name) <= width:
-        return name
-    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
-
-
-def _ticks(short: Mapping[str, str]) -> dict[str, Any]:
-    """Ticks of an axis whose categories are whole names: shortened, two could become one."""
-    return {
-        "tickmode": "array",
-        "tickvals": [_text(name) for name in short],
-        "ticktext": list(short.values()),
-    }
-
-
-def _wrapped(text: str, width: int) -> str:
-    """Text as lines of at most `width` characters: Plotly breaks none itself.
-
-    Examples
-    --------
-    >>> _wrapped("all labels & centers", 10)
-    'all labels<br>&amp; centers'
-    """
-    return "<br>".join(escape(line, quote=False) for line in wrap(text, width))
-
-
-_AXIS: dict[str, Any] = {
-    "gridcolor": "#ececec",
-    "linecolor": "#bbbbbb",
-    "showline": True,
-    "zeroline": False,
-    "ticks": "outside",
-    "tickcolor": "#bbbbbb",
-    "automargin": True,
-    "fixedrange": True,
-}
-
-
-def _layout(height: int) -> dict[str, Any]:
-    return {
-        "template": "none",
-        "height": height,
-        "autosize": True,
-        "font": {"family": _FONT, "size": 12, "color": "#222222"},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "margin": {"l": 12, "r": 16, "t": 12, "b": 56},
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
-    }
-
-
-def _figure(height: int) -> go.Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure(layout=_layout(height))
-    figure.update_xaxes(**_AXIS)
-    figure.update_yaxes(**_AXIS)
-    return figure
-
-
-def _title_axes(figure: go.Figure, x: str, y: str) -> None:
-    figure.update_xaxes(title_text=escape(x, quote=False))
-    figure.update_yaxes(title_text=escape(y, quote=False))
-
-
-def _errors(rows: pl.DataFrame, colour: str) -> dict[str, Any]:
-    """Distances from the value to both ends of its interval; none where an end is missing."""
-    above = (rows["ci_high"] - rows["value"]).clip(lower_bound=0).to_list()
-    below = (rows["value"] - rows["ci_low"]).clip(lower_bound=0).to_list()
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": above,
-        "arrayminus": below,
-        "color": colour,
-        "thickness": 1.6,
-        "width": 4,
-    }
-
-
-def _translucent(colour: str, alpha: float) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
-
-
-def _add_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Style) -> None:
-    band = own.drop_nulls(["ci_low", "ci_high"])
-    if band.height and not style.is_control:
-        figure.add_scatter(
-            x=[*band["x"], *band["x"][::-1]],
-            y=[*band["ci_high"], *band["ci_low"][::-1]],
-            fill="toself",
-            fillcolor=_translucent(style.colour, 0.14),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
-        )
-    figure.add_scatter(
-        x=own["x"].to_list(),
-        y=own["value"].to_list(),
-        mode="lines+markers",
-        name=style.label,
-        legendgroup=name,
-        line={"color": style.colour, "dash": style.dash, "width": 2},
-        marker={"symbol": style.symbol, "size": 6},
-        text=[interval_text(row) for row in own.iter_rows(named=True)],
-        hovertemplate=f"{_text(name)}, %{{x}}: %{{text}}<extra></extra>",
-    )
 
 
 def _add_back_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Style) -> None:
@@ -634,7 +452,7 @@ def _add_back_curve(figure: go.Figure, own: pl.DataFrame, name: str, style: Styl
         mode="lines",
         showlegend=False,
         legendgroup=name,
-        hovertemplate=f"{_text(name)}, there and back, %{{x}}: %{{y:.3g}}<extra></extra>",
+        hovertemplate=f"{plain_text(name)}, there and back, %{{x}}: %{{y:.3g}}<extra></extra>",
         line={"color": style.colour, "dash": "dash", "width": 1.2},
     )
 
@@ -728,7 +546,7 @@ def _panel_title(row: Row, named: bool) -> str:
     title = named_title(row, title) if named else title
     must_be = f"must be {threshold_text(row)}" if row["threshold"] is not None else ""
     second = "; ".join(part for part in (must_be, setting) if part)
-    lines = [f"<b>{_wrapped(title, _TITLE_WIDTH)}</b>", _wrapped(second, _TITLE_WIDTH + 4)]
+    lines = [f"<b>{wrapped(title, _TITLE_WIDTH)}</b>", wrapped(second, _TITLE_WIDTH + 4)]
     return "<br>".join(line for line in lines if line)
 
 
@@ -752,16 +570,16 @@ def _add_panel(
     figure: go.Figure, index: int, panel: pl.DataFrame, styles: Mapping[str, Style]
 ) -> None:
     place = {"row": index, "col": 1}
-    for name, own in _by_encoder(panel, styles):
+    for name, own in by_encoder(panel, styles):
         row, style = own.row(0, named=True), styles[name]
         _add_null_tick(figure, row, place)
         figure.add_scatter(
             x=[row["value"]],
-            y=[_text(name)],
-            error_x=_errors(own, style.colour),
+            y=[plain_text(name)],
+            error_x=error_bars(own, style.colour),
             mode="markers",
             marker={"color": style.colour, "symbol": style.symbol, "size": 9},
-            hovertemplate=f"{_text(name)}: {interval_text(row)}<extra></extra>",
+            hovertemplate=f"{plain_text(name)}: {interval_text(row)}<extra></extra>",
             **place,
         )
     threshold = panel["threshold"].drop_nulls()
@@ -775,7 +593,7 @@ def _add_null_tick(figure: go.Figure, row: Row, place: Mapping[str, int]) -> Non
     if ends:
         figure.add_scatter(
             x=ends,
-            y=[_text(row["encoder"])] * len(ends),
+            y=[plain_text(row["encoder"])] * len(ends),
             mode="lines+markers",
             line={"color": "#c4c4c4", "width": 7},
             marker={"symbol": "line-ns", "size": 12, "line": {"color": "#9a9a9a", "width": 2}},
@@ -796,6 +614,9 @@ def title_of(name: str) -> str:
 
 
 CAPTIONS: dict[str, str] = {
+    "calibration:doses": "What each check says of encoders that know the drawn tissue and a dose of "
+    "what no encoder should follow. Blue circle: pass; vermilion cross: fail; grey diamond: open. "
+    "Line: 95% interval; horizontal line: the check's threshold.",
     "findings": "Each check. " + _POINTS_TITLE + "; vertical line: threshold.",
     "robustness_index:curve": "Robustness index over the number of neighbours, with 95% bands. "
     "Grey dotted: the design null, the same for every encoder. Controls are grey and dashed.",
