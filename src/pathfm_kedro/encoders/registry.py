@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from pathfm_kedro.encoders.base import Encoder
 from pathfm_kedro.encoders.controls import CONTROLS
@@ -38,6 +39,15 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
 
 def _load(spec: EncoderSpec) -> Encoder:
     kind, _, name = spec.model.partition(":")
+    if spec.base:
+        raise ValueError(
+            f"encoders.{spec.name} has no pixels of its own: its vectors are those of {spec.base} "
+            "with the center taken out, made by the pipelines"
+        )
+    if spec.mitigation is not None:
+        from pathfm_kedro.encoders.mitigated import MitigatedEncoder
+
+        return MitigatedEncoder(_load(replace(spec, mitigation=None)), spec.mitigation)
     if kind == "control":
         if name not in CONTROLS:
             raise ValueError(

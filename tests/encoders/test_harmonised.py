@@ -1,0 +1,103 @@
+"""Harmonised vectors: the held-out patient has no say, and every tensor of a slide is mapped alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pathfm_kedro.encoders.harmonised import center_maps, plan_harmonised
+
+
+class Shards:
+    def __init__(self, shards):
+        self.shards = shards
+
+    @property
+    def slide_ids(self):
+        return tuple(sorted(self.shards))
+
+    def load_slide(self, slide_id, name="embedding"):
+        return self.shards[slide_id][name]
+
+    def tensor_names(self, slide_id):
+        return tuple(sorted(self.shards[slide_id]))
+
+    def slide_header(self, slide_id):
+        return {"slide": slide_id, "encoder": "base"}
+
+
+@pytest.fixture
+def slides() -> pl.DataFrame:
+    n = 12
+    return pl.DataFrame(
+        {
+            "slide_id": [f"s{i:02d}" for i in range(n)],
+            "patient_id": [f"p{i:02d}" for i in range(n)],
+            "center": ["A", "B"] * (n // 2),
+        }
+    )
+
+
+@pytest.fixture
+def shards(slides) -> Shards:
+    random = np.random.default_rng(0)
+    return Shards(
+        {
+            slide: {"embedding": random.normal(5.0 * (center == "B"), 1, (8, 4)).astype(np.float32)}
+            for slide, _, center in slides.iter_rows()
+        }
+    )
+
+
+VARIANT = {"model": "harmonised:base", "mitigation": "centring"}
+
+
+def test_a_patients_own_vectors_do_not_move_its_map(slides, shards):
+    before = center_maps(slides, shards, "centring")["s00"]
+    shards.shards["s00"]["embedding"] += 100
+    after = center_maps(slides, shards, "centring")["s00"]
+    np.testing.assert_array_equal(before.mean, after.mean)
+    assert before.digest() == after.digest()
+
+
+def test_centers_lie_together_afterwards(slides, shards):
+    jobs = {job.slide_id: job for job in plan(slides, shards).jobs}
+    mapped = {slide: job.compute()["embedding"].mean() for slide, job in jobs.items()}
+    of = dict(slides.select("slide_id", "center").iter_rows())
+    means = [np.mean([m for s, m in mapped.items() if of[s] == c]) for c in "AB"]
+    assert abs(means[0] - means[1]) < 0.5
+
+
+def test_views_are_mapped_as_the_tile_is(slides, shards):
+    views = Shards(
+        {
+            s: {"views": np.repeat(t["embedding"][:, None], 3, axis=1)}
+            for s, t in shards.shards.items()
+        }
+    )
+    tiles = {job.slide_id: job.compute()["embedding"] for job in plan(slides, shards).jobs}
+    for job in plan_harmonised(slides, shards, views, VARIANT, {}, name="v").jobs:
+        np.testing.assert_allclose(job.compute()["views"][:, 1], tiles[job.slide_id], rtol=1e-6)
+
+
+def test_a_center_of_one_patient_is_refused_with_the_mend(slides, shards):
+    alone = slides.with_columns(
+        center=pl.when(pl.col("slide_id") == "s03").then(pl.lit("C")).otherwise("center")
+    )
+    job = next(job for job in plan(alone, shards).jobs if job.slide_id == "s03")
+    with pytest.raises(ValueError, match="add patients"):
+        job.compute()
+
+
+def test_the_header_knows_base_method_and_map(slides, shards):
+    centred = plan(slides, shards).jobs[0].header()
+    combat = plan_harmonised(
+        slides, shards, shards, {**VARIANT, "mitigation": "combat"}, {}, name="v"
+    )
+    assert centred["slide"] == "s00"
+    assert centred != combat.jobs[0].header()
+
+
+def plan(slides, shards):
+    return plan_harmonised(slides, shards, shards, VARIANT, {}, name="v")
