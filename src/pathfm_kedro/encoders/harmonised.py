@@ -73,7 +73,7 @@ class HarmoniseSlide:
         return told
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
-        """Every floating tensor mapped along its last axis.
+        """Every floating tensor mapped along its last axis; counts and codes stay as they are.
 
         Raises
         ------
@@ -85,8 +85,14 @@ class HarmoniseSlide:
                 f"{self.method} of a patient needs other patients of the same center, and there is "
                 "none: add patients or leave the variant out of this cohort"
             )
-        names = self.source.tensor_names(self.slide_id)
-        return {name: self.apply(self.source.load_slide(self.slide_id, name)) for name in names}
+        tensors = {
+            name: self.source.load_slide(self.slide_id, name)
+            for name in self.source.tensor_names(self.slide_id)
+        }
+        return {
+            name: self.apply(tensor) if np.issubdtype(tensor.dtype, np.floating) else tensor
+            for name, tensor in tensors.items()
+        }
 
 
 def plan_harmonised(

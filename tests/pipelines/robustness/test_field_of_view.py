@@ -1,0 +1,559 @@
+"""Field of view: gains, equivalence and pools against brute force and other packages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from pathfm_kedro.pipelines.robustness.field_of_view import (
+    ARMS,
+    ATTENTION,
+    COST,
+    EQUIVALENCE,
+    GAIN,
+    MEAN,
+    NATIVE,
+    NATIVES,
+    PARTS,
+    PROBLEMS,
+    SAME_FIELD,
+    SAME_TISSUE,
+    TILE,
+    WHOLE,
+    Ballot,
+    FieldParameters,
+    Layout,
+    attention_neighbours,
+    choose_field_pool,
+    field_of_view,
+    field_votes,
+    gain,
+    score,
+    sub_tiles,
+    tost_p,
+)
+from pathfm_kedro.statistics.neighbours import nearest_indices
+
+PARAMETERS = {
+    "fields": [224, 512],
+    "signature_field": 512,
+    "k": 5,
+    "max_tiles": 48,
+    "thresholds": {GAIN: 0.05, SAME_TISSUE: 0.05},
+    "equivalence_margin": 0.05,
+    "attention": {
+        "folds": 4,
+        "components": 8,
+        "hidden": 4,
+        "steps": 60,
+        "learning_rate": 0.05,
+        "weight_decay": 0.001,
+    },
+    "draws": 400,
+    "n_permutations": 100,
+    "seed": 0,
+}
+TOLD = FieldParameters.parse(PARAMETERS)
+
+
+def parse(**changes):
+    return FieldParameters.parse(PARAMETERS | changes)
+
+
+def cohort(n_patients=40, each=2, labels=4, seed=0):
+    """Labels and patients of places, in no order."""
+    patient = np.random.default_rng(seed).permutation(np.repeat(np.arange(n_patients), each))
+    label = np.array(list("wxyz"))[patient % labels]
+    return label, np.array([f"p{p:03d}" for p in patient])
+
+
+def vectors(labels, signal, seed, d=12):
+    means = np.eye(26, d)[[ord(label) - ord("w") for label in labels]]
+    noise = np.random.default_rng(seed).normal(size=(len(labels), d))
+    return (signal * means + noise).astype(np.float32)
+
+
+def brute_force_vote(space, labels, patients, k):
+    """Vote of the k most similar rows of other patients, one row at a time."""
+    unit = space / np.linalg.norm(space, axis=1, keepdims=True)
+    votes = []
+    for i in range(len(space)):
+        others = [j for j in range(len(space)) if patients[j] != patients[i]]
+        near = [labels[j] for j in sorted(others, key=lambda j: -(unit[i] @ unit[j]))[:k]]
+        votes.append(max(near, key=near.count))
+    return votes
+
+
+@pytest.mark.parametrize("signal", [0.0, 1.5])
+def test_scores_and_gain_equal_brute_force(signal):
+    labels, patients = cohort()
+    spaces = [vectors(labels, signal, 1), vectors(labels, signal + 1, 2)]
+    expected = [
+        f1_score(labels, brute_force_vote(space, labels, patients, 5), average="macro")
+        for space in spaces
+    ]
+    ballot = Ballot.of(labels, patients, TOLD)
+    found = [nearest_indices(space, patients, 5) for space in spaces]
+    for neighbours, value in zip(found, expected, strict=True):
+        assert score(ballot, neighbours).estimate.value == pytest.approx(value)
+    gained = gain(ballot, found[1], found[0], 0.05).estimate.value
+    assert gained == pytest.approx(expected[1] - expected[0])
+
+
+def test_influence_is_the_change_that_one_place_makes():
+    """First-order effects add up as those of numerical weights on places do."""
+    labels, patients = cohort(12, 2, labels=3)
+    ballot = Ballot.of(labels, patients, parse(n_permutations=3))
+    neighbours = nearest_indices(vectors(labels, 1.0, 3), patients, 5)
+    _, influence = ballot.permuted_counts(neighbours)
+    for row, truth in zip(influence, ballot.permuted, strict=True):
+        voted = ballot.voted(neighbours, truth)
+        for place in range(len(truth)):
+            f1 = [
+                f1_score(
+                    truth, voted, average="macro", sample_weight=1 + h * (np.arange(24) == place)
+                )
+                for h in (-1e-4, 1e-4)
+            ]
+            assert row[place] == pytest.approx((f1[1] - f1[0]) / 2e-4, abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 3))
+def test_identical_arms_gain_nothing_and_are_equivalent(seed, signal):
+    labels, patients = cohort(seed=seed)
+    neighbours = nearest_indices(vectors(labels, signal, seed), patients, 5)
+    figure = gain(Ballot.of(labels, patients, TOLD), neighbours, neighbours.copy(), 0.05)
+    estimate = figure.estimate
+    assert (estimate.value, estimate.ci_low, estimate.ci_high) == (0, 0, 0)
+    assert figure.equivalence_p == 0
+
+
+@pytest.mark.parametrize(("n_patients", "shown"), [(40, False), (80, True)])
+def test_arms_that_only_answer_alike_are_equivalent_where_patients_are_many(n_patients, shown):
+    """Of P patients none differs: the rule of three, 59 of them exclude a share of 5%."""
+    labels, patients = cohort(n_patients, 1)
+    both = [nearest_indices(vectors(labels, 60, seed), patients, 5) for seed in (1, 2)]
+    figure = gain(Ballot.of(labels, patients, TOLD), *both, 0.05)
+    assert figure.estimate.value == 0
+    assert figure.estimate.ci_high == -figure.estimate.ci_low == 1 - 0.025 ** (1 / n_patients)
+    assert figure.equivalence_p == pytest.approx(0.95**n_patients)
+    assert (figure.equivalence_p < 0.05) == shown
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_swapping_arms_turns_the_gain_around(seed):
+    labels, patients = cohort(seed=seed)
+    ballot = Ballot.of(labels, patients, TOLD)
+    a, b = (nearest_indices(vectors(labels, 1, seed + s), patients, 5) for s in (1, 2))
+    one, other = gain(ballot, a, b, 0.05), gain(ballot, b, a, 0.05)
+    assert one.estimate.value == pytest.approx(-other.estimate.value)
+    assert one.estimate.ci_low == pytest.approx(-other.estimate.ci_high)
+    assert one.equivalence_p == pytest.approx(other.equivalence_p)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_neither_order_nor_names_of_patients_matter(seed):
+    labels, patients = cohort(seed=seed)
+    spaces = [vectors(labels, 1, seed + s) for s in (1, 2)]
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    names = dict(zip(np.unique(patients), generator.permutation(np.unique(patients)), strict=True))
+    renamed = np.array([names[p] for p in patients])
+    values = [
+        gain(
+            Ballot.of(labels[rows], owners[rows], TOLD),
+            *(nearest_indices(space[rows], owners[rows], 5) for space in spaces),
+            0.05,
+        ).estimate.value
+        for rows, owners in ((np.arange(len(order)), patients), (order, patients), (order, renamed))
+    ]
+    assert values[1:] == pytest.approx(values[:1] * 2)
+
+
+def test_permuted_gains_are_centred_on_nothing():
+    labels, patients = cohort()
+    ballot = Ballot.of(labels, patients, parse(n_permutations=400))
+    a, b = (nearest_indices(vectors(labels, 3, seed), patients, 5) for seed in (1, 2))
+    null = gain(ballot, a, b, 0.05).null
+    assert null.low < 0 < null.high
+    chance = score(ballot, a).null
+    assert chance.low < 1 / 4 < chance.high < 0.5
+
+
+def test_a_label_of_one_patient_is_no_query_but_stays_a_neighbour():
+    labels, patients = cohort()
+    labels = np.where(patients == "p000", "lone", labels)
+    ballot = Ballot.of(labels, patients, TOLD)
+    assert ballot.n == (labels != "lone").sum()
+    assert ballot.n_patients == 39
+    space = vectors(np.where(labels == "lone", "w", labels), 2, 1)
+    neighbours = nearest_indices(space, patients, 5)
+    kept = labels != "lone"
+    voted = np.array(brute_force_vote(space, labels, patients, 5))
+    expected = f1_score(
+        labels[kept], voted[kept], labels=list("wxyz"), average="macro", zero_division=0
+    )
+    assert score(ballot, neighbours).estimate.value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shift", [-0.04, 0.0, 0.03, 0.2])
+def test_tost_equals_statsmodels(shift):
+    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(0, 0.1, (2, 40))
+    difference = a + shift - b
+    error = difference.std(ddof=1) / np.sqrt(40)
+    expected, _, _ = weightstats.ttost_paired(a + shift, b, -0.05, 0.05)
+    assert tost_p(difference.mean(), error, 39, 0.05) == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-0.3, 0.3), st.floats(0.001, 0.2), st.integers(7, 200), st.floats(0.01, 0.2))
+def test_tost_agrees_with_the_90_percent_interval(value, error, freedom, margin):
+    from scipy.stats import t
+
+    reach = t.ppf(0.95, freedom) * error
+    inside = -margin < value - reach and value + reach < margin
+    assert (tost_p(value, error, freedom, margin) < 0.05) == inside
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(224, 1500), st.integers(224, 1500))
+def test_sub_tiles_cover_the_field_and_nothing_else(width, height):
+    covered = np.zeros((height, width), bool)
+    boxes = sub_tiles((width, height), (224, 224))
+    for box in boxes:
+        part = covered[box.top : box.top + 224, box.left : box.left + 224]
+        assert part.shape == (224, 224)
+        part[:] = True
+    assert covered.all()
+    assert len(boxes) == -(-width // 224) * -(-height // 224)
+
+
+def test_parts_keep_their_index_in_a_larger_field():
+    fields = [(224, 224), (512, 512), (1024, 1024), (2048, 1536)]
+    full = Layout.of(fields)
+    for n in range(2, 5):
+        part = Layout.of(fields[:n])
+        shift = ((2048 - fields[n - 1][0]) // 2, (1536 - fields[n - 1][1]) // 2)
+        moved = [
+            box._replace(left=box.left + shift[0], top=box.top + shift[1]) for box in part.parts
+        ]
+        assert full.parts[: len(moved)] == tuple(moved)
+        assert (full.wholes[:n], full.subs[:n]) == (part.wholes, part.subs)
+    assert [len(subs) for subs in full.subs] == [1, 9, 25, 70]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fields": [224]}, "one wider field"),
+        ({"fields": [512, 224]}, "does not lie inside"),
+        ({"fields": [224, [512, 200]], "signature_field": [512, 200]}, "does not lie inside"),
+        ({"fields": [224, 511], "signature_field": 511}, "no common centre px"),
+        ({"signature_field": 1024}, "not among the wider fields"),
+        ({"fields": [224, "512"]}, "neither a side"),
+    ],
+)
+def test_unfit_parameters_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        parse(**changes)
+
+
+def tables(n_patients=16, size=3000, mpp=0.5):
+    names = [f"s{i:02d}" for i in range(n_patients)]
+    slides = pl.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": [f"p{i:02d}" for i in range(n_patients)],
+            "center": ["AB"[i % 2] for i in range(n_patients)],
+            "organ": "o",
+            "label": ["xy"[i // 2 % 2] for i in range(n_patients)],
+            "status": "usable",
+            "width": size,
+            "height": size,
+            "mpp": mpp,
+        }
+    )
+    grid = range(0, size - 223, 224)
+    tiles = pl.DataFrame(
+        [
+            {
+                "tile_id": f"{s}@{x}_{y}",
+                "slide_id": s,
+                "x": x,
+                "y": y,
+                "field_um": 112.0,
+                "mpp": 0.5,
+            }
+            for s in names
+            for y in grid
+            for x in grid
+        ]
+    )
+    return slides, tiles
+
+
+def test_the_pool_is_balanced_and_has_room():
+    slides, tiles = tables()
+    pool, room = choose_field_pool(slides, tiles, PARAMETERS)
+    assert pool.height == 48
+    assert pool["patient_id"].value_counts()["count"].to_list() == [3] * 16
+    assert pool["x"].min() >= 144
+    assert pool["x"].max() + 224 + 144 <= 3000
+    assert pool["field"].unique().to_list() == ["512"]
+    assert room["n_slides_with_room"].to_list() == [16]
+    assert "over the edge" in room["reason"][0]
+
+
+def test_the_pool_does_not_depend_on_the_order_of_rows():
+    slides, tiles = tables()
+    pool, _ = choose_field_pool(slides, tiles, PARAMETERS)
+    again, _ = choose_field_pool(slides.sample(fraction=1, shuffle=True, seed=1), tiles, PARAMETERS)
+    assert pool.equals(again)
+    shuffled = tiles.sample(fraction=1, shuffle=True, seed=2)
+    other, _ = choose_field_pool(slides, shuffled, PARAMETERS)
+    assert sorted(other["tile_id"]) == sorted(pool["tile_id"])
+
+
+def test_a_slide_takes_part_up_to_its_largest_field():
+    slides, tiles = tables()
+    sizes = pl.Series([3000, 1100, 700, 224] * 4)
+    slides = slides.with_columns(width=sizes, height=sizes)
+    tiles = tiles.join(slides.select("slide_id", "width"), on="slide_id").filter(
+        pl.max_horizontal("x", "y") + 224 <= pl.col("width")
+    )
+    told = {"fields": [224, 512, 1024, [2048, 1536]], "max_tiles": 400}
+    pool, room = choose_field_pool(slides, tiles, PARAMETERS | told)
+    largest = dict(pool.select("slide_id", "field").unique().iter_rows())
+    assert {largest.get(f"s{i:02d}") for i in (0, 4, 8)} == {"2048x1536"}
+    assert [largest.get(f"s{i:02d}") for i in (1, 2, 3)] == ["1024", "512", None]
+    assert room["n_slides_with_room"].to_list() == [12, 8, 4]
+    assert "cut beforehand" in room["reason"][0]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Stored fields of a pool: one shard a slide."""
+
+    shards: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def slide_ids(self):
+        return tuple(sorted(self.shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.concatenate([self.shards[s][name] for s in slide_ids]).astype(np.float32)
+
+
+def make_views(pool, base, wide, problem=0, seed=0):
+    """Vectors whose signal at the tile is `base` and in the wider fields `wide`."""
+    shards = {}
+    for (slide, field), rows in pool.group_by(["slide_id", "field"], maintain_order=True):
+        fields = TOLD.fields if field == "512" else parse(fields=[224, 512, 1024]).fields
+        layout = Layout.of(fields)
+        labels = [{"x": "w", "y": "x"}[label] for label in rows["label"]]
+        own = seed + int(slide[1:])
+        noise = vectors(labels, 0, own)
+        signal = vectors(labels, 1, 0) - vectors(labels, 0, 0)
+        parts = np.repeat((base * signal + noise)[:, None], len(layout.parts), 1)
+        for whole in layout.wholes[1:]:
+            parts[:, whole] = wide * signal + noise
+        n, m = len(labels), len(fields)
+        shards[slide] = {
+            PARTS: parts,
+            NATIVES: parts[:, list(layout.wholes[1:])],
+            PROBLEMS: np.full((n, m - 1), problem, np.int8),
+            COST: np.tile(
+                np.array([[[1, 9000], [len(s), 9000 * len(s)], [1, 25000]] for s in layout.subs]),
+                (n, 1, 1, 1),
+            ),
+        }
+    return Views(shards)
+
+
+def measured(views, pool, room, parameters=PARAMETERS):
+    table = field_of_view(field_votes(views, pool, parameters), room, parameters, "e")
+    return [row | json.loads(row["setting"]) for row in table.to_dicts()]
+
+
+def row_of(rows, metric, **setting):
+    [row] = [r for r in rows if r["metric"] == metric and setting.items() <= r.items()]
+    return row
+
+
+@pytest.fixture(scope="module")
+def large():
+    slides, tiles = tables(48)
+    return choose_field_pool(slides, tiles, PARAMETERS | {"max_tiles": 96})
+
+
+def test_an_encoder_that_sees_the_label_only_in_wide_fields_fails(large):
+    pool, room = large
+    rows = measured(make_views(pool, 0.0, 30.0), pool, room)
+    for metric, over in ((GAIN, TILE), (SAME_TISSUE, MEAN)):
+        row = row_of(rows, metric, arm=WHOLE, over=over)
+        assert (row["verdict"], row["threshold"], row["direction"]) == ("fail", 0.05, "below")
+        assert row["value"] > 0.3
+    assert row_of(rows, EQUIVALENCE, over=TILE)["value"] > 0.9
+    assert row_of(rows, SAME_FIELD, arm=NATIVE)["value"] == 0
+
+
+def test_an_encoder_that_sees_the_label_in_a_tile_passes(large):
+    pool, room = large
+    rows = measured(make_views(pool, 30.0, 30.0), pool, room)
+    for metric in (GAIN, SAME_TISSUE):
+        row = row_of(rows, metric, arm=WHOLE)
+        assert (row["verdict"], row["value"]) == ("pass", 0)
+    row = row_of(rows, EQUIVALENCE, over=TILE)
+    assert (row["value"], row["margin"]) == (0, 0.05)
+    assert "is shown" in row["reason"]
+
+
+def test_an_encoder_that_knows_nothing_has_nothing_to_gain(large):
+    pool, room = large
+    rows = measured(make_views(pool, 0.0, 0.0, seed=100), pool, room)
+    row = row_of(rows, GAIN, arm=WHOLE)
+    assert row["verdict"] == "not_applicable"
+    assert "nothing to gain" in row["reason"]
+
+
+def test_rows_are_few_and_never_empty_of_reason(large):
+    pool, room = large
+    rows = measured(make_views(pool, 1.0, 2.0), pool, room)
+    assert len(rows) <= 24
+    assert {row["arm"] for row in rows if row["metric"] == "macro_f1"} == set(ARMS)
+    assert sum(row["threshold"] is not None for row in rows) == 2
+    assert all(row["reason"] for row in rows if row["verdict"] == "not_applicable")
+    assert all(row["n_patients"] == 48 for row in rows)
+
+
+def test_cost_is_counted(large):
+    pool, room = large
+    rows = measured(make_views(pool, 1.0, 2.0), pool, room)
+    found = {
+        (r["metric"], r.get("arm")): r["value"] for r in rows if not r["metric"].startswith("macro")
+    }
+    assert found["forward_passes", MEAN] == 9
+    assert found["megapixels_forwarded", MEAN] == pytest.approx(0.081)
+    assert found["megapixels_forwarded", NATIVE] == pytest.approx(0.025)
+    assert found["megapixels_read", None] == pytest.approx(512**2 / 1e6)
+
+
+def test_an_encoder_without_native_size_says_so(large):
+    pool, room = large
+    rows = measured(make_views(pool, 1.0, 2.0, problem=1), pool, room)
+    for metric in (GAIN, SAME_TISSUE, SAME_FIELD):
+        row = row_of(rows, metric, arm=NATIVE)
+        assert (row["verdict"], row["value"]) == ("not_applicable", None)
+        assert "position embeddings" in row["reason"]
+    assert row_of(rows, GAIN, arm=WHOLE)["value"] is not None
+
+
+def test_images_cut_beforehand_have_no_wider_field():
+    slides, tiles = tables(16, size=224)
+    pool, room = choose_field_pool(slides, tiles, PARAMETERS)
+    assert pool.is_empty()
+    rows = measured(Views({}), pool, room)
+    assert [row["metric"] for row in rows] == [GAIN, SAME_TISSUE]
+    for row in rows:
+        assert (row["verdict"], row["threshold"]) == ("not_applicable", 0.05)
+        assert "none of 16 slides has room for a field of 512 px" in row["reason"]
+        assert "cut beforehand" in row["reason"]
+
+
+def test_slides_of_other_largest_fields_are_compared_where_both_have_room():
+    told = PARAMETERS | {"fields": [224, 512, 1024], "max_tiles": 96}
+    slides, tiles = tables(24)
+    slides = slides.with_columns(
+        width=pl.when(pl.col("slide_id") < "s12").then(1000).otherwise(3000)
+    )
+    tiles = tiles.join(slides.select("slide_id", "width"), on="slide_id").filter(
+        pl.col("x") + 224 <= pl.col("width")
+    )
+    pool, room = choose_field_pool(slides, tiles, told)
+    votes = field_votes(make_views(pool, 1.0, 2.0), pool, told)
+    counted = votes.group_by("field").agg(pl.col("patient_id").n_unique())
+    assert dict(counted.iter_rows()) == {"512": 24, "1024": 12}
+    rows = measured(make_views(pool, 1.0, 2.0), pool, room, told)
+    held = [r for r in rows if r["threshold"] is not None]
+    assert {r["field"] for r in held} == {"512"}
+
+
+def test_a_slide_that_failed_is_left_out(large):
+    pool, room = large
+    views = make_views(pool, 1.0, 2.0)
+    fewer = replace(views, shards={s: v for s, v in views.shards.items() if s != "s00"})
+    assert {row["n_patients"] for row in measured(fewer, pool, room)} == {47}
+    assert "see why its slides failed" in measured(Views({}), pool, room)[0]["reason"]
+
+
+def test_shards_of_other_parameters_are_refused(large):
+    pool, _ = large
+    views = make_views(pool, 1.0, 2.0)
+    views.shards["s00"][PARTS] = views.shards["s00"][PARTS][:-1]
+    with pytest.raises(ValueError, match="embed the fields again"):
+        field_votes(views, pool, PARAMETERS)
+
+
+def test_one_label_is_nothing_to_tell_apart(large):
+    pool, room = large
+    one = pool.with_columns(label=pl.lit("x"))
+    rows = measured(make_views(one, 1.0, 2.0), one, room)
+    assert "two are needed" in row_of(rows, GAIN, arm=WHOLE)["reason"]
+
+
+def bags(signal, seed=0, n_patients=48, subs=25):
+    """One sub-tile of each place carries the label, and is marked; the others are noise."""
+    generator = np.random.default_rng(seed)
+    labels = np.array(list("wx"))[np.arange(n_patients) % 2]
+    found = generator.normal(size=(n_patients, subs, 40))
+    at = generator.integers(0, subs, n_patients)
+    side = np.where(labels == "w", 1.0, -1.0)
+    found[np.arange(n_patients), at, 0] += signal * side
+    found[np.arange(n_patients), at, 1] += 8 * (signal > 0)
+    return found.astype(np.float32), labels, np.array([f"p{i:02d}" for i in range(n_patients)])
+
+
+def test_attention_finds_the_sub_tile_that_matters():
+    subs, labels, patients = bags(6.0)
+    ballot = Ballot.of(labels, patients, TOLD)
+    told = replace(TOLD, attention=replace(TOLD.attention, steps=200))
+    attended = score(ballot, attention_neighbours(subs, labels, patients, told)).estimate.value
+    mean = score(ballot, nearest_indices(subs.mean(axis=1), patients, 5)).estimate.value
+    assert attended > mean + 0.1
+    assert attended > 0.9
+
+
+def test_attention_without_steps_is_the_mean():
+    subs, labels, patients = bags(6.0)
+    told = replace(TOLD, attention=replace(TOLD.attention, steps=0))
+    found = attention_neighbours(subs, labels, patients, told)
+    np.testing.assert_array_equal(found, nearest_indices(subs.mean(axis=1), patients, 5))
+
+
+def test_attention_learns_nothing_from_noise():
+    """Fitted on training patients only: were it not, it would beat chance here."""
+    values = []
+    for seed in range(6):
+        subs, labels, patients = bags(0.0, seed)
+        ballot = Ballot.of(labels, patients, TOLD)
+        found = attention_neighbours(subs, labels, patients, TOLD)
+        values.append(score(ballot, found).estimate.value)
+    assert abs(np.mean(values) - 0.5) < 0.12
+
+
+def test_too_few_patients_for_attention_say_so():
+    subs, labels, patients = bags(1.0, n_patients=3)
+    assert "3 patients" in attention_neighbours(subs, labels, patients, TOLD)
+    assert ATTENTION in ARMS
