@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pathfm_kedro.cohorts import project_root, read_cohort_plan
+from pathfm_kedro.cohorts import harmonised_bases, project_root, read_cohort_plan
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -168,8 +168,9 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
     -------
     dict
         ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
-        ``phantoms`` (cohorts whose slides are drawn) and
-        ``embeddings`` (every pair of cohort and encoder).
+        ``phantoms`` (cohorts whose slides are drawn),
+        ``embeddings`` (every pair of cohort and encoder) and ``variants`` (those whose vectors are
+        another encoder's with the center taken out).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
     return {
@@ -186,6 +187,12 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
             f"{name}-{encoder}": {"cohort": name, "encoder": encoder}
             for name, plan in plans.items()
             for encoder in plan.encoders
+            if encoder not in harmonised_bases(plan.encoders)
+        },
+        "variants": {
+            f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "base": base}
+            for name, plan in plans.items()
+            for encoder, base in harmonised_bases(plan.encoders).items()
         },
     }
 

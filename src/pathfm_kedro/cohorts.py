@@ -64,16 +64,67 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
         The cohort; ``KEDRO_ENV`` or the phantom where not given.
     conf_source
         The configuration folder; ``PATHFM_CONF_SOURCE`` or the project's conf/ where not given.
+
+    Raises
+    ------
+    ValueError
+        If there is no such cohort, naming those there are, or an encoder's entry is no mapping.
     """
     from kedro.config import OmegaConfigLoader
 
     source = conf_source or os.environ.get(CONF_VARIABLE) or str(project_root() / "conf")
+    cohort = env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
+    _refuse_unknown(cohort, Path(source))
     loader = OmegaConfigLoader(
         conf_source=source,
-        env=env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT,
+        env=cohort,
         runtime_params=json.loads(os.environ.get(RUNTIME_VARIABLE) or "{}"),
         **CONFIG_LOADER_ARGS,
     )
     parameters = loader["parameters"]
     encoders = {name: entry for name, entry in parameters["encoders"].items() if entry is not None}
+    for name, entry in encoders.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
+            )
     return CohortPlan(str(parameters["cohort"]["source"]), encoders)
+
+
+def _refuse_unknown(cohort: str, source: Path) -> None:
+    # A configuration may also come as an archive, which Kedro opens itself.
+    if not source.is_dir() or (source / cohort).is_dir():
+        return
+    known = sorted(path.parent.name for path in source.glob("*/globals.yml"))
+    raise ValueError(
+        f"there is no cohort '{cohort}': {source} has {', '.join(n for n in known if n != 'base')}; "
+        "correct --env or KEDRO_ENV, or add the cohort by 'kedro cohort new'"
+    )
+
+
+def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of each variant whose center is taken out of another encoder's vectors, that encoder.
+
+    Raises
+    ------
+    ValueError
+        If that encoder is not among the cohort's, or is such a variant itself.
+
+    Examples
+    --------
+    >>> harmonised_bases({"uni": {"model": "timm:x"}, "uni_combat": {"model": "harmonised:uni"}})
+    {'uni_combat': 'uni'}
+    """
+    found = {}
+    for name, entry in encoders.items():
+        kind, _, base = str(entry.get("model", "")).partition(":")
+        if kind != "harmonised":
+            continue
+        other = encoders.get(base)
+        if other is None or str(other.get("model", "")).startswith("harmonised:"):
+            raise ValueError(
+                f"encoders.{name}.model is 'harmonised:{base}': give the name of another encoder of "
+                f"the cohort that is no such variant itself; there are {sorted(encoders)}"
+            )
+        found[name] = base
+    return found

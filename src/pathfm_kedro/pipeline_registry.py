@@ -6,7 +6,7 @@ import warnings
 
 from kedro.pipeline import Pipeline
 
-from pathfm_kedro.cohorts import read_cohort_plan
+from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -24,9 +24,10 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Pipelines by name; ``__default__`` runs them all in the order of the data."""
     plan = read_cohort_plan()
     controls = [name for name, entry in plan.encoders.items() if entry.get("role") == "control"]
+    bases = harmonised_bases(plan.encoders)
     experiments = {
         "retrieve": retrieve(list(plan.encoders)),
-        "robustness": robustness(list(plan.encoders), controls),
+        "robustness": robustness(list(plan.encoders), controls, bases),
         "inheritance": inheritance(list(plan.encoders)),
     }
     measured = sorted(
@@ -38,7 +39,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     named = {
         "ingest": ingest(plan.source),
         "tile": tile(),
-        "embed": embed(list(plan.encoders)),
+        "embed": embed(list(plan.encoders), bases),
         **experiments,
         "report": report(list(plan.encoders), measured),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,7 +12,8 @@ from PIL import Image
 from pathfm_kedro.slides.fields import TileFields
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.mosaic import choose_mosaic
-from pathfm_kedro.slides.readers import file_fingerprint, open_slide, read_field
+from pathfm_kedro.slides.ome_tiff import DirectReader
+from pathfm_kedro.slides.readers import file_fingerprint, on_white, open_slide, read_field
 from pathfm_kedro.slides.tissue import read_overview, tissue_mask
 from tests.conftest import write_tiff
 
@@ -141,3 +143,144 @@ def test_a_mosaic_takes_its_share_of_every_cluster(n, k, share, seed):
     for cluster in np.unique(clusters):
         size = int((clusters == cluster).sum())
         assert chosen[clusters == cluster].sum() == min(size, max(1, round(share * size)))
+
+
+def smooth(height, width):
+    """A picture without whole-tile symmetries, smooth so that JPEG has little to do."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(x / a) * np.cos(y / b) for a, b in ((17, 29), (23, 41), (31, 13))]
+    return np.stack(waves, axis=2).astype(np.uint8)
+
+
+def seen_by_openslide(path, x, y, level, width, height):
+    import openslide
+
+    with openslide.OpenSlide(path) as slide:
+        return on_white(np.asarray(slide.read_region((x, y), level, (width, height))))
+
+
+def damage(path, tile, change):
+    """Change the stored bytes of one tile of level 0."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        offset, count = page.dataoffsets[tile], page.databytecounts[tile]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + count] = change(bytes(content[offset : offset + count]))
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def jpeg_tiff(tmp_path_factory):
+    return write_tiff(tmp_path_factory.mktemp("direct") / "a.tiff", smooth(700, 901))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x=st.integers(-300, 1000),
+    y=st.integers(-300, 800),
+    w=st.integers(1, 400),
+    h=st.integers(1, 400),
+)
+def test_tiles_decoded_directly_are_what_openslide_sees(jpeg_tiff, x, y, w, h):
+    with open_slide(jpeg_tiff) as reader:
+        assert isinstance(reader, DirectReader)
+        got = reader.read(x, y, 0, w, h)
+    np.testing.assert_array_equal(got, seen_by_openslide(jpeg_tiff, x, y, 0, w, h))
+
+
+def test_a_level_of_a_broken_factor_is_read_from_the_nearest_whole_pixel(jpeg_tiff):
+    """OpenSlide would blend neighbouring pixels by how far the corner lies from a whole one."""
+    whole = seen_by_openslide(jpeg_tiff, 0, 0, 1, 451, 350)
+    with open_slide(jpeg_tiff) as reader:
+        factor = reader.description.downsamples[1]
+        assert factor != round(factor)
+        got = reader.read(601, 301, 1, 100, 100)
+    x, y = round(601 / factor), round(301 / factor)
+    np.testing.assert_array_equal(got, whole[y : y + 100, x : x + 100])
+
+
+def test_the_description_is_openslides(jpeg_tiff):
+    import openslide
+
+    with open_slide(jpeg_tiff) as reader, openslide.OpenSlide(jpeg_tiff) as slide:
+        assert reader.description.vendor == "generic-tiff"
+        assert reader.description.downsamples == slide.level_downsamples
+        assert reader.description.mpp == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tile: tile[: len(tile) // 2] + bytes(len(tile) - len(tile) // 2),
+        lambda tile: tile[: len(tile) // 2] + bytes(len(tile) - len(tile) // 2 - 2) + b"\xff\xd9",
+        lambda tile: bytes(20) + tile[20:],
+        lambda tile: tile[: len(tile) // 2] + b"\xff\xd9" + tile[len(tile) // 2 + 2 :],
+    ],
+    ids=["second half zero", "zero but for the end", "first bytes zero", "ends in the middle"],
+)
+def test_a_damaged_tile_is_refused_and_the_others_are_read(tmp_path, change):
+    path = write_tiff(tmp_path / "a.tiff", smooth(700, 901))
+    before = seen_by_openslide(path, 0, 0, 0, 256, 256)
+    damage(path, 5, change)
+    with open_slide(path) as reader:
+        assert isinstance(reader, DirectReader)
+        with pytest.raises(ValueError, match="x=300, y=300 cannot be decoded"):
+            reader.read(300, 300, 0, 64, 64)
+        np.testing.assert_array_equal(reader.read(0, 0, 0, 256, 256), before)
+
+
+def test_a_tile_of_the_grey_that_damage_leaves_is_read_all_the_same(tmp_path):
+    pixels = smooth(700, 901)
+    pixels[256:512, 256:512] = 128
+    path = write_tiff(tmp_path / "a.tiff", pixels)
+    with open_slide(path) as reader:
+        assert isinstance(reader, DirectReader)
+        got = reader.read(200, 200, 0, 400, 400)
+    np.testing.assert_array_equal(got, seen_by_openslide(path, 200, 200, 0, 400, 400))
+    assert (got[60:300, 60:300] == 128).all()
+
+
+def test_a_file_with_a_hole_is_left_to_openslide(tmp_path):
+    path = tmp_path / "a.tiff"
+    pixels = smooth(512, 512)
+    tiles = [pixels[:256, :256], None, pixels[256:, :256], pixels[256:, 256:]]
+    with tifffile.TiffWriter(path) as file:
+        file.write(
+            iter(tiles),
+            shape=pixels.shape,
+            dtype=np.uint8,
+            tile=(256, 256),
+            compression="jpeg",
+            photometric="rgb",
+            metadata=None,
+        )
+    with tifffile.TiffFile(path) as file:
+        assert 0 in file.pages.first.databytecounts
+    with open_slide(path) as reader:
+        assert not isinstance(reader, DirectReader)
+        got = reader.read(0, 0, 0, 512, 512)
+    np.testing.assert_array_equal(got, seen_by_openslide(path, 0, 0, 0, 512, 512))
+    assert (got[:256, 256:] == 255).all()
+
+
+def test_other_compressions_are_left_to_openslide(tmp_path):
+    pixels = smooth(512, 512)
+    tifffile.imwrite(
+        tmp_path / "a.tiff", pixels, tile=(256, 256), compression="deflate", photometric="rgb"
+    )
+    with open_slide(tmp_path / "a.tiff") as reader:
+        assert not isinstance(reader, DirectReader)
+        np.testing.assert_array_equal(reader.read(0, 0, 0, 512, 512), pixels)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs"])
+def test_every_pixel_of_every_level_of_a_real_slide_is_openslides(real_data, name):
+    import openslide
+
+    path = real_data / "slides" / name
+    with open_slide(path) as reader, openslide.OpenSlide(path) as slide:
+        assert isinstance(reader, DirectReader)
+        for level, (width, height) in enumerate(slide.level_dimensions):
+            expected = np.asarray(slide.read_region((0, 0), level, (width, height)).convert("RGB"))
+            np.testing.assert_array_equal(reader.read(0, 0, level, width, height), expected)

@@ -25,6 +25,11 @@ class Encoder(Protocol):
         """What is done to pixels before the forward pass."""
         ...
 
+    @property
+    def batch_size(self) -> int:
+        """Tiles that are best given at a time; it changes no vector beyond rounding."""
+        ...
+
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """Vectors of tiles.
 

@@ -13,6 +13,8 @@ from pathfm_kedro.encoders.base import Pixels, Vectors
 
 #: Raised with any change of what a control computes, so that stored shards are not reused.
 _REVISION = "1"
+#: Tiles at a time: few enough that their pixels stay in a processor's cache.
+_BATCH_SIZE = 8
 
 
 def _fingerprint(name: str) -> str:
@@ -37,6 +39,7 @@ class StainStatistics:
         default_factory=lambda: {"input": "optical density -log10((v + 1) / 256) per channel"}
     )
     fingerprint: str = _fingerprint("stain_statistics")
+    batch_size: int = _BATCH_SIZE
 
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """[n, 12] float32: mean, standard deviation, 10th and 90th percentile per channel."""
@@ -70,6 +73,7 @@ class RandomProjection:
         default_factory=lambda: {"input": "BLAKE2b digest of the pixels"}
     )
     fingerprint: str = _fingerprint("random_projection")
+    batch_size: int = _BATCH_SIZE
 
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """[n, 64] float32, independent standard normal numbers."""
@@ -91,6 +95,7 @@ class PhantomTruth:
         default_factory=lambda: {"input": "the drawn morphology, not the pixels"}
     )
     fingerprint: str = _fingerprint("phantom_truth")
+    batch_size: int = _BATCH_SIZE
 
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """[n, m] float32: the truth itself.
@@ -128,6 +133,7 @@ class TileLayout:
         default_factory=lambda: {"input": "mean optical density on a 4 x 4 grid, standardised"}
     )
     fingerprint: str = _fingerprint("tile_layout")
+    batch_size: int = _BATCH_SIZE
 
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """[n, 17] float32: the grid row by row, and a small constant, so that no vector is zero."""

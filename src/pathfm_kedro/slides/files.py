@@ -44,9 +44,11 @@ class SlideFiles:
         if absolute or ".." in relative.parts or "\0" in path or not relative.parts:
             raise SlideError(f"path '{path}' leads out of the manifest's folder")
         found = self.root / relative
-        if not found.exists():
+        # Links are followed: slides on several disks, or kept by DVC, lie in the folder as links.
+        if not _lies_there(found):
+            missing = "only a link to nothing" if _is_link(found) else "no file"
             raise SlideError(
-                f"no file at '{path}' below the manifest's folder: correct the path or restore the "
+                f"{missing} at '{path}' below the manifest's folder: correct the path or restore the "
                 "file"
             )
         return found
@@ -61,6 +63,26 @@ class SlideFiles:
         """
         found = self.resolve(path)
         try:
+            if found.is_file() and not found.stat().st_size:
+                raise ValueError("the file is empty: restore it")
             return open_slide(found)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            # The system's own text names the file by its place on this machine.
+            raise SlideError(f"'{path}' cannot be opened: {error.strerror or error}") from error
+        except ValueError as error:
             raise SlideError(f"'{path}' cannot be opened: {error}") from error
+
+
+def _lies_there(path: Path) -> bool:
+    """Whether there is a file or a folder; a pipe would be waited on for ever."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:
+        return False
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False

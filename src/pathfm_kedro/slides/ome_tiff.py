@@ -6,6 +6,7 @@ import math
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +16,15 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.readers import Pixels, SlideDescription, on_white
+from pathfm_kedro.slides.readers import Pixels, SlideDescription, SlideReader, on_white
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: The OME-XML of one slide has kilobytes. Without a bound a crafted file fills the memory.
 MAX_OME_XML = 10_000_000
 #: Tiles kept decoded: fields of view that overlap a tile, and files of few large strips, would have
-#: it decoded once per field otherwise.
-_CACHE_BYTES = 64 << 20
+#: it decoded once per field otherwise. Fields come row by row, and a row of fields touches two rows
+#: of a file's tiles: of 240 x 240 px they fit for tissue 90,000 px wide.
+_CACHE_BYTES = 128 << 20
 #: A strip or tile is decoded whole: 20,000 x 20,000 px are 1.2 GB.
 MAX_SEGMENT_PIXELS = 400_000_000
 #: Micrometres per unit of OME's PhysicalSize; its default is the micrometre, which it writes with
@@ -34,6 +36,10 @@ _MICROMETRES = {
 #: Micrometres per TIFF ResolutionUnit: inch, centimetre. Unit 1 is none: a shape, not a size.
 _TIFF_UNITS = {2: 25400.0, 3: 10000.0}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
+#: TIFF's numbers for JPEG and for Aperio's JPEG 2000 of RGB pixels: decoded here and by OpenSlide with
+#: the same libraries, libjpeg-turbo and OpenJPEG, to the same pixels.
+_JPEG = 7
+_ALIKE = (_JPEG, 33005)
 #: What tifffile runs into on a damaged file, besides ValueError and OSError.
 _DAMAGE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
@@ -83,6 +89,15 @@ def ome_mpp(xml: str, width: int) -> float | None:
     >>> ome_mpp(f"<OME><Image>{pixels}</Image></OME>", 9)
     0.25
     """
+    return _mean(_ome_sizes(xml, width))
+
+
+def _mean(sizes: list[float]) -> float | None:
+    return sum(sizes) / len(sizes) if sizes else None
+
+
+def _ome_sizes(xml: str, width: int) -> list[float]:
+    """Micrometres across and down a pixel, those that are given."""
     _refuse_hostile(xml)
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314 - without document type and entities
@@ -91,10 +106,9 @@ def ome_mpp(xml: str, width: int) -> float | None:
     images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
     fitting = [image for image in images if image.get("SizeX") == str(width)] or images
     if not fitting:
-        return None
+        return []
     sizes = [_physical_size(fitting[0], axis) for axis in "XY"]
-    known = [size for size in sizes if size is not None]
-    return sum(known) / len(known) if known else None
+    return [size for size in sizes if size is not None]
 
 
 def _physical_size(pixels: ElementTree.Element, axis: str) -> float | None:
@@ -162,6 +176,7 @@ class TiffReader:
             raise ValueError(f"not a TIFF, or damaged: {error}") from error
         self._lock = threading.Lock()
         self._decoded: OrderedDict[tuple[int, int, int], NDArray[np.uint8] | None] = OrderedDict()
+        self._held = 0
         try:
             self._levels = self._find_levels()
             self.description = self._describe()
@@ -214,14 +229,22 @@ class TiffReader:
         ]
         if self._file.pages.first.is_ome:
             xml = self._file.pages.first.description
-            mpp, vendor, comment = ome_mpp(xml, first.width), "ome-tiff", ""
+            sizes, vendor, comment = _ome_sizes(xml, first.width), "ome-tiff", ""
         else:
-            mpp, vendor, comment = _tag_mpp(page), "tiff", page.description
-        return SlideDescription(vendor, first.width, first.height, tuple(factors), mpp, comment)
+            sizes, vendor, comment = _tag_sizes(page), "tiff", page.description
+        return SlideDescription(
+            vendor,
+            first.width,
+            first.height,
+            tuple(factors),
+            _mean(sizes),
+            comment,
+            (sizes[0], sizes[1]) if len(sizes) == 2 else None,
+        )
 
     def _region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         at = self._levels[level]
-        region = np.full((height, width, 4), 255, np.uint8)
+        region = np.full((height, width, at.page.keyframe.samplesperpixel), 255, np.uint8)
         columns = range(max(left, 0) // at.segment_width, at.columns)
         rows = range(max(top, 0) // at.segment_height, at.rows)
         for row in rows:
@@ -259,12 +282,12 @@ class TiffReader:
                 return self._decoded[key]
         segment = self._decode(self._levels[level].page, index)
         with self._lock:
+            # Another thread may have decoded the same one meanwhile.
+            self._held += _bytes(segment) - _bytes(self._decoded.pop(key, None))
             self._decoded[key] = segment
-            sizes = [0 if kept is None else kept.nbytes for kept in self._decoded.values()]
-            excess = sum(sizes) - _CACHE_BYTES
-            while excess > 0 and len(self._decoded) > 1:
+            while self._held > _CACHE_BYTES and len(self._decoded) > 1:
                 _, dropped = self._decoded.popitem(last=False)
-                excess -= 0 if dropped is None else dropped.nbytes
+                self._held -= _bytes(dropped)
         return segment
 
     def _decode(self, page: Any, index: int) -> NDArray[np.uint8] | None:
@@ -276,7 +299,11 @@ class TiffReader:
             content = self._file.filehandle.read(count)
         if len(content) < count:
             raise ValueError("the file is cut short")
-        keyframe = page.keyframe
+        return self._decoded_content(page.keyframe, page, index, content)
+
+    def _decoded_content(
+        self, keyframe: Any, page: Any, index: int, content: bytes
+    ) -> NDArray[np.uint8] | None:
         tables = (
             {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
             if keyframe.compression in (6, 7, 33007, 34892)
@@ -296,6 +323,110 @@ class TiffReader:
             blended: Pixels = np.minimum(on_glass, 255).astype(np.uint8)
             return blended
         return np.ascontiguousarray(region[..., :3])
+
+
+class DirectReader(TiffReader):
+    """A TIFF that OpenSlide opens, its tiles decoded without OpenSlide; in doubt OpenSlide decides.
+
+    Pixels equal OpenSlide's where a region begins at a whole pixel of its level. Elsewhere OpenSlide
+    interpolates, and this reader begins at the nearest whole pixel.
+
+    Parameters
+    ----------
+    path
+        The file.
+    openslide
+        The slide as OpenSlide opened it: says what the slide is, and reads what cannot be decoded here
+        or may be damaged. Closed with this reader.
+    sizes
+        Width and height of every level that OpenSlide sees.
+
+    Raises
+    ------
+    ValueError
+        If not every level is a whole grid of RGB tiles in JPEG or Aperio's RGB JPEG 2000. Holes
+        OpenSlide may fill from another level.
+    """
+
+    def __init__(
+        self, path: Path, openslide: SlideReader, sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        super().__init__(path)
+        if not self._is_seen_alike(sizes):
+            self._file.close()
+            raise ValueError("OpenSlide may see other pixels")
+        self._openslide = openslide
+        self.description = openslide.description
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        """Pixels uint8 [height, width, 3]; x, y in level-0 px, width and height in the level's px."""
+        try:
+            return super().read(x, y, level, width, height)
+        except ValueError:
+            return self._openslide.read(x, y, level, width, height)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._openslide.__exit__(kind, error, trace)
+
+    def _is_seen_alike(self, sizes: Sequence[tuple[int, int]]) -> bool:
+        if tuple(sizes) != tuple((level.width, level.height) for level in self._levels):
+            return False
+        return all(
+            level.page.keyframe.is_tiled
+            and level.page.keyframe.compression in _ALIKE
+            and level.page.keyframe.planarconfig == 1
+            and level.page.keyframe.samplesperpixel == 3
+            and all(level.page.databytecounts)
+            for level in self._levels
+        )
+
+    def _decoded_content(
+        self, keyframe: Any, page: Any, index: int, content: bytes
+    ) -> NDArray[np.uint8] | None:
+        decoded = super()._decoded_content(keyframe, page, index, content)
+        if keyframe.compression == _JPEG and (
+            decoded is None or not is_whole_jpeg(content) or _ends_undecoded(decoded)
+        ):
+            raise ValueError("a tile may be damaged")
+        return decoded
+
+
+def is_whole_jpeg(content: bytes) -> bool:
+    """Whether a JPEG of one scan begins and ends as it must, without a marker in its data.
+
+    The decoder at hand fills damaged tiles with what it makes of them, without a word. Together with
+    :func:`_ends_undecoded` this told every damage of 512 bytes and more that OpenSlide refuses, of 238
+    made on a real slide; of single flipped bits and 16 bytes it lets pass most that OpenSlide refuses.
+
+    Examples
+    --------
+    >>> is_whole_jpeg(bytes.fromhex("ffd8 ffda 0102 ff00 03 ffd9"))
+    True
+    >>> is_whole_jpeg(bytes.fromhex("ffd8 ffda 0102 0000 00 0000"))
+    False
+    """
+    content = content.rstrip(b"\0")
+    if not (content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")):
+        return False
+    data = content[content.find(b"\xff\xda") + 2 : -2]
+    markers = data.count(b"\xff") - data.count(b"\xff\0")
+    # Markers at which a decoder may begin again are as good as data.
+    return not markers or markers == sum(data.count(bytes((0xFF, 0xD0 + i))) for i in range(8))
+
+
+def _ends_undecoded(decoded: NDArray[np.uint8]) -> bool:
+    """What lies behind the end of too short data libjpeg leaves in the very middle of its range."""
+    return bool((decoded[-8:, -8:] == 128).all())
+
+
+def _bytes(segment: NDArray[np.uint8] | None) -> int:
+    return 0 if segment is None else segment.nbytes
 
 
 def _level(page: Any) -> _Level:
@@ -340,15 +471,15 @@ def _refuse_other_pixels(frame: Any) -> None:
         )
 
 
-def _tag_mpp(page: Any) -> float | None:
-    """Micrometres per pixel by the TIFF's resolution, the mean of both directions."""
+def _tag_sizes(page: Any) -> list[float]:
+    """Micrometres across and down a pixel by the TIFF's resolution, those that are given."""
     unit = _TIFF_UNITS.get(int(page.tags.valueof("ResolutionUnit", 2)))
     sizes = []
     for name in ("XResolution", "YResolution"):
         numerator, denominator = page.tags.valueof(name, (0, 1))
         if unit is not None and numerator > 0 and denominator > 0:
             sizes.append(unit * denominator / numerator)
-    return sum(sizes) / len(sizes) if sizes else None
+    return sizes
 
 
 def _paste(region: NDArray[np.uint8], part: NDArray[np.uint8], x: int, y: int) -> None:

@@ -1,4 +1,4 @@
-"""What the report says of an encoder: which model, which weights, which slides."""
+"""What the report says of an encoder: which model, which weights, how it was run, which slides."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from typing import Any, Protocol
 
 from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.statistics.tables import Embeddings
+
+#: What of the record the card repeats.
+_OF_THE_RUNTIME = (
+    "runtime",
+    "precision",
+    "device",
+    "agreement",
+    "tolerance",
+    "tiles_per_second",
+)
 
 
 class EmbeddedCohort(Embeddings, Protocol):
@@ -25,7 +35,11 @@ class EmbeddedCohort(Embeddings, Protocol):
 
 
 def describe_encoder(
-    parameters: Mapping[str, Any], embeddings: EmbeddedCohort, *, name: str
+    parameters: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    embeddings: EmbeddedCohort,
+    *,
+    name: str,
 ) -> dict[str, Any]:
     """The encoder's provenance.
 
@@ -33,6 +47,8 @@ def describe_encoder(
     ----------
     parameters
         The entry of ``encoders``.
+    runtime
+        What runs it, as recorded.
     embeddings
         Its embeddings of the cohort.
     name
@@ -41,7 +57,9 @@ def describe_encoder(
     Returns
     -------
     dict
-        name, model, role, fingerprint, preprocessing, dimension, n_slides, n_failed, failures.
+        name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
+        eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
+        timed), dimension, n_slides, n_failed, failures.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -52,6 +70,7 @@ def describe_encoder(
         "pooling": spec.pooling,
         "fingerprint": header.get("encoder", ""),
         "preprocessing": json.loads(header.get("preprocessing", "{}")),
+        **{key: runtime[key] for key in _OF_THE_RUNTIME},
         "dimension": int(embeddings.stack(done[:1]).shape[1]) if done else 0,
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders import EncoderSpec, load_encoder
-from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
+from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide, tile_rows
@@ -65,11 +65,7 @@ class EmbedSlide:
             If the encoder gives a number that is not finite, or a vector of zeros.
         """
         encoder = load_encoder(self.spec)
-        parts = [
-            encoder.embed(tiles, truth)
-            for tiles, truth in self.fields.batches(self.spec.batch_size)
-        ]
-        vectors = np.concatenate(parts)
+        vectors = embed_batches(encoder, cancellable(self.fields.batches(encoder.batch_size)))
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             raise ValueError(
@@ -93,6 +89,7 @@ def plan_embedding(
     tiles: pl.DataFrame,
     files: SlideFiles,
     encoder: Mapping[str, Any],
+    runtime: Mapping[str, Any],
     tile_parameters: Mapping[str, Any],
     parameters: Mapping[str, Any],
     engine: Mapping[str, Any],
@@ -109,6 +106,8 @@ def plan_embedding(
         The cohort's folder.
     encoder
         The entry of ``encoders`` in the parameters.
+    runtime
+        Its recorded runtime, from :func:`~pathfm_kedro.pipelines.embed.runtime.choose_runtime`.
     tile_parameters
         ``pixels``: side of a tile as read.
     parameters
@@ -118,7 +117,7 @@ def plan_embedding(
     name
         The encoder's name.
     """
-    spec = EncoderSpec.from_parameters(name, encoder)
+    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
     dtype = str(parameters["dtype"])
     if dtype not in ("float32", "float16"):
         raise ValueError(f"embed.dtype is '{dtype}': give float32 or float16")
@@ -148,17 +147,23 @@ def pool_slides(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embedding
         slide_id, n_tiles, mean and max (float32 arrays [d]); one row per embedded slide.
     """
     slide_ids = embeddings.slide_ids
-    rows = tile_rows(slides, tiles, slide_ids).with_row_index("row")
-    vectors = embeddings.stack(slide_ids)
-    mosaic = rows.filter("in_mosaic").group_by("slide_id", maintain_order=True).agg("row")
-    members = [np.asarray(indices) for indices in mosaic["row"].to_list()]
-    width = vectors.shape[1] if vectors.ndim == 2 else 0
+    rows = tile_rows(slides, tiles, slide_ids).with_columns(
+        row=pl.int_range(pl.len()).over("slide_id")
+    )
+    mosaic = (
+        rows.filter("in_mosaic")
+        .group_by("slide_id", maintain_order=True)
+        .agg("row", n=pl.len().cast(pl.Int64))
+    )
+    # One slide at a time: the vectors of a large cohort do not fit in memory.
+    pooled = [_pooled(embeddings.stack([slide_id])[row]) for slide_id, row, _ in mosaic.iter_rows()]
+    width = embeddings.stack(slide_ids[:1]).shape[1]
     return pl.DataFrame(
         {
             "slide_id": mosaic["slide_id"],
-            "n_tiles": [len(indices) for indices in members],
-            "mean": [vectors[indices].mean(axis=0) for indices in members],
-            "max": [vectors[indices].max(axis=0) for indices in members],
+            "n_tiles": mosaic["n"],
+            "mean": [mean for mean, _ in pooled],
+            "max": [largest for _, largest in pooled],
         },
         schema={
             "slide_id": pl.String(),
@@ -167,3 +172,7 @@ def pool_slides(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embedding
             "max": pl.Array(pl.Float32, width),
         },
     )
+
+
+def _pooled(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return vectors.mean(axis=0), vectors.max(axis=0)

@@ -1,9 +1,33 @@
-"""robustness: does an encoder follow the tissue, whatever the center and the angle."""
+"""robustness: does an encoder follow the tissue, whatever center, angle, stain, noise and field."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pathfm_kedro.encoders.harmonised import plan_harmonised
+from pathfm_kedro.pipelines.robustness.adversarial import (
+    adversarial_measurements,
+    adversarial_sums,
+    choose_adversarial_pool,
+    fit_adversarial_probes,
+)
+from pathfm_kedro.pipelines.robustness.adversarial_views import (
+    plan_adversarial_tiles,
+    plan_adversarial_transfer,
+    plan_universal_perturbation,
+)
+from pathfm_kedro.pipelines.robustness.calibration import (
+    calibrate_robustness_index,
+    calibrate_rotation,
+)
+from pathfm_kedro.pipelines.robustness.field_of_view import (
+    choose_field_pool,
+    field_of_view,
+    field_votes,
+)
+from pathfm_kedro.pipelines.robustness.field_views import plan_field_views
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     choose_k,
     count_neighbours,
@@ -17,83 +41,372 @@ from pathfm_kedro.pipelines.robustness.rotation_views import plan_rotation_views
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
 from pathfm_kedro.wiring import grouped, named_partial, node
 
+#: Experiments on views of the tile pool, and the pool's node, which each of them can call for.
+_ON_THE_POOL = ["rotation"]
+#: What the calibration mixes: what was drawn, colour, and where in the tile things lie.
+_TRUTH, _COLOUR, _LAYOUT = "phantom_truth", "stain_statistics", "tile_layout"
 
-def create_pipeline(encoders: Sequence[str], controls: Sequence[str]) -> Pipeline:
-    """Wire the pipeline for the cohort's encoders; k is not chosen by the controls."""
-    shared = [
-        node(
-            named_partial(choose_k, controls=tuple(controls)),
-            {
-                "parameters": "params:robustness_index",
-                **{name: f"neighbour_counts.{name}" for name in encoders},
-            },
-            "robustness_k",
-            name="choose_k",
-            tags="robustness_index",
-        ),
+
+@dataclass(frozen=True)
+class _Cohort:
+    """Names of a cohort's encoders.
+
+    Attributes
+    ----------
+    encoders
+        All.
+    controls
+        Those whose answer is known in advance.
+    bases
+        Of each variant whose center was taken out of another encoder's vectors, that encoder.
+    """
+
+    encoders: Sequence[str]
+    controls: Sequence[str] = ()
+    bases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def attackable(self) -> list[str]:
+        """Networks whose gradient an attack can follow, and the controls that show it cannot."""
+        return [name for name in self.encoders if name not in self.bases]
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Audited encoders whose adversarial tiles another one is shown."""
+        audited = (n for n in self.attackable if n not in self.controls)
+        return tuple(n for n in audited if n != name)
+
+
+def create_pipeline(
+    encoders: Sequence[str],
+    controls: Sequence[str],
+    bases: Mapping[str, str] | None = None,
+) -> Pipeline:
+    """Wire the pipeline for the cohort's encoders.
+
+    Parameters
+    ----------
+    encoders
+        All encoders of the cohort.
+    controls
+        Those that have no say in the cohort's k and are not attacked to show others.
+    bases
+        Of each harmonised variant, the encoder whose vectors it takes.
+    """
+    cohort = _Cohort(encoders, controls, bases or {})
+    experiments = (
+        _robustness_index(cohort),
+        _rotation(cohort),
+        _field_of_view(cohort),
+        _adversarial(cohort),
+        _calibration(cohort),
+    )
+    shared = [*_shared(), *(n for experiment in experiments for n in experiment.shared)]
+    own = [
+        grouped(name, [n for experiment in experiments for n in experiment.own.get(name, [])])
+        for name in encoders
+    ]
+    # What needs several encoders stands outside the encoders' namespaces.
+    across = [n for experiment in experiments for n in experiment.across]
+    return grouped("robustness", [*shared, *own, *across])
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """Nodes of an experiment: for all encoders at once, for each by itself, and across encoders."""
+
+    shared: Sequence[Node] = ()
+    own: Mapping[str, Sequence[Node]] = field(default_factory=dict)
+    across: Sequence[Node] = ()
+
+
+def _shared() -> list[Node]:
+    return [
         node(
             choose_pool,
             ["slides", "tiles", "params:tile_pool"],
             "tile_pool",
             name="choose_pool",
-            tags="rotation",
-        ),
+            tags=_ON_THE_POOL,
+        )
     ]
-    # An index needs the cohort's k, and k needs every encoder's counts, so it stands outside the
-    # encoder's namespace.
-    indices = [_index(name) for name in encoders]
-    return grouped(
-        "robustness", [*shared, *(grouped(name, _one(name)) for name in encoders), *indices]
-    )
 
 
-def _index(name: str) -> Node:
+def _step(
+    function: Callable[..., Any],
+    inputs: Sequence[str],
+    output: str,
+    experiment: str,
+    name_of: str,
+    /,
+    **bound: Any,
+) -> Node:
+    """A node of one encoder, named for what it does and tagged for experiment and encoder."""
     return node(
-        named_partial(robustness_index, encoder=name),
-        [f"neighbour_counts.{name}", "robustness_k", "params:robustness_index"],
-        f"measurements.robustness.robustness_index.{name}",
-        name=f"robustness_index_{name}",
-        tags=["robustness_index", name],
+        named_partial(function, **bound) if bound else function,
+        list(inputs),
+        output,
+        name=f"{function.__name__}_{name_of}",
+        tags=[experiment, name_of],
     )
 
 
-def _one(name: str) -> list[Node]:
-    return [
-        node(
-            count_neighbours,
-            ["slides", "tiles", f"embeddings.{name}", "params:robustness_index"],
-            f"neighbour_counts.{name}",
-            name=f"count_neighbours_{name}",
-            tags=["robustness_index", name],
-        ),
-        node(
-            named_partial(plan_rotation_views, name=name),
-            [
-                "slides",
-                "tiles",
-                "tile_pool",
-                "slide_files",
-                f"params:encoders.{name}",
-                "params:tile",
-                "params:rotation",
-                "params:engine",
-            ],
-            f"rotation_views.{name}",
-            name=f"rotate_{name}",
-            tags=["rotation", name],
-        ),
-        node(
-            rotation_overlaps,
-            [f"rotation_views.{name}", "tile_pool", "params:rotation"],
-            f"rotation_overlaps.{name}",
-            name=f"rotation_overlaps_{name}",
-            tags=["rotation", name],
-        ),
-        node(
-            named_partial(rotation_measurements, encoder=name),
-            [f"rotation_overlaps.{name}", "params:rotation"],
-            f"measurements.robustness.rotation.{name}",
-            name=f"rotation_{name}",
-            tags=["rotation", name],
-        ),
+def _views(
+    cohort: _Cohort,
+    encoder: str,
+    experiment: str,
+    plan: Callable[..., Any],
+    output: str,
+    before: Sequence[str],
+    parameters: str,
+) -> Node:
+    """Vectors of views; those of a harmonised variant are its base's with the center taken out."""
+    base = cohort.bases.get(encoder)
+    if base is not None:
+        inputs = ["slides", f"embeddings.{base}", f"{output}.{base}", *_entry(encoder)[:1]]
+        return node(
+            named_partial(plan_harmonised, name=encoder),
+            [*inputs, "params:engine"],
+            f"{output}.{encoder}",
+            name=f"harmonise_{output}_{encoder}",
+            tags=[experiment, encoder],
+        )
+    inputs = [*before, *_entry(encoder), "params:tile", parameters, "params:engine"]
+    return _step(plan, inputs, f"{output}.{encoder}", experiment, encoder, name=encoder)
+
+
+def _entry(encoder: str) -> list[str]:
+    return [f"params:encoders.{encoder}", f"encoder_runtime.{encoder}"]
+
+
+def _robustness_index(cohort: _Cohort) -> _Experiment:
+    experiment = "robustness_index"
+    k = node(
+        named_partial(choose_k, controls=tuple(cohort.controls)),
+        {
+            "parameters": "params:robustness_index",
+            **{name: f"neighbour_counts.{name}" for name in cohort.encoders},
+        },
+        "robustness_k",
+        name="choose_k",
+        tags=experiment,
+    )
+    own = {
+        name: [
+            _step(
+                count_neighbours,
+                ["slides", "tiles", f"embeddings.{name}", "params:robustness_index"],
+                f"neighbour_counts.{name}",
+                experiment,
+                name,
+            )
+        ]
+        for name in cohort.encoders
+    }
+    across = [
+        _step(
+            robustness_index,
+            [f"neighbour_counts.{name}", "robustness_k", "params:robustness_index"],
+            f"measurements.robustness.robustness_index.{name}",
+            experiment,
+            name,
+            encoder=name,
+        )
+        for name in cohort.encoders
     ]
+    return _Experiment([k], own, across)
+
+
+def _rotation(cohort: _Cohort) -> _Experiment:
+    def own(name: str) -> list[Node]:
+        return [
+            _views(
+                cohort,
+                name,
+                "rotation",
+                plan_rotation_views,
+                "rotation_views",
+                ["slides", "tiles", "tile_pool", "slide_files"],
+                "params:rotation",
+            ),
+            _step(
+                rotation_overlaps,
+                [f"rotation_views.{name}", "tile_pool", "params:rotation"],
+                f"rotation_overlaps.{name}",
+                "rotation",
+                name,
+            ),
+            _step(
+                rotation_measurements,
+                [f"rotation_overlaps.{name}", "params:rotation"],
+                f"measurements.robustness.rotation.{name}",
+                "rotation",
+                name,
+                encoder=name,
+            ),
+        ]
+
+    return _Experiment(own={name: own(name) for name in cohort.encoders})
+
+
+def _field_of_view(cohort: _Cohort) -> _Experiment:
+    experiment, parameters = "field_of_view", "params:field_of_view"
+    pool = node(
+        choose_field_pool,
+        ["slides", "tiles", parameters],
+        ["field_pool", "field_room"],
+        name="choose_field_pool",
+        tags=experiment,
+    )
+
+    def own(name: str) -> list[Node]:
+        return [
+            _views(
+                cohort,
+                name,
+                experiment,
+                plan_field_views,
+                "field_views",
+                ["slides", "tiles", "field_pool", "slide_files"],
+                parameters,
+            ),
+            _step(
+                field_votes,
+                [f"field_views.{name}", "field_pool", parameters],
+                f"field_votes.{name}",
+                experiment,
+                name,
+            ),
+            _step(
+                field_of_view,
+                [f"field_votes.{name}", "field_room", parameters],
+                f"measurements.robustness.field_of_view.{name}",
+                experiment,
+                name,
+                encoder=name,
+            ),
+        ]
+
+    return _Experiment([pool], {name: own(name) for name in cohort.encoders})
+
+
+def _adversarial(cohort: _Cohort) -> _Experiment:
+    experiment, parameters = "adversarial", "params:adversarial"
+    pool = node(
+        choose_adversarial_pool,
+        ["slides", "tiles", parameters],
+        "adversarial_pool",
+        name="choose_adversarial_pool",
+        tags=experiment,
+    )
+
+    def own(name: str) -> list[Node]:
+        told = ["slide_files", *_entry(name), "params:tile", parameters, "params:engine"]
+        probes = ["slides", "tiles", f"embeddings.{name}", "adversarial_pool", parameters]
+        attacked = [
+            "slides",
+            "adversarial_pool",
+            f"adversarial_probe.{name}",
+            f"adversarial_universal.{name}",
+        ]
+        return [
+            _step(fit_adversarial_probes, probes, f"adversarial_probe.{name}", experiment, name),
+            _step(
+                plan_universal_perturbation,
+                ["slides", "adversarial_pool", *told],
+                f"adversarial_universal.{name}",
+                experiment,
+                name,
+                name=name,
+            ),
+            _step(
+                plan_adversarial_tiles,
+                [*attacked, *told],
+                f"adversarial_tiles.{name}",
+                experiment,
+                name,
+                name=name,
+            ),
+        ]
+
+    def across(name: str) -> list[Node]:
+        sources = cohort.sources(name)
+        shown = ["slides", "adversarial_pool", f"adversarial_probe.{name}", "slide_files"]
+        shown += [*_entry(name), "params:tile", "params:engine"]
+        return [
+            _step(
+                plan_adversarial_transfer,
+                [*shown, *(f"adversarial_tiles.{source}" for source in sources)],
+                f"adversarial_transfer.{name}",
+                experiment,
+                name,
+                name=name,
+                sources=sources,
+            ),
+            _step(
+                adversarial_sums,
+                [
+                    f"adversarial_tiles.{name}",
+                    f"adversarial_transfer.{name}",
+                    "adversarial_pool",
+                    f"adversarial_probe.{name}",
+                    parameters,
+                ],
+                f"adversarial_sums.{name}",
+                experiment,
+                name,
+                sources=sources,
+            ),
+            _step(
+                adversarial_measurements,
+                [f"adversarial_sums.{name}", parameters],
+                f"measurements.robustness.adversarial.{name}",
+                experiment,
+                name,
+                encoder=name,
+            ),
+        ]
+
+    return _Experiment(
+        [pool],
+        {name: own(name) for name in cohort.attackable},
+        [n for name in cohort.attackable for n in across(name)],
+    )
+
+
+def _calibration(cohort: _Cohort) -> _Experiment:
+    """Only a cohort with drawn slides knows the truth that nuisance is mixed into."""
+    if not {_TRUTH, _COLOUR, _LAYOUT} <= set(cohort.encoders):
+        return _Experiment()
+    output = "measurements.robustness.calibration_{}." + _TRUTH
+    return _Experiment(
+        across=[
+            node(
+                named_partial(calibrate_robustness_index, encoder=_TRUTH),
+                [
+                    "slides",
+                    "tiles",
+                    f"embeddings.{_TRUTH}",
+                    f"embeddings.{_COLOUR}",
+                    "robustness_k",
+                    "params:robustness_index",
+                    "params:calibration",
+                ],
+                output.format("robustness_index"),
+                name="calibrate_robustness_index",
+                tags=["calibration", "robustness_index"],
+            ),
+            node(
+                named_partial(calibrate_rotation, encoder=_TRUTH),
+                [
+                    "tile_pool",
+                    f"rotation_views.{_TRUTH}",
+                    f"rotation_views.{_LAYOUT}",
+                    "params:rotation",
+                    "params:calibration",
+                ],
+                output.format("rotation"),
+                name="calibrate_rotation",
+                tags=["calibration", "rotation"],
+            ),
+        ]
+    )

@@ -1,0 +1,305 @@
+"""What runs a network: PyTorch in two memory layouts, or onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from unittest import mock
+
+import numpy as np
+
+from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
+
+if TYPE_CHECKING:
+    import torch
+    from onnxruntime import InferenceSession
+
+#: Tiles per pass on a CPU. More is not faster (activations leave the cache), and up to this size the
+#: vectors of a tile have been the same bytes whatever else was in its batch.
+CPU_BATCH = 8
+#: A GPU's batch may take this share of the memory that is free before the first pass; the rest is for
+#: others on the card and for what the allocator cannot use.
+_CUDA_SHARE = 0.5
+#: Beyond this a GPU gains nothing, and a batch of pixels takes long to read.
+_CUDA_MOST = 512
+
+
+class Forward(Protocol):
+    """From a batch as prepared to vectors."""
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Vectors float32 [n, d] on the CPU of a batch float32 [n, 3, side, side]."""
+        ...
+
+
+def place(spec: EncoderSpec) -> tuple[str, str, str]:
+    """Runtime, device and precision that a spec means here, without a trial.
+
+    Where the runtime is ``auto`` it is channels_last, which is never much slower than eager PyTorch.
+
+    Raises
+    ------
+    ValueError
+        If the spec asks for a GPU and there is none.
+
+    Examples
+    --------
+    >>> place(EncoderSpec("l", "timm:resnet18", runtime="onnxruntime"))
+    ('onnxruntime', 'cpu', 'float32')
+    """
+    import torch
+
+    runtime = "channels_last" if spec.runtime == AUTO else spec.runtime
+    device = spec.device
+    if runtime == "onnxruntime":
+        device = "cpu"
+    elif device == AUTO:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"encoders.{spec.name}.device is 'cuda', and PyTorch finds no GPU on this machine: give "
+            "auto or cpu, or run where the GPU is"
+        )
+    precision = spec.precision
+    if precision == AUTO:
+        half = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if half else "float32"
+    return runtime, device, precision
+
+
+def pooled(model: Any, pooling: str, batch: torch.Tensor) -> torch.Tensor:
+    """One vector per tile.
+
+    Parameters
+    ----------
+    model
+        Of timm.
+    pooling
+        How tokens become one vector.
+    batch
+        [n, 3, side, side].
+
+    Raises
+    ------
+    ValueError
+        If tokens are asked for of a network that has none.
+    """
+    import torch
+
+    if pooling == "default":
+        vectors: torch.Tensor = model(batch)
+        return vectors
+    tokens: torch.Tensor = model.forward_features(batch)
+    if tokens.ndim != 3:
+        raise ValueError(
+            f"pooling '{pooling}' needs a transformer's tokens; this model gives a tensor of shape "
+            f"{tuple(tokens.shape)}: use pooling 'default'"
+        )
+    first_patch = int(getattr(model, "num_prefix_tokens", 1))
+    class_token, patch_mean = tokens[:, 0], tokens[:, first_patch:].mean(dim=1)
+    if pooling == "class_token":
+        return class_token
+    if pooling == "patch_mean":
+        return patch_mean
+    return torch.cat([class_token, patch_mean], dim=1)
+
+
+@dataclass(frozen=True)
+class TorchForward:
+    """A network run by PyTorch.
+
+    Attributes
+    ----------
+    model
+        On its device and in its memory layout.
+    pooling
+        How tokens become one vector.
+    layout
+        ``eager`` (channels first) or ``channels_last``.
+    device, precision
+        As in the spec.
+    """
+
+    model: torch.nn.Module
+    pooling: str
+    layout: str
+    device: str
+    precision: str
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Vectors float32 [n, d] on the CPU."""
+        import torch
+
+        given = batch.to(self.device, memory_format=_memory_format(self.layout))
+        with torch.inference_mode(), _arithmetic(self.device, self.precision):
+            return pooled(self.model, self.pooling, given).float().cpu()
+
+
+def torch_forward(
+    model: torch.nn.Module, pooling: str, layout: str, device: str, precision: str
+) -> TorchForward:
+    """Move a network to its device and memory layout; arguments as in :class:`TorchForward`.
+
+    The network is changed in place, so that there is one copy of its weights.
+    """
+    model.to(device).to(memory_format=_memory_format(layout))
+    return TorchForward(model, pooling, layout, device, precision)
+
+
+def _memory_format(layout: str) -> torch.memory_format:
+    import torch
+
+    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+
+@contextmanager
+def _arithmetic(device: str, precision: str) -> Iterator[None]:
+    """Reduced precision where it is asked for, and nowhere else."""
+    import torch
+
+    with ExitStack() as stack:
+        if device == "cuda":
+            # A GPU's convolutions otherwise round float32 to 10 bits, and choose their algorithm by
+            # a race.
+            stack.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                )
+            )
+        if precision != "float32":
+            stack.enter_context(torch.autocast(device, getattr(torch, precision)))
+        yield
+
+
+@dataclass(frozen=True)
+class OnnxForward:
+    """A network run by onnxruntime, tile by tile.
+
+    One tile is as fast as a batch on a single thread, its shapes are known in advance, which the
+    graph's optimisation needs, and its vector cannot depend on what else is in the batch. One session
+    serves any number of threads.
+    """
+
+    session: InferenceSession
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Vectors float32 [n, d]."""
+        import torch
+
+        name = self.session.get_inputs()[0].name
+        # Copied to channels first, the layout of the exported graph.
+        tiles = np.ascontiguousarray(batch.numpy())
+        rows = [self.session.run(None, {name: tile[None]})[0] for tile in tiles]
+        return torch.from_numpy(np.concatenate(rows))
+
+
+class ExportError(ValueError):
+    """A network has an operation that ONNX or onnxruntime has not."""
+
+
+def onnx_session(model: torch.nn.Module, pooling: str, side: int) -> InferenceSession:
+    """Export a network, pooling included, and open it in onnxruntime with one thread.
+
+    Parameters
+    ----------
+    model
+        Of timm, on the CPU.
+    pooling
+        How tokens become one vector.
+    side
+        Of the network's input, px.
+
+    Raises
+    ------
+    ExportError
+        With the exporter's reason.
+    """
+    try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # Every worker computes with one thread: no oversubscription, sums in the same order always.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(
+            _exported(model, pooling, side), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        # The exporter and onnxruntime raise dozens of types, for one thing: not possible.
+        raise ExportError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _exported(model: torch.nn.Module, pooling: str, side: int) -> bytes:
+    """The network for one tile as an ONNX file's bytes."""
+    import torch
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _of_one_size(model, side)
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return pooled(self.model, pooling, batch)
+
+    file = io.BytesIO()
+    with warnings.catch_warnings(), _quiet_exporter():
+        warnings.simplefilter("ignore")
+        # The newer exporter (dynamo=True) takes ten times as long for a graph that is no faster.
+        torch.onnx.export(
+            Whole().eval(),
+            (torch.zeros(1, 3, side, side),),
+            file,  # type: ignore[arg-type]
+            dynamo=False,
+            verbose=False,
+        )
+    return file.getvalue()
+
+
+def _of_one_size(model: torch.nn.Module, side: int) -> Any:
+    """A copy whose position embeddings are resized once: ONNX has no such resize."""
+    alone: Any = copy.deepcopy(model)
+    if getattr(alone, "dynamic_img_size", False) and hasattr(alone, "set_input_size"):
+        alone.set_input_size(img_size=(side, side))
+    return alone
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Where the exporter fails it prints the whole network to the terminal, whatever it is told."""
+    import torch
+
+    with mock.patch.object(torch._C, "_jit_onnx_log", create=True):
+        yield
+
+
+def cuda_batch(memory_of: Callable[[int], int], free: int) -> int:
+    """Tiles per pass on a GPU: doubled as long as the next would stay within the share of memory.
+
+    Parameters
+    ----------
+    memory_of
+        Bytes that a pass over so many tiles takes beyond the weights.
+    free
+        Bytes that are free before.
+
+    Examples
+    --------
+    >>> cuda_batch(lambda tiles: tiles * 10, free=2000)
+    64
+    """
+    size = CPU_BATCH
+    while size < _CUDA_MOST and 2 * memory_of(size) <= _CUDA_SHARE * free:
+        size *= 2
+    return size
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,27 @@
+"""What runs an encoder: given, or the fastest of those that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
+
+
+def choose_runtime(encoder: Mapping[str, Any], *, name: str) -> RuntimeTrial:
+    """The trial of an encoder's runtimes; the dataset makes it where no record of it is found.
+
+    Parameters
+    ----------
+    encoder
+        The entry of ``encoders`` in the parameters.
+    name
+        The encoder's name.
+
+    Examples
+    --------
+    >>> trial = choose_runtime({"model": "control:stain_statistics", "role": "control"}, name="stain")
+    >>> trial.record()["runtime"]
+    'none'
+    """
+    return RuntimeTrial(EncoderSpec.from_parameters(name, encoder))
