@@ -227,14 +227,21 @@ def _check_cell(column: str, cell: str, path: PurePosixPath) -> None:
 
 
 def _refuse_equal_ids(rows: Sequence[dict[str, str]]) -> None:
-    first: dict[str, str] = {}
+    """Ids that are equal, or would be one file name on disks that do not tell case apart."""
+    first: dict[str, dict[str, str]] = {}
     for row in rows:
-        other = first.setdefault(row["slide_id"], row["path"])
-        if other != row["path"]:
+        other = first.setdefault(row["slide_id"].lower(), row)
+        if other["path"] == row["path"]:
+            continue
+        if other["slide_id"] != row["slide_id"]:
             raise FolderError(
-                f"'{other}' and '{row['path']}' would both be slide_id '{row['slide_id']}': rename "
-                "one, or remove it if it is a copy"
+                f"'{other['path']}' and '{row['path']}' differ in case only, and some disks take them "
+                "for one: rename one, or remove it if it is a copy"
             )
+        raise FolderError(
+            f"'{other['path']}' and '{row['path']}' would both be slide_id '{row['slide_id']}': rename "
+            "one, or remove it if it is a copy"
+        )
 
 
 def _warnings(

@@ -24,6 +24,9 @@ slides = pa.DataFrameSchema(
         "levels": pa.Column(pl.Int64(), pa.Check.gt(0), nullable=True),
         "mpp": pa.Column(pl.Float64(), pa.Check.gt(0), nullable=True),
         "fingerprint": pa.Column(_TEXT, nullable=True),
+        # Tables that were made before these columns came can still be loaded.
+        "tissue_digest": pa.Column(_TEXT, nullable=True, required=False),
+        "warning": pa.Column(_TEXT, required=False),
         "status": pa.Column(_TEXT, pa.Check.isin(["usable", "unusable"])),
         "reason": pa.Column(_TEXT),
     },

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,8 +18,14 @@ from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 from numpy.typing import NDArray
 
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
-from pathfm_kedro.engine import Outcome, ShardJob, ShardPlan, run_each
-from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
+from pathfm_kedro.engine import Note, Outcome, ShardJob, ShardPlan, run_each
+from pathfm_kedro.engine.failures import (
+    CannotWriteError,
+    TooManyFailedError,
+    refuse_too_many_failed,
+    writing_to,
+)
+from pathfm_kedro.engine.slides_log import escaped
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +33,12 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = "_index.json"
 #: The one metadata entry of a shard; a single entry keeps the file's bytes independent of map order.
 HEADER_KEY = "pathfm"
+#: File systems take 255 bytes; a digest, the suffix and the name of a temporary file need theirs.
+_LONGEST_NAME = 120
+#: What a writer leaves behind that was killed: ours, and those of the safetensors library.
+_PARTIAL = (".*.part", ".tmp*")
+#: Failed slides named on the screen; the log of slides has all.
+_NAMED_FAILURES = 5
 
 
 def shard_name(slide_id: str) -> str:
@@ -42,6 +56,8 @@ def shard_name(slide_id: str) -> str:
     safe = quote(slide_id, safe="")
     if safe.startswith("."):
         safe = safe.replace(".", "%2E")
+    if len(safe) > _LONGEST_NAME:
+        safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(slide_id.encode()).hexdigest()}"
     return f"{safe}.safetensors"
 
 
@@ -112,6 +128,30 @@ class ShardedTensors:
         header = read_header(self.folder / shard_name(slide_id)) or {}
         return header.get("tile_ids", "")
 
+    def slide_header(self, slide_id: str) -> dict[str, str]:
+        """What a slide's shard depends on; empty where it is broken."""
+        return read_header(self.folder / shard_name(slide_id)) or {}
+
+    def tensor_names(self, slide_id: str) -> tuple[str, ...]:
+        """Names of a slide's tensors, sorted.
+
+        Raises
+        ------
+        DatasetError
+            If the shard is missing or broken.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / shard_name(slide_id)
+        try:
+            with safe_open(path, framework="numpy") as shard:
+                return tuple(sorted(shard.keys()))
+        except (OSError, SafetensorError) as error:
+            raise DatasetError(
+                f"shard of slide '{slide_id}' at {path} cannot be read ({error}): remove the file "
+                f"and {self.folder / INDEX_NAME}, then run the pipeline that made it again"
+            ) from error
+
     def load_slide(self, slide_id: str, name: str = "embedding") -> NDArray[Any]:
         """One tensor of one slide.
 
@@ -143,7 +183,15 @@ class ShardedTensors:
         start = 0
         for slide_id in slide_ids:
             part = first if slide_id == slide_ids[0] else self.load_slide(slide_id, name)
-            stacked[start : start + len(part)] = part
+            if part.shape[1:] != first.shape[1:]:
+                path = self.folder / shard_name(slide_id)
+                raise DatasetError(
+                    f"shard of slide '{slide_id}' at {path} has vectors of shape {part.shape[1:]}, and "
+                    f"that of slide '{slide_ids[0]}' of {first.shape[1:]}: remove the file and "
+                    f"{self.folder / INDEX_NAME}, then run the pipeline that made it again"
+                )
+            if start + len(part) <= rows:
+                stacked[start : start + len(part)] = part
             start += len(part)
         if start != rows:
             raise DatasetError(
@@ -183,45 +231,48 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         """Open the newest finished version; no tensor is read yet."""
         folder = Path(self._get_load_path())
         try:
-            index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{folder} holds no finished shards: {error}") from error
-        return ShardedTensors(folder, index["slides"])
+            index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["slides"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{folder} holds no finished shards ({type(error).__name__}: {error}): run the "
+                "pipeline that makes them again; shards that are whole are kept"
+            ) from error
+        return ShardedTensors(folder, index)
 
     def save(self, data: ShardPlan) -> None:
         """Run the plan's jobs, each into its own shard."""
         folder = self._folder_to_save()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INDEX_NAME).unlink(missing_ok=True)
-        wanted = {shard_name(job.slide_id) for job in data.jobs}
-        for stray in folder.glob("*.safetensors"):
-            if stray.name not in wanted:
-                stray.unlink()
-        for partial in folder.glob(".*.part"):
-            partial.unlink(missing_ok=True)
-        if data.prepare is not None:
-            data.prepare()
+        try:
+            with writing_to(folder):
+                _tidy(folder, {shard_name(job.slide_id) for job in data.jobs})
+            if data.prepare is not None:
+                data.prepare()
+            slides = self._finish_all(folder, data)
+            _refuse_failures(slides, data)
+            with writing_to(folder), atomic_path(folder / INDEX_NAME) as temporary:
+                index = json.dumps({"slides": slides}, indent=1, sort_keys=True)
+                temporary.write_text(f"{index}\n", encoding="utf-8")
+        except (CannotWriteError, TooManyFailedError) as error:
+            raise DatasetError(f"{error}. Finished shards are kept") from error
+
+    def _finish_all(self, folder: Path, plan: ShardPlan) -> dict[str, dict[str, Any]]:
+        """Entry of every slide in the index, sorted; tensors and jobs are not held."""
         earlier = tuple(path for path in self._other_versions() if path != folder)
-        outcomes = list(run_each(_Finish(folder, earlier), data.jobs, data.engine, data.title))
-        computed = sum(o.reason is None and o.result.computed for o in outcomes)
+        finish = _Finish(folder, earlier)
+        slides: dict[str, dict[str, Any]] = {}
+        computed = 0
+        with closing(run_each(finish, plan.jobs, plan.engine, plan.title, _note)) as outcomes:
+            for outcome in outcomes:
+                computed += outcome.reason is None and outcome.result.computed
+                slide_id, entry = _index_entry(outcome)
+                slides[slide_id] = entry
         logger.info(
             "%s: %d of %d slides computed, the others were there or failed",
-            data.title,
+            plan.title,
             computed,
-            len(outcomes),
+            len(slides),
         )
-        slides = dict(sorted(map(_index_entry, outcomes)))
-        failed = {s: entry["reason"] for s, entry in slides.items() if entry["status"] == "failed"}
-        for slide_id, reason in failed.items():
-            logger.warning("slide %s: %s", slide_id, reason)
-        try:
-            refuse_too_many_failed(failed, len(slides), data.engine)
-        except TooManyFailedError as error:
-            raise DatasetError(f"{error}. Finished shards are kept") from error
-        with atomic_path(folder / INDEX_NAME) as temporary:
-            temporary.write_text(
-                json.dumps({"slides": slides}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-            )
+        return dict(sorted(slides.items()))
 
     def _folder_to_save(self) -> Path:
         version = self.resolve_save_version()
@@ -242,6 +293,31 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         return {"filepath": self._filepath, "version": self._version}
 
 
+def _tidy(folder: Path, wanted: set[str]) -> None:
+    """Make the folder unfinished, with no shard in it that is not wanted and no half-written file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    for stray in folder.glob("*.safetensors"):
+        if stray.name not in wanted:
+            stray.unlink()
+    for pattern in _PARTIAL:
+        for partial in folder.glob(pattern):
+            partial.unlink(missing_ok=True)
+
+
+def _refuse_failures(slides: Mapping[str, Mapping[str, Any]], plan: ShardPlan) -> None:
+    """Name the slides that failed, and end the run where they are too many."""
+    failed = {s: entry["reason"] for s, entry in slides.items() if entry["status"] == "failed"}
+    for slide_id, reason in list(failed.items())[:_NAMED_FAILURES]:
+        # Names and reasons come from files: brackets in them are no colours.
+        words = escaped(f"slide {slide_id}: {reason}")
+        logger.warning("%s", words, extra={"markup": False})
+    if len(failed) > _NAMED_FAILURES:
+        rest = len(failed) - _NAMED_FAILURES
+        logger.warning("%d more slides failed: their reasons are in the log of slides", rest)
+    refuse_too_many_failed(failed, len(slides), plan.engine)
+
+
 def _is_finished(path: str) -> bool:
     return (Path(path) / INDEX_NAME).is_file()
 
@@ -252,6 +328,10 @@ class _Receipt:
 
     rows: int
     computed: bool
+
+
+def _note(receipt: _Receipt) -> Note:
+    return Note(receipt.rows, receipt.computed)
 
 
 @dataclass(frozen=True)
@@ -272,10 +352,12 @@ class _Finish:
         for version in self.earlier:
             source = version / target.name
             if read_header(source) == header:
-                _link(source, target)
+                with writing_to(self.folder):
+                    _link(source, target)
                 return _Receipt(_rows(target), computed=False)
         tensors = job.compute()
-        write_shard(target, tensors, header)
+        with writing_to(self.folder):
+            write_shard(target, tensors, header)
         return _Receipt(len(next(iter(tensors.values()))), computed=True)
 
 

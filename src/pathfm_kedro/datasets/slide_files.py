@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,17 @@ from pathfm_kedro.slides.files import SlideFiles
 #: Lists what the project itself drew into the folder; a folder that holds files without it is never
 #: written to.
 _INDEX_NAME = "_drawn.json"
+#: What a spreadsheet puts between cells depends on the country: where a comma is the decimal sign it
+#: writes semicolons and still calls the file CSV.
+_SEPARATORS = (",", ";", "\t")
+#: How files begin that are taken for CSV.
+_NO_CSV = {
+    b"PK\x03\x04": "an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"PAR1": "a Parquet file without its suffix",
+}
 
 
 class SlideFilesDataset(AbstractDataset[FilePlan, SlideFiles]):
@@ -63,7 +78,13 @@ class SlideFilesDataset(AbstractDataset[FilePlan, SlideFiles]):
     def _drawn(self) -> dict[str, str]:
         index = self._root / _INDEX_NAME
         if index.is_file():
-            known: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
+            try:
+                known: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DatasetError(
+                    f"{index} lists what the phantom drew and is damaged ({error}): remove the folder "
+                    f"{self._root} and run again, and the slides are drawn anew"
+                ) from error
             return known
         if self._root.is_dir() and any(self._root.iterdir()):
             raise DatasetError(
@@ -133,21 +154,82 @@ class ManifestDataset(AbstractDataset[pl.DataFrame, pl.DataFrame]):
 def read_manifest_file(path: Path) -> pl.DataFrame:
     """A manifest from CSV or Parquet, every column as text, blanks around cells removed.
 
+    A CSV may be separated by commas, semicolons or tabs, whichever spreadsheets write in a country,
+    begin with a byte order mark, and end its lines in any way.
+
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is neither CSV nor Parquet, or empty.
+        If it is neither CSV nor Parquet, or empty; the message names the row where there is one.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"manifest {path} does not exist")
+        raise FileNotFoundError(
+            f"manifest {path} does not exist: correct the path, 'manifest' in the cohort's globals.yml"
+        )
     try:
         if path.suffix.lower() == ".parquet":
-            table = pl.read_parquet(path)
-        else:
-            table = pl.read_csv(path, infer_schema=False, encoding="utf8")
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+            return _as_text(pl.read_parquet(path))
+        return _as_text(_parse_csv(path.read_bytes()))
+    except (pl.exceptions.PolarsError, ValueError) as error:
         raise ValueError(f"manifest {path} cannot be read as a table: {error}") from error
-    table = table.rename({name: name.strip().removeprefix("\ufeff") for name in table.columns})
-    return table.with_columns(pl.all().cast(pl.String).str.strip_chars())
+
+
+def _as_text(table: pl.DataFrame) -> pl.DataFrame:
+    table = table.rename({name: name.strip() for name in table.columns})
+    nested = [name for name, kind in table.schema.items() if kind.is_nested() or kind == pl.Binary]
+    if nested:
+        raise ValueError(f"column '{nested[0]}' holds lists or bytes: give text or numbers")
+    return table.with_columns(pl.all().cast(pl.String).str.strip_chars().replace("", None))
+
+
+def _parse_csv(content: bytes) -> pl.DataFrame:
+    for magic, kind in _NO_CSV.items():
+        if content.startswith(magic):
+            raise ValueError(f"it is {kind}: save it as 'CSV UTF-8'")
+    text = _decoded(content)
+    if not text.strip():
+        raise ValueError(
+            "the file is empty: its first row names the columns, then one slide per row"
+        )
+    lines = io.StringIO(text, newline="")
+    separator = max(_SEPARATORS, key=text.splitlines()[0].count)
+    rows: list[list[str]] = []
+    try:
+        rows.extend(csv.reader(lines, delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"row {len(rows) + 1} cannot be split into cells ({error}): look for a quotation mark that "
+            "is not closed"
+        ) from error
+    header, *cells = rows
+    return _table(header, cells)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> pl.DataFrame:
+    names = [name.strip() for name in header]
+    width = max((place + 1 for place, name in enumerate(names) if name), default=0)
+    twice = [name for name, count in Counter(names[:width]).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"its first row has '{twice[0]}' more than once: give every column a name of its own"
+        )
+    for number, row in enumerate(rows, start=2):
+        if any(cell.strip() for cell in row[width:]):
+            raise ValueError(
+                f"row {number} has {len(row)} cells and the first row names {width} columns: put a "
+                "cell that holds a separator in quotation marks"
+            )
+    padded = [[*row[:width], *[None] * (width - len(row))] for row in rows]
+    return pl.DataFrame(padded, schema=dict.fromkeys(names[:width], pl.String()), orient="row")
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"row {row} is not UTF-8 text (byte {content[error.start]:#04x}): save it as 'CSV UTF-8'"
+        ) from error

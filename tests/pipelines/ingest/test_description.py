@@ -70,7 +70,7 @@ def test_bad_slides_get_their_reason_and_good_ones_go_on(tmp_path, pink_slide):
     assert "give 'mpp' in the manifest" in reasons["no_mpp"]
     assert "300 micrometres per pixel is not credible" in reasons["absurd"]
     assert "no reader knows this format" in reasons["text"]
-    assert "not an image, or truncated" in reasons["empty"]
+    assert "the file is empty" in reasons["empty"]
     assert "without DICOM files" in reasons["folder"]
     assert "no file at 'missing.tiff'" in reasons["missing"]
     assert "leads out of the manifest's folder" in reasons["climbing"]
@@ -94,10 +94,10 @@ def slides(*rows: tuple[str, str, str]) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {"slide_id": str(i), "patient_id": p, "center": c, "label": y, "organ": "o"}
-            | {"status": "usable", "fingerprint": str(i)}
+            | {"status": "usable", "fingerprint": str(i), "path": f"{i}.svs", "warning": ""}
             for i, (p, c, y) in enumerate(rows)
         ]
-    )
+    ).with_columns(tissue_digest=pl.lit(None, pl.String))
 
 
 def test_a_confounded_design_is_warned_of():
@@ -120,7 +120,10 @@ def test_one_center_and_one_patient_labels_are_warned_of():
 def test_the_same_file_under_two_patients_is_warned_of():
     table = slides(("p1", "A", "x"), ("p2", "B", "x")).with_columns(fingerprint=pl.lit("same"))
     warnings = summarise_design(table, PARAMETERS)[1]["warnings"]
-    assert "slides 0, 1 of different patients are the same file: keep one of them" in warnings
+    assert (
+        "slides 0, 1 of different patients are the same file: leakage, the same tissue would be its "
+        "own neighbour; keep one of them"
+    ) in warnings
 
 
 def test_nothing_usable_is_said():

@@ -72,5 +72,5 @@ def test_a_slide_without_a_sharp_tile_says_so(cohort):
 
 
 def test_a_name_that_is_no_parameter_is_refused(cohort):
-    tiling = cut(cohort, min_speck=1)[1]
-    assert "tile.tissue has no parameter min_speck" in tiling["reason"].item()
+    with pytest.raises(ValueError, match=r"tile\.tissue has no parameter min_speck"):
+        cut(cohort, min_speck=1)

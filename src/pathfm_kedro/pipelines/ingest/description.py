@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from pathfm_kedro.engine import EngineSettings, map_in_order
+from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
+from pathfm_kedro.pipelines.ingest.duplicates import digest_of_slide
 from pathfm_kedro.slides.files import SlideError, SlideFiles
-from pathfm_kedro.slides.readers import file_fingerprint
+from pathfm_kedro.slides.readers import SlideDescription, file_fingerprint
 
 _DESCRIBED: dict[str, pl.DataType] = {
     "vendor": pl.String(),
@@ -19,9 +21,15 @@ _DESCRIBED: dict[str, pl.DataType] = {
     "levels": pl.Int64(),
     "mpp": pl.Float64(),
     "fingerprint": pl.String(),
+    "tissue_digest": pl.String(),
     "status": pl.String(),
     "reason": pl.String(),
+    "warning": pl.String(),
 }
+#: Vendors round (0.2527 for 0.25); objectives of other magnifications differ by a factor of two.
+_MPP_APART = 0.05
+#: Line scanners differ by some tenths of a per cent between their directions; more is a mistake.
+_SQUARE_WITHIN = 0.01
 
 
 def describe_slides(
@@ -46,8 +54,10 @@ def describe_slides(
     Returns
     -------
     DataFrame
-        The listed columns and vendor, width, height, levels, mpp, fingerprint; status is "usable" or
-        "unusable", with the reason. A slide that cannot be used stays.
+        The listed columns and vendor, width, height, levels, mpp, fingerprint, tissue_digest (see
+        :func:`~pathfm_kedro.pipelines.ingest.duplicates.tissue_digest`); status is "usable" or
+        "unusable", with the reason. A slide that cannot be used stays. warning says what a person
+        should look at on a slide that can be used.
 
     Raises
     ------
@@ -62,6 +72,7 @@ def describe_slides(
         rows,
         settings,
         "opening slides",
+        lambda found: Note(reason=found["reason"]),
     )
     described = [
         o.result if o.reason is None else _unusable(o.item, _plain(o.reason)) for o in outcomes
@@ -85,7 +96,9 @@ def _describe(
         description = reader.description
         # A scanner's file can open and still be cut short: the last pixels tell.
         reader.read(max(description.width - 8, 0), max(description.height - 8, 0), 0, 8, 8)
-    mpp = row["mpp"] if row["mpp"] is not None else description.mpp
+        digest = digest_of_slide(reader)
+    own = _told(description.mpp)
+    mpp = own if row["mpp"] is None else row["mpp"]
     found = {
         "vendor": description.vendor,
         "width": description.width,
@@ -93,8 +106,10 @@ def _describe(
         "levels": len(description.downsamples),
         "mpp": mpp,
         "fingerprint": file_fingerprint(files.resolve(row["path"])),
+        "tissue_digest": digest,
         "status": "usable",
         "reason": "",
+        "warning": "",
     }
     if mpp is None:
         return found | {
@@ -108,12 +123,46 @@ def _describe(
             "reason": f"{mpp:g} micrometres per pixel is not credible (outside {bounds[0]:g} to "
             f"{bounds[1]:g}): give the right 'mpp' in the manifest",
         }
-    return found
+    # What a TIFF's resolution tags hold by default (72 dots per inch) contradicts nobody.
+    credible = own is not None and bounds[0] <= own <= bounds[1]
+    warnings = [
+        _contradiction(mpp, own) if own is not None and credible else "",
+        _stretched(mpp, description),
+    ]
+    return found | {"warning": "; ".join(filter(None, warnings))}
+
+
+def _told(mpp: float | None) -> float | None:
+    """The file's micrometres per pixel, where it is a size at all."""
+    return mpp if mpp is not None and math.isfinite(mpp) and mpp > 0 else None
+
+
+def _contradiction(used: float, own: float) -> str:
+    apart = max(used / own, own / used) - 1
+    if apart <= _MPP_APART:
+        return ""
+    return (
+        f"the manifest says {used:g} micrometres per pixel and the file {own:g}, {apart:.0%} apart: "
+        "the manifest's is used; correct it, or leave 'mpp' empty to take the file's"
+    )
+
+
+def _stretched(used: float, description: SlideDescription) -> str:
+    if description.mpp_xy is None:
+        return ""
+    across, down = description.mpp_xy
+    apart = max(across / down, down / across) - 1
+    if apart <= _SQUARE_WITHIN:
+        return ""
+    return (
+        f"the pixels are not square, {across:g} by {down:g} micrometres, {apart:.0%} apart: {used:g} "
+        "is used for both, so tissue looks stretched; export the slide with square pixels"
+    )
 
 
 def _unusable(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("vendor", "width", "height", "levels", "fingerprint"))
-    return nothing | {"mpp": row["mpp"], "status": "unusable", "reason": reason}
+    nothing = dict.fromkeys(_DESCRIBED)
+    return nothing | {"mpp": row["mpp"], "status": "unusable", "reason": reason, "warning": ""}
 
 
 def _plain(reason: str) -> str:

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pathfm_kedro.pipelines.ingest.duplicates import DuplicateGroup, find_duplicates
 from pathfm_kedro.statistics.association import cramers_v
+
+#: Slides, patients or groups named in a warning before the rest is counted.
+_NAMED = 5
+_SAME = {
+    "path": "are the same file, listed more than once",
+    "file": "are the same file",
+    "tissue": "show the same tissue in different files",
+}
 
 
 def summarise_design(
@@ -29,7 +38,8 @@ def summarise_design(
         organ, label, center, n_patients, n_slides; one row per class and center, zeros included.
     summary
         ``cramers_v`` (over patients; null where it is undefined), ``n_patients``, ``n_slides``,
-        ``n_unusable`` and ``warnings``.
+        ``n_unusable``, ``duplicates`` (slide ids of every group that shows the same tissue) and
+        ``warnings``.
     """
     usable = slides.filter(pl.col("status") == "usable")
     design = _design_table(usable)
@@ -41,12 +51,15 @@ def summarise_design(
         else np.zeros((0, 0), np.int64)
     )
     association = cramers_v(counts) if counts.size else None
+    duplicates = find_duplicates(usable)
+    limit = float(parameters["cramers_v_warning"])
     summary = {
         "cramers_v": association,
         "n_patients": usable["patient_id"].n_unique(),
         "n_slides": usable.height,
         "n_unusable": slides.height - usable.height,
-        "warnings": _warnings(usable, association, float(parameters["cramers_v_warning"])),
+        "duplicates": [list(group.slide_ids) for group in duplicates],
+        "warnings": _warnings(usable, association, limit) + _same_tissue(duplicates),
     }
     return design, summary
 
@@ -90,24 +103,76 @@ def _warnings(usable: pl.DataFrame, association: float | None, limit: float) -> 
             f"{len(single)} label(s) with one patient cannot be retrieved from other patients: "
             f"{', '.join(single[:8])}{' …' if len(single) > 8 else ''}"
         )
-    moved = usable.group_by("patient_id").agg(pl.col("center").n_unique().alias("n"))
-    several = moved.filter(pl.col("n") > 1).height
-    if several:
-        warnings.append(f"{several} patient(s) have slides at more than one center")
-    warnings.extend(_same_content(usable))
-    return warnings
+    return warnings + _split_patients(usable) + _slide_warnings(usable)
 
 
-def _same_content(usable: pl.DataFrame) -> list[str]:
-    """The same file under two ids: its tiles would be found as their own neighbours."""
-    shared = (
-        usable.filter(pl.col("fingerprint").is_duplicated())
-        .group_by("fingerprint")
-        .agg(pl.col("slide_id").sort(), pl.col("patient_id").n_unique().alias("patients"))
-        .sort(pl.col("slide_id").list.first())
-    )
+def _split_patients(usable: pl.DataFrame) -> list[str]:
+    """Patients that are not of one center or one label, as a slip in the manifest would make them."""
     told = []
-    for ids, patients in shared.select("slide_id", "patients").iter_rows():
-        whose = "different patients" if patients > 1 else "one patient"
-        told.append(f"slides {', '.join(ids)} of {whose} are the same file: keep one of them")
-    return told[:10] + ([f"{len(told) - 10} more groups of equal files"] if len(told) > 10 else [])
+    for column, means in (
+        ("center", "if two people share an id, tell them apart"),
+        ("label", "if that is not meant, correct the label or the id"),
+    ):
+        several = (
+            usable.group_by("patient_id")
+            .agg(pl.col(column).unique().sort())
+            .filter(pl.col(column).list.len() > 1)
+            .sort("patient_id")
+        )
+        if several.height:
+            named = [
+                f"{patient} ({', '.join(values)})"
+                for patient, values in several.head(_NAMED).iter_rows()
+            ]
+            told.append(
+                f"{several.height} patient(s) have slides of more than one {column}: "
+                f"{_listed(named, several.height)}; {means}"
+            )
+    return told
+
+
+def _slide_warnings(usable: pl.DataFrame) -> list[str]:
+    warned = usable.filter(pl.col("warning") != "").sort("slide_id")
+    named = warned.select(pl.format("slide {}: {}", "slide_id", "warning")).to_series()
+    told = named.head(_NAMED).to_list()
+    if warned.height > _NAMED:
+        told.append(
+            f"{warned.height - _NAMED} more slides have a warning of their own: see 'warning' in the "
+            "slides table"
+        )
+    return told
+
+
+def _same_tissue(duplicates: list[DuplicateGroup]) -> list[str]:
+    """The same tissue under several ids; worst where a query could find itself in another patient."""
+    told = [
+        f"slides {_listed(list(group.slide_ids[:_NAMED]), len(group.slide_ids))} of {_whose(group)} "
+        f"{_SAME[group.evidence]}: {_harm(group)}; keep one of them"
+        for group in sorted(duplicates, key=lambda group: not _leaks(group))
+    ]
+    more = len(told) - 2 * _NAMED
+    return told[: 2 * _NAMED] + (
+        [f"{more} more groups of slides that show the same tissue: see 'duplicates' beside this"]
+        if more > 0
+        else []
+    )
+
+
+def _leaks(group: DuplicateGroup) -> bool:
+    return group.n_patients > 1 or group.n_centers > 1
+
+
+def _harm(group: DuplicateGroup) -> str:
+    if _leaks(group):
+        return "leakage, the same tissue would be its own neighbour"
+    return "it counts more than once"
+
+
+def _whose(group: DuplicateGroup) -> str:
+    if group.n_patients > 1:
+        return "different patients"
+    return "one patient at different centers" if group.n_centers > 1 else "one patient"
+
+
+def _listed(named: list[str], total: int) -> str:
+    return ", ".join(named) + (f" and {total - len(named)} more" if total > len(named) else "")

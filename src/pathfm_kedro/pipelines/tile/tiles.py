@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.engine import EngineSettings, map_in_order
+from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.mosaic import choose_mosaic, colour_clusters
@@ -75,17 +76,24 @@ def cut_tiles(
 
     Raises
     ------
+    ValueError
+        If a parameter is no such number as it must be, naming it, its value and the mend.
     TooManyFailedError
         If more slides give no tile than ``engine.max_failed_share`` allows.
     """
     from threadpoolctl import threadpool_limits
 
+    _refuse_bad_parameters(parameters)
     rows = slides.filter(pl.col("status") == "usable").sort("slide_id").to_dicts()
     settings = EngineSettings(**engine)
     # k-means adds up in the order of its threads: with one, the mosaic does not depend on the machine.
     with threadpool_limits(1):
         outcomes = map_in_order(
-            lambda row: _tile_slide(row, files, parameters), rows, settings, "finding tissue"
+            lambda row: _tile_slide(row, files, parameters),
+            rows,
+            settings,
+            "finding tissue",
+            lambda found: Note(found[0].height, reason=_why_no_tile(found, parameters)),
         )
     tables, tiling = [], []
     for outcome in outcomes:
@@ -94,14 +102,53 @@ def cut_tiles(
             reason = outcome.reason.removeprefix(f"{SlideError.__name__}: ")
             tiling.append(_tiling_row(slide_id, None, 0.0, reason.removeprefix("ValueError: ")))
             continue
-        table, area, most = outcome.result
+        table, area, _ = outcome.result
         tables.append(table)
-        reason = "" if table.height else _why_no_tile(area, most, parameters)
+        reason = _why_no_tile(outcome.result, parameters)
         tiling.append(_tiling_row(slide_id, table, area, reason))
     reasons = {row["slide_id"]: row["reason"] for row in tiling if row["reason"]}
     refuse_too_many_failed(reasons, len(rows), settings)
     empty = pl.DataFrame(schema=TILES_SCHEMA)
     return pl.concat([empty, *tables]), pl.DataFrame(tiling, schema=_TILING_SCHEMA)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_size(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
+
+
+def _is_share(value: Any) -> bool:
+    return value == 0 or (_is_size(value) and value <= 1)
+
+
+_COUNT, _SIZE = "a whole number of 1 or more", "a number above 0"
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "pixels": (_is_count, _COUNT),
+    "mpp": (_is_size, _SIZE),
+    "min_tissue_fraction": (_is_share, "a share from 0 to 1"),
+    "max_tiles_per_slide": (
+        lambda value: value is None or _is_count(value),
+        f"{_COUNT}, or null for all",
+    ),
+    "overview_mpp": (_is_size, _SIZE),
+    "mosaic.colour_clusters": (_is_count, _COUNT),
+    "mosaic.share": (_is_share, "a share from 0 to 1"),
+    "seed": (lambda value: value == 0 or _is_count(value), "a whole number of 0 or more"),
+}
+
+
+def _refuse_bad_parameters(parameters: Mapping[str, Any]) -> None:
+    """Once, before a slide is opened: otherwise one mistake is the reason of every slide."""
+    mosaic = {f"mosaic.{name}": value for name, value in parameters["mosaic"].items()}
+    given = {**parameters, **mosaic}
+    for name, (is_right, wanted) in _ALLOWED.items():
+        if not is_right(given.get(name)):
+            raise ValueError(f"tile.{name} is {given.get(name)!r}: give {wanted}")
+    TissueSettings.from_parameters(parameters.get("tissue", {}))
 
 
 def _tile_slide(
@@ -126,7 +173,9 @@ def _tile_slide(
     with files.open(row["path"]) as reader:
         overview = read_overview(reader, row["mpp"], float(parameters["overview_mpp"]))
         mask = tissue_mask(overview.image, tissue, overview.scale * row["mpp"])
-        grid = tile_grid(overview, mask, row["width"], row["height"], side)
+        # A slide that lacks part of a px for one tile has that tile.
+        fitting = min(side, row["width"], row["height"])
+        grid = tile_grid(overview, mask, row["width"], row["height"], fitting)
         most = float(grid.tissue_fraction.max())
         grid = grid.where(grid.tissue_fraction >= float(parameters["min_tissue_fraction"]))
         grid = _in_focus(grid, reader, pixels, tissue.min_sharpness)
@@ -151,7 +200,11 @@ def _tile_slide(
     return table, area_mm2, most
 
 
-def _why_no_tile(area: float, most: float, parameters: Mapping[str, Any]) -> str:
+def _why_no_tile(found: tuple[pl.DataFrame, float, float], parameters: Mapping[str, Any]) -> str:
+    """Why a slide gives no tile, from what :func:`_tile_slide` found; empty where it gives some."""
+    table, area, most = found
+    if table.height:
+        return ""
     if area == 0:
         return "no tissue was found on this slide"
     if most >= float(parameters["min_tissue_fraction"]):
