@@ -54,6 +54,43 @@ EXPERIMENTS: dict[str, ExperimentWords] = {
         unit="tiles",
         null="Labels shuffled",
     ),
+    "robustness_margins": ExperimentWords(
+        "Margins: how much nearer is the tissue than the center?",
+        "The robustness index counts neighbours; the margin weighs distances. For each tile: how much "
+        "nearer are tiles of its label at other centers than tiles of other labels at its own center, "
+        "from −1 to 1 (CRoMa: the median over tiles; its lower tail: the tenth of tiles that fare "
+        "worst). MaRI is the robustness index with near neighbours counting more. With more labels "
+        "than centers chance itself lies below zero, so that the checks subtract it.",
+        unit="tiles",
+        null="Labels shuffled",
+    ),
+    "robustness_index_comparison": ExperimentWords(
+        "Comparison of encoders: which follows the tissue more?",
+        "Differences of the robustness index between two encoders on the same resampled patients. An "
+        "interval without zero tells them apart on this cohort.",
+        unit="tiles",
+    ),
+    "clustering_score": ExperimentWords(
+        "Clusters: do tiles gather by tissue or by center?",
+        "Tiles are put into clusters without any label. The score is how well the clusters match the "
+        "labels minus how well they match the centers (adjusted Rand index): below zero, tiles gather "
+        "by center.",
+        unit="tiles",
+    ),
+    "performance_drop": ExperimentWords(
+        "Performance drop: what does a tie between label and center cost?",
+        "A probe learns two labels from slides in which the label goes with the center, more and more "
+        "(Cramér's V from 0 to 1), and is tested on other patients where it does not. Where it leans "
+        "on the center, accuracy falls.",
+        unit="tiles",
+    ),
+    "center_auc": ExperimentWords(
+        "Center: can it be told, with and without colour?",
+        "How well a linear probe names the center of patients that it did not see (½ is chance), from "
+        "the vectors as they are and from what is left of them after colour is regressed out. What is "
+        "still told then is sharpness, noise, compression or handling.",
+        unit="tiles",
+    ),
     "rotation": ExperimentWords(
         "Rotation: does turning the slide change the answer?",
         "Tissue has no up and down. A tile and its rotated copy should have the same neighbours; "
@@ -62,6 +99,65 @@ EXPERIMENTS: dict[str, ExperimentWords] = {
         "Mean m-kNN over angles: PathDino 0.850, Kaiko-B 0.828, Phikon 0.797, Virchow2 0.735, UNI "
         "0.733, GigaPath 0.712, Phikon-v2 0.690, CONCH 0.657, Virchow 0.535. At 90°, in that "
         "order: 0.929, 0.848, 0.841, 0.838, 0.766, 0.784, 0.704, 0.742, 0.532.",
+        unit="tiles",
+    ),
+    "appearance": ExperimentWords(
+        "Stain and scanner: does a change of look change the answer?",
+        "The same tile with its stain a little stronger or weaker, in another center's stain, "
+        "compressed, blurred, brighter or darker. It should keep the neighbours it had. A relative "
+        "shift of 1 is a tile that moved as far as another patient's tissue of the same label. No "
+        "threshold for these has been published; those here are this project's.",
+        unit="tiles",
+    ),
+    "cue_conflict": ExperimentWords(
+        "Cue conflict: tissue of one center in the stain of another",
+        "Such a tile has two homes: its tissue's and its stain's. The figure is the share of its "
+        "neighbours that follow the tissue, among those that follow either.",
+        unit="tiles",
+    ),
+    "texture": ExperimentWords(
+        "Texture: does the arrangement matter?",
+        "A tile is cut into patches that change places: colours and fine texture stay, glands and "
+        "layers go. The control turns each patch in place, with the same seams. What survives of the "
+        "label was read from texture alone. An encoder of texture is not wrong, but its user should "
+        "know.",
+        unit="tiles",
+    ),
+    "stain_probe": ExperimentWords(
+        "Stain probe: can the amount of stain be read?",
+        "How much of the variance of haematoxylin and eosin a linear model reads from the vectors of "
+        "patients that it did not see. Nuclei are haematoxylin, so that a high figure is no fault in "
+        "itself: read it beside the changes of stain.",
+        unit="tiles",
+    ),
+    "crop_coherence": ExperimentWords(
+        "Crops: do parts of a tile belong together?",
+        "Encoders are trained to find a small crop and a large crop of one picture alike, as if both "
+        "showed one object. Tissue has no such object. The figure is how much more alike crops of one "
+        "tile are than crops of two tiles of the slide, and by what they agree.",
+        unit="tiles",
+    ),
+    "adversarial": ExperimentWords(
+        "Adversarial noise: can an invisible change turn the answer?",
+        "A probe of the label was trained on clean tiles of other patients; then each pixel of a tile "
+        "may change by a few of 255 grey levels, in the direction that misleads most. Random noise of "
+        "the same size is the control. A wilful attack on a hospital's slides is unlikely; the figure "
+        "shows how far from the tissue the answer hangs.",
+        "Reported by arXiv 2510.23807 and not verified here: accuracy falls from 97% to 12%.",
+        unit="tiles",
+    ),
+    "field_of_view": ExperimentWords(
+        "Field of view: does a tile show enough?",
+        "The same places seen through a tile and through wider fields: as one picture made smaller, as "
+        "the mean of the tiles that cover it, or at full resolution where the encoder allows. If a "
+        "wider field names the label better by more than five points, single tiles show too little.",
+        unit="places",
+    ),
+    "calibration": ExperimentWords(
+        "Calibration: at which dose does a check begin to fail?",
+        "Drawn slides alone allow this: the truth is mixed with a dose of what no encoder should "
+        "follow, and each check is asked again. It must pass at dose 0 and fail at dose 1; between "
+        "them one sees how much it takes.",
         unit="tiles",
     ),
     "retrieval": ExperimentWords(
@@ -101,8 +197,56 @@ METRICS: dict[str, str] = {
     "mknn": "Neighbours kept (m-kNN)",
     "mknn_mean": "Neighbours kept, mean over angles",
     "mknn_variance": "Neighbours kept, variance over angles",
-    "mknn_excess_drop": "Neighbours lost beyond the there-and-back control",
+    "mknn_quarter_turns": "Neighbours kept, mean over quarter turns",
+    "mknn_excess_drop": "Neighbours lost beyond the control",
     "cosine_distance": "Cosine distance to the unrotated view",
+    "croma_minus_null": "Median margin (CRoMa) minus chance",
+    "croma": "Median margin (CRoMa)",
+    "croma_lower_tail": "Margin of the worst tenth of tiles",
+    "croma_mean": "Mean margin",
+    "worst_patients": "Margin of the worst tenth of patients",
+    "worst_decile_share": "Share of the worst tiles that come from",
+    "confounder_dominant": "Tiles nearer to their center than to their tissue",
+    "mari": "Robustness index weighed by distance (MaRI)",
+    "mari_minus_null": "MaRI minus chance",
+    "ri_difference": "Difference of the robustness index",
+    "clustering_score": "Clusters match labels minus clusters match centers",
+    "apd": "Average performance drop",
+    "nipd": "Normalised performance drop",
+    "center_auc": "Center told (AUC)",
+    "center_auc_drop": "Center told by colour (difference of AUC)",
+    "stain_kept_neighbours": "Neighbours kept when the stain changes",
+    "scanner_kept_neighbours": "Neighbours kept when the scanner changes",
+    "kept_neighbours": "Neighbours kept",
+    "relative_shift": "Shift, of the distance to another patient",
+    "follows_morphology_minus_null": "Neighbours follow the tissue, minus chance",
+    "follows_morphology": "Neighbours follow the tissue",
+    "morphology_loss": "How much the stain pulled",
+    "label_survival": "Share of the label that survives the shuffle",
+    "label_accuracy": "Accuracy of the label probe",
+    "excess_shift": "Shift beyond that of the seams",
+    "excess_drop": "Neighbours lost beyond those of the seams",
+    "selectivity": "Variance read beyond chance",
+    "r2": "Variance read",
+    "coherence": "Cosine of own crops minus others'",
+    "own_cosine": "Cosine of crops of one tile",
+    "other_cosine": "Cosine of crops of two tiles",
+    "follows_composition": "Agreement follows tissue composition",
+    "follows_colour": "Agreement follows colour",
+    "accuracy_drop_beyond_noise": "Accuracy lost beyond noise",
+    "accuracy_unrounded": "Accuracy before rounding to a file's pixels",
+    "embedding_cosine": "Cosine to the clean vector",
+    "ssim": "Likeness of the picture (SSIM)",
+    "transfer_accuracy": "Accuracy on tiles made against another encoder",
+    "transfer_cosine": "Cosine, tiles made against another encoder",
+    "attack_check": "Rule of a sound attack, broken by",
+    "macro_f1_gain": "Macro-F1 gained over the tile",
+    "macro_f1_gain_same_tissue": "Macro-F1 gained, same tissue and bytes",
+    "macro_f1_gain_same_field": "Macro-F1 gained by full resolution",
+    "gain_equivalence_p": "p that the gain is not within the margin",
+    "forward_passes": "Forward passes per place",
+    "megapixels_forwarded": "Megapixels through the network per place",
+    "megapixels_read": "Megapixels read per place",
     "macro_f1": "Macro-F1",
     "f1": "F1",
     "accuracy": "Accuracy",
@@ -127,6 +271,15 @@ COUNTS = frozenset({"constant_dimensions"})
 CHECKS: dict[tuple[str, str], str] = {
     ("ri_minus_null", ""): "robustness index",
     ("mknn", ""): "neighbours kept at 90°",
+    ("croma_minus_null", ""): "median margin",
+    ("clustering_score", ""): "clusters",
+    ("apd", ""): "performance drop",
+    ("stain_kept_neighbours", ""): "neighbours kept when the stain changes",
+    ("scanner_kept_neighbours", ""): "neighbours kept when the scanner changes",
+    ("follows_morphology_minus_null", ""): "tissue against stain",
+    ("label_survival", ""): "label without arrangement",
+    ("accuracy_drop_beyond_noise", ""): "adversarial noise",
+    ("macro_f1_gain", ""): "gain of a wider field",
     ("mknn_variance", ""): "variance over the angles (can hardly fail)",
     ("f1_range_over_organs", ""): "spread of F1 over organs",
     ("balanced_accuracy", "label"): "label read",
@@ -148,6 +301,34 @@ FAILURES: dict[tuple[str, str, str], str] = {
         "mknn",
         "",
     ): "keeps too few of a tile's neighbours when it is turned by 90°",
+    (
+        "robustness_margins",
+        "croma_minus_null",
+        "",
+    ): "is nearer to the center than to the tissue, beyond chance",
+    ("clustering_score", "clustering_score", ""): "gathers tiles by center",
+    ("performance_drop", "apd", ""): "loses accuracy where label and center are tied",
+    (
+        "appearance",
+        "stain_kept_neighbours",
+        "",
+    ): "keeps too few of a tile's neighbours when its stain changes",
+    (
+        "appearance",
+        "scanner_kept_neighbours",
+        "",
+    ): "keeps too few of a tile's neighbours when the scanner changes",
+    (
+        "cue_conflict",
+        "follows_morphology_minus_null",
+        "",
+    ): "follows the stain more than the tissue",
+    (
+        "adversarial",
+        "accuracy_drop_beyond_noise",
+        "",
+    ): "is misled by changes that nobody sees",
+    ("field_of_view", "macro_f1_gain", ""): "sees too little in a tile",
     ("rotation", "mknn_variance", ""): "changes unevenly over the angles",
     ("rotation", "mknn_excess_drop", ""): "changes under rotation beyond what blur explains",
     ("retrieval", "f1_range_over_organs", ""): "finds some organs far better than others",
@@ -188,6 +369,20 @@ _SETTING_VALUES = {
     ("target", "center"): "telling the center",
     ("view", "rotated"): "",
     ("view", "rotated_back"): "rotated there and back",
+    ("view", "shifted"): "shifted, losing as much tissue as a turn",
+    ("view", "disc"): "behind a disc, the same tissue at any angle",
+    ("control", "rotated_back"): "beyond the blur of turning there and back",
+    ("control", "shifted"): "beyond a shift that loses as much tissue",
+    ("arm", "whole"): "as one picture",
+    ("arm", "mean"): "mean of its tiles",
+    ("arm", "attention"): "tiles weighed by attention",
+    ("arm", "native"): "at full resolution",
+    ("arm", "tile"): "the tile",
+    ("attack", "none"): "clean",
+    ("attack", "sign_noise"): "random noise",
+    ("attack", "gaussian_noise"): "Gaussian noise",
+    ("attack", "fgsm"): "one step (FGSM)",
+    ("attack", "universal"): "one change for all tiles",
     ("vote", "top1"): "nearest match",
     ("vote", "mv3"): "majority of 3",
     ("vote", "mv5"): "majority of 5",
