@@ -488,3 +488,46 @@ def test_the_sentence_counts_and_names(
     )
     counts = verdicts.select("n_pass", "n_fail", "n_inconclusive", "n_not_applicable")
     assert counts.sum_horizontal().sum() == findings.height
+
+
+def stain_check(encoder: str, value: float) -> dict[str, Any]:
+    return measurement(
+        experiment="appearance",
+        encoder=encoder,
+        metric="stain_kept_neighbours",
+        estimate=Estimate(value, value - 0.02, value + 0.02, 72, 24),
+        threshold=0.5,
+        direction="above",
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_control", "of_encoder", "behaves", "verdict"),
+    [
+        (0.1, 0.9, True, "pass"),
+        (0.1, 0.2, True, "fail"),
+        # Nothing shows that the check can fail: a pass is taken back, a fail is its own proof.
+        (0.9, 0.9, None, "inconclusive"),
+        (0.5, 0.9, None, "inconclusive"),
+        (0.9, 0.2, None, "fail"),
+    ],
+)
+def test_a_check_that_its_control_does_not_fail_lets_nobody_pass(
+    of_control: float, of_encoder: float, behaves: bool | None, verdict: str
+) -> None:
+    rows = [stain_check("stain_statistics", of_control), stain_check("uni", of_encoder)]
+    measured = measurement_table(rows)
+    assert (
+        control(check_controls(measured, NO_CONTROLS, {}), "stain_statistics", "appearance")[
+            "behaves"
+        ]
+        is behaves
+    )
+    findings = collect_findings(measured, NO_CONTROLS, {}).filter(encoder="uni")
+    assert findings["verdict"].to_list() == [verdict]
+
+
+def test_a_cohort_without_the_control_is_not_asked() -> None:
+    measured = measurement_table([stain_check("uni", 0.9)])
+    assert check_controls(measured, NO_CONTROLS, {}).is_empty()
+    assert collect_findings(measured, NO_CONTROLS, {})["verdict"].to_list() == ["pass"]

@@ -53,7 +53,7 @@ VERDICT_SCHEMA: dict[str, pl.DataType] = {
     "n_not_applicable": pl.Int64(),
     "sentence": pl.String(),
 }
-CONTROLS = ("phantom_truth", "random_projection", "stain_statistics")
+CONTROLS = ("phantom_truth", "random_projection", "stain_statistics", "tile_layout")
 
 #: Share of wrong discoveries accepted among all findings of an audit.
 ALPHA = 0.05
@@ -210,6 +210,7 @@ def check_controls(
         checks.append(_random_retrieval(measurements))
     if "linear_probe" in measured:
         checks.append(_random_probe(measurements, _chances(design)))
+    checks += [check for told in MUST_FAIL for check in _must_fail(measurements, *told)]
     if provenance.get("is_phantom"):
         checks += _phantom_truth(measurements)
     return pl.DataFrame([asdict(check) for check in checks], schema=CONTROL_SCHEMA)
@@ -528,6 +529,55 @@ def _stain_ri(measurements: pl.DataFrame) -> ControlCheck:
     )
     behaves = index["verdict"] == "fail"
     return _judged(control, experiment, expectation, observed, behaves, reason)
+
+
+#: Controls that a check must be able to fail: control, experiment, metric, and why it must.
+MUST_FAIL = (
+    (
+        "tile_layout",
+        "rotation",
+        "mknn",
+        "fails rotation: it knows only where in the tile it is dark",
+    ),
+    (
+        "stain_statistics",
+        "appearance",
+        "stain_kept_neighbours",
+        "fails the change of stain: it knows only colour",
+    ),
+    (
+        "stain_statistics",
+        "cue_conflict",
+        "follows_morphology_minus_null",
+        "follows the stain: it knows only colour",
+    ),
+)
+
+
+def _must_fail(
+    measurements: pl.DataFrame, control: str, experiment: str, metric: str, expectation: str
+) -> Iterator[ControlCheck]:
+    """A control that has to fail a check; where it does not, nothing shows that the check can fail.
+
+    What passes is taken back then, what fails is its own proof. A cohort without the control, or in
+    which the check is not held against a threshold, is not asked.
+    """
+    rows = measurements.filter(
+        pl.col("threshold").is_not_null(), encoder=control, experiment=experiment, metric=metric
+    ).to_dicts()
+    for row in rows[:1]:
+        if row["value"] is None:
+            reason = f"not applicable: {row['reason']}"
+            yield ControlCheck(control, experiment, expectation, reason=reason)
+            continue
+        observed = f"{interval_text(row)}, must be {threshold_text(row)}: {row['verdict']}"
+        if row["verdict"] == "fail":
+            yield ControlCheck(control, experiment, expectation, observed, behaves=True)
+            continue
+        reason = "it does not fail, so that nothing shows that this check can fail here"
+        yield ControlCheck(
+            control, experiment, expectation, observed, blocks_pass=True, reason=reason
+        )
 
 
 def _kappa(row: Row) -> dict[str, float] | None:
