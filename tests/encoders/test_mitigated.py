@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
-from pathfm_kedro.encoders.controls import StainStatistics, TileLayout
+from pathfm_kedro.encoders.controls import StainStatistics, TileCorner
 from pathfm_kedro.encoders.mitigated import MitigatedEncoder, normalised
 
 
@@ -25,9 +25,9 @@ B = ([0.55, 0.75, 0.37], [0.20, 0.93, 0.31])
 def test_a_quarter_turn_does_not_change_an_average_over_turns():
     tiles = np.stack([stained(*A, seed=seed) for seed in range(3)])
     turned = np.ascontiguousarray(np.rot90(tiles, axes=(1, 2)))
-    averaged = MitigatedEncoder(TileLayout(), "rotation_average")
+    averaged = MitigatedEncoder(TileCorner(), "rotation_average")
     np.testing.assert_allclose(averaged.embed(tiles), averaged.embed(turned), atol=1e-6)
-    assert not np.allclose(TileLayout().embed(tiles), TileLayout().embed(turned), atol=0.1)
+    assert not np.allclose(TileCorner().embed(tiles), TileCorner().embed(turned), atol=0.1)
 
 
 def test_stain_normalisation_brings_two_stainings_together():
@@ -45,9 +45,9 @@ def test_glass_stays_glass():
 
 def test_a_variant_has_a_fingerprint_and_a_preprocessing_of_its_own():
     specs = [
-        EncoderSpec("a", "control:tile_layout"),
-        EncoderSpec("b", "control:tile_layout", mitigation="rotation_average"),
-        EncoderSpec("c", "control:tile_layout", mitigation="stain_normalisation"),
+        EncoderSpec("a", "control:tile_corner"),
+        EncoderSpec("b", "control:tile_corner", mitigation="rotation_average"),
+        EncoderSpec("c", "control:tile_corner", mitigation="stain_normalisation"),
     ]
     encoders = [load_encoder(spec) for spec in specs]
     assert len({encoder.fingerprint for encoder in encoders}) == 3

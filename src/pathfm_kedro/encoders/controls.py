@@ -114,35 +114,38 @@ class PhantomTruth:
 
 
 @dataclass(frozen=True)
-class TileLayout:
-    """Where in the tile it is darker than elsewhere: place and no tissue.
+class TileCorner:
+    """How dark the parts of one corner are: a quarter of the tile and no tissue as such.
 
-    Mean optical density on a 4 × 4 grid, less the tile's mean, over the grid's standard deviation.
-    Turning a tile or shuffling its parts changes its vector wholly, another stain hardly.
+    Mean optical density on a 4 × 4 grid over the upper left quarter, less the quarter's mean, over
+    the grid's standard deviation. Another turn or another arrangement puts other tissue there, so its
+    neighbours change; another stain hardly matters. (A grid over the whole tile would only permute
+    its dimensions under a quarter turn, which leaves all distances, hence all neighbours, as they
+    are.)
 
     Examples
     --------
-    >>> tile = np.zeros((1, 8, 8, 3), np.uint8)
+    >>> tile = np.zeros((1, 16, 16, 3), np.uint8)
     >>> tile[:, :4] = 255
-    >>> TileLayout().embed(tile)[0, [0, 15]].round(2).tolist()
+    >>> TileCorner().embed(tile)[0, [0, 15]].round(2).tolist()
     [-1.0, 1.0]
     """
 
     grid: int = 4
     preprocessing: Mapping[str, Any] = field(
-        default_factory=lambda: {"input": "mean optical density on a 4 x 4 grid, standardised"}
+        default_factory=lambda: {"input": "mean optical density on a 4 x 4 grid over one quarter"}
     )
-    fingerprint: str = _fingerprint("tile_layout")
-    batch_size: int = _BATCH_SIZE
+    fingerprint: str = _fingerprint("tile_corner")
 
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """[n, 17] float32: the grid row by row, and a small constant, so that no vector is zero."""
         density = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
+        corner = density[tiles[:, : tiles.shape[1] // 2, : tiles.shape[2] // 2]]
         rows = [
             np.stack(
                 [part.mean(axis=(1, 2, 3)) for part in np.array_split(band, self.grid, axis=2)]
             )
-            for band in np.array_split(density[tiles], self.grid, axis=1)
+            for band in np.array_split(corner, self.grid, axis=1)
         ]
         cells = np.concatenate(rows).T.astype(np.float64)
         cells -= cells.mean(axis=1, keepdims=True)
@@ -154,7 +157,7 @@ class TileLayout:
 CONTROLS = {
     "stain_statistics": StainStatistics,
     "random_projection": RandomProjection,
-    "tile_layout": TileLayout,
+    "tile_corner": TileCorner,
     "phantom_truth": PhantomTruth,
 }
 

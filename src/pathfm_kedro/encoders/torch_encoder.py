@@ -87,11 +87,15 @@ class Network:
             batch = torch.nn.functional.interpolate(
                 batch, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
             ).clamp_(0, 1)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        # Whole rows of pixels at a time: three numbers at a time cost a tenth of a small network.
+        rows = batch.permute(0, 2, 3, 1).view(len(batch), self.side, -1)
         mean, std = (
-            torch.tensor(self.preprocessing[name], device=batch.device).view(1, 3, 1, 1)
+            torch.tensor(self.preprocessing[name], device=batch.device).repeat(self.side)
             for name in ("mean", "std")
         )
-        return batch.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        rows.sub_(mean).div_(std)
+        return batch
 
     def forward_by(self, runtime: str, device: str, precision: str) -> Forward:
         """The forward pass by one runtime; another one may have to be asked for again afterwards.

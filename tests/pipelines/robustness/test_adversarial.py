@@ -23,6 +23,7 @@ from pathfm_kedro.pipelines.robustness.adversarial import (
     fit_adversarial_probes,
     fit_probe,
     never_certain,
+    not_attacked,
     probe_of_fold,
 )
 from pathfm_kedro.pipelines.robustness.adversarial_views import (
@@ -557,3 +558,10 @@ def test_intervals_with_a_width_stay():
     wide = Estimate(0.5, 0.4, 0.6, 10, 10)
     assert never_certain(wide) is wide
     assert never_certain(Estimate(1.0, 1.0, 1.0, 24, 24)).ci_low == pytest.approx(0.025 ** (1 / 24))
+
+
+def test_a_harmonised_variant_says_why_it_is_not_attacked():
+    row = not_attacked(PARAMETERS, encoder="centred").row(0, named=True)
+    assert (row["verdict"], row["value"]) == ("not_applicable", None)
+    assert row["threshold"] is not None
+    assert "no one network" in row["reason"]

@@ -53,7 +53,7 @@ VERDICT_SCHEMA: dict[str, pl.DataType] = {
     "n_not_applicable": pl.Int64(),
     "sentence": pl.String(),
 }
-CONTROLS = ("phantom_truth", "random_projection", "stain_statistics", "tile_layout")
+CONTROLS = ("phantom_truth", "random_projection", "stain_statistics", "tile_corner")
 
 #: Share of wrong discoveries accepted among all findings of an audit.
 ALPHA = 0.05
@@ -534,10 +534,10 @@ def _stain_ri(measurements: pl.DataFrame) -> ControlCheck:
 #: Controls that a check must be able to fail: control, experiment, metric, and why it must.
 MUST_FAIL = (
     (
-        "tile_layout",
+        "tile_corner",
         "rotation",
         "mknn",
-        "fails rotation: it knows only where in the tile it is dark",
+        "fails rotation: it knows only one corner of a tile",
     ),
     (
         "stain_statistics",

@@ -664,6 +664,27 @@ def adversarial_measurements(
     )
 
 
+def not_attacked(parameters: Mapping[str, Any], *, encoder: str) -> pl.DataFrame:
+    """The signature of a harmonised variant: not applicable, with the reason.
+
+    Parameters
+    ----------
+    parameters
+        Of the experiment.
+    encoder
+        Name for the table.
+    """
+    rows = _Rows(AdversarialParameters.parse(parameters), encoder)
+    nothing = VariantSums(pl.DataFrame(schema=SUMS_SCHEMA))
+    return measurement_table(
+        rows.undefined(
+            "the map that takes the center out is fitted anew without each group of patients, so that "
+            "there is no one network to attack: see the figure of the encoder whose vectors these are",
+            nothing,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class VariantSums:
     """The sums of every variant, over the same patients in the same order."""

@@ -1,7 +1,7 @@
 """Calibration on the phantom: a dose of nuisance drives each check from pass to fail.
 
 The vector of a dosed encoder is [√(1 − dose) · truth, √dose · nuisance]: what was drawn, and what a
-control knows that no encoder should follow (colour; where in the tile things lie). Both parts are
+control knows that no encoder should follow (colour; what lies in one corner of the tile). Both parts are
 scaled to the same length, so that the dose is the share of the vector that is nuisance. At dose 0 a
 check must pass, at dose 1 fail; in between the figure shows how much nuisance it takes.
 
@@ -130,14 +130,14 @@ def calibrate_rotation(
     *,
     encoder: str,
 ) -> pl.DataFrame:
-    """Rotation of encoders that know the tissue and a dose of where in the tile things lie.
+    """Rotation of encoders that know the tissue and a dose of what lies in one corner of the tile.
 
     Parameters
     ----------
     pool
         The tiles that are turned.
     truth, nuisance
-        Views of ``phantom_truth`` and of ``tile_layout``.
+        Views of ``phantom_truth`` and of ``tile_corner``.
     parameters
         ``rotation``.
     calibration
@@ -152,7 +152,7 @@ def calibrate_rotation(
             rotation_overlaps(dosed, pool, parameters), parameters, encoder
         )
 
-    return _dose_response(measure, "rotation", "layout", calibration, encoder)
+    return _dose_response(measure, "rotation", "corner", calibration, encoder)
 
 
 def _dose_response(

@@ -12,6 +12,7 @@ from pathfm_kedro.pipelines.robustness.adversarial import (
     adversarial_sums,
     choose_adversarial_pool,
     fit_adversarial_probes,
+    not_attacked,
 )
 from pathfm_kedro.pipelines.robustness.adversarial_views import (
     plan_adversarial_tiles,
@@ -43,8 +44,8 @@ from pathfm_kedro.wiring import grouped, named_partial, node
 
 #: Experiments on views of the tile pool, and the pool's node, which each of them can call for.
 _ON_THE_POOL = ["rotation"]
-#: What the calibration mixes: what was drawn, colour, and where in the tile things lie.
-_TRUTH, _COLOUR, _LAYOUT = "phantom_truth", "stain_statistics", "tile_layout"
+#: What the calibration mixes: what was drawn, colour, and one corner of a tile.
+_TRUTH, _COLOUR, _CORNER = "phantom_truth", "stain_statistics", "tile_corner"
 
 
 @dataclass(frozen=True)
@@ -366,16 +367,23 @@ def _adversarial(cohort: _Cohort) -> _Experiment:
             ),
         ]
 
+    def unattacked(name: str) -> Node:
+        output = f"measurements.robustness.adversarial.{name}"
+        return _step(not_attacked, [parameters], output, experiment, name, encoder=name)
+
     return _Experiment(
         [pool],
         {name: own(name) for name in cohort.attackable},
-        [n for name in cohort.attackable for n in across(name)],
+        [
+            *(n for name in cohort.attackable for n in across(name)),
+            *(unattacked(name) for name in cohort.encoders if name in cohort.bases),
+        ],
     )
 
 
 def _calibration(cohort: _Cohort) -> _Experiment:
     """Only a cohort with drawn slides knows the truth that nuisance is mixed into."""
-    if not {_TRUTH, _COLOUR, _LAYOUT} <= set(cohort.encoders):
+    if not {_TRUTH, _COLOUR, _CORNER} <= set(cohort.encoders):
         return _Experiment()
     output = "measurements.robustness.calibration_{}." + _TRUTH
     return _Experiment(
@@ -400,7 +408,7 @@ def _calibration(cohort: _Cohort) -> _Experiment:
                 [
                     "tile_pool",
                     f"rotation_views.{_TRUTH}",
-                    f"rotation_views.{_LAYOUT}",
+                    f"rotation_views.{_CORNER}",
                     "params:rotation",
                     "params:calibration",
                 ],
