@@ -174,8 +174,6 @@ def native_encoder(encoder: Encoder, field: Size) -> tuple[Encoder | None, int]:
     ----------
     encoder
         A loaded encoder.
-    runtime
-        Its recorded runtime.
     field
         Width and height, px.
 

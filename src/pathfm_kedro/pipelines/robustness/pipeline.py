@@ -19,9 +19,29 @@ from pathfm_kedro.pipelines.robustness.adversarial_views import (
     plan_adversarial_transfer,
     plan_universal_perturbation,
 )
+from pathfm_kedro.pipelines.robustness.appearance import (
+    appearance_measurements,
+    appearance_shifts,
+)
+from pathfm_kedro.pipelines.robustness.appearance_views import (
+    center_references,
+    plan_appearance_views,
+    plan_tile_stains,
+    tile_stains,
+)
 from pathfm_kedro.pipelines.robustness.calibration import (
     calibrate_robustness_index,
     calibrate_rotation,
+)
+from pathfm_kedro.pipelines.robustness.crop_coherence import (
+    crop_agreements,
+    crop_coherence_measurements,
+    plan_crop_composition,
+    plan_crop_views,
+)
+from pathfm_kedro.pipelines.robustness.cue_conflict import (
+    cue_conflict_counts,
+    cue_conflict_measurements,
 )
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     choose_field_pool,
@@ -39,11 +59,22 @@ from pathfm_kedro.pipelines.robustness.rotation import (
     rotation_overlaps,
 )
 from pathfm_kedro.pipelines.robustness.rotation_views import plan_rotation_views
+from pathfm_kedro.pipelines.robustness.stain_probe import (
+    stain_probe_measurements,
+    stain_residuals,
+)
+from pathfm_kedro.pipelines.robustness.texture import (
+    plan_texture_views,
+    texture_measurements,
+    texture_sums,
+)
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
 from pathfm_kedro.wiring import grouped, named_partial, node
 
+#: Experiments on the same views: stains and scanners changed.
+_ON_STAIN = ["appearance", "cue_conflict", "stain_probe"]
 #: Experiments on views of the tile pool, and the pool's node, which each of them can call for.
-_ON_THE_POOL = ["rotation"]
+_ON_THE_POOL = ["rotation", "texture", "crop_coherence", *_ON_STAIN]
 #: What the calibration mixes: what was drawn, colour, and one corner of a tile.
 _TRUTH, _COLOUR, _CORNER = "phantom_truth", "stain_statistics", "tile_corner"
 
@@ -97,6 +128,11 @@ def create_pipeline(
     experiments = (
         _robustness_index(cohort),
         _rotation(cohort),
+        _appearance(cohort),
+        _cue_conflict(cohort),
+        _stain_probe(cohort),
+        _texture(cohort),
+        _crop_coherence(cohort),
         _field_of_view(cohort),
         _adversarial(cohort),
         _calibration(cohort),
@@ -154,7 +190,7 @@ def _step(
 def _views(
     cohort: _Cohort,
     encoder: str,
-    experiment: str,
+    experiments: Sequence[str],
     plan: Callable[..., Any],
     output: str,
     before: Sequence[str],
@@ -169,10 +205,15 @@ def _views(
             [*inputs, "params:engine"],
             f"{output}.{encoder}",
             name=f"harmonise_{output}_{encoder}",
-            tags=[experiment, encoder],
+            tags=[*experiments, encoder],
         )
-    inputs = [*before, *_entry(encoder), "params:tile", parameters, "params:engine"]
-    return _step(plan, inputs, f"{output}.{encoder}", experiment, encoder, name=encoder)
+    return node(
+        named_partial(plan, name=encoder),
+        [*before, *_entry(encoder), "params:tile", parameters, "params:engine"],
+        f"{output}.{encoder}",
+        name=f"{plan.__name__}_{encoder}",
+        tags=[*experiments, encoder],
+    )
 
 
 def _entry(encoder: str) -> list[str]:
@@ -223,7 +264,7 @@ def _rotation(cohort: _Cohort) -> _Experiment:
             _views(
                 cohort,
                 name,
-                "rotation",
+                ["rotation"],
                 plan_rotation_views,
                 "rotation_views",
                 ["slides", "tiles", "tile_pool", "slide_files"],
@@ -249,6 +290,162 @@ def _rotation(cohort: _Cohort) -> _Experiment:
     return _Experiment(own={name: own(name) for name in cohort.encoders})
 
 
+def _measured(
+    experiment: str,
+    name: str,
+    reduce: Callable[..., Any],
+    inputs: Sequence[str],
+    sums: str,
+    measure: Callable[..., Any],
+) -> list[Node]:
+    """Views reduced to sums per patient, and the sums to measurements."""
+    return [
+        _step(reduce, inputs, f"{sums}.{name}", experiment, name),
+        _step(
+            measure,
+            [f"{sums}.{name}", f"params:{experiment}"],
+            f"measurements.robustness.{experiment}.{name}",
+            experiment,
+            name,
+            encoder=name,
+        ),
+    ]
+
+
+def _appearance(cohort: _Cohort) -> _Experiment:
+    pixels = ["slides", "tiles", "tile_pool", "slide_files"]
+    shared = [
+        node(
+            plan_tile_stains,
+            [*pixels, "params:tile", "params:engine"],
+            "tile_stain_shards",
+            name="measure_tile_stains",
+            tags=_ON_STAIN,
+        ),
+        node(
+            tile_stains,
+            ["tile_stain_shards", "tile_pool"],
+            "tile_stains",
+            name="tile_stains",
+            tags=_ON_STAIN,
+        ),
+        node(
+            center_references,
+            ["tile_stains", "params:appearance"],
+            "stain_references",
+            name="center_references",
+            tags=_ON_STAIN,
+        ),
+    ]
+
+    def own(name: str) -> list[Node]:
+        return [
+            _views(
+                cohort,
+                name,
+                _ON_STAIN,
+                plan_appearance_views,
+                "appearance_views",
+                [*pixels, "stain_references"],
+                "params:appearance",
+            ),
+            *_measured(
+                "appearance",
+                name,
+                appearance_shifts,
+                [f"appearance_views.{name}", "tile_pool", "stain_references", "params:appearance"],
+                "appearance_shifts",
+                appearance_measurements,
+            ),
+        ]
+
+    return _Experiment(shared, {name: own(name) for name in cohort.encoders})
+
+
+def _cue_conflict(cohort: _Cohort) -> _Experiment:
+    told = ["tile_pool", "stain_references", "params:appearance", "params:cue_conflict"]
+    own = {
+        name: _measured(
+            "cue_conflict",
+            name,
+            cue_conflict_counts,
+            [f"appearance_views.{name}", *told],
+            "cue_conflict_counts",
+            cue_conflict_measurements,
+        )
+        for name in cohort.encoders
+    }
+    return _Experiment(own=own)
+
+
+def _stain_probe(cohort: _Cohort) -> _Experiment:
+    told = ["tile_pool", "stain_references", "tile_stains"]
+    own = {
+        name: _measured(
+            "stain_probe",
+            name,
+            stain_residuals,
+            [f"appearance_views.{name}", *told, "params:appearance", "params:stain_probe"],
+            "stain_residuals",
+            stain_probe_measurements,
+        )
+        for name in cohort.encoders
+    }
+    return _Experiment(own=own)
+
+
+def _texture(cohort: _Cohort) -> _Experiment:
+    def own(name: str) -> list[Node]:
+        return [
+            _views(
+                cohort,
+                name,
+                ["texture"],
+                plan_texture_views,
+                "texture_views",
+                ["slides", "tiles", "tile_pool", "slide_files"],
+                "params:texture",
+            ),
+            *_measured(
+                "texture",
+                name,
+                texture_sums,
+                [f"texture_views.{name}", "tile_pool", "params:texture"],
+                "texture_sums",
+                texture_measurements,
+            ),
+        ]
+
+    return _Experiment(own={name: own(name) for name in cohort.encoders})
+
+
+def _crop_coherence(cohort: _Cohort) -> _Experiment:
+    experiment, parameters = "crop_coherence", "params:crop_coherence"
+    pixels = ["slides", "tiles", "tile_pool", "slide_files"]
+    composition = node(
+        plan_crop_composition,
+        [*pixels, "params:tile", parameters, "params:engine"],
+        "crop_composition",
+        name="plan_crop_composition",
+        tags=experiment,
+    )
+
+    def own(name: str) -> list[Node]:
+        return [
+            _views(cohort, name, [experiment], plan_crop_views, "crop_views", pixels, parameters),
+            *_measured(
+                experiment,
+                name,
+                crop_agreements,
+                [f"crop_views.{name}", "crop_composition", "tile_pool", parameters],
+                "crop_agreements",
+                crop_coherence_measurements,
+            ),
+        ]
+
+    return _Experiment([composition], {name: own(name) for name in cohort.encoders})
+
+
 def _field_of_view(cohort: _Cohort) -> _Experiment:
     experiment, parameters = "field_of_view", "params:field_of_view"
     pool = node(
@@ -264,7 +461,7 @@ def _field_of_view(cohort: _Cohort) -> _Experiment:
             _views(
                 cohort,
                 name,
-                experiment,
+                [experiment],
                 plan_field_views,
                 "field_views",
                 ["slides", "tiles", "field_pool", "slide_files"],

@@ -1,0 +1,181 @@
+"""Tiles of a small phantom cohort, and their views as the encoders that serve as controls see them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from pathfm_kedro.encoders.controls import PhantomTruth, RandomProjection, StainStatistics
+from pathfm_kedro.pipelines.robustness.appearance_views import (
+    _stain_of_tile,
+    center_maker,
+    center_references,
+    tile_stains,
+)
+from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
+from pathfm_kedro.pipelines.robustness.views import tile_seed
+from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
+
+CONTROLS = {
+    "stain_statistics": StainStatistics(),
+    "random_projection": RandomProjection(),
+    "phantom_truth": PhantomTruth(),
+}
+#: Tiles of 112 px show as much as the figures need at a quarter of the time.
+SIDE = 112
+
+
+APPEARANCE = {
+    "jitter": [0.02, 0.05, 0.1, 0.2],
+    "jpeg": [90, 70, 50, 30],
+    "blur": [0.5, 1.0, 2.0],
+    "gamma": [0.64, 0.8, 1.25, 1.5625],
+    "max_targets": 3,
+    "min_reference_tiles": 5,
+    "k": 10,
+    "signatures": {
+        "stain": [{"change": "macenko"}],
+        "scanner": [
+            {"change": "jpeg", "dose": 70},
+            {"change": "blur", "dose": 1.0},
+            {"change": "gamma", "dose": 0.8},
+        ],
+    },
+    "thresholds": {"stain": 0.8, "scanner": 0.8},
+    "draws": 300,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Stored tensors: one shard a slide."""
+
+    shards: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def slide_ids(self):
+        return tuple(sorted(self.shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        if not slide_ids:
+            return np.zeros((0, 0), np.float32)
+        return np.concatenate([self.shards[slide][name] for slide in slide_ids])
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A pool of tiles with its pixels [n, s, s, 3] and what was drawn [n, m]."""
+
+    pool: pl.DataFrame
+    pixels: np.ndarray
+    truth: np.ndarray
+
+
+def make_pool(patients, labels, centers, slides=None) -> pl.DataFrame:
+    """A pool of tiles by name, one row each."""
+    n = len(patients)
+    return pl.DataFrame(
+        {
+            "tile_id": [f"t{i:04d}" for i in range(n)],
+            "slide_id": patients if slides is None else slides,
+            "patient_id": patients,
+            "center": centers,
+            "organ": ["o"] * n,
+            "label": labels,
+            "field": ["wide"] * n,
+            "x": [0] * n,
+            "y": [0] * n,
+            "field_um": [112.0] * n,
+            "mpp": [0.5] * n,
+        }
+    ).select(POOL_COLUMNS)
+
+
+@functools.cache
+def phantom_cohort(site_bias: float = 1.0) -> Cohort:
+    """4 labels, 3 centers, 2 patients in each cell, 3 tiles of each patient."""
+    design = PhantomDesign(size_px=360, patients_per_cell=2, site_bias=site_bias)
+    rows, pixels, truth = [], [], []
+    for slide in phantom_manifest(design).sort("slide_id").iter_rows(named=True):
+        drawn = draw_slide(design, slide["slide_id"])
+        for x, y in ((60, 120), (180, 120), (120, 210)):
+            rows.append(slide)
+            pixels.append(drawn.pixels[y : y + SIDE, x : x + SIDE])
+            truth.append(tile_truth(drawn.description, x, y, SIDE))
+    pool = make_pool(*([row[name] for row in rows] for name in ("patient_id", "label", "center")))
+    return Cohort(pool, np.stack(pixels), np.stack(truth))
+
+
+def shards_of(pool: pl.DataFrame, **tensors: np.ndarray) -> Shards:
+    """Tensors [n, ...] of the pool's rows as one shard a slide."""
+    slides = pool["slide_id"].to_numpy()
+    return Shards(
+        {
+            slide: {name: values[slides == slide] for name, values in tensors.items()}
+            for slide in np.unique(slides)
+        }
+    )
+
+
+def measured_stains(pool: pl.DataFrame, pixels: np.ndarray) -> pl.DataFrame:
+    """The stain table of tiles, as the per-slide jobs would measure it."""
+    rows = [_stain_of_tile(tile) for tile in pixels]
+    names = ("moments", "lab", "macenko", "problem")
+    return tile_stains(
+        shards_of(pool, **dict(zip(names, map(np.stack, zip(*rows, strict=True)), strict=True))),
+        pool,
+    )
+
+
+@functools.cache
+def phantom_stains() -> pl.DataFrame:
+    """The stain table of the phantom cohort."""
+    return measured_stains(phantom_cohort().pool, phantom_cohort().pixels)
+
+
+@functools.cache
+def appearance_of(control: str) -> Shards:
+    """The appearance views of the phantom cohort as a control sees them."""
+    references = center_references(phantom_stains(), APPEARANCE)
+    return embedded(
+        phantom_cohort(),
+        lambda center: center_maker(references, center, APPEARANCE),
+        CONTROLS[control],
+    )
+
+
+def embedded(cohort: Cohort, maker_of, encoder) -> Shards:
+    """Views of every tile through an encoder; `maker_of` gives the maker of a tile's center."""
+    vectors = []
+    for row, field, truth in zip(
+        cohort.pool.iter_rows(named=True), cohort.pixels, cohort.truth, strict=True
+    ):
+        views = maker_of(row["center"]).make(field, tile_seed(row["tile_id"]))
+        vectors.append(encoder.embed(views, np.repeat(truth[None], len(views), axis=0)))
+    return shards_of(cohort.pool, views=np.stack(vectors))
+
+
+def pick(table: pl.DataFrame, metric: str, **setting) -> dict:
+    """The one row of a metric and setting."""
+    rows = [
+        row
+        for row in table.filter(metric=metric).iter_rows(named=True)
+        if all(json.loads(row["setting"]).get(key) == value for key, value in setting.items())
+    ]
+    assert len(rows) == 1, f"{len(rows)} rows of {metric} {setting}"
+    return rows[0]
+
+
+def refuses_nan(table: pl.DataFrame) -> None:
+    """No figure is NaN, every undefined one says why, and rows are few."""
+    numbers = ["value", "ci_low", "ci_high", "null_low", "null_high"]
+    assert not table.select(pl.any_horizontal(pl.col(numbers).is_nan().any())).item()
+    undefined = table.filter(pl.col("value").is_null())
+    assert (undefined["reason"].str.len_chars() > 20).all()
+    assert (undefined["verdict"] == "not_applicable").all()
+    assert table.height <= 60

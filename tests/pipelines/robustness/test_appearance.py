@@ -1,0 +1,244 @@
+"""Shifts and neighbours under changes of stain and scanner."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pathfm_kedro.pipelines.robustness.appearance import (
+    SHIFT_SCHEMA,
+    appearance_measurements,
+    appearance_shifts,
+    between_patient_distance,
+    nearest_clean,
+)
+from pathfm_kedro.pipelines.robustness.appearance_views import (
+    DOSES,
+    center_references,
+    view_changes,
+)
+from pathfm_kedro.pipelines.robustness.mutual_knn import mknn_chance, unit
+from tests.pipelines.robustness.phantom_views import (
+    APPEARANCE,
+    appearance_of,
+    make_pool,
+    phantom_cohort,
+    phantom_stains,
+    pick,
+    refuses_nan,
+    shards_of,
+)
+
+NO_REFERENCES = center_references(phantom_stains().clear(), APPEARANCE)
+
+
+def references() -> pl.DataFrame:
+    return center_references(phantom_stains(), APPEARANCE)
+
+
+def measure_control(control: str, **changes) -> pl.DataFrame:
+    told = APPEARANCE | changes
+    shifts = appearance_shifts(appearance_of(control), phantom_cohort().pool, references(), told)
+    assert dict(shifts.schema) == SHIFT_SCHEMA
+    table = appearance_measurements(shifts, told, control)
+    refuses_nan(table)
+    return table
+
+
+def measure(pool, views, **changes) -> pl.DataFrame:
+    """Measurements of given vectors [n, views, d], without transfers."""
+    told = APPEARANCE | changes
+    shifts = appearance_shifts(shards_of(pool, views=views), pool, NO_REFERENCES, told)
+    table = appearance_measurements(shifts, told, "e")
+    refuses_nan(table)
+    return table
+
+
+def drifted(n=60, d=8, by=0.3, seed=0) -> tuple[pl.DataFrame, np.ndarray]:
+    """A pool of 20 patients, and views that drift the further the later they stand."""
+    patient = np.repeat(np.arange(n // 3), 3)
+    pool = make_pool(
+        [f"p{p:02d}" for p in patient],
+        ["xyz"[p % 3] for p in patient],
+        ["AB"[p % 2] for p in patient],
+    )
+    views = len(view_changes(APPEARANCE, 0))
+    generator = np.random.default_rng(seed)
+    clean = generator.normal(size=(n, 1, d))
+    noise = generator.normal(size=(n, views, d))
+    return pool, (clean + by * np.arange(views)[None, :, None] * noise).astype(np.float32)
+
+
+def test_truth_never_moves_and_passes():
+    table = measure_control("phantom_truth")
+    assert table.filter(metric="relative_shift")["value"].max() == pytest.approx(0, abs=1e-9)
+    assert table.filter(metric="kept_neighbours")["value"].to_list() == [1.0] * 17
+    assert pick(table, "stain_kept_neighbours")["verdict"] == "pass"
+    assert pick(table, "scanner_kept_neighbours")["verdict"] == "pass"
+
+
+def test_colour_alone_follows_the_stain_and_fails():
+    table = measure_control("stain_statistics")
+    signature = pick(table, "stain_kept_neighbours")
+    assert signature["verdict"] == "fail"
+    assert signature["value"] < 0.6
+    shifts = [
+        pick(table, "relative_shift", change="jitter", sigma=sigma)["value"]
+        for sigma in APPEARANCE["jitter"]
+    ]
+    assert shifts == sorted(shifts)
+    assert shifts[-1] > 10 * shifts[0]
+    kept = pick(table, "kept_neighbours", change="jitter", sigma=0.2)
+    assert kept["ci_high"] < 0.9
+
+
+def test_knowing_nothing_sits_on_chance_and_on_the_distance_of_strangers():
+    table = measure_control("random_projection")
+    patients = phantom_cohort().pool["patient_id"].to_numpy()
+    chance = mknn_chance(patients, 10).mean()
+    kept, shift = (table.filter(metric=name) for name in ("kept_neighbours", "relative_shift"))
+    np.testing.assert_allclose(kept["null_low"], chance)
+    covered = kept.select(pl.lit(chance).is_between("ci_low", "ci_high")).to_series()
+    assert covered.mean() > 0.8
+    np.testing.assert_allclose(shift["value"], 1.0, atol=0.1)
+    assert pick(table, "stain_kept_neighbours")["verdict"] == "fail"
+    assert pick(table, "scanner_kept_neighbours")["verdict"] == "fail"
+
+
+def test_figures_are_those_of_brute_force():
+    pool, views = drifted()
+    table = measure(pool, views)
+    rows = unit(views.reshape(-1, 8)).reshape(views.shape)
+    patient, label = pool["patient_id"].to_list(), pool["label"].to_list()
+    between, shift, kept = [], [], []
+    for i in range(len(views)):
+        others = [j for j in range(len(views)) if patient[j] != patient[i]]
+        alike = [1 - rows[i, 0] @ rows[j, 0] for j in others if label[j] == label[i]]
+        between.append(np.median(alike))
+        shift.append([1 - rows[i, 0] @ view for view in rows[i]])
+        near = [
+            set(sorted(others, key=lambda j, view=view: -float(view @ rows[j, 0]))[:10])
+            for view in rows[i]
+        ]
+        kept.append([len(near[0] & found) / 10 for found in near])
+    for place, change in enumerate(view_changes(APPEARANCE, 0)[1:], start=1):
+        told = {"change": change.kind, DOSES[change.kind]: change.dose}
+        expected = np.sum(shift, axis=0)[place] / np.sum(between)
+        assert pick(table, "relative_shift", **told)["value"] == pytest.approx(expected)
+        found = pick(table, "kept_neighbours", **told)
+        assert found["value"] == pytest.approx(np.mean(kept, axis=0)[place])
+        assert found["ci_low"] <= found["value"] <= found["ci_high"]
+
+
+def test_a_move_of_the_whole_cloud_is_seen():
+    pool, views = drifted(by=0.0)
+    views = views.copy()
+    views[:, 1:, 0] += 3.0
+    table = measure(pool, views)
+    assert pick(table, "kept_neighbours", change="jpeg", quality=70)["value"] < 0.7
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.01, 100))
+def test_turning_and_scaling_the_space_changes_nothing(seed, scale):
+    pool, views = drifted(n=36)
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(8, 8)))
+    told = APPEARANCE | {"draws": 20}
+    one, other = (
+        appearance_shifts(shards_of(pool, views=v), pool, NO_REFERENCES, told)
+        for v in (views, scale * views.astype(np.float64) @ turn)
+    )
+    for name in ("shift_sum", "between_sum", "kept_sum"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_median_distance_needs_another_patient_of_the_label():
+    rows = unit(np.random.default_rng(0).normal(size=(7, 3)))
+    patients, labels = np.array([0, 0, 1, 1, 2, 3, 4]), np.array([0, 0, 0, 0, 0, 0, 1])
+    found = between_patient_distance(rows, patients, labels)
+    assert np.isnan(found[6])
+    others = [
+        [2, 3, 4, 5],
+        [2, 3, 4, 5],
+        [0, 1, 4, 5],
+        [0, 1, 4, 5],
+        [0, 1, 2, 3, 5],
+        [0, 1, 2, 3, 4],
+    ]
+    expected = [np.median(1 - rows[i] @ rows[js].T) for i, js in enumerate(others)]
+    np.testing.assert_allclose(found[:6], expected)
+
+
+def test_nearest_clean_tiles_are_of_other_patients_and_ties_go_by_index():
+    rows = np.ones((5, 2)) / np.sqrt(2)
+    found = nearest_clean(rows, rows, np.array([0, 0, 1, 1, 2]), 2)
+    assert found.tolist() == [[2, 3], [2, 3], [0, 1], [0, 1], [0, 1]]
+
+
+def test_one_center_has_no_stain_to_take():
+    table = measure(*drifted())
+    for row in (
+        pick(table, "stain_kept_neighbours"),
+        pick(table, "kept_neighbours", change="macenko"),
+    ):
+        assert row["verdict"] == "not_applicable"
+        assert "add centers" in row["reason"]
+    assert pick(table, "stain_kept_neighbours")["threshold"] == 0.8
+    assert pick(table, "scanner_kept_neighbours")["value"] is not None
+
+
+def test_labels_of_one_patient_have_no_distance_between_patients():
+    pool, views = drifted()
+    pool = pool.with_columns(label=pl.col("patient_id"))
+    row = pick(measure(pool, views), "relative_shift", change="blur", sigma_px=1.0)
+    assert "two patients" in row["reason"]
+    same = np.ones_like(views)
+    row = pick(measure(drifted()[0], same), "relative_shift", change="blur", sigma_px=1.0)
+    assert "same vector" in row["reason"]
+
+
+def test_too_small_a_pool_is_told_what_to_mend():
+    pool, views = drifted(n=12)
+    row = pick(measure(pool, views), "scanner_kept_neighbours")
+    assert "raise tile_pool.max_tiles" in row["reason"]
+    assert row["verdict"] == "not_applicable"
+    row = pick(measure(*drifted(n=15)), "scanner_kept_neighbours")
+    assert "chance alone is 0.833" in row["reason"]
+
+
+def test_nothing_embedded_is_said_once_for_each_figure():
+    pool, views = drifted()
+    shifts = appearance_shifts(
+        shards_of(pool[:0], views=views[:0]), pool, NO_REFERENCES, APPEARANCE
+    )
+    table = appearance_measurements(shifts, APPEARANCE, "e")
+    refuses_nan(table)
+    assert table.height == 2 * 17 + 2
+    assert table["reason"].str.contains("no tile was changed").all()
+
+
+def test_without_thresholds_there_is_no_verdict():
+    table = measure(*drifted(), thresholds={"stain": None, "scanner": None})
+    assert table["threshold"].null_count() == table.height
+
+
+def test_views_of_other_parameters_and_unknown_signatures_are_refused():
+    pool, views = drifted()
+    with pytest.raises(ValueError, match="embed the views again"):
+        measure(pool, views[:, :-1])
+    with pytest.raises(ValueError, match="not among the changes measured"):
+        measure(
+            pool,
+            views,
+            signatures=APPEARANCE["signatures"] | {"scanner": [{"change": "jpeg", "dose": 7}]},
+        )
+
+
+def test_the_interval_of_kept_neighbours_covers_new_pools():
+    rows = [
+        pick(measure(*drifted(seed=seed, by=0.15), draws=200), "scanner_kept_neighbours")
+        for seed in range(30)
+    ]
+    truth = np.mean([row["value"] for row in rows])
+    assert np.mean([row["ci_low"] <= truth <= row["ci_high"] for row in rows]) > 0.8
