@@ -14,6 +14,7 @@ from kedro.io.core import Version
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset, ShardedTensors
 from pathfm_kedro.datasets.slide_files import SlideFilesDataset
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
+from pathfm_kedro.pipelines.embed.runtime import choose_runtime
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.drawing import draw_phantom
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
@@ -55,9 +56,10 @@ class Cohort:
             filepath=(self.folder / f"vectors-{workers}" / encoder).as_posix(),
             version=Version("v", "v"),
         )
+        runtime = choose_runtime(entry, name=encoder).record()
         store.save(
             plan_embedding(
-                self.slides, self.tiles, self.files, entry, PARAMETERS["tile"],
+                self.slides, self.tiles, self.files, entry, runtime, PARAMETERS["tile"],
                 PARAMETERS["embed"], ENGINE | {"workers": workers}, name=encoder,
             )
         )  # fmt: skip

@@ -161,3 +161,17 @@ def test_a_missing_shard_is_named_with_the_mend(tmp_path):
     (tmp_path / "1" / "uni" / shard_name("a")).unlink()
     with pytest.raises(DatasetError, match=r"slide 'a'.*remove the file"):
         loaded.stack(["a"])
+
+
+def test_many_failures_are_told_in_few_lines_whatever_their_slides_are_called(tmp_path, caplog):
+    names = ["[/bold]\nforged", *[f"s{i}" for i in range(99)]]
+    jobs = [CountingJob(name, fails=True) for name in names]
+    with caplog.at_level("WARNING"):
+        dataset(tmp_path, "1").save(plan(jobs, share=1.0))
+    told = caplog.messages
+    assert len(told) == 6
+    assert told[0] == r"slide [/bold]\nforged: ValueError: the slide is broken"
+    assert told[-1].startswith("95 more slides failed")
+    # Kedro's console reads brackets as colours unless told otherwise.
+    assert all(record.markup is False for record in caplog.records[:-1])
+    assert len(dataset(tmp_path, "1").load().failures) == 100

@@ -66,7 +66,7 @@ class FamilyRecordDataset(AbstractVersionedDataset[Measurable, dict[str, Any]]):
         key = dict(data.key())
         found = next((r for r in self._records(target) if r.get("key") == key), None)
         if found is None:
-            logger.info("%s is measured", self._filepath.stem)
+            logger.info("%s: no earlier record fits, so it is measured", self._filepath.stem)
             found = dict(data.record())
         with atomic_path(target) as temporary:
             temporary.write_text(

@@ -136,6 +136,7 @@ class TileCorner:
         default_factory=lambda: {"input": "mean optical density on a 4 x 4 grid over one quarter"}
     )
     fingerprint: str = _fingerprint("tile_corner")
+    batch_size: int = _BATCH_SIZE
 
     def embed(self, tiles: Pixels, truth: Vectors | None = None) -> Vectors:
         """[n, 17] float32: the grid row by row, and a small constant, so that no vector is zero."""

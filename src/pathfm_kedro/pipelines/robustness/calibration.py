@@ -1,9 +1,9 @@
 """Calibration on the phantom: a dose of nuisance drives each check from pass to fail.
 
 The vector of a dosed encoder is [√(1 − dose) · truth, √dose · nuisance]: what was drawn, and what a
-control knows that no encoder should follow (colour; what lies in one corner of the tile). Both parts are
-scaled to the same length, so that the dose is the share of the vector that is nuisance. At dose 0 a
-check must pass, at dose 1 fail; in between the figure shows how much nuisance it takes.
+control knows that no encoder should follow (colour; one corner of the tile). Both parts are scaled
+to the same length, so that the dose is the share of the vector that is nuisance. At dose 0 a check
+must pass, at dose 1 fail; in between the figure shows how much nuisance it takes.
 
 The dosed encoders run through the functions of the experiments themselves.
 """

@@ -30,21 +30,25 @@ permuted over the units of each center (centers: over those of each label).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.statistics.bootstrap import (
-    bootstrap_weights,
-    percentile_interval,
-    sum_by_patient,
+from pathfm_kedro.pipelines.robustness.designs import codes_of
+from pathfm_kedro.pipelines.robustness.neighbour_counts import (
+    COUNTS_SCHEMA,
+    OS,
+    SO,
+    SS,
+    TYPES,
+    count_neighbours,
 )
+from pathfm_kedro.statistics.bootstrap import bootstrap_weights, percentile_interval
 from pathfm_kedro.statistics.measurements import (
     Estimate,
     Null,
@@ -52,19 +56,21 @@ from pathfm_kedro.statistics.measurements import (
     measurement_table,
     not_applicable,
 )
-from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, resampled_total
 from pathfm_kedro.statistics.permutation import permuted_within
-from pathfm_kedro.statistics.tables import Embeddings, tile_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-EXPERIMENT = "robustness_index"
+__all__ = [
+    "COUNTS_SCHEMA",
+    "TYPES",
+    "choose_k",
+    "count_neighbours",
+    "robustness_index",
+]
 
-#: Types of a neighbour, in the order of the arrays below: label first, then center.
-TYPES = ("ss", "so", "os", "oo")
-SS, SO, OS, OO = range(4)
+EXPERIMENT = "robustness_index"
 
 #: Figures measured at every design and k.
 METRICS = (
@@ -77,568 +83,15 @@ METRICS = (
     "knn_accuracy_center",
 )
 
-#: Schema of the counts: one row per design, draw, k and unit.
-#:
-#: - draw: balanced draw (design ``all``) or number of the 2 × 2 pair (``paired_2x2``);
-#: - unit: code of (patient_id, label, center), the same in every design and draw;
-#: - n: queries (tiles) of the unit; supported: those with SO or OS among ranks ≤ k;
-#: - hits_label, hits_center: queries whose k neighbours vote for the right label, center;
-#: - expected_ss … expected_oo: neighbours of each type at ranks ≤ k if every eligible tile were
-#:   equally likely to be one: the design null;
-#: - neighbour_unit, neighbours: units met at ranks above the previous k of the grid and ≤ k, and
-#:   how often (summing the rows up to k gives the counts at k);
-#: - null_label, null_center: balanced accuracy of the vote in each permutation; in one row for each
-#:   design, draw and k, whose unit is null;
-#: - reason: why a design (unit, draw null) or a cell of it (label and center given) is not used.
-COUNTS_SCHEMA: dict[str, pl.DataType] = {
-    "design": pl.String(),
-    "draw": pl.Int32(),
-    "k": pl.Int32(),
-    "unit": pl.Int32(),
-    "patient_id": pl.String(),
-    "label": pl.String(),
-    "center": pl.String(),
-    "n": pl.Int64(),
-    "supported": pl.Int64(),
-    "hits_label": pl.Int64(),
-    "hits_center": pl.Int64(),
-    **{f"expected_{kind}": pl.Float64() for kind in TYPES},
-    "neighbour_unit": pl.List(pl.Int32()),
-    "neighbours": pl.List(pl.Int64()),
-    "null_label": pl.List(pl.Float64()),
-    "null_center": pl.List(pl.Float64()),
-    "reason": pl.String(),
-}
-
 #: Beyond this many patients a dense patient × patient matrix costs more than it saves.
 _DENSE_PATIENTS = 2000
 
 #: Pairs of units compared at once under all permutations: they stay in the processor's cache.
 _PERMUTED_PAIRS = 256
 
-#: Scores of votes (query × class × permutation) held at once: 2 MB.
-_VOTE_SCORES = 2**18
-
-#: Up to this rank a sum of 1 + 2⁻ʳ has no more than the 53 bits of float64.
-_EXACT_RANKS = 46
-
 
 @dataclass(frozen=True)
-class _Cohort:
-    """Tiles that can ask or answer, as codes; all arrays are [n] and follow the embeddings."""
-
-    patients: Ints
-    labels: Ints
-    centers: Ints
-    groups: Ints
-    units: Ints
-    unit_table: pl.DataFrame
-
-    @property
-    def n_labels(self) -> int:
-        return int(self.labels.max(initial=-1)) + 1
-
-    @property
-    def n_centers(self) -> int:
-        return int(self.centers.max(initial=-1)) + 1
-
-    @property
-    def cells(self) -> Ints:
-        return self.labels * self.n_centers + self.centers
-
-
-@dataclass(frozen=True)
-class _Scope:
-    """Tiles among which neighbours are sought: one balanced draw, or one 2 × 2 pair."""
-
-    design: str
-    draw: int
-    rows: Ints
-
-
-@dataclass(frozen=True)
-class _Dealt:
-    """Labels and centers of a scope's units, dealt anew over them; codes, [units, permutations]."""
-
-    units: Ints
-    label: Ints
-    center: Ints
-
-
-def count_neighbours(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    embeddings: Embeddings,
-    parameters: Mapping[str, Any],
-) -> pl.DataFrame:
-    """Neighbours of each unit (patient, label, center) by unit and k, in both designs.
-
-    Design ``all``: the same number of tiles from every class × center cell, spread over the cell's
-    patients as evenly as they allow, in several seeded draws (one, if every draw is the same).
-    Design ``paired_2x2``: every two labels × two centers whose four cells are filled, balanced in
-    the same manner. Neighbours are exact and exclude the query's patient.
-
-    Parameters
-    ----------
-    slides, tiles
-        The slides and tiles tables.
-    embeddings
-        Vectors of one encoder.
-    parameters
-        ``robustness_index``: k_grid, designs, metric, exclude, draws, max_tiles,
-        max_tiles_per_pair, max_pairs, min_patients_per_cell, min_tiles_per_cell, n_permutations,
-        seed.
-
-    Returns
-    -------
-    DataFrame
-        Counts, see :data:`COUNTS_SCHEMA`.
-    """
-    table = tile_rows(slides, tiles, embeddings.slide_ids).with_columns(
-        pl.int_range(pl.len()).over("slide_id").alias("place"),
-        pl.len().over("slide_id").alias("height"),
-    )
-    table = table.drop_nulls(["patient_id", "label", "center"])
-    if table.is_empty():
-        reason = "no embedded tile has a patient, a label and a center: complete the manifest"
-        return _counts_frame([_unused(design, reason) for design in parameters["designs"]])
-    cohort = _cohort(table, parameters["exclude"])
-    scopes, unused = _scopes(cohort, parameters)
-    if not scopes:
-        return _counts_frame(unused)
-    wanted = np.unique(np.concatenate([scope.rows for scope in scopes]))
-    vectors = _vectors(embeddings, table[wanted])
-    frames: list[pl.DataFrame] = []
-    previous: tuple[Ints, Ints] | None = None
-    dealt = _dealt(cohort, scopes, parameters["n_permutations"], parameters["seed"])
-    for scope, tags in zip(scopes, dealt, strict=True):
-        found = (
-            previous[1]
-            if previous is not None and np.array_equal(previous[0], scope.rows)
-            else _found(cohort, scope, vectors[np.searchsorted(wanted, scope.rows)], parameters)
-        )
-        previous = (scope.rows, found)
-        frames.append(_scope_counts(cohort, scope, found, parameters["k_grid"]))
-        frames.append(_scope_nulls(cohort, scope, found, parameters["k_grid"], tags))
-    return pl.concat([*frames, _counts_frame(unused)])
-
-
-def _cohort(table: pl.DataFrame, exclude: str) -> _Cohort:
-    unit_key = ["patient_id", "label", "center"]
-    units = table.select(unit_key).unique().sort(unit_key).with_row_index("unit")
-    codes = table.join(units, on=unit_key, how="left", maintain_order="left")["unit"]
-    groups = {"patient": table["patient_id"], "slide": table["slide_id"], "none": table["tile_id"]}
-    if exclude not in groups:
-        raise ValueError(f"exclude is {exclude!r}: use one of {', '.join(groups)}")
-    return _Cohort(
-        patients=_codes(table["patient_id"]),
-        labels=_codes(table["label"]),
-        centers=_codes(table["center"]),
-        groups=_codes(groups[exclude]),
-        units=codes.to_numpy().astype(np.int64),
-        unit_table=units,
-    )
-
-
-def _codes(names: pl.Series) -> Ints:
-    """Names as integers 0, 1, … in sorted order."""
-    return names.rank("dense").to_numpy().astype(np.int64) - 1
-
-
-def _vectors(embeddings: Embeddings, rows: pl.DataFrame) -> NDArray[np.float32]:
-    """Vectors of the given rows of the table.
-
-    Slides are read one at a time: the stack of a whole cohort may not fit in memory.
-    """
-    chosen = rows.group_by("slide_id", "height", maintain_order=True).agg("place")
-    parts = []
-    for slide_id, height, places in chosen.iter_rows():
-        shard = embeddings.stack([slide_id])
-        if len(shard) != height:
-            raise ValueError(
-                f"slide {slide_id!r} has {height} tiles and {len(shard)} vectors: embed it again"
-            )
-        parts.append(shard[places])
-    return np.concatenate(parts)
-
-
-def _scopes(
-    cohort: _Cohort, parameters: Mapping[str, Any]
-) -> tuple[list[_Scope], list[dict[str, Any]]]:
-    """Scopes of every design asked for, and why designs and cells are not used."""
-    usable, unused_cells = _usable_cells(cohort, parameters)
-    scopes: list[_Scope] = []
-    unused: list[dict[str, Any]] = []
-    builders = {"all": _balanced_draws, "paired_2x2": _pairs}
-    for design in parameters["designs"]:
-        if design not in builders:
-            raise ValueError(f"unknown design {design!r}: use one of {', '.join(builders)}")
-        reason = _obstacle(cohort, usable, design)
-        if reason:
-            unused.append(_unused(design, reason))
-            continue
-        scopes += builders[design](cohort, usable, parameters)
-        unused += [_unused(design, why, label, center) for label, center, why in unused_cells]
-    return scopes, unused
-
-
-def _usable_cells(
-    cohort: _Cohort, parameters: Mapping[str, Any]
-) -> tuple[NDArray[np.bool_], list[tuple[str, str, str]]]:
-    """[labels, centers] cells with enough patients and tiles, and the others with the reason."""
-    shape = (cohort.n_labels, cohort.n_centers)
-    size = shape[0] * shape[1]
-    tiles = np.bincount(cohort.cells, minlength=size).reshape(shape)
-    cell_of_patient = np.unique(np.stack([cohort.cells, cohort.patients]), axis=1)[0]
-    patients = np.bincount(cell_of_patient, minlength=size).reshape(shape)
-    fewest = (parameters["min_patients_per_cell"], parameters["min_tiles_per_cell"])
-    usable = (patients >= max(fewest[0], 1)) & (tiles >= max(fewest[1], 1))
-    labels = cohort.unit_table["label"].unique().sort()
-    centers = cohort.unit_table["center"].unique().sort()
-    left_out = [
-        (
-            labels[int(i)],
-            centers[int(j)],
-            f"{patients[i, j]} patients with {tiles[i, j]} tiles: a cell needs {fewest[0]} "
-            f"patients and {fewest[1]} tiles",
-        )
-        for i, j in np.argwhere(~usable & (tiles > 0))
-    ]
-    return usable, left_out
-
-
-def _obstacle(cohort: _Cohort, usable: NDArray[np.bool_], design: str) -> str:
-    """Why a design cannot be measured, with the mend; empty if it can."""
-    if cohort.n_centers < 2:
-        return "one center: add slides from a second center with the same labels"
-    if cohort.n_labels < 2:
-        return "one label: add slides of a second label from the same centers"
-    per_label, per_center = usable.sum(axis=1), usable.sum(axis=0)
-    if not usable.any():
-        return "no label × center cell has enough patients and tiles: see min_*_per_cell"
-    if per_label.max() < 2:
-        return (
-            "label and center are confounded: no label stands at two centers with enough patients "
-            "and tiles, so no neighbour can share biology across centers"
-        )
-    if per_center.max() < 2:
-        return (
-            "no center has two labels with enough patients and tiles, so no neighbour can share "
-            "the center across labels: add labels to a center"
-        )
-    if design == "paired_2x2" and next(_complete_pairs(usable), None) is None:
-        return "no two labels stand at the same two centers with enough patients and tiles"
-    return ""
-
-
-def _complete_pairs(usable: NDArray[np.bool_]) -> Iterator[Ints]:
-    """Cells of every 2 labels × 2 centers that are all usable."""
-    n_centers = usable.shape[1]
-    for a, b in itertools.combinations(range(usable.shape[0]), 2):
-        shared = np.flatnonzero(usable[a] & usable[b])
-        for c, d in itertools.combinations(shared, 2):
-            yield np.array(
-                [a * n_centers + c, a * n_centers + d, b * n_centers + c, b * n_centers + d]
-            )
-
-
-def _balanced_draws(
-    cohort: _Cohort, usable: NDArray[np.bool_], parameters: Mapping[str, Any]
-) -> list[_Scope]:
-    cells = np.flatnonzero(usable)
-    first = _balanced(cohort, cells, parameters["max_tiles"], parameters["seed"])
-    everything = int(np.isin(cohort.cells, cells).sum())
-    draws = 1 if len(first) == everything else int(parameters["draws"])
-    rest = (
-        _balanced(cohort, cells, parameters["max_tiles"], [parameters["seed"], draw])
-        for draw in range(1, draws)
-    )
-    return [_Scope("all", draw, rows) for draw, rows in enumerate([first, *rest])]
-
-
-def _pairs(
-    cohort: _Cohort, usable: NDArray[np.bool_], parameters: Mapping[str, Any]
-) -> list[_Scope]:
-    pairs = list(_complete_pairs(usable))
-    limit = parameters["max_pairs"]
-    if limit is not None and len(pairs) > limit:
-        generator = np.random.default_rng(parameters["seed"])
-        kept = np.sort(generator.choice(len(pairs), limit, replace=False))
-        pairs = [pairs[i] for i in kept]
-    most = parameters["max_tiles_per_pair"]
-    return [
-        _Scope("paired_2x2", i, _balanced(cohort, cells, most, [parameters["seed"], 0, i]))
-        for i, cells in enumerate(pairs)
-    ]
-
-
-def _balanced(cohort: _Cohort, cells: Ints, most: int, seed: int | Sequence[int]) -> Ints:
-    """Rows with as many tiles from each cell, dealt round its patients; sorted.
-
-    Parameters
-    ----------
-    cells
-        Codes of the cells to fill.
-    most
-        Tiles in all, at most.
-    seed
-        Seed of the draw.
-    """
-    rows = np.flatnonzero(np.isin(cohort.cells, cells))
-    cell, patient = cohort.cells[rows], cohort.patients[rows]
-    luck, patient_luck = np.random.default_rng(seed).random((2, len(rows)))
-    turn = _rank_within(np.stack([cell, patient]), luck)
-    place = _rank_within(cell[None, :], turn + patient_luck)
-    size = min(int(np.bincount(cell)[cells].min()), max(most // len(cells), 1))
-    return rows[place < size]
-
-
-def _rank_within(keys: Ints, values: Floats) -> Ints:
-    """Rank of each value among those with the same keys, from 0."""
-    order = np.lexsort((values, *keys))
-    new = np.ones(len(values), dtype=bool)
-    new[1:] = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
-    starts = np.flatnonzero(new)
-    ranks = np.empty(len(values), dtype=np.int64)
-    ranks[order] = np.arange(len(values)) - np.repeat(starts, np.diff([*starts, len(values)]))
-    return ranks
-
-
-def _found(
-    cohort: _Cohort, scope: _Scope, vectors: NDArray[np.float32], parameters: Mapping[str, Any]
-) -> Ints:
-    """[n, k] neighbours as positions within the scope."""
-    groups = cohort.groups[scope.rows]
-    k = max(parameters["k_grid"])
-    return nearest_indices(vectors, groups, k, metric=parameters["metric"])
-
-
-def _scope_counts(
-    cohort: _Cohort, scope: _Scope, found: Ints, k_grid: Sequence[int]
-) -> pl.DataFrame:
-    grid = np.unique(np.asarray(k_grid))
-    units = cohort.units[scope.rows]
-    labels, centers = cohort.labels[scope.rows], cohort.centers[scope.rows]
-    there = found >= 0
-    same_label = there & (labels[found] == labels[:, None])
-    same_center = there & (centers[found] == centers[:, None])
-    typed = same_label ^ same_center
-    per_query = {
-        "supported": np.logical_or.accumulate(typed, axis=1)[:, grid - 1],
-        "hits_label": _votes(labels, found, grid) == labels[:, None],
-        "hits_center": _votes(centers, found, grid) == centers[:, None],
-    }
-    present, where = np.unique(units, return_inverse=True)
-    sums = {
-        name: sum_by_patient(values, where, len(present)).astype(np.int64).ravel()
-        for name, values in per_query.items()
-    }
-    expected = sum_by_patient(_expected(cohort, scope, grid), where, len(present))
-    frame = pl.DataFrame(
-        {
-            "unit": np.repeat(present, len(grid)),
-            "k": np.tile(grid, len(present)),
-            "n": np.repeat(np.bincount(where), len(grid)),
-            **sums,
-            **{f"expected_{kind}": expected[:, :, i].ravel() for i, kind in enumerate(TYPES)},
-        }
-    ).with_columns(pl.col("unit", "k").cast(pl.Int32))
-    return _counts_frame(
-        frame.join(_pair_lists(units, found, grid), on=["unit", "k"], how="left")
-        .join(cohort.unit_table.with_columns(pl.col("unit").cast(pl.Int32)), on="unit", how="left")
-        .with_columns(
-            pl.lit(scope.design).alias("design"),
-            pl.lit(scope.draw).alias("draw"),
-            *(pl.lit(None).alias(name) for name in ("null_label", "null_center", "reason")),
-        )
-        .sort("k", "unit")
-    )
-
-
-def _votes(classes: Ints, found: Ints, grid: Ints) -> Ints:
-    """[n, grid] class with most of the k neighbours; a tie goes to the class met first."""
-    n, k = found.shape
-    n_classes = int(classes.max()) + 1
-    met = np.where(found >= 0, classes[found], n_classes)
-    cells = met + np.arange(n)[:, None] * (n_classes + 1)
-    nearest = np.full(n * (n_classes + 1), k, dtype=np.int64)
-    # Ranks are written from the last to the first, so that the first stays.
-    nearest[cells[:, ::-1].T.ravel()] = np.repeat(np.arange(k)[::-1], n)
-    late = nearest.reshape(n, -1)[:, :n_classes] / (k + 1)
-    votes = np.empty((n, len(grid)), dtype=np.int64)
-    counts = np.zeros((n, n_classes + 1))
-    for i, (low, high) in enumerate(itertools.pairwise([0, *grid])):
-        band = np.bincount(cells[:, low:high].ravel(), minlength=counts.size)
-        counts += band.reshape(counts.shape)
-        votes[:, i] = np.where(
-            counts[:, :n_classes].any(axis=1), (counts[:, :n_classes] - late).argmax(axis=1), -1
-        )
-    return votes
-
-
-def _dealt(
-    cohort: _Cohort, scopes: Sequence[_Scope], permutations: int, seed: int
-) -> Iterator[_Dealt]:
-    """Labels dealt anew within centers and centers within labels, for each scope.
-
-    The draws of design ``all`` share one dealing; in the pairs a unit keeps its place in the order
-    of all its pairs, so that they depend on each other as the measured ones do.
-    """
-    first = np.unique(cohort.units, return_index=True)[1]
-    labels, centers = cohort.labels[first], cohort.centers[first]
-    members = [np.unique(cohort.units[scope.rows]) for scope in scopes]
-    for design, group in itertools.groupby(range(len(scopes)), lambda i: scopes[i].design):
-        chosen = list(group)
-        stratum = [0 if design == "all" else i for i in chosen]
-        keys = [part * len(first) + members[i] for part, i in zip(stratum, chosen, strict=True)]
-        nodes = np.unique(np.concatenate(keys))
-        part, unit = np.divmod(nodes, len(first))
-        label, center = (
-            permuted_within(
-                own[unit], part * (int(other.max()) + 1) + other[unit], permutations, seed, unit
-            )
-            for own, other in ((labels, centers), (centers, labels))
-        )
-        for key, i in zip(keys, chosen, strict=True):
-            place = np.searchsorted(nodes, key)
-            yield _Dealt(members[i], label[place], center[place])
-
-
-def _scope_nulls(
-    cohort: _Cohort, scope: _Scope, found: Ints, k_grid: Sequence[int], dealt: _Dealt
-) -> pl.DataFrame:
-    """Balanced accuracy of the vote for dealt labels and centers: one row for each k."""
-    grid = np.unique(np.asarray(k_grid))
-    units = np.searchsorted(dealt.units, cohort.units[scope.rows])
-    label, center = (
-        _dealt_accuracies(units, found, grid, tags) for tags in (dealt.label, dealt.center)
-    )
-    return _counts_frame(
-        [
-            {
-                "design": scope.design,
-                "draw": scope.draw,
-                "k": int(k),
-                "null_label": of_label,
-                "null_center": of_center,
-            }
-            for k, of_label, of_center in zip(grid, label.tolist(), center.tolist(), strict=True)
-        ]
-    )
-
-
-def _dealt_accuracies(units: Ints, found: Ints, grid: Ints, tags: Ints) -> Floats:
-    """[k, permutations] balanced accuracy of the neighbours' vote under each dealing.
-
-    Parameters
-    ----------
-    units
-        [n] unit of each tile, as row of `tags`.
-    found
-        [n, k] neighbours as positions; −1 where there is none.
-    grid
-        Numbers of neighbours, ascending.
-    tags
-        [units, permutations] class of each unit.
-    """
-    n_units, n_permutations = tags.shape
-    if not n_permutations:
-        return np.zeros((len(grid), 0))
-    classes, codes = np.unique(tags, return_inverse=True)
-    is_member = codes[:, None, :] == np.arange(len(classes))[:, None]
-    member = is_member.reshape(n_units, -1).astype(np.float64)
-    asked = np.einsum("u,ucd->cd", np.bincount(units, minlength=n_units), is_member)
-    right = np.zeros((len(grid), *asked.shape), dtype=np.int64)
-    # A few queries under all permutations at once: their scores stay in the processor's cache.
-    step = max(_VOTE_SCORES // (len(classes) * n_permutations), 1)
-    for start in range(0, len(units), step):
-        part = slice(start, start + step)
-        own = is_member[units[part]]
-        scores = np.zeros(own.shape)
-        for i, ballots in enumerate(_ballots(units, found[part], grid, n_units)):
-            scores += (ballots @ member).reshape(own.shape)
-            best = scores.max(axis=1, keepdims=True)
-            right[i] += np.count_nonzero(own & (scores == best) & (best > 0), axis=0)
-    recalls = right / np.maximum(asked, 1)
-    return cast(Floats, recalls.sum(axis=1) / (asked > 0).sum(axis=0))
-
-
-def _ballots(units: Ints, found: Ints, grid: Ints, n_units: int) -> list[Any]:
-    """Sparse [n, units] votes that each unit's tiles give a query, for each band of ranks.
-
-    The neighbour at rank r counts 1 + 2⁻ʳ. Of two classes with equally many votes the one that is
-    met first has then more, as in :func:`_votes`, since 2⁻ʳ exceeds the sum of all that follow.
-    float64 holds such sums exactly up to rank 46; later ranks count 1.
-    """
-    from scipy.sparse import csr_array
-
-    n, k = found.shape
-    rank = np.arange(1, k + 1)
-    weight = np.where(rank <= _EXACT_RANKS, 1 + 0.5**rank, 1.0)
-    ballots = []
-    for low, high in itertools.pairwise([0, *grid]):
-        query, place = np.nonzero(found[:, low:high] >= 0)
-        met = units[found[query, low + place]]
-        ballots.append(csr_array((weight[low + place], (query, met)), shape=(n, n_units)))
-    return ballots
-
-
-def _expected(cohort: _Cohort, scope: _Scope, grid: Ints) -> Floats:
-    """[n, grid, type] neighbours of each type if every eligible tile were equally likely."""
-    labels, centers = cohort.labels[scope.rows], cohort.centers[scope.rows]
-    groups = np.unique(cohort.groups[scope.rows], return_inverse=True)[1]
-    label, center, both, every = (
-        _eligible(groups, key) for key in (labels, centers, cohort.cells[scope.rows], 0 * labels)
-    )
-    shares = np.stack([both, label - both, center - both, every - label - center + both], axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.nan_to_num(shares / every[:, None])
-    met = np.minimum(grid, every[:, None])
-    return cast(Floats, met[:, :, None] * shares[:, None, :])
-
-
-def _eligible(groups: Ints, key: Ints) -> Ints:
-    """Rows with the query's key that are not of its group."""
-    _, own, size = np.unique(
-        groups * (int(key.max()) + 1) + key, return_inverse=True, return_counts=True
-    )
-    return cast(Ints, np.bincount(key)[key] - size[own])
-
-
-def _pair_lists(units: Ints, found: Ints, grid: Ints) -> pl.DataFrame:
-    """Units met by each unit in each band of ranks, as lists."""
-    band = np.searchsorted(grid, np.arange(1, found.shape[1] + 1))
-    base = int(units.max()) + 1
-    there = found >= 0
-    key = (band * base + units[:, None]) * base + units[found]
-    codes, counts = np.unique(key[there], return_counts=True)
-    rest, neighbour = np.divmod(codes, base)
-    which, query = np.divmod(rest, base)
-    return (
-        pl.DataFrame(
-            {"k": grid[which], "unit": query, "neighbour_unit": neighbour, "neighbours": counts}
-        )
-        .with_columns(pl.col("k", "unit", "neighbour_unit").cast(pl.Int32))
-        .group_by("k", "unit", maintain_order=True)
-        .agg("neighbour_unit", "neighbours")
-    )
-
-
-def _unused(
-    design: str, reason: str, label: str | None = None, center: str | None = None
-) -> dict[str, Any]:
-    return {"design": design, "reason": reason, "label": label, "center": center}
-
-
-def _counts_frame(rows: pl.DataFrame | list[dict[str, Any]]) -> pl.DataFrame:
-    """Rows in the order and types of the counts' schema."""
-    if isinstance(rows, pl.DataFrame):
-        return rows.select(pl.col(name).cast(kind) for name, kind in COUNTS_SCHEMA.items())
-    return pl.DataFrame(rows, schema=COUNTS_SCHEMA)
-
-
-@dataclass(frozen=True)
-class _Pairs:
+class Pairs:
     """Who is whose neighbour how often, in one design; arrays are [m] unless said otherwise."""
 
     band: Ints
@@ -648,7 +101,7 @@ class _Pairs:
 
 
 @dataclass(frozen=True)
-class _Design:
+class Design:
     """Counts of one design as arrays.
 
     A *node* is a unit in one scope within which labels may be exchanged: a unit, and in
@@ -664,7 +117,7 @@ class _Design:
     patient: Ints
     label: Ints
     center: Ints
-    pairs: _Pairs
+    pairs: Pairs
     vote_nulls: Mapping[tuple[str, int], Null]
 
 
@@ -703,7 +156,7 @@ def choose_k(
     """
     per_encoder: dict[str, int] = {}
     for encoder in sorted(counts_by_encoder):
-        rows = _used(counts_by_encoder[encoder], parameters["k_design"])
+        rows = used_rows(counts_by_encoder[encoder], parameters["k_design"])
         if rows.height:
             accuracy = _accuracies(rows, "label", np.ones((1, rows["patient_id"].n_unique())))
             per_encoder[encoder] = int(rows["k"].unique().sort()[int(accuracy[:, 0].argmax())])
@@ -743,12 +196,12 @@ def robustness_index(
     ks = {"cohort_k": chosen_k["k"], "encoder_k": chosen_k["per_encoder"].get(encoder)}
     rows: list[dict[str, Any]] = []
     for design in parameters["designs"]:
-        used = _used(counts, design)
+        used = used_rows(counts, design)
         rows += _left_out(counts, design, encoder)
         if used.is_empty():
             rows += _impossible(counts, design, parameters, encoder)
             continue
-        figures = _figures(_arrays(used, design, _vote_nulls(counts, design)), parameters)
+        figures = _figures(design_arrays(used, design, _vote_nulls(counts, design)), parameters)
         rows += [
             _row(figure, encoder, metric, design, k, role, parameters)
             for role, k in [*ks.items(), *(("curve", k) for k in figures)]
@@ -758,7 +211,7 @@ def robustness_index(
     return measurement_table(rows)
 
 
-def _used(counts: pl.DataFrame, design: str) -> pl.DataFrame:
+def used_rows(counts: pl.DataFrame, design: str) -> pl.DataFrame:
     return counts.filter(pl.col("design") == design, pl.col("n").is_not_null())
 
 
@@ -840,7 +293,9 @@ def _impossible(
     ]
 
 
-def _arrays(rows: pl.DataFrame, design: str, vote_nulls: Mapping[tuple[str, int], Null]) -> _Design:
+def design_arrays(
+    rows: pl.DataFrame, design: str, vote_nulls: Mapping[tuple[str, int], Null]
+) -> Design:
     """Counts of one design with nodes numbered from 0; draws of design ``all`` are pooled."""
     scope = pl.col("draw") if design == "paired_2x2" else pl.lit(0, pl.Int32())
     rows = rows.with_columns(scope.alias("scope"))
@@ -852,22 +307,22 @@ def _arrays(rows: pl.DataFrame, design: str, vote_nulls: Mapping[tuple[str, int]
     )
     k_grid = tuple(rows["k"].unique().sort())
     queries = int(rows.filter(pl.col("k") == k_grid[0])["n"].sum())
-    return _Design(
+    return Design(
         rows=rows,
         k_grid=k_grid,
         n=queries // rows["draw"].n_unique() if design == "all" else queries,
         n_patients=rows["patient_id"].n_unique(),
-        unit=_codes(nodes["unit"]),
-        scope=_codes(nodes["scope"]),
-        patient=_codes(nodes["patient_id"]),
-        label=_codes(nodes["label"]),
-        center=_codes(nodes["center"]),
-        pairs=_pooled_pairs(rows, nodes, k_grid),
+        unit=codes_of(nodes["unit"]),
+        scope=codes_of(nodes["scope"]),
+        patient=codes_of(nodes["patient_id"]),
+        label=codes_of(nodes["label"]),
+        center=codes_of(nodes["center"]),
+        pairs=pooled_pairs(rows, nodes, k_grid),
         vote_nulls=vote_nulls,
     )
 
 
-def _pooled_pairs(rows: pl.DataFrame, nodes: pl.DataFrame, k_grid: Sequence[int]) -> _Pairs:
+def pooled_pairs(rows: pl.DataFrame, nodes: pl.DataFrame, k_grid: Sequence[int]) -> Pairs:
     """Pairs of nodes in each band of ranks, summed over the draws of a scope; sorted."""
     met = rows.filter(pl.col("neighbours").is_not_null())
     sizes = met["neighbours"].list.len().to_numpy()
@@ -885,10 +340,10 @@ def _pooled_pairs(rows: pl.DataFrame, nodes: pl.DataFrame, k_grid: Sequence[int]
     rest, neighbour = np.divmod(codes, len(keys))
     band, query = np.divmod(rest, len(keys))
     count = np.bincount(where, met["neighbours"].explode().to_numpy()).astype(np.float64)
-    return _Pairs(band, query, neighbour, count)
+    return Pairs(band, query, neighbour, count)
 
 
-def _figures(design: _Design, parameters: Mapping[str, Any]) -> dict[int, dict[str, _Figure]]:
+def _figures(design: Design, parameters: Mapping[str, Any]) -> dict[int, dict[str, _Figure]]:
     """Every metric at every k of the grid."""
     weights = bootstrap_weights(
         design.n_patients, parameters["bootstrap_draws"], parameters["seed"]
@@ -904,7 +359,7 @@ def _figures(design: _Design, parameters: Mapping[str, Any]) -> dict[int, dict[s
 
 
 def _index_figures(
-    design: _Design,
+    design: Design,
     k: int,
     estimates: Mapping[str, Estimate],
     null: Mapping[str, Null],
@@ -949,7 +404,7 @@ def _minus(value: float | None, chance: float) -> float | None:
     return None if value is None else value - chance
 
 
-def _vote_figures(design: _Design, weights: Floats) -> dict[int, dict[str, _Figure]]:
+def _vote_figures(design: Design, weights: Floats) -> dict[int, dict[str, _Figure]]:
     """Support and kNN accuracy at each k; patients are resampled as queries."""
     n, size = design.n, design.n_patients
     ones = np.ones((1, size))
@@ -969,10 +424,10 @@ def _vote_figures(design: _Design, weights: Floats) -> dict[int, dict[str, _Figu
     return figures
 
 
-def _supports(design: _Design, weights: Floats) -> Floats:
+def _supports(design: Design, weights: Floats) -> Floats:
     """[k, draws] share of queries with SO or OS among their k neighbours."""
     rows, shape = design.rows, (design.n_patients, len(design.k_grid))
-    cell = np.ravel_multi_index((_codes(rows["patient_id"]), _codes(rows["k"])), shape)
+    cell = np.ravel_multi_index((codes_of(rows["patient_id"]), codes_of(rows["k"])), shape)
     supported, asked = (
         weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape)
         for name in ("supported", "n")
@@ -984,7 +439,7 @@ def _supports(design: _Design, weights: Floats) -> Floats:
 def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
     """[k, draws] balanced accuracy of the vote: mean over classes of recall, then over scopes."""
     names = ("patient_id", "k", "draw", target)
-    codes = [_codes(rows[name]) for name in names]
+    codes = [codes_of(rows[name]) for name in names]
     shape = (weights.shape[1], *(int(code.max()) + 1 for code in codes[1:]))
     cell = np.ravel_multi_index(codes, shape)
     hits, asked = (
@@ -999,17 +454,17 @@ def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
     return np.where(filled > 0, mean, np.nan).T
 
 
-def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Estimate]]:
+def _index_estimates(design: Design, weights: Floats) -> Iterator[dict[str, Estimate]]:
     """Estimates of ri and ri_ratio at each k of the grid, from counts added band by band."""
     pairs, size, node_patient = design.pairs, design.n_patients, design.patient
     same_label = design.label[pairs.query] == design.label[pairs.neighbour]
     same_center = design.center[pairs.query] == design.center[pairs.neighbour]
     kind = 2 * ~same_label + ~same_center
     drawn = _resampled_counts(design, weights)
-    counts = [_matrix(pairs, kind < 0, node_patient, size)] * 3
+    counts = [patient_matrix(pairs, kind < 0, node_patient, size)] * 3
     for band in range(len(design.k_grid)):
         for i in (SS, SO, OS):
-            added = _matrix(pairs, (pairs.band == band) & (kind == i), node_patient, size)
+            added = patient_matrix(pairs, (pairs.band == band) & (kind == i), node_patient, size)
             counts[i] = counts[i] + added
         ss, so, os = drawn[band]
         yield {
@@ -1025,7 +480,76 @@ def _index_estimates(design: _Design, weights: Floats) -> Iterator[dict[str, Est
         }
 
 
-def _resampled_counts(design: _Design, weights: Floats) -> Floats:
+@dataclass(frozen=True)
+class IndexDraws:
+    """The index at one k with what a comparison of encoders needs.
+
+    Attributes
+    ----------
+    value
+        The index.
+    draws
+        [draws] in each resampled cohort, patients in both roles.
+    influence, weight
+        [P, P] (SO − ri·(SO + OS)) and SO + OS of each two patients, over the sum of SO + OS.
+    patients
+        Names of the patients, in order.
+    n
+        Queries behind the index.
+    """
+
+    value: float
+    draws: Floats
+    influence: Any
+    weight: Any
+    patients: tuple[str, ...]
+    n: int
+
+
+def index_draws(
+    counts: pl.DataFrame, design: str, k: int, parameters: Mapping[str, Any]
+) -> IndexDraws | None:
+    """Index of an encoder at one k in every resampled cohort; None if it is undefined.
+
+    Parameters
+    ----------
+    counts
+        Output of :func:`count_neighbours`.
+    design, k
+        Which index.
+    parameters
+        ``robustness_index``: bootstrap_draws, seed.
+    """
+    rows = used_rows(counts, design)
+    if rows.is_empty() or k not in rows["k"]:
+        return None
+    arrays = design_arrays(rows, design, {})
+    pairs, size = arrays.pairs, arrays.n_patients
+    same_label = arrays.label[pairs.query] == arrays.label[pairs.neighbour]
+    same_center = arrays.center[pairs.query] == arrays.center[pairs.neighbour]
+    near = pairs.band <= arrays.k_grid.index(k)
+    matching, typed = (
+        patient_matrix(pairs, near & chosen, arrays.patient, size)
+        for chosen in (same_label & ~same_center, same_label ^ same_center)
+    )
+    below = float(typed.sum())
+    if below == 0:
+        return None
+    weights = bootstrap_weights(size, parameters["bootstrap_draws"], parameters["seed"])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = resampled_total(matching, weights) / resampled_total(typed, weights)
+    value = float(matching.sum()) / below
+    return IndexDraws(
+        value,
+        draws,
+        (matching - value * typed) / below,
+        typed / below,
+        tuple(rows["patient_id"].unique().sort()),
+        arrays.n,
+    )
+
+
+def _resampled_counts(design: Design, weights: Floats) -> Floats:
     """[k, 3, draws] SS, SO and OS among the k neighbours in each bootstrap draw.
 
     Neighbours with the same label are counted within each label, and so on: small matrices of the
@@ -1040,7 +564,7 @@ def _resampled_counts(design: _Design, weights: Floats) -> Floats:
     return np.stack([both, label - both, center - both], axis=1).cumsum(axis=0)
 
 
-def _resampled_within(design: _Design, key: Ints, weights: NDArray[np.float32]) -> Floats:
+def _resampled_within(design: Design, key: Ints, weights: NDArray[np.float32]) -> Floats:
     """[bands, draws] resampled number of neighbours with the query's key."""
     pairs, patient = design.pairs, design.patient
     total = np.zeros((len(design.k_grid), len(weights)))
@@ -1051,11 +575,11 @@ def _resampled_within(design: _Design, key: Ints, weights: NDArray[np.float32]) 
         here = np.ascontiguousarray(weights[:, members])
         for band in range(len(total)):
             chosen = np.flatnonzero((met == code) & (pairs.band == band))
-            total[band] += resampled_total(_matrix(pairs, chosen, place, len(members)), here)
+            total[band] += resampled_total(patient_matrix(pairs, chosen, place, len(members)), here)
     return total
 
 
-def _matrix(pairs: _Pairs, chosen: NDArray[Any], patient: Ints, size: int) -> Any:
+def patient_matrix(pairs: Pairs, chosen: NDArray[Any], patient: Ints, size: int) -> Any:
     """Patient × patient counts of the chosen pairs; sparse for many patients."""
     rows, columns = patient[pairs.query[chosen]], patient[pairs.neighbour[chosen]]
     if size > _DENSE_PATIENTS:
@@ -1066,27 +590,30 @@ def _matrix(pairs: _Pairs, chosen: NDArray[Any], patient: Ints, size: int) -> An
     return cells.reshape(size, size).astype(np.float64, copy=False)
 
 
-def _permutation_nulls(design: _Design, draws: int, seed: int) -> list[dict[str, Null]]:
+def _permutation_nulls(design: Design, draws: int, seed: int) -> list[dict[str, Null]]:
     """95% range of ri and ri_ratio at each k when labels are permuted within centers."""
+    return [
+        {"ri": Null(*percentile_interval(ri)), "ri_ratio": Null(*percentile_interval(ratio))}
+        for ri, ratio in permuted_indices(design, draws, seed)
+    ]
+
+
+def permuted_indices(design: Design, draws: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
+    """[draws] ri and ri_ratio at each k when labels are permuted over units within centers."""
     strata = design.scope * (int(design.center.max()) + 1) + design.center
     labels = permuted_within(design.label, strata, draws, seed, design.unit)
     pairs = design.pairs
     same_center = design.center[pairs.query] == design.center[pairs.neighbour]
-    nulls = []
     ss, so, near = np.zeros(draws), np.zeros(draws), 0.0
     for band in range(len(design.k_grid)):
-        ss = ss + _agreeing(pairs, (pairs.band == band) & same_center, labels)
-        so = so + _agreeing(pairs, (pairs.band == band) & ~same_center, labels)
+        ss = ss + agreeing(pairs, (pairs.band == band) & same_center, labels)
+        so = so + agreeing(pairs, (pairs.band == band) & ~same_center, labels)
         near += float(pairs.count[(pairs.band == band) & same_center].sum())
         with np.errstate(invalid="ignore", divide="ignore"):
-            ri, ratio = so / (so + near - ss), (ss + so) / near
-        nulls.append(
-            {"ri": Null(*percentile_interval(ri)), "ri_ratio": Null(*percentile_interval(ratio))}
-        )
-    return nulls
+            yield so / (so + near - ss), (ss + so) / near
 
 
-def _agreeing(pairs: _Pairs, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
+def agreeing(pairs: Pairs, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
     """[draws] how many of the chosen neighbours have the query's label in each permutation."""
     few = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
     total = np.zeros(labels.shape[1])

@@ -122,6 +122,7 @@ def plan_rotation_views(
     pool: pl.DataFrame,
     files: SlideFiles,
     encoder: Mapping[str, Any],
+    runtime: Mapping[str, Any],
     tile_parameters: Mapping[str, Any],
     parameters: Mapping[str, Any],
     engine: Mapping[str, Any],
@@ -140,6 +141,8 @@ def plan_rotation_views(
         The cohort's folder.
     encoder
         The entry of ``encoders``.
+    runtime
+        What runs it, as recorded when its tiles were embedded.
     tile_parameters
         ``pixels``: side of a tile.
     parameters
@@ -149,7 +152,7 @@ def plan_rotation_views(
     name
         The encoder's name.
     """
-    spec = EncoderSpec.from_parameters(name, encoder)
+    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
     pixels = int(tile_parameters["pixels"])
     chosen = tiles.join(pool.select("tile_id", "field"), on="tile_id", maintain_order="left")
     kinds = dict(pool.select("slide_id", "field").iter_rows())

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
-from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels
@@ -115,7 +115,8 @@ class EmbedViews:
         """
         encoder = load_encoder(self.spec)
         rows = []
-        for tile_id, (pixels, truth) in zip(self.tile_ids, self.fields.batches(1), strict=True):
+        batches = cancellable(self.fields.batches(1))
+        for tile_id, (pixels, truth) in zip(self.tile_ids, batches, strict=True):
             views = self.maker.make(pixels[0], tile_seed(tile_id))
             # What was drawn on a tile is the same in each of its views.
             drawn = None if truth is None else np.repeat(truth, len(views), axis=0)

@@ -1,0 +1,110 @@
+"""Embedding of slides: the same shards however many workers and whatever the batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kedro.io.core import Version
+
+from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
+from pathfm_kedro.encoders import EncoderSpec, load_encoder
+from pathfm_kedro.encoders.trial import synthetic_tiles
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.pipelines.embed.card import describe_encoder
+from pathfm_kedro.pipelines.embed.embedding import EmbedSlide
+from pathfm_kedro.pipelines.embed.runtime import choose_runtime
+
+ENTRY = {"model": "timm:test_resnet", "pretrained": False, "input_pixels": 64, "device": "cpu"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Fields of a slide that is drawn and not read."""
+
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+    seed: int
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, None]]:
+        tiles = synthetic_tiles(len(self.x), 64)
+        tiles = np.roll(tiles, 5 * self.seed, axis=2)
+        for start in range(0, len(tiles), size):
+            yield tiles[start : start + size], None
+
+
+def embed(folder: Path, workers: int, **changes) -> dict[str, bytes]:
+    """Bytes of every shard."""
+    spec = EncoderSpec.from_parameters("small", ENTRY | changes)
+    jobs = [
+        EmbedSlide(
+            f"s{seed}",
+            "slide",
+            Drawn(tuple(range(5 + 2 * seed)), tuple(range(5 + 2 * seed)), seed),
+            "tiles",
+            spec,
+            "float32",
+        )
+        for seed in range(4)
+    ]
+    load_encoder(spec)
+    store = ShardedTensorDataset(filepath=(folder / "v").as_posix(), version=Version("1", "1"))
+    store.save(ShardPlan(jobs, EngineSettings(workers=workers, max_failed_share=0.0)))
+    return {path.name: path.read_bytes() for path in (folder / "1").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("runtime", ["channels_last", "onnxruntime"])
+def test_workers_do_not_change_a_byte(tmp_path, runtime):
+    one = embed(tmp_path / "one", 1, runtime=runtime)
+    two = embed(tmp_path / "two", 2, runtime=runtime)
+    assert len(one) == 4
+    assert one == two
+
+
+def test_the_batch_does_not_change_a_byte_with_onnxruntime(tmp_path):
+    shards = [
+        embed(tmp_path / str(size), 2, runtime="onnxruntime", batch_size=size)
+        for size in (1, 8, "auto")
+    ]
+    assert shards[0] == shards[1] == shards[2]
+
+
+def test_another_runtime_is_another_shard(tmp_path):
+    """What one runtime embedded is not taken for what another would."""
+    by_runtime = [embed(tmp_path / r, 1, runtime=r) for r in ("eager", "onnxruntime")]
+    assert set(by_runtime[0]) == set(by_runtime[1])
+    assert all(by_runtime[0][name] != by_runtime[1][name] for name in by_runtime[0])
+
+
+class Embedded:
+    """One embedded slide."""
+
+    def __init__(self) -> None:
+        self.slide_ids = ("s",)
+        self.header = {"encoder": "abc", "preprocessing": "{}"}
+        self.failures: dict[str, str] = {}
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.ones((3, 4), np.float32)
+
+
+def test_the_card_says_how_the_encoder_was_run():
+    entry = ENTRY | {"runtime": "onnxruntime"}
+    record = choose_runtime(entry, name="small").record()
+    card = describe_encoder(entry, record, Embedded(), name="small")
+    assert (card["runtime"], card["precision"], card["device"]) == ("onnxruntime", "float32", "cpu")
+    assert card["agreement"] == {"cosine": 1.0, "difference": 0.0001}
+    assert card["tiles_per_second"] == {}
+
+
+def test_the_card_of_a_control_has_no_runtime():
+    entry = {"model": "control:stain_statistics", "role": "control"}
+    record = choose_runtime(entry, name="stain").record()
+    assert describe_encoder(entry, record, Embedded(), name="stain")["runtime"] == "none"
