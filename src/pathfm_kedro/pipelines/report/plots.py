@@ -60,7 +60,21 @@ _SEARCH = ("family", "scope", "vote")
 
 
 #: Figures over the dose of a disturbance: arguments of :func:`plot_doses`.
-DOSED: dict[str, dict[str, Any]] = {}
+DOSED: dict[str, dict[str, Any]] = {
+    f"appearance:{change}": {
+        "experiment": "appearance",
+        "metric": "kept_neighbours",
+        "dose": dose,
+        "axis": axis,
+        "change": change,
+    }
+    for change, dose, axis in (
+        ("jitter", "sigma", "strength of the change of stain (σ)"),
+        ("jpeg", "quality", "JPEG quality"),
+        ("blur", "sigma_px", "blur (σ in pixels)"),
+        ("gamma", "exponent", "gamma"),
+    )
+}
 
 
 def figures(
@@ -614,6 +628,11 @@ def title_of(name: str) -> str:
 
 
 CAPTIONS: dict[str, str] = {
+    "appearance:jitter": "Neighbours kept when haematoxylin and eosin grow stronger or weaker, with 95% "
+    "bands. Controls are grey and dashed.",
+    "appearance:jpeg": "Neighbours kept under compression.",
+    "appearance:blur": "Neighbours kept under blur.",
+    "appearance:gamma": "Neighbours kept when the tile gets brighter or darker.",
     "calibration:doses": "What each check says of encoders that know the drawn tissue and a dose of "
     "what no encoder should follow. Blue circle: pass; vermilion cross: fail; grey diamond: open. "
     "Line: 95% interval; horizontal line: the check's threshold.",
