@@ -628,8 +628,8 @@ def title_of(name: str) -> str:
 
 
 CAPTIONS: dict[str, str] = {
-    "appearance:jitter": "Neighbours kept when haematoxylin and eosin grow stronger or weaker, with 95% "
-    "bands. Controls are grey and dashed.",
+    "appearance:jitter": "Neighbours kept when haematoxylin and eosin grow stronger or weaker, with "
+    "95% bands. Controls are grey and dashed.",
     "appearance:jpeg": "Neighbours kept under compression.",
     "appearance:blur": "Neighbours kept under blur.",
     "appearance:gamma": "Neighbours kept when the tile gets brighter or darker.",
