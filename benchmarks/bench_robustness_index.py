@@ -1,6 +1,11 @@
-"""Time the robustness index beside one exact FAISS search and beside croma, in one run.
+"""Time the robustness index and the margins beside one exact FAISS search and beside croma, in one run.
 
     python benchmarks/bench_robustness_index.py --n 10000 --d 768 --patients 500
+    python benchmarks/bench_robustness_index.py --large
+
+croma's search for margins widens until every tile has its neighbours of both types, so that it takes
+the longer the more an encoder follows the center: see `--center`. With `--large` (50,000 tiles of 1024
+dimensions) croma is left out.
 
 Every figure is the best of `--repeat` runs; memory is what the process grew beyond the arrays.
 FAISS is timed with the BLAS it ships, whose kernels may not know this processor. Set
@@ -12,12 +17,17 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.pipelines.robustness.margins import (
+    count_neighbours_and_margins,
+    robustness_margins,
+)
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     choose_k,
     count_neighbours,
@@ -41,6 +51,7 @@ PARAMETERS = {
     "seed": 0,
     "thresholds": {},
 }
+MARGINS = {"m": [5], "sampled_queries": 1000, "thresholds": {}}
 
 
 class _InMemory:
@@ -50,7 +61,7 @@ class _InMemory:
         self._shards = shards
         self.slide_ids = tuple(sorted(shards))
 
-    def stack(self, slide_ids: tuple[str, ...], name: str = "embedding") -> NDArray[np.float32]:
+    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
         """Rows of the given slides."""
         return np.concatenate([self._shards[slide] for slide in slide_ids])
 
@@ -70,7 +81,9 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def cohort(n: int, d: int, patients: int) -> tuple[pl.DataFrame, pl.DataFrame, _InMemory]:
+def cohort(
+    n: int, d: int, patients: int, center_effect: float = 0.1
+) -> tuple[pl.DataFrame, pl.DataFrame, _InMemory]:
     """2 labels × 2 centers in equal cells, with effects of label, center and patient."""
     generator = np.random.default_rng(0)
     names = [f"p{i:05d}" for i in range(patients)]
@@ -80,7 +93,7 @@ def cohort(n: int, d: int, patients: int) -> tuple[pl.DataFrame, pl.DataFrame, _
     shards = {
         name: (
             0.1 * effects[label[i]]
-            + 0.1 * effects[2 + center[i]]
+            + center_effect * effects[2 + center[i]]
             + 0.5 * generator.standard_normal(d)
             + generator.standard_normal((per_patient, d))
         ).astype(np.float32)
@@ -104,6 +117,35 @@ def cohort(n: int, d: int, patients: int) -> tuple[pl.DataFrame, pl.DataFrame, _
     return slides, tiles, _InMemory(shards)
 
 
+def index_alone(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str, float]:
+    """The robustness index with its interval and nulls."""
+    counts = count_neighbours(*data, PARAMETERS)
+    chosen = choose_k(PARAMETERS, encoder=counts)
+    table = robustness_index(counts, chosen, PARAMETERS, "encoder")
+    return {"ri": figure(table, "ri", "cohort_k"), "k": chosen["k"]}
+
+
+def whole_family(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str, float]:
+    """Index, MaRI, CRoMa and its tail with intervals, from one search."""
+    counts, margins = count_neighbours_and_margins(*data, PARAMETERS, MARGINS)
+    chosen = choose_k(PARAMETERS, encoder=counts)
+    index = robustness_index(counts, chosen, PARAMETERS, "encoder")
+    table = robustness_margins(margins, chosen, PARAMETERS, MARGINS, "encoder")
+    return {
+        "ri": figure(index, "ri", "cohort_k"),
+        "mari": figure(table, "mari", "cohort_k"),
+        "croma": figure(table, "croma"),
+    }
+
+
+def figure(table: pl.DataFrame, metric: str, role: str | None = None) -> float:
+    """Value of a metric's row."""
+    rows = table.filter(pl.col("metric") == metric)
+    if role is not None:
+        rows = rows.filter(pl.col("setting").str.json_path_match("$.role") == role)
+    return float(rows["value"][0])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -111,57 +153,75 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=768, help="dimensions of the embedding")
     parser.add_argument("--patients", type=int, default=500)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--center", type=float, default=0.1, help="how far centers lie apart")
+    parser.add_argument(
+        "--large", action="store_true", help="50,000 tiles of 1024 dimensions, ours alone"
+    )
     arguments = parser.parse_args()
-    slides, tiles, embeddings = cohort(arguments.n, arguments.d, arguments.patients)
+    if arguments.large:
+        arguments.n, arguments.d, arguments.repeat = 50_000, 1024, 1
+    data = cohort(arguments.n, arguments.d, arguments.patients, arguments.center)
+    print(f"{arguments.n} tiles, {arguments.d} dimensions, {arguments.patients} patients")
+    before = peak_mb()
+    found: dict[str, dict[str, float]] = {}
+
+    def kept(name: str, work: Callable[[], dict[str, float]]) -> Callable[[], None]:
+        return lambda: found.__setitem__(name, work())
+
+    family = best(kept("family", lambda: whole_family(data)), arguments.repeat)
+    grown = peak_mb() - before
+    seconds = {"index, MaRI and CRoMa with intervals": family}
+    if not arguments.large:
+        seconds |= compared(data, arguments, kept)
+    for name, taken in seconds.items():
+        print(f"{name:<42}{taken:8.2f} s   family / this {family / taken:6.2f}")
+    print(f"peak memory of the family beyond the arrays: {grown:.0f} MB")
+    for name, figures in found.items():
+        print(name, ", ".join(f"{key} {value:.9f}" for key, value in figures.items()))
+
+
+def compared(
+    data: tuple[pl.DataFrame, pl.DataFrame, _InMemory],
+    arguments: argparse.Namespace,
+    kept: Callable[[str, Callable[[], dict[str, float]]], Callable[[], None]],
+) -> dict[str, float]:
+    """Seconds of the index alone, of FAISS and of croma."""
+    import faiss
+    from croma import RI, CRoMa, MaRI
+
+    slides, tiles, embeddings = data
     vectors = embeddings.stack(embeddings.slide_ids)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: dict[str, float] = {}
-
-    import faiss
-    from croma import RI
-
     index = faiss.IndexFlatIP(arguments.d)
     index.add(unit)
-    warm = unit[:64] @ unit.T
     index.search(unit[:64], 31)
-    del warm
-    before = peak_mb()
-
-    def ours() -> None:
-        counts = count_neighbours(slides, tiles, embeddings, PARAMETERS)
-        chosen = choose_k(PARAMETERS, encoder=counts)
-        table = robustness_index(counts, chosen, PARAMETERS, "encoder")
-        row = table.filter(
-            pl.col("metric") == "ri",
-            pl.col("setting").str.json_path_match("$.role") == "cohort_k",
-        )
-        found["ours"], found["k"] = row["value"][0], chosen["k"]
-
-    seconds = {"robustness index with interval and nulls": best(ours, arguments.repeat)}
-    grown = peak_mb() - before
-    seconds["one exact FAISS search, k = 31"] = best(
-        lambda: index.search(unit, 31), arguments.repeat
-    )
     manifest = (
         tiles.join(slides, on="slide_id")
         .rename({"tile_id": "sample_id", "patient_id": "group_id"})
         .with_columns(pl.lit("none").alias("image_path"))
         .to_pandas()
     )
+    grid = PARAMETERS["k_grid"]
+    where = {"confounder_column": "center"}
 
-    def theirs() -> None:
-        result = RI.compute(
-            vectors, manifest, confounder_column="center", k_candidates=PARAMETERS["k_grid"]
-        )
-        found["croma"] = result.value
+    def theirs(metric: Any, **options: Any) -> dict[str, float]:
+        return {"value": metric.compute(vectors, manifest, **where, **options).value}
 
-    seconds["croma RI.compute (no interval)"] = best(theirs, 1)
-    own = seconds["robustness index with interval and nulls"]
-    print(f"{arguments.n} tiles, {arguments.d} dimensions, {arguments.patients} patients")
-    for name, taken in seconds.items():
-        print(f"{name:<42}{taken:8.2f} s   ours / this {own / taken:6.2f}")
-    print(f"peak memory beyond the arrays: {grown:.0f} MB")
-    print(f"index at k = {found['k']}: ours {found['ours']:.9f}, croma {found['croma']:.9f}")
+    return {
+        "index alone with interval": best(
+            kept("index", lambda: index_alone(data)), arguments.repeat
+        ),
+        "one exact FAISS search, k = 31": best(lambda: index.search(unit, 31), arguments.repeat),
+        "croma RI.compute (no interval)": best(
+            kept("croma RI", lambda: theirs(RI, k_candidates=grid)), 1
+        ),
+        "croma MaRI.compute (no interval)": best(
+            kept("croma MaRI", lambda: theirs(MaRI, k_candidates=grid)), 1
+        ),
+        "croma CRoMa.compute (no interval)": best(
+            kept("croma CRoMa", lambda: theirs(CRoMa, m=5)), 1
+        ),
+    }
 
 
 if __name__ == "__main__":

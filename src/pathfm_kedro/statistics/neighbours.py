@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,25 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
+class TypedNeighbours:
+    """The nearest rows of each query of any type, and of the two types that tell biology from center.
+
+    Attributes
+    ----------
+    nearest
+        The k nearest of any type.
+    same_label
+        The m nearest with the query's label and another center (SO).
+    same_center
+        The m nearest with the query's center and another label (OS).
+    """
+
+    nearest: Neighbours
+    same_label: Neighbours
+    same_center: Neighbours
+
+
+@dataclass(frozen=True)
 class _Search:
     """What every block of queries needs; columns are the rows searched, sorted by group."""
 
@@ -79,6 +99,7 @@ class _Workspace:
     """Buffers of one thread: fresh memory for every block costs more than the arithmetic."""
 
     scores: Floats32
+    part: Floats32
     chosen: NDArray[np.bool_]
     left: Floats64
     right: Floats64
@@ -88,7 +109,8 @@ class _Workspace:
         n, d = len(search.columns), search.vectors.shape[1]
         return cls(
             np.empty((block, n), np.float32),
-            np.empty((block, n), np.bool_),
+            np.empty(block * n, np.float32),
+            np.empty(block * n, np.bool_),
             np.empty((_PAIRS, d)),
             np.empty((_PAIRS, d)),
         )
@@ -146,16 +168,16 @@ def nearest_neighbours(
     [[3, 2], [3, 2], [3, 1], [2, 1]]
     """
     search, asking = _started(vectors, groups, k, metric, queries)
-    similarity = np.full((len(asking), k), -np.inf)
+    out = _nothing_found(len(asking), k)
 
-    def keep(space: _Workspace, rows: Ints, place: Ints, found: Ints) -> None:
-        there = found >= 0
-        left = np.repeat(rows, there.sum(axis=1))
-        scores = np.full(found.shape, -np.inf)
-        scores[there] = _exact(search, space, left, found[there])
-        similarity[place] = scores
+    def keep(space: _Workspace, place: Ints) -> None:
+        rows = asking[place]
+        found = _search_block(search, space, rows)
+        out.indices[place] = found
+        out.similarity[place] = _similarities(search, space, rows, found)
 
-    return Neighbours(_all_blocks(search, asking, block_rows, keep), similarity)
+    _each_block(search, asking, block_rows, keep)
+    return out
 
 
 def nearest_indices(
@@ -177,7 +199,110 @@ def nearest_indices(
     [[1], [0], [3], [2]]
     """
     search, asking = _started(vectors, groups, k, metric, queries)
-    return _all_blocks(search, asking, block_rows, lambda *_: None)
+    indices = np.full((len(asking), k), -1, dtype=np.int64)
+
+    def keep(space: _Workspace, place: Ints) -> None:
+        indices[place] = _search_block(search, space, asking[place])
+
+    _each_block(search, asking, block_rows, keep)
+    return indices
+
+
+def nearest_by_type(
+    vectors: NDArray[np.floating],
+    groups: NDArray[np.generic],
+    labels: Ints,
+    centers: Ints,
+    k: int,
+    m: int,
+    metric: Metric = "cosine",
+    block_rows: int | None = None,
+) -> TypedNeighbours:
+    """Exact nearest rows of every row: k of any type, m with its label from elsewhere, m of its center.
+
+    One pass of matrix products serves the three searches, each as :func:`nearest_neighbours`: rows
+    of the query's group are never found, and ties go to the smaller index.
+
+    Parameters
+    ----------
+    vectors
+        [n, d] finite numbers; read as float32.
+    groups
+        [n] group of each row (its patient).
+    labels, centers
+        [n] codes.
+    k
+        Neighbours of any type, at least 1.
+    m
+        Neighbours of each of the two types, at least 1.
+    metric, block_rows
+        As in :func:`nearest_neighbours`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`nearest_neighbours`, and if labels or centers are not one per row.
+
+    Examples
+    --------
+    >>> rows = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]], dtype=np.float32)
+    >>> found = nearest_by_type(rows, np.arange(4), np.array([0, 0, 1, 0]), np.array([0, 1, 0, 0]),
+    ...                         k=1, m=1)
+    >>> found.nearest.indices.ravel().tolist()
+    [1, 2, 1, 2]
+    >>> found.same_label.indices.ravel().tolist(), found.same_center.indices.ravel().tolist()
+    ([1, 0, -1, 1], [2, -1, 0, 2])
+    """
+    for name, codes in (("labels", labels), ("centers", centers)):
+        if len(codes) != len(vectors):
+            raise ValueError(
+                f"{len(codes)} {name} for {len(vectors)} vectors: one per row is needed"
+            )
+    rows = _checked(vectors, groups, min(k, m), metric)
+    kinds = np.unique(np.stack([labels, centers]), axis=1, return_inverse=True)[1].astype(np.int64)
+    search = _prepare(rows, _in_order_of(kinds, groups), k, metric, kinds, max(k, m))
+    asking = np.arange(len(rows))
+    nearest, same_label, same_center = (_nothing_found(len(rows), size) for size in (k, m, m))
+    label, center = labels[search.columns], centers[search.columns]
+
+    def keep(space: _Workspace, place: Ints) -> None:
+        scores, error = _masked_scores(search, space, place)
+        first = place[0]
+        of_label, of_center = label == labels[first], center == centers[first]
+        for out, kept in (
+            (nearest, None),
+            (same_label, of_label & ~of_center),
+            (same_center, of_center & ~of_label),
+        ):
+            found = _best(search, space, place, scores, error, out.indices.shape[1], kept)
+            out.indices[place] = found
+            out.similarity[place] = _similarities(search, space, place, found)
+
+    _each_block(search, asking, block_rows, keep, kinds)
+    return TypedNeighbours(nearest, same_label, same_center)
+
+
+def _in_order_of(kinds: Ints, groups: NDArray[np.generic]) -> Ints:
+    """Codes of groups, ordered by the kind of their first row.
+
+    Queries of a block share a kind, so that their groups stand next to each other.
+    """
+    _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(kinds[first], kind="stable")] = np.arange(len(first))
+    return rank[codes]
+
+
+def _nothing_found(n: int, k: int) -> Neighbours:
+    return Neighbours(np.full((n, k), -1, dtype=np.int64), np.full((n, k), -np.inf))
+
+
+def _similarities(search: _Search, space: _Workspace, rows: Ints, found: Ints) -> Floats64:
+    """[b, k] float64 similarities of the neighbours found; −inf where there is none."""
+    there = found >= 0
+    scores = np.full(found.shape, -np.inf)
+    scores[there] = _exact(search, space, np.repeat(rows, there.sum(axis=1)), found[there])
+    return scores
 
 
 def _started(
@@ -192,30 +317,35 @@ def _started(
     return _prepare(vectors, groups, k, metric), asking
 
 
-def _all_blocks(
+def _each_block(
     search: _Search,
     asking: Ints,
     block_rows: int | None,
-    keep: Callable[[_Workspace, Ints, Ints, Ints], None],
-) -> Ints:
-    """[q, k] neighbours; `keep` is given each block's rows, places among the queries and result.
+    work: Callable[[_Workspace, Ints], None],
+    kinds: Ints | None = None,
+) -> None:
+    """Give `work` the places of each block's queries among `asking`.
 
-    Queries are taken by group, so that those of a block share a narrow band of own columns.
+    Queries are taken by group, so that those of a block share a narrow band of own columns; with
+    `kinds` those of a block are of one kind.
     """
     block = block_rows or int(np.clip(BLOCK_BYTES // (4 * max(len(search.columns), 1)), 16, 1024))
-    rank = np.argsort(search.codes[asking], kind="stable")
-    indices = np.full((len(asking), search.k), -1, dtype=np.int64)
+    codes = search.codes[asking]
+    kind = np.zeros_like(codes) if kinds is None else kinds[asking]
+    order = np.lexsort((codes, kind))
+    edges = [0, *(np.flatnonzero(np.diff(kind[order])) + 1), len(order)]
+    parts = [
+        order[start : min(start + block, end)]
+        for begin, end in itertools.pairwise(edges)
+        for start in range(begin, end, block)
+    ]
 
-    def fill(share: range) -> None:
-        space = _Workspace.of(search, block)
-        for start in share:
-            place = rank[start : start + block]
-            found = _search_block(search, space, asking[place])
-            indices[place] = found
-            keep(space, asking[place], place, found)
+    def share(mine: Sequence[Ints]) -> None:
+        space = _Workspace.of(search, min(block, max(map(len, mine), default=0)))
+        for place in mine:
+            work(space, place)
 
-    _share_out(fill, range(0, len(asking), block))
-    return indices
+    _share_out(share, parts)
 
 
 def _checked(
@@ -245,15 +375,23 @@ def _refuse(good: NDArray[np.generic] | np.generic, what: str) -> None:
 
 
 def _prepare(
-    vectors: Floats32, groups: NDArray[np.generic] | None, k: int, metric: Metric
+    vectors: Floats32,
+    groups: NDArray[np.generic] | None,
+    k: int,
+    metric: Metric,
+    kinds: Ints | None = None,
+    most: int = 0,
 ) -> _Search:
-    """Columns sorted by group, so that a query's own group is one contiguous band."""
+    """Columns sorted by group, so that a query's own group is one contiguous band.
+
+    With `kinds`, columns are kept that are among the `most` nearest of their kind.
+    """
     codes = (
         np.arange(len(vectors))
         if groups is None
         else np.unique(groups, return_inverse=True)[1].astype(np.int64)
     )
-    columns = np.flatnonzero(_reachable(vectors, codes, k))
+    columns = np.flatnonzero(_reachable(vectors, codes, max(k, most), kinds))
     columns = columns[np.argsort(codes[columns], kind="stable")]
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     # The mean adds the same amount to every score of a query; without it scores are smaller, and so
@@ -274,14 +412,18 @@ def _prepare(
     )
 
 
-def _reachable(vectors: Floats32, codes: Ints, k: int) -> NDArray[np.bool_]:
+def _reachable(
+    vectors: Floats32, codes: Ints, k: int, kinds: Ints | None = None
+) -> NDArray[np.bool_]:
     """[n] whether a row can be among the k nearest of any query.
 
     Equal rows are tied for every query and the smaller index wins. A row is hence out of reach if
     k equal rows stand before it in its own group (who may be given it may be given them), or if
-    k stand before it whichever group is left out.
+    k stand before it whichever group is left out. Rows of different `kinds` do not compete.
     """
     kind = _equal_rows(vectors)
+    if kinds is not None:
+        kind = kind * (int(kinds.max(initial=0)) + 1) + kinds
     order = np.argsort(kind, kind="stable")
     before = _count_before(kind[order])
     if before.max(initial=0) < k:
@@ -331,30 +473,54 @@ def _count_before(keys: Ints) -> Ints:
     return places - np.repeat(starts, np.diff([*starts, len(keys)]))
 
 
-def _share_out(work: Callable[[range], None], starts: range) -> None:
+def _share_out(work: Callable[[Sequence[Ints]], None], blocks: Sequence[Ints]) -> None:
     """Blocks dealt to a few threads: one is in the matrix product while another re-scores."""
-    workers = min(_MAX_WORKERS, os.cpu_count() or 1, max(len(starts), 1))
+    workers = min(_MAX_WORKERS, os.cpu_count() or 1, max(len(blocks), 1))
     if workers == 1:
-        work(starts)
+        work(blocks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, [starts[i::workers] for i in range(workers)]))
+        list(pool.map(work, [blocks[i::workers] for i in range(workers)]))
 
 
 def _search_block(search: _Search, space: _Workspace, rows: Ints) -> Ints:
     """[b, k] neighbours of a block of queries, which are sorted by group."""
+    scores, error = _masked_scores(search, space, rows)
+    return _best(search, space, rows, scores, error, search.k)
+
+
+def _masked_scores(search: _Search, space: _Workspace, rows: Ints) -> tuple[Floats32, Floats64]:
+    """Scores of a block of queries, sorted by group, and their error bound; −inf for own groups."""
     scores, error = _scores(search, rows, space)
     _mask_own_group(scores, search.column_codes, search.codes[rows])
-    floor = np.maximum(_kth_best_bound(scores, search.k) - 2 * error, np.finfo(np.float32).min)
-    chosen = space.chosen[: len(rows)]
+    return scores, error
+
+
+def _best(
+    search: _Search,
+    space: _Workspace,
+    rows: Ints,
+    scores: Floats32,
+    error: Floats64,
+    k: int,
+    kept: NDArray[np.bool_] | None = None,
+) -> Ints:
+    """[b, k] best columns of each query, of all or of the kept ones."""
+    columns = search.columns
+    if kept is not None:
+        columns = columns[kept]
+        part = space.part[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        scores = np.take(scores, np.flatnonzero(kept), axis=1, out=part, mode="clip")
+    floor = np.maximum(_kth_best_bound(scores, k) - 2 * error, np.finfo(np.float32).min)
+    chosen = space.chosen[: scores.size].reshape(scores.shape)
     np.greater_equal(scores, floor.astype(np.float32)[:, None], out=chosen)
     flat = np.flatnonzero(chosen)
-    asking, column = np.divmod(flat, scores.shape[1])
-    pairs = _Pairs(asking, search.columns[column])
-    ranked, rank = _ranked(search, space, rows, pairs, scores.ravel()[flat], 2 * error)
-    indices = np.full((len(rows), search.k), -1, dtype=np.int64)
-    kept = rank < search.k
-    indices[asking[kept], rank[kept]] = ranked[kept]
+    asking, column = np.divmod(flat, max(scores.shape[1], 1))
+    pairs = _Pairs(asking, columns[column])
+    ranked, rank = _ranked(search, space, rows, pairs, scores.ravel()[flat], 2 * error, k)
+    indices = np.full((len(rows), k), -1, dtype=np.int64)
+    within = rank < k
+    indices[asking[within], rank[within]] = ranked[within]
     return indices
 
 
@@ -426,6 +592,7 @@ def _ranked(
     pairs: _Pairs,
     scores: Floats32,
     margin: Floats64,
+    k: int,
 ) -> tuple[Ints, Ints]:
     """Rows found by (−similarity, index) within each query, and their rank from 0.
 
@@ -440,7 +607,7 @@ def _ranked(
     close[1:-1] = (rank[1:] > 0) & (gap <= margin[pairs.asking[1:]])
     run = np.cumsum(~close[:-1], dtype=np.int64)
     first = rank - _count_before(run)
-    doubtful = np.flatnonzero((close[:-1] | close[1:]) & (first < search.k))
+    doubtful = np.flatnonzero((close[:-1] | close[1:]) & (first < k))
     left, right = rows[pairs.asking[doubtful]], found[doubtful]
     exact = _exact(search, space, left, right)
     found[doubtful] = right[np.lexsort((right, -exact, run[doubtful]))]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from pathfm_kedro.pipelines.robustness import neighbour_counts
 from pathfm_kedro.pipelines.robustness import robustness_index as module
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     choose_k,
@@ -288,13 +289,15 @@ def test_dealt_votes_equal_plain_loops():
                 own = tags[units[query], draw]
                 right[own].append(vote == own)
             by_loops[i, draw] = np.mean([np.mean(hits) for hits in right.values()])
-    np.testing.assert_allclose(module._dealt_accuracies(units, found, grid, tags), by_loops)
+    np.testing.assert_allclose(
+        neighbour_counts._dealt_accuracies(units, found, grid, tags), by_loops
+    )
 
 
 def test_chunks_of_queries_change_nothing(monkeypatch):
     data = cohort(0, 3, 2, effects=(0.5, 0.5))
     whole = measured(*data)
-    monkeypatch.setattr(module, "_VOTE_SCORES", 1)
+    monkeypatch.setattr(neighbour_counts, "_VOTE_SCORES", 1)
     assert measured(*data).equals(whole)
 
 

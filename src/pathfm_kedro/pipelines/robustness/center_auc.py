@@ -14,7 +14,8 @@ alone.
 
 :func:`center_wins` leaves won and all pairs for each pair of patients; :func:`center_auc` works on
 these. The interval resamples patients, about the figure, widened by the root of
-``CROSS_VALIDATION_EFFECT``. Null: the same probes for centers permuted over patients within labels.
+``CROSS_VALIDATION_EFFECT``. Null: the same probes for centers permuted over patients within labels. In
+small cohorts it lies below ½: the centers of the tested patients are rarer among those that teach.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ EXPERIMENT = "center_auc"
 FEATURES = ("embedding", "embedding_without_colour", "colour")
 
 #: One row per features, center, patient of that center and patient of another one: pairs of tiles, and
-#: how many of them the first won. Rows without patient: in `permuted` the AUC under each
-#: permutation, or in `reason` why there is no probe.
+#: how many of them the first won. Rows without patient: in `permuted` the AUC of the center under each
+#: permutation (without center: their mean), or in `reason` why there is no probe.
 WINS_SCHEMA: dict[str, pl.DataType] = {
     "features": pl.String(),
     "center": pl.String(),
@@ -256,12 +257,23 @@ def _feature_wins(
         for mine, others, won, pairs in _pair_wins(held, found, int(center))
     ]
     # The first target is the true one.
-    permuted = [
-        float(np.nanmean([_rank_auc(found, targets[:, i], int(c), i * size) for c in centers]))
-        for i in range(1, targets.shape[1])
+    permuted = np.array(
+        [
+            [_rank_auc(found, targets[:, i], int(c), i * size) for c in centers]
+            for i in range(1, targets.shape[1])
+        ]
+    ).reshape(-1, len(centers))
+    worlds = [(None, np.nanmean(permuted, axis=1)), *zip(centers, permuted.T, strict=True)]
+    last = [
+        {
+            "features": features,
+            "center": None if center is None else names[int(center)],
+            "permuted": aucs[np.isfinite(aucs)].tolist(),
+        }
+        for center, aucs in worlds
     ]
-    last = pl.DataFrame([{"features": features, "permuted": permuted}], schema=WINS_SCHEMA)
-    return pl.concat([_in_schema(frame) for frame in [*frames, last]])
+    nulls = pl.DataFrame(last, schema=WINS_SCHEMA)
+    return pl.concat([_in_schema(frame) for frame in [*frames, nulls]])
 
 
 def _in_schema(rows: pl.DataFrame) -> pl.DataFrame:
@@ -344,9 +356,6 @@ def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) 
     weights = bootstrap_weights(len(names), parameters["bootstrap_draws"], parameters["seed"])
     for features in FEATURES:
         own = rows.filter(pl.col("features") == features)
-        permuted = wins.filter(pl.col("features") == features, pl.col("permuted").is_not_null())[
-            "permuted"
-        ][0].to_numpy()
         by_center = [
             (center, _resampled_auc(own.filter(pl.col("center") == center), names, weights))
             for center in own["center"].unique().sort()
@@ -360,7 +369,7 @@ def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) 
                 metric="center_auc",
                 setting={"features": features},
                 estimate=_estimate(every, n, len(names)),
-                null=Null(*percentile_interval(permuted)) if len(permuted) else Null(0.5, 0.5),
+                null=_permuted(wins, features),
                 **(judged if features == FEATURES[0] else {}),
             )
         )
@@ -371,7 +380,7 @@ def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) 
                 stratum=center,
                 setting={"features": features},
                 estimate=_estimate(auc, n, len(names)),
-                null=Null(0.5, 0.5),
+                null=_permuted(wins, features, center),
             )
             for center, auc in by_center
             if len(by_center) > 2 and features != "colour"
@@ -382,6 +391,13 @@ def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) 
         measurement(**name, metric="center_auc_drop", estimate=estimate, null=Null(0.0, 0.0))
     )
     return measurement_table(told)
+
+
+def _permuted(wins: pl.DataFrame, features: str, center: str | None = None) -> Null:
+    """95% of the permutations of a center's AUC, or of their mean; ½ where there are none."""
+    own = (pl.col("features") == features) & pl.col("center").eq_missing(pl.lit(center))
+    drawn = wins.filter(own, pl.col("permuted").is_not_null())["permuted"][0].to_numpy()
+    return Null(*percentile_interval(drawn)) if len(drawn) else Null(0.5, 0.5)
 
 
 def _resampled_auc(rows: pl.DataFrame, names: pl.Series, weights: Floats) -> Floats:

@@ -40,8 +40,9 @@ EXPERIMENT = "clustering_score"
 #: Fewer tiles than this many per cluster make no cluster.
 _TILES_PER_CLUSTER = 3
 
-#: Starts of k-means while the number of clusters is chosen; the chosen one gets `restarts`.
-_STARTS = 2
+#: Starts of k-means while the number of clusters is chosen: the silhouette of one tells as much, and
+#: the chosen number gets `restarts`.
+_STARTS = 1
 
 #: One row per unit and cluster; a row without unit says why nothing was clustered.
 CLUSTERS_SCHEMA: dict[str, pl.DataType] = {

@@ -33,6 +33,8 @@ from pathfm_kedro.pipelines.robustness.calibration import (
     calibrate_robustness_index,
     calibrate_rotation,
 )
+from pathfm_kedro.pipelines.robustness.center_auc import center_auc, center_wins
+from pathfm_kedro.pipelines.robustness.clustering import cluster_tiles, clustering_score
 from pathfm_kedro.pipelines.robustness.crop_coherence import (
     crop_agreements,
     crop_coherence_measurements,
@@ -49,11 +51,16 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     field_votes,
 )
 from pathfm_kedro.pipelines.robustness.field_views import plan_field_views
-from pathfm_kedro.pipelines.robustness.robustness_index import (
-    choose_k,
-    count_neighbours,
-    robustness_index,
+from pathfm_kedro.pipelines.robustness.index_comparison import compare_encoders
+from pathfm_kedro.pipelines.robustness.margins import (
+    count_neighbours_and_margins,
+    robustness_margins,
 )
+from pathfm_kedro.pipelines.robustness.performance_drop import (
+    performance_drop,
+    train_biased_probes,
+)
+from pathfm_kedro.pipelines.robustness.robustness_index import choose_k, robustness_index
 from pathfm_kedro.pipelines.robustness.rotation import (
     rotation_measurements,
     rotation_overlaps,
@@ -127,6 +134,11 @@ def create_pipeline(
     cohort = _Cohort(encoders, controls, bases or {})
     experiments = (
         _robustness_index(cohort),
+        _on_vectors(cohort, "clustering_score", cluster_tiles, "clusters", clustering_score),
+        _on_vectors(
+            cohort, "performance_drop", train_biased_probes, "probe_hits", performance_drop
+        ),
+        _center_auc(cohort),
         _rotation(cohort),
         _appearance(cohort),
         _cue_conflict(cohort),
@@ -221,7 +233,9 @@ def _entry(encoder: str) -> list[str]:
 
 
 def _robustness_index(cohort: _Cohort) -> _Experiment:
+    """Index, margins and the comparison of encoders, from one search for neighbours."""
     experiment = "robustness_index"
+    told = ["params:robustness_index", "params:robustness_margins"]
     k = node(
         named_partial(choose_k, controls=tuple(cohort.controls)),
         {
@@ -234,28 +248,92 @@ def _robustness_index(cohort: _Cohort) -> _Experiment:
     )
     own = {
         name: [
-            _step(
-                count_neighbours,
-                ["slides", "tiles", f"embeddings.{name}", "params:robustness_index"],
-                f"neighbour_counts.{name}",
-                experiment,
-                name,
+            node(
+                count_neighbours_and_margins,
+                ["slides", "tiles", f"embeddings.{name}", *told],
+                [f"neighbour_counts.{name}", f"neighbour_margins.{name}"],
+                name=f"count_neighbours_{name}",
+                tags=[experiment, name],
             )
         ]
         for name in cohort.encoders
     }
-    across = [
+    across = [n for name in cohort.encoders for n in _indices(name, told)]
+    return _Experiment([k], own, [*across, _comparison(cohort, told)])
+
+
+def _indices(name: str, told: Sequence[str]) -> list[Node]:
+    """An index needs the cohort's k, and k needs every encoder's counts."""
+    experiment = "robustness_index"
+    return [
         _step(
             robustness_index,
-            [f"neighbour_counts.{name}", "robustness_k", "params:robustness_index"],
+            [f"neighbour_counts.{name}", "robustness_k", told[0]],
             f"measurements.robustness.robustness_index.{name}",
             experiment,
             name,
             encoder=name,
+        ),
+        _step(
+            robustness_margins,
+            [f"neighbour_margins.{name}", "robustness_k", *told],
+            f"measurements.robustness.robustness_margins.{name}",
+            experiment,
+            name,
+            encoder=name,
+        ),
+    ]
+
+
+def _comparison(cohort: _Cohort, told: Sequence[str]) -> Node:
+    return node(
+        named_partial(compare_encoders, encoders=tuple(cohort.encoders)),
+        {
+            "chosen_k": "robustness_k",
+            "parameters": told[0],
+            "margin_parameters": told[1],
+            **{f"counts_{name}": f"neighbour_counts.{name}" for name in cohort.encoders},
+            **{f"margins_{name}": f"neighbour_margins.{name}" for name in cohort.encoders},
+        },
+        {
+            name: f"measurements.robustness.robustness_index_comparison.{name}"
+            for name in cohort.encoders
+        },
+        name="compare_encoders",
+        tags="robustness_index",
+    )
+
+
+def _on_vectors(
+    cohort: _Cohort,
+    experiment: str,
+    reduce: Callable[..., Any],
+    sums: str,
+    measure: Callable[..., Any],
+    beside: Sequence[str] = (),
+) -> _Experiment:
+    """An experiment that needs an encoder's vectors of the tiles and nothing else of it."""
+    own = {
+        name: _measured(
+            experiment,
+            name,
+            reduce,
+            ["slides", "tiles", f"embeddings.{name}", *beside, f"params:{experiment}"],
+            sums,
+            measure,
         )
         for name in cohort.encoders
-    ]
-    return _Experiment([k], own, across)
+    }
+    return _Experiment(own=own)
+
+
+def _center_auc(cohort: _Cohort) -> _Experiment:
+    """Colour is what the control of that name knows, so that the cohort has to have it."""
+    if _COLOUR not in cohort.encoders:
+        return _Experiment()
+    return _on_vectors(
+        cohort, "center_auc", center_wins, "center_wins", center_auc, [f"embeddings.{_COLOUR}"]
+    )
 
 
 def _rotation(cohort: _Cohort) -> _Experiment:

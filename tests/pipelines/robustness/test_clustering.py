@@ -1,0 +1,171 @@
+"""The clustering score: against scikit-learn and plain loops, and on encoders of known answer."""
+
+import itertools
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from pathfm_kedro.pipelines.robustness.clustering import (
+    chosen_clusters,
+    cluster_tiles,
+    clustering_score,
+    resampled_ari,
+    silhouette_of,
+)
+
+PARAMETERS = {
+    "max_tiles": 400,
+    "min_patients_per_cell": 2,
+    "min_tiles_per_cell": 2,
+    "k_range": [2, 8],
+    "restarts": 5,
+    "bootstrap_draws": 300,
+    "n_permutations": 60,
+    "seed": 0,
+    "thresholds": {"clustering_score": {"threshold": 0.0, "direction": "above"}},
+}
+
+
+class InMemory:
+    def __init__(self, shards):
+        self.shards = shards
+        self.slide_ids = tuple(sorted(shards))
+
+    def stack(self, slide_ids, name="embedding"):
+        return np.concatenate([self.shards[slide] for slide in slide_ids])
+
+
+def cohort(seed, effects, patients=8, tiles=5, d=10):
+    """2 labels × 2 centers, one slide a patient."""
+    generator = np.random.default_rng(seed)
+    effect = np.random.default_rng(9).standard_normal((4, d))
+    rows, shards = [], {}
+    for label, center, _ in itertools.product(range(2), range(2), range(patients)):
+        name = f"s{len(rows):03d}"
+        rows.append((name, name, f"C{center}", "organ", f"L{label}"))
+        mean = effects[0] * effect[label] + effects[1] * effect[2 + center]
+        mean = mean + 0.4 * generator.standard_normal(d)
+        shards[name] = (mean + 0.5 * generator.standard_normal((tiles, d))).astype(np.float32)
+    columns = ["slide_id", "patient_id", "center", "organ", "label"]
+    names = [f"{name}-{i}" for name in shards for i in range(tiles)]
+    table = pl.DataFrame({"tile_id": names, "slide_id": np.repeat(list(shards), tiles)})
+    return pl.DataFrame(rows, schema=columns, orient="row"), table, InMemory(shards)
+
+
+def measured(seed, effects, **changes):
+    parameters = PARAMETERS | changes
+    table = clustering_score(
+        cluster_tiles(*cohort(seed, effects), parameters), parameters, "encoder"
+    )
+    return {row["metric"]: row for row in table.iter_rows(named=True)}
+
+
+def test_ari_equals_scikit_learn():
+    generator = np.random.default_rng(0)
+    patients = np.arange(30)
+    tags = generator.integers(0, 3, 30)
+    counts = generator.integers(0, 5, (30, 4)).astype(float)
+    tag_of_tile = np.repeat(np.repeat(tags, 4), counts.astype(int).ravel())
+    cluster_of_tile = np.repeat(np.tile(np.arange(4), 30), counts.astype(int).ravel())
+    expected = adjusted_rand_score(tag_of_tile, cluster_of_tile)
+    ones = np.ones((1, 30))
+    assert resampled_ari(counts, tags, patients, ones)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_resampled_ari_equals_plain_loops_over_pairs():
+    generator = np.random.default_rng(1)
+    tags, patients = np.array([0, 1, 0, 1, 1]), np.array([0, 0, 1, 2, 3])
+    counts = generator.integers(0, 4, (5, 3)).astype(float)
+    weights = generator.multinomial(4, np.full(4, 0.25), 6).astype(float)
+    tile_unit = np.repeat(np.repeat(np.arange(5), 3), counts.astype(int).ravel())
+    cluster = np.repeat(np.tile(np.arange(3), 5), counts.astype(int).ravel())
+    for weight, value in zip(weights, resampled_ari(counts, tags, patients, weights), strict=True):
+        both = of_tag = of_cluster = every = 0.0
+        for i, j in itertools.combinations(range(len(tile_unit)), 2):
+            p, q = patients[tile_unit[i]], patients[tile_unit[j]]
+            pair = weight[p] if p == q else weight[p] * weight[q]
+            same_tag = tags[tile_unit[i]] == tags[tile_unit[j]]
+            every += pair
+            of_tag += pair * same_tag
+            of_cluster += pair * (cluster[i] == cluster[j])
+            both += pair * (same_tag and cluster[i] == cluster[j])
+        expected = of_tag * of_cluster / every
+        assert value == pytest.approx((both - expected) / ((of_tag + of_cluster) / 2 - expected))
+
+
+def test_silhouette_equals_scikit_learn():
+    points = np.random.default_rng(2).standard_normal((40, 3))
+    distances = np.linalg.norm(points[:, None] - points, axis=2)
+    clusters = np.unique(np.random.default_rng(3).integers(0, 5, 40), return_inverse=True)[1]
+    clusters[0] = clusters.max() + 1  # one tile alone
+    clusters = np.unique(clusters, return_inverse=True)[1]
+    expected = silhouette_score(distances, clusters, metric="precomputed")
+    assert silhouette_of(distances, clusters) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_finds_the_number_of_clusters(k):
+    generator = np.random.default_rng(k)
+    centres = np.linalg.qr(generator.standard_normal((8, 8)))[0][:k]
+    truth = np.arange(90) % k
+    vectors = (centres[truth] + 0.08 * generator.standard_normal((90, 8))).astype(np.float32)
+    # Lengths must not matter: clusters are of directions.
+    vectors *= generator.uniform(0.2, 5, (90, 1)).astype(np.float32)
+    clusters, silhouette = chosen_clusters(vectors, PARAMETERS)
+    assert adjusted_rand_score(truth, clusters) == 1
+    assert silhouette > 0.6
+
+
+def test_known_encoders_are_judged():
+    of_label, of_center = measured(0, (2.0, 0.0)), measured(0, (0.0, 2.0))
+    assert of_label["clustering_score"]["verdict"] == "pass"
+    assert of_label["clustering_score"]["value"] > 0.8
+    assert of_center["clustering_score"]["verdict"] == "fail"
+    assert of_center["ari_center"]["value"] > 0.8
+    assert of_label["n_clusters"]["value"] == 2
+
+
+def test_random_embeddings_sit_on_the_null():
+    rows = [measured(seed, (0.0, 0.0))["clustering_score"] for seed in range(8)]
+    assert sum(row["null_low"] <= row["value"] <= row["null_high"] for row in rows) >= 6
+    assert [row["verdict"] for row in rows].count("inconclusive") >= 7
+
+
+def test_interval_covers_what_other_patients_of_these_clusters_would_give():
+    """Given the clusters: units drawn from a known distribution over clusters."""
+    generator = np.random.default_rng(5)
+    tags, patients = np.arange(24) % 2, np.arange(24)
+    shares = np.array([[0.7, 0.3], [0.4, 0.6]])
+    weights = generator.multinomial(24, np.full(24, 1 / 24), 300).astype(float)
+    values, hits = [], []
+    for _ in range(200):
+        own = np.clip(shares[tags, 0] + 0.15 * generator.standard_normal(24), 0, 1)
+        first = generator.binomial(10, own)
+        counts = np.stack([first, 10 - first], axis=1).astype(float)
+        values.append(resampled_ari(counts, tags, patients, np.ones((1, 24)))[0])
+        hits.append(np.percentile(resampled_ari(counts, tags, patients, weights), [2.5, 97.5]))
+    truth, hits = np.mean(values), np.array(hits)
+    assert ((hits[:, 0] <= truth) & (truth <= hits[:, 1])).mean() > 0.88
+
+
+def test_the_same_seed_gives_the_same_clusters():
+    data = cohort(1, (0.5, 0.5))
+    assert cluster_tiles(*data, PARAMETERS).equals(cluster_tiles(*data, PARAMETERS))
+    drawn = cluster_tiles(*data, PARAMETERS | {"max_tiles": 40})
+    assert drawn["n"].sum() == 40
+
+
+def test_a_cohort_that_cannot_be_clustered_says_why():
+    slides, tiles, embeddings = cohort(0, (1.0, 0.0))
+    one = slides.with_columns(center=pl.lit("C0"))
+    table = clustering_score(
+        cluster_tiles(one, tiles, embeddings, PARAMETERS), PARAMETERS, "encoder"
+    )
+    assert table["verdict"].unique().to_list() == ["not_applicable"]
+    assert table["reason"].str.contains("second center").all()
+    few = PARAMETERS | {"k_range": [200, 300]}
+    table = clustering_score(cluster_tiles(slides, tiles, embeddings, few), few, "encoder")
+    assert "take fewer clusters" in table["reason"][0]
+    assert table.filter(metric="clustering_score")["threshold"][0] == 0.0
