@@ -1,5 +1,6 @@
 """Where work runs: one job per slide, on threads of this machine or on a Dask cluster."""
 
+from pathfm_kedro.engine.cancelling import cancellable
 from pathfm_kedro.engine.files import FileJob, FilePlan
 from pathfm_kedro.engine.jobs import (
     Outcome,
@@ -9,15 +10,18 @@ from pathfm_kedro.engine.jobs import (
     run_each,
 )
 from pathfm_kedro.engine.settings import DaskSettings, EngineSettings
+from pathfm_kedro.engine.slides_log import Note
 
 __all__ = [
     "DaskSettings",
     "EngineSettings",
     "FileJob",
     "FilePlan",
+    "Note",
     "Outcome",
     "ShardJob",
     "ShardPlan",
+    "cancellable",
     "map_in_order",
     "run_each",
 ]

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pathfm_kedro.engine.failures import CannotWriteError
 from pathfm_kedro.engine.jobs import Outcome, attempt
 from pathfm_kedro.engine.settings import EngineSettings
 
@@ -26,12 +28,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 #: Read by the numeric libraries when they are loaded.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 #: Packages that turn pixels into vectors: another version may give other bytes.
 _DECISIVE_PACKAGES = (
     "pathfm-kedro",
     "numpy",
     "torch",
+    "onnxruntime",
     "timm",
     "openslide-python",
     "openslide-bin",
@@ -90,8 +93,8 @@ def run_on_dask(
     yield from (Outcome(item, reason=reason) for item in left)
 
 
-def work(payload: bytes, environment: Mapping[str, str]) -> tuple[Any, str | None]:
-    """Do one job on a worker: its small result, or the reason why there is none.
+def work(payload: bytes, environment: Mapping[str, str]) -> Outcome:
+    """Do one job on a worker: its small result, or the reason why there is none, without the item.
 
     Parameters
     ----------
@@ -105,14 +108,14 @@ def work(payload: bytes, environment: Mapping[str, str]) -> tuple[Any, str | Non
     here = installed_versions()
     other = [f"{name} {here[name]} for {v}" for name, v in environment.items() if here[name] != v]
     if other:
-        return None, (
+        reason = (
             f"EnvironmentError: the worker has {', '.join(other)}: install the same environment on all "
             "machines, so that all slides give the same vectors"
         )
+        return Outcome(None, reason=reason)
     _use_one_thread()
     function, item = cloudpickle.loads(payload)
-    outcome = attempt(function, item)
-    return outcome.result, outcome.reason
+    return replace(attempt(function, item), item=None)
 
 
 @cache
@@ -217,11 +220,13 @@ def _was_killed(future: Future[Any]) -> bool:
 
 def _outcome(future: Future[Any], item: object) -> Outcome:
     if future.status == "finished":
-        result, reason = future.result()
-        return Outcome(item, result, reason)
+        outcome: Outcome = future.result()
+        return replace(outcome, item=item)
     if future.status != "error":
         raise _gone()
     error = future.exception()
+    if isinstance(error, CannotWriteError):
+        raise error
     return Outcome(item, reason=f"{type(error).__name__}: {error}")
 
 
@@ -277,7 +282,7 @@ def _started(engine: EngineSettings) -> Iterator[Cluster]:
         "distributed.scheduler.allowed-failures": 0,
         # Dask also sets MALLOC_TRIM_THRESHOLD_, with which glibc gives back and maps anew the memory of
         # every layer: embedding took half as long again.
-        "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
+        "distributed.nanny.pre-spawn-environ": ONE_THREAD,
     }
     with dask.config.set(settings):
         if engine.dask.cluster:
@@ -334,7 +339,7 @@ def _use_one_thread() -> None:
 
     Torch is first loaded by a job, so what it reads when loaded is set too.
     """
-    os.environ.update(_ONE_THREAD)
+    os.environ.update(ONE_THREAD)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

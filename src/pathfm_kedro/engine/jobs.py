@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.engine.cancelling import listen_to
+from pathfm_kedro.engine.failures import CannotWriteError
+from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.settings import EngineSettings
+from pathfm_kedro.engine.slides_log import Note, log_slide, prepare_log, slide_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +76,29 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item: a result or the reason why there is none."""
+    """What became of one item: a result or the reason why there is none.
+
+    Attributes
+    ----------
+    item
+        What the job was about.
+    result
+        What its function gave.
+    reason
+        Why there is no result.
+    seconds
+        How long the job took where it ran; outcomes that differ in nothing else are equal.
+    """
 
     item: Any
     result: Any = None
     reason: str | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+
+def no_tiles(_: object) -> Note:
+    """The note of a job that is about no tiles."""
+    return Note()
 
 
 def run_each(
@@ -82,11 +106,13 @@ def run_each(
     items: Sequence[Item],
     engine: EngineSettings,
     title: str,
-) -> Iterator[Outcome]:
+    note: Callable[[Any], Note] = no_tiles,
+) -> Generator[Outcome, None, None]:
     """Apply a function to every item, yielding outcomes as they come.
 
-    An item whose function raises gives an outcome with the reason; the others go on. A progress bar
-    is drawn where the output is a terminal.
+    An item whose function raises gives an outcome with the reason; the others go on. Every item leaves
+    a line in the log of slides. A progress bar is drawn where the output is a terminal. Ended early, by
+    an error or by Ctrl-C, jobs that wait are given up.
 
     Parameters
     ----------
@@ -97,7 +123,14 @@ def run_each(
     engine
         Threads or Dask, and how many workers.
     title
-        What the progress bar says.
+        What the progress bar and the log call the stage.
+    note
+        From a result to its number of tiles and whether it was computed.
+
+    Raises
+    ------
+    CannotWriteError
+        If a job's results cannot be stored at all, as on a full disk.
 
     Examples
     --------
@@ -105,10 +138,7 @@ def run_each(
     >>> [(o.result, o.reason) for o in outcomes]
     [(1.0, None), (None, 'ZeroDivisionError: division by zero')]
     """
-    with _progress(title, len(items)) as advance:
-        for outcome in _outcomes(function, items, engine):
-            advance()
-            yield outcome
+    yield from _told(function, items, engine, title, note, slide_of)
 
 
 def map_in_order(
@@ -116,12 +146,13 @@ def map_in_order(
     items: Sequence[Item],
     engine: EngineSettings,
     title: str,
+    note: Callable[[Any], Note] = no_tiles,
 ) -> list[Outcome]:
     """As :func:`run_each`, all at once, in the order of the items."""
     numbered = list(enumerate(items))
-    outcomes = run_each(_OfSecond(function), numbered, engine, title)
+    outcomes = _told(_OfSecond(function), numbered, engine, title, note, _slide_of_second)
     in_order = sorted(outcomes, key=lambda outcome: outcome.item[0])
-    return [Outcome(o.item[1], o.result, o.reason) for o in in_order]
+    return [Outcome(o.item[1], o.result, o.reason, o.seconds) for o in in_order]
 
 
 @dataclass(frozen=True)
@@ -134,9 +165,35 @@ class _OfSecond:
         return self.function(pair[1])
 
 
+def _slide_of_second(pair: tuple[int, Any]) -> str:
+    return slide_of(pair[1])
+
+
+def _told(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    engine: EngineSettings,
+    title: str,
+    note: Callable[[Any], Note],
+    name: Callable[[Any], str],
+) -> Iterator[Outcome]:
+    """Run the jobs, telling the bar and the log of each that ends."""
+    prepare_log()
+    with (
+        progress(title, len(items)) as advance,
+        # An error beside this generator ends the jobs too, without waiting for garbage collection.
+        closing(_outcomes(function, items, engine)) as outcomes,
+    ):
+        for outcome in outcomes:
+            told = note(outcome.result) if outcome.reason is None else Note(reason=outcome.reason)
+            log_slide(title, name(outcome.item), told, outcome.seconds)
+            advance(told)
+            yield outcome
+
+
 def _outcomes(
     function: Callable[[Item], Result], items: Sequence[Item], engine: EngineSettings
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     if engine.scheduler == "dask":
         from pathfm_kedro.engine.cluster import run_on_dask
 
@@ -150,14 +207,23 @@ def _outcomes(
 
 
 def attempt(function: Callable[[Item], Result], item: Item) -> Outcome:
-    """The function's result, or the reason why there is none."""
+    """The function's result, or the reason why there is none.
+
+    Raises
+    ------
+    CannotWriteError, MemoryError
+        What the next item would meet as well.
+    """
+    start = time.perf_counter()
     try:
-        return Outcome(item, function(item))
-    except MemoryError:
+        result = function(item)
+    except (CannotWriteError, MemoryError):
         raise
     except Exception as error:
         logger.debug("job failed", exc_info=True)
-        return Outcome(item, reason=f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        return Outcome(item, reason=reason, seconds=time.perf_counter() - start)
+    return Outcome(item, result, seconds=time.perf_counter() - start)
 
 
 def _on_threads(
@@ -165,7 +231,10 @@ def _on_threads(
 ) -> Iterator[Outcome]:
     waiting = iter(items)
     pending: set[Future[Outcome]] = set()
-    with ThreadPoolExecutor(workers, thread_name_prefix="slide") as pool:
+    stop = threading.Event()
+    with ThreadPoolExecutor(
+        workers, thread_name_prefix="slide", initializer=listen_to, initargs=(stop,)
+    ) as pool:
         try:
             for item in waiting:
                 pending.add(pool.submit(attempt, function, item))
@@ -176,6 +245,7 @@ def _on_threads(
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         finally:
+            stop.set()
             for future in pending:
                 future.cancel()
 
@@ -193,30 +263,3 @@ def _one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty() or total == 0:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

@@ -81,9 +81,12 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.dask, DaskSettings):
             object.__setattr__(self, "dask", DaskSettings(**self.dask))
-        if self.workers < 0:
-            raise ValueError(f"engine.workers is {self.workers}: give 0 (all cores) or more")
-        if not 0 <= self.max_failed_share <= 1:
+        if not isinstance(self.workers, int) or self.workers < 0:
+            raise ValueError(
+                f"engine.workers is {self.workers!r}: give a whole number, 0 (all cores) or more"
+            )
+        is_number = isinstance(self.max_failed_share, int | float)
+        if not is_number or not 0 <= self.max_failed_share <= 1:
             raise ValueError(
                 f"engine.max_failed_share is {self.max_failed_share}: give a share from 0 to 1"
             )

@@ -19,8 +19,25 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.pipelines.robustness.appearance import (
+    appearance_measurements,
+    appearance_shifts,
+)
+from pathfm_kedro.pipelines.robustness.cue_conflict import (
+    cue_conflict_counts,
+    cue_conflict_measurements,
+)
+from pathfm_kedro.pipelines.robustness.field_of_view import (
+    PARTS,
+    FieldParameters,
+    Layout,
+    field_of_view,
+    field_votes,
+)
 from pathfm_kedro.pipelines.robustness.robustness_index import count_neighbours, robustness_index
 from pathfm_kedro.pipelines.robustness.rotation import rotation_measurements, rotation_overlaps
+from pathfm_kedro.pipelines.robustness.texture import texture_measurements, texture_sums
+from pathfm_kedro.pipelines.robustness.views import VIEWS
 from pathfm_kedro.statistics.measurements import (
     Estimate,
     Null,
@@ -82,6 +99,43 @@ class DosedEmbeddings:
             scale = _Scale.of(clean if clean.ndim == 2 else clean[:, 0])
             parts.append(scale(source.stack(slide_ids, name)) * np.float32(share**0.5))
         return np.concatenate(parts, axis=-1)
+
+
+@dataclass(frozen=True)
+class BlindTiles:
+    """Fields of which the wide ones show the tissue and tiles show a dose of noise in its place.
+
+    Attributes
+    ----------
+    truth
+        Vectors of fields and of the tiles that cover them.
+    wide
+        Places of the wide fields among the vectors.
+    dose
+        Share of the noise, 0 … 1.
+    """
+
+    truth: Embeddings
+    wide: tuple[int, ...]
+    dose: float
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides with fields."""
+        return self.truth.slide_ids
+
+    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
+        """[n, …] float32; only the vectors of tiles change."""
+        stacked = self.truth.stack(slide_ids, name)
+        if name != PARTS:
+            return stacked
+        scaled = _Scale.of(stacked[:, 0])(stacked)
+        generator = np.random.default_rng(0)
+        noise = generator.standard_normal(scaled.shape, np.float32) / scaled.shape[-1] ** 0.5
+        blind = (1 - self.dose) ** 0.5 * scaled + self.dose**0.5 * noise
+        wide = [place for place in self.wide if place < scaled.shape[1]]
+        blind[:, wide] = scaled[:, wide]
+        return blind.astype(np.float32)
 
 
 def calibrate_robustness_index(
@@ -155,6 +209,144 @@ def calibrate_rotation(
     return _dose_response(measure, "rotation", "corner", calibration, encoder)
 
 
+def calibrate_appearance(
+    pool: pl.DataFrame,
+    references: pl.DataFrame,
+    truth: Embeddings,
+    nuisance: Embeddings,
+    parameters: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    *,
+    encoder: str,
+) -> pl.DataFrame:
+    """Stain and scanner, of encoders that know the tissue and a dose of the colour.
+
+    Parameters
+    ----------
+    pool
+        The tiles whose look is changed.
+    references
+        The look of each center.
+    truth, nuisance
+        Views of ``phantom_truth`` and of ``stain_statistics``.
+    parameters
+        ``appearance``.
+    calibration
+        ``doses``.
+    encoder
+        Under whose name the rows stand.
+    """
+
+    def measure(dose: float) -> pl.DataFrame:
+        dosed = DosedEmbeddings(truth, nuisance, VIEWS, dose)
+        shifts = appearance_shifts(dosed, pool, references, parameters)
+        return appearance_measurements(shifts, parameters, encoder)
+
+    return _dose_response(measure, "appearance", "colour", calibration, encoder)
+
+
+def calibrate_cue_conflict(
+    pool: pl.DataFrame,
+    references: pl.DataFrame,
+    truth: Embeddings,
+    nuisance: Embeddings,
+    appearance: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    *,
+    encoder: str,
+) -> pl.DataFrame:
+    """Tissue against stain, of encoders that know the tissue and a dose of the colour.
+
+    Parameters
+    ----------
+    pool, references, truth, nuisance, calibration, encoder
+        As of :func:`calibrate_appearance`.
+    appearance, parameters
+        ``appearance`` and ``cue_conflict``.
+    """
+
+    def measure(dose: float) -> pl.DataFrame:
+        dosed = DosedEmbeddings(truth, nuisance, VIEWS, dose)
+        counts = cue_conflict_counts(dosed, pool, references, appearance, parameters)
+        return cue_conflict_measurements(counts, parameters, encoder)
+
+    return _dose_response(measure, "cue_conflict", "colour", calibration, encoder)
+
+
+def calibrate_texture(
+    pool: pl.DataFrame,
+    truth: Embeddings,
+    nuisance: Embeddings,
+    parameters: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    *,
+    encoder: str,
+) -> pl.DataFrame:
+    """Shuffled patches, of encoders that know the tissue and a dose of one corner of the tile.
+
+    The experiment judges nothing by default: the figure shows that it answers to the dose.
+
+    Parameters
+    ----------
+    pool
+        The tiles that are shuffled.
+    truth, nuisance
+        Views of ``phantom_truth`` and of ``tile_corner``.
+    parameters
+        ``texture``.
+    calibration
+        ``doses``.
+    encoder
+        Under whose name the rows stand.
+    """
+    finest = max(parameters["grids"])
+
+    def measure(dose: float) -> pl.DataFrame:
+        dosed = DosedEmbeddings(truth, nuisance, VIEWS, dose)
+        rows = texture_measurements(texture_sums(dosed, pool, parameters), parameters, encoder)
+        return rows.filter(
+            pl.col("metric") == "kept_neighbours",
+            pl.col("setting").str.contains(f'"grid": {finest},'),
+            pl.col("setting").str.contains('"shuffled"'),
+        )
+
+    return _dose_response(measure, "texture", "corner", calibration, encoder)
+
+
+def calibrate_field_of_view(
+    pool: pl.DataFrame,
+    room: pl.DataFrame,
+    truth: Embeddings,
+    parameters: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    *,
+    encoder: str,
+) -> pl.DataFrame:
+    """Field of view, of encoders that see the tissue in a wide field and a dose of noise in a tile.
+
+    Parameters
+    ----------
+    pool, room
+        The places, and why others have no room.
+    truth
+        Fields of ``phantom_truth``.
+    parameters
+        ``field_of_view``.
+    calibration
+        ``doses``.
+    encoder
+        Under whose name the rows stand.
+    """
+    wide = Layout.of(FieldParameters.parse(parameters).fields).wholes[1:]
+
+    def measure(dose: float) -> pl.DataFrame:
+        blind = BlindTiles(truth, wide, dose)
+        return field_of_view(field_votes(blind, pool, parameters), room, parameters, encoder)
+
+    return _dose_response(measure, "field_of_view", "noise in the tile", calibration, encoder)
+
+
 def _dose_response(
     measure: Callable[[float], pl.DataFrame],
     experiment: str,
@@ -165,7 +357,9 @@ def _dose_response(
     """The experiment's checks at every dose, as rows without a threshold of their own."""
     rows: list[dict[str, Any]] = []
     for dose in sorted(calibration["doses"]):
-        judged = measure(float(dose)).filter(pl.col("threshold").is_not_null())
+        rows_at = measure(float(dose))
+        checks = rows_at.filter(pl.col("threshold").is_not_null())
+        judged = checks if checks.height else rows_at
         rows += _at_dose(judged, experiment, nuisance, float(dose), encoder)
     return measurement_table(rows)
 

@@ -30,8 +30,12 @@ from pathfm_kedro.pipelines.robustness.appearance_views import (
     tile_stains,
 )
 from pathfm_kedro.pipelines.robustness.calibration import (
+    calibrate_appearance,
+    calibrate_cue_conflict,
+    calibrate_field_of_view,
     calibrate_robustness_index,
     calibrate_rotation,
+    calibrate_texture,
 )
 from pathfm_kedro.pipelines.robustness.center_auc import center_auc, center_wins
 from pathfm_kedro.pipelines.robustness.clustering import cluster_tiles, clustering_score
@@ -660,36 +664,37 @@ def _calibration(cohort: _Cohort) -> _Experiment:
     """Only a cohort with drawn slides knows the truth that nuisance is mixed into."""
     if not {_TRUTH, _COLOUR, _CORNER} <= set(cohort.encoders):
         return _Experiment()
-    output = "measurements.robustness.calibration_{}." + _TRUTH
+
+    def dosed(
+        function: Callable[..., Any], experiment: str, inputs: Sequence[str], *told: str
+    ) -> Node:
+        return node(
+            named_partial(function, encoder=_TRUTH),
+            [*inputs, *(f"params:{name}" for name in (*told, experiment, "calibration"))],
+            f"measurements.robustness.calibration_{experiment}.{_TRUTH}",
+            name=function.__name__,
+            tags=["calibration", experiment],
+        )
+
+    looks = [
+        "tile_pool",
+        "stain_references",
+        f"appearance_views.{_TRUTH}",
+        f"appearance_views.{_COLOUR}",
+    ]
+    turned, shuffled = (
+        ["tile_pool", f"{views}.{_TRUTH}", f"{views}.{_CORNER}"]
+        for views in ("rotation_views", "texture_views")
+    )
+    vectors = ["slides", "tiles", f"embeddings.{_TRUTH}", f"embeddings.{_COLOUR}", "robustness_k"]
+    fields = ["field_pool", "field_room", f"field_views.{_TRUTH}"]
     return _Experiment(
         across=[
-            node(
-                named_partial(calibrate_robustness_index, encoder=_TRUTH),
-                [
-                    "slides",
-                    "tiles",
-                    f"embeddings.{_TRUTH}",
-                    f"embeddings.{_COLOUR}",
-                    "robustness_k",
-                    "params:robustness_index",
-                    "params:calibration",
-                ],
-                output.format("robustness_index"),
-                name="calibrate_robustness_index",
-                tags=["calibration", "robustness_index"],
-            ),
-            node(
-                named_partial(calibrate_rotation, encoder=_TRUTH),
-                [
-                    "tile_pool",
-                    f"rotation_views.{_TRUTH}",
-                    f"rotation_views.{_CORNER}",
-                    "params:rotation",
-                    "params:calibration",
-                ],
-                output.format("rotation"),
-                name="calibrate_rotation",
-                tags=["calibration", "rotation"],
-            ),
+            dosed(calibrate_robustness_index, "robustness_index", vectors),
+            dosed(calibrate_rotation, "rotation", turned),
+            dosed(calibrate_appearance, "appearance", looks),
+            dosed(calibrate_cue_conflict, "cue_conflict", looks, "appearance"),
+            dosed(calibrate_texture, "texture", shuffled),
+            dosed(calibrate_field_of_view, "field_of_view", fields),
         ]
     )
