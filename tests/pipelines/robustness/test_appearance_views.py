@@ -162,7 +162,17 @@ def test_jobs_measure_and_change_the_pool_s_tiles(tmp_path):
     references = center_references(stains, few)
     encoder = {"model": "control:stain_statistics", "role": "control"}
     views = plan_appearance_views(
-        slides, tiles, pool, files, references, encoder, {}, told, few, engine, name="stain_statistics"
+        slides,
+        tiles,
+        pool,
+        files,
+        references,
+        encoder,
+        {},
+        told,
+        few,
+        engine,
+        name="stain_statistics",
     )
     assert [job.slide_id for job in views.jobs] == sorted(slides["slide_id"])
     names = views.jobs[0].maker.names

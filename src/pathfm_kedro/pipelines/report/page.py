@@ -21,6 +21,7 @@ from pathfm_kedro.pipelines.report.plots import (
 from pathfm_kedro.pipelines.report.summary import (
     CONTROL_SIGNS,
     CONTROL_WORDS,
+    KEY_METRICS,
     METRICS,
     NO_WIDTH_NOTE,
     PHANTOM_NOTE,
@@ -374,17 +375,10 @@ def _usual_settings(
     """The setting of each experiment that its checks use: what a reader needs first."""
     return {
         "robustness_index": {"design": "all", "role": "cohort_k"},
+        "robustness_margins": {"design": "all", "role": "cohort_k", "m": 5},
         "rotation": {**rotation_setting(measurements), "view": "rotated"},
         "retrieval": retrieval_setting(measurements, provenance),
     }
-
-
-#: Figures shown at once beside the checks, at the experiment's usual setting.
-KEY_METRICS = {
-    "robustness_index": ("ri", "knn_accuracy_label", "knn_accuracy_center"),
-    "rotation": ("mknn_mean", "mknn_variance", "mknn_excess_drop"),
-    "retrieval": ("macro_f1",),
-}
 
 
 def _split(

@@ -26,6 +26,7 @@ from pathfm_kedro.pipelines.report.figure_parts import (
 from pathfm_kedro.pipelines.report.findings import select
 from pathfm_kedro.pipelines.report.plots_robustness import plot_calibration, plot_doses
 from pathfm_kedro.pipelines.report.summary import (
+    KEY_METRICS,
     METRICS,
     Row,
     experiment_order,
@@ -302,8 +303,14 @@ def plot_geometry(measurements: pl.DataFrame, styles: Mapping[str, Style]) -> go
 def plot_experiment(
     measurements: pl.DataFrame, experiment: str, styles: Mapping[str, Style]
 ) -> go.Figure | None:
-    """Values with intervals for an experiment that has no figure of its own."""
+    """Values with intervals for an experiment that has no figure of its own.
+
+    Of an experiment that the report knows, the checks and the figures that explain them.
+    """
     rows = measurements.filter(experiment=experiment)
+    if experiment in KEY_METRICS:
+        key = pl.col("metric").is_in(KEY_METRICS[experiment]) | pl.col("threshold").is_not_null()
+        rows = rows.filter(key, ~pl.col("setting").str.contains('"design": "paired_2x2"'))
     return interval_panels(rows, styles) if rows.height else None
 
 

@@ -373,6 +373,22 @@ _SETTING_VALUES = {
     ("view", "disc"): "behind a disc, the same tissue at any angle",
     ("control", "rotated_back"): "beyond the blur of turning there and back",
     ("control", "shifted"): "beyond a shift that loses as much tissue",
+    ("over", "tile"): "",
+    ("over", "mean"): "over the mean of its tiles",
+    ("over", "whole"): "over one picture",
+    ("noise", "sign_noise"): "",
+    ("attack", "pgd-10"): "10 steps (PGD)",
+    ("change", "macenko"): "another center's stain (Macenko)",
+    ("change", "reinhard"): "another center's stain (Reinhard)",
+    ("change", "jpeg"): "JPEG",
+    ("change", "jitter"): "stain changed",
+    ("features", "embedding"): "",
+    ("features", "embedding_without_colour"): "colour regressed out",
+    ("features", "colour"): "colour alone",
+    ("view", "shuffled"): "patches shuffled",
+    ("view", "turned_in_place"): "patches turned in place",
+    ("view", "clean"): "clean",
+    ("view", "transferred"): "in the other stain",
     ("arm", "whole"): "as one picture",
     ("arm", "mean"): "mean of its tiles",
     ("arm", "attention"): "tiles weighed by attention",
@@ -389,7 +405,26 @@ _SETTING_VALUES = {
     ("scope", "within_organ"): "within the organ",
     ("scope", "across_organs"): "across organs",
 }
-_COUNTED = {"k": "neighbour", "n_tiles": "tile"}
+_COUNTED = {"k": "neighbour", "n_tiles": "tile", "m": "nearest tile"}
+#: Figures shown at once beside the checks, at the experiment's usual setting.
+KEY_METRICS: dict[str, tuple[str, ...]] = {
+    "robustness_index": ("ri", "knn_accuracy_label", "knn_accuracy_center"),
+    "robustness_margins": ("croma", "croma_lower_tail", "mari"),
+    "robustness_index_comparison": ("ri_difference",),
+    "clustering_score": ("ari_label", "ari_center"),
+    "performance_drop": ("apd",),
+    "center_auc": ("center_auc", "center_auc_drop"),
+    "rotation": ("mknn_mean", "mknn_variance", "mknn_excess_drop"),
+    "appearance": (),
+    "cue_conflict": ("morphology_loss",),
+    "texture": ("label_survival", "excess_shift"),
+    "stain_probe": ("selectivity",),
+    "crop_coherence": ("coherence", "follows_composition", "follows_colour"),
+    "adversarial": ("accuracy", "ssim"),
+    "field_of_view": ("macro_f1", "gain_equivalence_p"),
+    "calibration": (),
+    "retrieval": ("macro_f1",),
+}
 #: Folders of an absolute path, POSIX or Windows; only what names the file itself stays.
 _FOLDERS = re.compile(
     r"""(?:(?<=[\s'"(=\[,:;])|^)(?:file://)?(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])+"""
@@ -470,6 +505,8 @@ def setting_text(setting: str) -> str:
             parts.append(str(value))
         elif key in _COUNTED and isinstance(value, int):
             parts.append(f"{value:,} {_COUNTED[key]}{'' if value == 1 else 's'}")
+        elif isinstance(value, list):
+            parts.append(" and ".join(str(entry) for entry in value))
         else:
             shown = value if isinstance(value, str | int | float) else json.dumps(value)
             parts.append(f"{key.replace('_', ' ')} {shown}")

@@ -135,7 +135,8 @@ class BlindTiles:
         blind = (1 - self.dose) ** 0.5 * scaled + self.dose**0.5 * noise
         wide = [place for place in self.wide if place < scaled.shape[1]]
         blind[:, wide] = scaled[:, wide]
-        return blind.astype(np.float32)
+        rounded: NDArray[np.float32] = blind.astype(np.float32)
+        return rounded
 
 
 def calibrate_robustness_index(
