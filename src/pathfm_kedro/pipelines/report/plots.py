@@ -310,7 +310,8 @@ def plot_experiment(
     rows = measurements.filter(experiment=experiment)
     if experiment in KEY_METRICS:
         key = pl.col("metric").is_in(KEY_METRICS[experiment]) | pl.col("threshold").is_not_null()
-        rows = rows.filter(key, ~pl.col("setting").str.contains('"design": "paired_2x2"'))
+        whole = ~pl.col("setting").str.contains('"design": "paired_2x2"')
+        rows = rows.filter(key, whole, stratum="all")
     return interval_panels(rows, styles) if rows.height else None
 
 

@@ -211,6 +211,10 @@ METRICS: dict[str, str] = {
     "mari_minus_null": "MaRI minus chance",
     "ri_difference": "Difference of the robustness index",
     "clustering_score": "Clusters match labels minus clusters match centers",
+    "ari_label": "Clusters match labels (ARI)",
+    "ari_center": "Clusters match centers (ARI)",
+    "n_clusters": "Clusters",
+    "silhouette": "Silhouette of the clusters",
     "apd": "Average performance drop",
     "nipd": "Normalised performance drop",
     "center_auc": "Center told (AUC)",
@@ -265,7 +269,7 @@ METRICS: dict[str, str] = {
 }
 
 #: Figures that count things: whole numbers.
-COUNTS = frozenset({"constant_dimensions"})
+COUNTS = frozenset({"constant_dimensions", "n_clusters"})
 
 #: Names of the checks in a sentence; the others are told by their metric.
 CHECKS: dict[tuple[str, str], str] = {
@@ -377,6 +381,7 @@ _SETTING_VALUES = {
     ("over", "mean"): "over the mean of its tiles",
     ("over", "whole"): "over one picture",
     ("noise", "sign_noise"): "",
+    ("nuisance", "colour"): "",
     ("attack", "pgd-10"): "10 steps (PGD)",
     ("change", "macenko"): "another center's stain (Macenko)",
     ("change", "reinhard"): "another center's stain (Reinhard)",
