@@ -239,10 +239,10 @@ def test_nothing_to_do_starts_no_cluster():
 
 def test_a_worker_with_other_versions_refuses_the_job():
     other = installed_versions() | {"numpy": "1.0"}
-    result, reason = work(b"never read", other)
-    assert result is None
-    assert "numpy" in reason
-    assert "for 1.0" in reason
+    outcome = work(b"never read", other)
+    assert outcome.result is None
+    assert "numpy" in outcome.reason
+    assert "for 1.0" in outcome.reason
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,6 @@ def calibrate_robustness_index(
     encoder
         Under whose name the rows stand.
     """
-
     # Of the design that the check is read from; its own null needs no permutation.
     told = {**parameters, "designs": ["all"], "n_permutations": 0}
 
@@ -203,7 +202,6 @@ def calibrate_rotation(
     encoder
         Under whose name the rows stand.
     """
-
     read_at = {"k": [parameters["signature_k"]], "metrics": [parameters["signature_metric"]]}
     told = {**parameters, **read_at}
 
