@@ -155,7 +155,7 @@ def other_rows(encoder: str) -> Iterator[dict[str, Any]]:
     yield measurement(
         experiment="colour_swap",
         encoder=encoder,
-        metric="follows_morphology",
+        metric="keeps_its_shape",
         estimate=around(label),
         setting={"donor": "center B"},
     )

@@ -145,7 +145,7 @@ def test_text_from_tables_stays_text(report_inputs: dict[str, Any]) -> None:
 
 def test_an_unknown_experiment_gets_plot_and_table(page: str) -> None:
     assert "Colour swap" in Page(page).text
-    assert "Follows morphology, donor center B" in Page(page).text
+    assert "Keeps its shape, donor center B" in Page(page).text
 
 
 def test_no_absolute_path_and_no_time(page: str) -> None:
