@@ -82,3 +82,13 @@ def test_only_pipeline_py_knows_kedro():
             }
             known = {"kedro", "kedro_datasets", "pathfm_kedro.wiring", "pathfm_kedro.datasets"}
             assert not {n for n in names if any(n == k or n.startswith(k + ".") for k in known)}
+
+
+def test_without_the_colour_control_every_encoder_still_has_its_rows():
+    from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline
+
+    written = [
+        {name.rsplit(".", 1)[0] for name in create_pipeline(["uni", other], [other]).all_outputs()}
+        for other in ("random_projection", "stain_statistics")
+    ]
+    assert written[0] == written[1]

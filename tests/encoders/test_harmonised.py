@@ -101,3 +101,24 @@ def test_the_header_knows_base_method_and_map(slides, shards):
 
 def plan(slides, shards):
     return plan_harmonised(slides, shards, shards, VARIANT, {}, name="v")
+
+
+def test_a_center_of_one_patient_does_not_move_the_others_apart(slides, shards):
+    """It is missing from one fold's fit: the common middle of that fold must be that of the rest."""
+    far = slides.with_columns(
+        center=pl.when(pl.col("slide_id") == "s11").then(pl.lit("C")).otherwise("center")
+    )
+    shards.shards["s11"]["embedding"] += 1000
+    maps = center_maps(far, shards, "centring")
+    assert "s11" not in maps
+    offsets = np.array([apply.offset for apply in maps.values()])
+    assert np.ptp(offsets, axis=0).max() < 2
+
+
+def test_a_map_knows_its_directions(slides, shards):
+    from dataclasses import replace
+
+    white = center_maps(slides, shards, "whitening")["s00"]
+    other = np.linalg.qr(np.random.default_rng(5).normal(size=white.basis.T.shape))[0].T
+    assert white.digest() != replace(white, basis=other).digest()
+    assert white.digest() == replace(white, basis=-white.basis).digest()

@@ -138,6 +138,11 @@ def center_maps(slides: pl.DataFrame, embeddings: Shards, method: str) -> dict[s
     }
     fold_of = patient_folds(columns["patient_id"], columns["center"], FOLDS, _SEED)
     rows = list(zip(own["slide_id"].to_list(), *columns.values(), strict=True))
+    # A center that is missing from one fold's fit would move the common middle of that fold alone.
+    folds_of: dict[str, set[int]] = {}
+    for _, patient, center in rows:
+        folds_of.setdefault(center, set()).add(fold_of[patient])
+    rows = [row for row in rows if len(folds_of[row[2]]) > 1]
     found: dict[str, AffineMap] = {}
     for fold in sorted(set(fold_of.values())):
         others = [row for row in rows if fold_of[row[1]] != fold]

@@ -116,3 +116,32 @@ def ratio_estimate(
         draws = (weights @ numerators) / (weights @ denominators)
     low, high = percentile_interval(draws)
     return Estimate(float(numerators.sum() / total), low, high, rows, support)
+
+
+def binomial_interval(hits: float, n: int) -> tuple[float, float]:
+    """95% interval of a share of n independent units, exact where resampling sees no spread.
+
+    Parameters
+    ----------
+    hits
+        Units that count, 0 … n; a part of one may count.
+    n
+        Units, at least one.
+
+    References
+    ----------
+    Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the
+    binomial", Biometrika 26.
+
+    Examples
+    --------
+    >>> low, high = binomial_interval(0, 24)
+    >>> low, round(high, 3), round(1 - 0.025 ** (1 / 24), 3)
+    (0.0, 0.142, 0.142)
+    """
+    from scipy.special import betaincinv
+
+    missed, tail = n - hits, PERCENTILES[0] / 100
+    low = float(betaincinv(hits, missed + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, missed, 1 - tail)) if missed > 0 else 1.0
+    return low, high

@@ -5,13 +5,13 @@ Each method is an affine map of a center's vectors,
     x′ = a + s ∘ (x − m) + ((x − m) Bᵀ ∘ g) B,
 
 with m, a, s [d], an orthonormal basis B [r, d] and gains g [r]. A patient's vectors are mapped by what
-the *other* patients of the center show (patients are dealt into folds), so that what is found on the
-mapped vectors is not found because the map had seen them. No method looks at a label: where label and
-center go together, taking out the center takes out the label too.
+patients of the center's *other* folds show (patients are dealt into folds), so that what is found on
+the mapped vectors is not found because the map had seen them. No method looks at a label: where label
+and center go together, taking out the center takes out the label too.
 
 - ``centring``: m is the center's mean, a the mean over centers.
-- ``whitening``: centring, then each center's covariance, shrunk towards a multiple of the identity
-  (Ledoit and Wolf 2004), becomes the identity.
+- ``whitening``: the center's mean becomes 0 and its covariance, shrunk towards a multiple of the
+  identity (Ledoit and Wolf 2004), the identity.
 - ``combat``: location and scale of each dimension, drawn towards what the center's other dimensions
   show by empirical Bayes (Johnson, Li and Rabinovic 2007, parametric priors, no covariates).
 """
@@ -64,10 +64,18 @@ class AffineMap:
         return mapped.astype(np.float32)
 
     def digest(self) -> str:
-        """SHA-256 of the map, rounded so that the order of sums does not show."""
+        """SHA-256 of what the map does, to five digits, so that the order of sums does not show.
+
+        The basis is known by its sign and order only up to chance; what it does to the map's mean and
+        to a fixed vector is not.
+        """
+        fixed = np.cos(np.arange(len(self.mean), dtype=np.float64))
+        spread = self.basis.T @ (self.gains * (self.basis @ fixed))
         whole = hashlib.sha256()
-        for part in (self.mean, self.offset, self.scale, self.gains):
-            whole.update(np.round(part, 4).astype(np.float32).tobytes())
+        for part in (self.mean, self.offset, self.scale, spread):
+            size = float(np.abs(part).max(initial=0.0)) or 1.0
+            digits = np.round(part / size, 5) + 0.0
+            whole.update(digits.tobytes() + f"{size:.5g}".encode())
         return whole.hexdigest()
 
 

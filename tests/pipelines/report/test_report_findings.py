@@ -531,3 +531,19 @@ def test_a_cohort_without_the_control_is_not_asked() -> None:
     measured = measurement_table([stain_check("uni", 0.9)])
     assert check_controls(measured, NO_CONTROLS, {}).is_empty()
     assert collect_findings(measured, NO_CONTROLS, {})["verdict"].to_list() == ["pass"]
+
+
+def test_a_control_without_a_figure_vouches_for_nobody() -> None:
+    from pathfm_kedro.statistics.measurements import not_applicable
+
+    nothing = not_applicable(
+        experiment="appearance",
+        encoder="stain_statistics",
+        metrics=["stain_kept_neighbours"],
+        reason="too few tiles",
+        threshold=0.5,
+        direction="above",
+    )
+    measured = measurement_table([*nothing, stain_check("uni", 0.9)])
+    findings = collect_findings(measured, NO_CONTROLS, {}).filter(encoder="uni")
+    assert findings["verdict"].to_list() == ["inconclusive"]

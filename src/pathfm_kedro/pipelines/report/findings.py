@@ -567,8 +567,14 @@ def _must_fail(
     ).to_dicts()
     for row in rows[:1]:
         if row["value"] is None:
-            reason = f"not applicable: {row['reason']}"
-            yield ControlCheck(control, experiment, expectation, reason=reason)
+            # Where nobody has a figure there is nothing to vouch for.
+            asked = measurements.filter(
+                pl.col("threshold").is_not_null(), experiment=experiment, metric=metric
+            )["value"].is_not_null()
+            reason = row["reason"] if asked.any() else f"not applicable: {row['reason']}"
+            yield ControlCheck(
+                control, experiment, expectation, blocks_pass=bool(asked.any()), reason=reason
+            )
             continue
         observed = f"{interval_text(row)}, must be {threshold_text(row)}: {row['verdict']}"
         if row["verdict"] == "fail":

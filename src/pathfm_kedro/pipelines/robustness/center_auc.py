@@ -144,6 +144,20 @@ def center_wins(
     return pl.concat(frames)
 
 
+def no_center_wins(parameters: Mapping[str, Any]) -> pl.DataFrame:
+    """What a cohort without the control that knows the colour gets: the reason.
+
+    Parameters
+    ----------
+    parameters
+        ``center_auc``.
+    """
+    return _reason(
+        "colour is taken from the control stain_statistics, which this cohort leaves out: keep it "
+        "among the encoders"
+    )
+
+
 @dataclass(frozen=True)
 class _Among:
     """Embeddings of some of the slides."""

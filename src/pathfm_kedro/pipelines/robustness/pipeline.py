@@ -37,7 +37,7 @@ from pathfm_kedro.pipelines.robustness.calibration import (
     calibrate_rotation,
     calibrate_texture,
 )
-from pathfm_kedro.pipelines.robustness.center_auc import center_auc, center_wins
+from pathfm_kedro.pipelines.robustness.center_auc import center_auc, center_wins, no_center_wins
 from pathfm_kedro.pipelines.robustness.clustering import cluster_tiles, clustering_score
 from pathfm_kedro.pipelines.robustness.crop_coherence import (
     crop_agreements,
@@ -332,12 +332,17 @@ def _on_vectors(
 
 
 def _center_auc(cohort: _Cohort) -> _Experiment:
-    """Colour is what the control of that name knows, so that the cohort has to have it."""
-    if _COLOUR not in cohort.encoders:
-        return _Experiment()
-    return _on_vectors(
-        cohort, "center_auc", center_wins, "center_wins", center_auc, [f"embeddings.{_COLOUR}"]
-    )
+    """Colour is what the control of that name knows; without it each encoder gets the reason."""
+    experiment, sums = "center_auc", "center_wins"
+    if _COLOUR in cohort.encoders:
+        colours = [f"embeddings.{_COLOUR}"]
+        return _on_vectors(cohort, experiment, center_wins, sums, center_auc, colours)
+    told = [f"params:{experiment}"]
+    own = {
+        name: _measured(experiment, name, no_center_wins, told, sums, center_auc)
+        for name in cohort.encoders
+    }
+    return _Experiment(own=own)
 
 
 def _rotation(cohort: _Cohort) -> _Experiment:
@@ -638,7 +643,7 @@ def _adversarial(cohort: _Cohort) -> _Experiment:
             ),
             _step(
                 adversarial_measurements,
-                [f"adversarial_sums.{name}", parameters],
+                [f"adversarial_sums.{name}", parameters, *_entry(name)[:1]],
                 f"measurements.robustness.adversarial.{name}",
                 experiment,
                 name,
