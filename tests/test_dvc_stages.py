@@ -41,8 +41,9 @@ def stages() -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def conf() -> OmegaConfigLoader:
-    return OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env=COHORT, **CONFIG_LOADER_ARGS)
+def catalog() -> CatalogConfigResolver:
+    conf = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env=COHORT, **CONFIG_LOADER_ARGS)
+    return CatalogConfigResolver(conf["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,9 @@ def part_of(stage: dict, pipelines):
     return pipeline
 
 
-def pinned_path(name: str, conf) -> str | None:
+def pinned_path(name: str, catalog: CatalogConfigResolver) -> str | None:
     """Where the catalog puts the pinned version of a dataset; None for what is not on disk."""
-    entry = CatalogConfigResolver(
-        conf["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
-    ).resolve_pattern(name)
+    entry = catalog.resolve_pattern(name)
     if not entry or "filepath" not in entry:
         return None
     path = Path(entry["filepath"])
@@ -111,22 +110,22 @@ def test_there_is_a_stage_for_every_pipeline(stages, pipelines):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_outputs_are_those_of_the_pipeline(name, stages, pipelines, conf):
+def test_outputs_are_those_of_the_pipeline(name, stages, pipelines, catalog):
     stage = stages[name]
     part = part_of(stage, pipelines)
-    written = {pinned_path(d, conf) for d in part.all_outputs()} - {None}
+    written = {pinned_path(d, catalog) for d in part.all_outputs()} - {None}
     declared = [p for kind in ("outs", "metrics", "plots") for p in paths(stage.get(kind, []))]
     assert [p for p in written if not any(covers(d, p) for d in declared)] == []
     assert [d for d in declared if not any(covers(d, p) for p in written)] == []
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dependencies_are_those_of_the_pipeline(name, stages, pipelines, conf):
+def test_dependencies_are_those_of_the_pipeline(name, stages, pipelines, catalog):
     stage = stages[name]
     part = part_of(stage, pipelines)
     # Pixels are known to later stages by the slides' fingerprints.
     inputs = part.inputs() - (set() if name == "ingest" else {"slide_files"})
-    read = {pinned_path(d, conf) for d in inputs if not d.startswith("param")} - {None}
+    read = {pinned_path(d, catalog) for d in inputs if not d.startswith("param")} - {None}
     declared = [p for p in paths(stage["deps"]) if not p.startswith("src/")]
     assert [p for p in read if not any(covers(d, p) for d in declared)] == []
     assert [d for d in declared if not any(covers(d, p) for p in read)] == []
