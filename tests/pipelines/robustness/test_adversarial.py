@@ -392,7 +392,7 @@ def test_a_shard_knows_the_probe(experiment, drawn):
 @pytest.mark.parametrize("name", ["tiny", "other"])
 def test_a_real_attack_keeps_every_rule(experiment, name):
     _, made = experiment
-    table = adversarial_measurements(made[name]["sums"], PARAMETERS, name)
+    table = adversarial_measurements(made[name]["sums"], PARAMETERS, encoder=name)
     checks = table.filter(pl.col("metric") == "attack_check")
     assert len(checks) == 5
     assert checks["value"].to_list() == [0.0] * 5
@@ -427,7 +427,7 @@ def test_margins_fall_with_steps_and_size(experiment):
 
 def test_a_control_without_gradient_says_so_and_is_shown_others_tiles(experiment):
     _, made = experiment
-    table = adversarial_measurements(made["stain"]["sums"], PARAMETERS, "stain")
+    table = adversarial_measurements(made["stain"]["sums"], PARAMETERS, encoder="stain")
     row = pick(table, SIGNATURE)
     assert row["verdict"] == "not_applicable"
     assert "no gradient" in row["reason"]
@@ -467,7 +467,7 @@ def sums(kept: dict[str, list[int]], n: int = 40, chance: float = 0.5) -> pl.Dat
 
 
 def measured(table: pl.DataFrame) -> dict:
-    return pick(adversarial_measurements(table, PARAMETERS, "e"), SIGNATURE)
+    return pick(adversarial_measurements(table, PARAMETERS, encoder="e"), SIGNATURE)
 
 
 ALL, NONE = list(range(40)), []
@@ -554,9 +554,26 @@ def test_unrelated_tiles_are_compared_across_patients():
     np.testing.assert_allclose(found, [0.5, 0.5, 0])
 
 
-def test_intervals_with_a_width_stay():
-    wide = Estimate(0.5, 0.4, 0.6, 10, 10)
-    assert never_certain(wide) is wide
+@pytest.mark.parametrize("lost", [0, 1, 2, 10, 24])
+def test_intervals_are_at_least_those_of_scipys_binomial_test(lost):
+    from scipy.stats import binomtest
+
+    exact = binomtest(lost, 24).proportion_ci()
+    found = never_certain(Estimate(lost / 24, lost / 24, lost / 24, 24, 24))
+    assert (found.ci_low, found.ci_high) == pytest.approx((exact.low, exact.high))
+
+
+def test_one_lost_patient_of_24_never_makes_a_pass_easier():
+    clean = {"none": ALL[:24], "pgd-2": ALL[:24], "pgd-5": ALL[:24]}
+    none = measured(sums(clean, n=24))
+    one = measured(sums(clean | {"pgd-5": ALL[1:24]}, n=24))
+    assert (none["verdict"], one["verdict"]) == ("pass", "inconclusive")
+    assert one["ci_high"] > none["ci_high"] == pytest.approx(1 - 0.025 ** (1 / 24))
+
+
+def test_wide_intervals_stay():
+    wide = Estimate(0.5, 0.1, 0.9, 10, 10)
+    assert never_certain(wide) == wide
     assert never_certain(Estimate(1.0, 1.0, 1.0, 24, 24)).ci_low == pytest.approx(0.025 ** (1 / 24))
 
 
@@ -565,3 +582,12 @@ def test_a_harmonised_variant_says_why_it_is_not_attacked():
     assert (row["verdict"], row["value"]) == ("not_applicable", None)
     assert row["threshold"] is not None
     assert "no one network" in row["reason"]
+
+
+def test_a_variant_with_changed_pixels_has_a_reason_of_its_own():
+    table = sums({"none": ALL}).filter(~pl.col("attack").str.contains("pgd|fgsm|universal"))
+    entry = {"model": "timm:resnet18", "mitigation": "macenko"}
+    found = adversarial_measurements(table, PARAMETERS, entry, encoder="e")
+    reason = pick(found, SIGNATURE)["reason"]
+    assert "macenko, has no gradient" in reason
+    assert "no neural network" not in reason

@@ -16,6 +16,8 @@ from pathfm_kedro.pipelines.robustness.appearance import (
 from pathfm_kedro.pipelines.robustness.appearance_views import (
     DOSES,
     center_references,
+    n_targets,
+    usable_references,
     view_changes,
 )
 from pathfm_kedro.pipelines.robustness.mutual_knn import mknn_chance, unit
@@ -242,3 +244,31 @@ def test_the_interval_of_kept_neighbours_covers_new_pools():
     ]
     truth = np.mean([row["value"] for row in rows])
     assert np.mean([row["ci_low"] <= truth <= row["ci_high"] for row in rows]) > 0.8
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_the_same_vector_for_every_tile_has_no_neighbours_to_keep(rounding):
+    pool, views = drifted()
+    noise = 1 + rounding * np.random.default_rng(1).standard_normal(views.shape)
+    table = measure(pool, (noise * np.arange(1.0, 9.0)).astype(np.float32))
+    kept = table.filter(pl.col("metric").str.ends_with("kept_neighbours"))
+    assert (kept["verdict"] == "not_applicable").all()
+    told = kept.filter(~pl.col("reason").str.contains("fewer than two centers"))
+    assert told["reason"].str.contains("same vector for every tile").all()
+    scanner = pick(table, "scanner_kept_neighbours")
+    assert scanner["value"] is None
+    assert scanner["threshold"] is not None
+
+
+def test_an_encoder_without_slides_of_the_centers_with_a_reference_makes_no_transfer():
+    known = references()
+    pool, _ = drifted()  # centers A and B; the references are of others
+    changes = view_changes(APPEARANCE, n_targets(list(usable_references(known)), 3))
+    shape = (pool.height, len(changes), 8)
+    views = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    shifts = appearance_shifts(shards_of(pool, views=views), pool, known, APPEARANCE)
+    assert set(shifts["kind"]) == {c.kind for c in changes} - {"clean", "macenko", "reinhard"}
+    table = appearance_measurements(shifts, APPEARANCE, "e")
+    refuses_nan(table)
+    row = pick(table, "kept_neighbours", change="macenko")
+    assert "no slide of those that have one" in row["reason"]

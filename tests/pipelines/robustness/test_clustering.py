@@ -24,7 +24,7 @@ PARAMETERS = {
     "bootstrap_draws": 300,
     "n_permutations": 60,
     "seed": 0,
-    "thresholds": {"clustering_score": {"threshold": 0.0, "direction": "above"}},
+    "thresholds": {"clustering_score_minus_null": {"threshold": 0.0, "direction": "above"}},
 }
 
 
@@ -120,15 +120,15 @@ def test_finds_the_number_of_clusters(k):
 
 def test_known_encoders_are_judged():
     of_label, of_center = measured(0, (2.0, 0.0)), measured(0, (0.0, 2.0))
-    assert of_label["clustering_score"]["verdict"] == "pass"
+    assert of_label["clustering_score_minus_null"]["verdict"] == "pass"
     assert of_label["clustering_score"]["value"] > 0.8
-    assert of_center["clustering_score"]["verdict"] == "fail"
+    assert of_center["clustering_score_minus_null"]["verdict"] == "fail"
     assert of_center["ari_center"]["value"] > 0.8
     assert of_label["n_clusters"]["value"] == 2
 
 
 def test_random_embeddings_sit_on_the_null():
-    rows = [measured(seed, (0.0, 0.0))["clustering_score"] for seed in range(8)]
+    rows = [measured(seed, (0.0, 0.0))["clustering_score_minus_null"] for seed in range(8)]
     assert sum(row["null_low"] <= row["value"] <= row["null_high"] for row in rows) >= 6
     assert [row["verdict"] for row in rows].count("inconclusive") >= 7
 
@@ -168,4 +168,58 @@ def test_a_cohort_that_cannot_be_clustered_says_why():
     few = PARAMETERS | {"k_range": [200, 300]}
     table = clustering_score(cluster_tiles(slides, tiles, embeddings, few), few, "encoder")
     assert "take fewer clusters" in table["reason"][0]
-    assert table.filter(metric="clustering_score")["threshold"][0] == 0.0
+    assert table.filter(metric="clustering_score_minus_null")["threshold"][0] == 0.0
+
+
+def clusters_of_patients(seed, labels, centers, patients=5, tiles=8, n_clusters=6):
+    """What `cluster_tiles` leaves where each patient is in a cluster drawn at random."""
+    generator = np.random.default_rng(seed)
+    cells = itertools.product(range(labels), range(centers), range(patients))
+    rows = [
+        (f"p{i:03d}", f"L{label}", f"C{center}", int(generator.integers(n_clusters)), tiles)
+        for i, (label, center, _) in enumerate(cells)
+    ]
+    columns = ["patient_id", "label", "center", "cluster", "n"]
+    table = pl.DataFrame(rows, schema=columns, orient="row")
+    return table.with_columns(n_clusters=pl.lit(n_clusters), silhouette=0.1, reason=pl.lit(None))
+
+
+@pytest.mark.parametrize(("labels", "centers"), [(2, 4), (4, 2), (3, 3)])
+def test_random_clusters_of_patients_are_not_judged_by_the_shape_of_the_design(labels, centers):
+    tables = [
+        clustering_score(clusters_of_patients(seed, labels, centers), PARAMETERS, "encoder")
+        for seed in range(20)
+    ]
+    rows = [t.filter(metric="clustering_score_minus_null").row(0, named=True) for t in tables]
+    assert [row["verdict"] for row in rows].count("inconclusive") >= 18
+    assert abs(np.mean([row["value"] for row in rows])) < 0.02
+    scores = [table.filter(metric="clustering_score")["value"][0] for table in tables]
+    if labels != centers:  # 0 itself is off
+        assert np.sign(np.mean(scores)) == np.sign(labels - centers)
+
+
+def test_minus_null_is_the_score_less_the_mean_of_its_permutations():
+    both = measured(0, (1.0, 0.0))
+    score, less = both["clustering_score"], both["clustering_score_minus_null"]
+    shift = score["value"] - less["value"]
+    assert score["null_low"] < shift < score["null_high"]
+    for end in ("ci_low", "ci_high", "null_low", "null_high"):
+        assert score[end] - less[end] == pytest.approx(shift)
+    without = measured(0, (1.0, 0.0), n_permutations=0)["clustering_score_minus_null"]
+    assert without["verdict"] == "not_applicable"
+    assert "set n_permutations" in without["reason"]
+    assert without["threshold"] == 0.0
+
+
+def test_patients_that_show_every_label_do_not_keep_their_labels_in_the_null():
+    rows = [
+        (f"p{i:02d}", f"L{label}", f"C{i % 2}", label, 6) for i in range(16) for label in range(2)
+    ]
+    columns = ["patient_id", "label", "center", "cluster", "n"]
+    table = pl.DataFrame(rows, schema=columns, orient="row")
+    table = table.with_columns(n_clusters=pl.lit(2), silhouette=0.1, reason=pl.lit(None))
+    found = clustering_score(table, PARAMETERS, "encoder")
+    of_label = found.filter(metric="ari_label").row(0, named=True)
+    assert of_label["value"] == 1
+    assert of_label["null_high"] < 0.5
+    assert found.filter(metric="clustering_score_minus_null")["verdict"][0] == "pass"

@@ -198,3 +198,34 @@ def test_a_signature_that_is_not_measured_is_refused():
     pool = balanced_pool()
     with pytest.raises(ValueError, match="is not measured"):
         measure(pool, cues(pool, 1.0, 1.0), signature={"change": "macenko", "k": 3})
+
+
+def test_patients_without_a_conflict_do_not_count():
+    pool = balanced_pool()
+    shards = shards_of(pool, views=cues(pool, 1.0, 0.1))
+    counts = cue_conflict_counts(shards, pool, references(), APPEARANCE, TOLD)
+    asking = pl.col("patient_id").is_in(pool["patient_id"].unique().sort().head(5).to_list())
+    sums = ["n_queries", "morphology_any", "morphology_origin", "stain"]
+    others = ~asking & pl.col("neighbour_patient").is_null()
+    silent = counts.filter(asking | pl.col("neighbour_patient").is_null()).with_columns(
+        pl.when(others).then(0).otherwise(name).cast(counts.schema[name]).alias(name)
+        for name in sums
+    )
+    table = cue_conflict_measurements(silent, TOLD, "e")
+    assert table["n_patients"].unique().to_list() == [5]
+    row = pick(table, "follows_morphology_minus_null", change="macenko", k=5)
+    assert row["verdict"] == "inconclusive"
+    assert row["reason"].startswith("rests on 5 patients")
+
+
+def test_as_many_candidates_as_neighbours_are_enough():
+    pool = balanced_pool("wx", "AB", each=2)  # 7 tiles of other patients for every tile
+    known, views = references(("A", "B")), cues(pool, 1.0, 0.0, ("A", "B"))
+    told = {"k": [7], "signature": {"change": "macenko", "k": 7}}
+    found = pick(
+        measure(pool, views, known, **told), "follows_morphology_minus_null", change="macenko"
+    )
+    assert found["value"] is not None
+    told = {"k": [8], "signature": {"change": "macenko", "k": 8}}
+    table = measure(pool, views, known, **told)
+    assert table["reason"].str.contains("at least 8 tiles of other patients").all()

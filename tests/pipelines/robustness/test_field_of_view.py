@@ -143,9 +143,66 @@ def test_arms_that_only_answer_alike_are_equivalent_where_patients_are_many(n_pa
     both = [nearest_indices(vectors(labels, 60, seed), patients, 5) for seed in (1, 2)]
     figure = gain(Ballot.of(labels, patients, TOLD), *both, 0.05)
     assert figure.estimate.value == 0
-    assert figure.estimate.ci_high == -figure.estimate.ci_low == 1 - 0.025 ** (1 / n_patients)
+    reach = 1 - 0.025 ** (1 / n_patients)
+    assert (figure.estimate.ci_low, figure.estimate.ci_high) == pytest.approx((-reach, reach))
     assert figure.equivalence_p == pytest.approx(0.95**n_patients)
     assert (figure.equivalence_p < 0.05) == shown
+
+
+def answers(labels, patients, wrong):
+    """Neighbours that name all places rightly, but those of the first so many patients."""
+    own = np.array(
+        [
+            np.flatnonzero((labels == a) & (patients != p))
+            for a, p in zip(labels, patients, strict=True)
+        ]
+    )
+    other = np.array([np.flatnonzero(labels != a)[: own.shape[1]] for a in labels])
+    return np.where((patients < f"p{wrong:03d}")[:, None], other, own)[:, :5]
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_losing_places_never_makes_a_pass_easier(each):
+    """24 patients who gain nothing exclude no gain below 0.142, however many lose."""
+    labels, patients = cohort(24, each, labels=2)
+    ballot = Ballot.of(labels, patients, TOLD)
+    right = answers(labels, patients, 0)
+    for lost in (1, 2, 5, 12):
+        figure = gain(ballot, answers(labels, patients, lost), right, 0.05)
+        assert figure.estimate.value < 0
+        assert figure.estimate.ci_high >= 1 - 0.025 ** (1 / 24) - 1e-9
+        assert figure.equivalence_p > 0.05
+
+
+@pytest.mark.parametrize("gained", [1, 2, 6])
+def test_a_gain_reaches_as_far_as_scipys_binomial_test(gained):
+    from scipy.stats import binomtest
+
+    labels, patients = cohort(24, 1, labels=2)
+    ballot = Ballot.of(labels, patients, TOLD)
+    found = gain(ballot, answers(labels, patients, 0), answers(labels, patients, gained), 0.05)
+    exact = binomtest(gained, 24).proportion_ci()
+    assert found.estimate.ci_low <= exact.low + 1e-9
+    assert found.estimate.ci_high >= exact.high - 1e-9
+
+
+def test_equal_labels_of_too_few_places_say_so_to_attention():
+    subs, _, patients = bags(1.0, n_patients=8)
+    labels = np.array(list("wwxxyyzz"))
+    assert "of 2 places at most" in attention_neighbours(subs, labels, patients, TOLD)
+
+
+@pytest.mark.parametrize(("side", "fields"), [(128, ["512"]), (512, []), (125, []), (600, [])])
+def test_the_first_field_is_the_tile_that_is_audited(side, fields):
+    slides, tiles = tables()
+    tiles = tiles.with_columns(field_um=pl.lit(side * 0.5))
+    pool, room = choose_field_pool(slides, tiles, PARAMETERS)
+    assert sorted(pool["field"].unique()) == fields
+    assert room["field"].to_list() == ["512"]
+    if not fields:
+        for row in measured(Views({}), pool, room):
+            assert row["verdict"] == "not_applicable"
+            assert f"the tile of {side} px" in row["reason"]
 
 
 @settings(max_examples=20, deadline=None)
@@ -156,7 +213,9 @@ def test_swapping_arms_turns_the_gain_around(seed):
     a, b = (nearest_indices(vectors(labels, 1, seed + s), patients, 5) for s in (1, 2))
     one, other = gain(ballot, a, b, 0.05), gain(ballot, b, a, 0.05)
     assert one.estimate.value == pytest.approx(-other.estimate.value)
-    assert one.estimate.ci_low == pytest.approx(-other.estimate.ci_high)
+    # Where more gain than lose, the other way round keeps the end that no patient can exclude.
+    least = 1 - 0.025 ** (1 / 40)
+    assert other.estimate.ci_high == pytest.approx(max(-one.estimate.ci_low, least))
     assert one.equivalence_p == pytest.approx(other.equivalence_p)
 
 

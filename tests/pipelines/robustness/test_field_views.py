@@ -118,6 +118,17 @@ def test_every_part_is_a_crop_of_the_slide(noise):
             np.testing.assert_allclose(found[NATIVES][at, i], encoder.embed(crop[None])[0])
 
 
+def test_the_tile_is_that_of_the_audit_whatever_the_fields_say(noise):
+    root, image = noise
+    slides, tiles = table(256, "a.png")
+    pool, made = plan(root, slides, tiles, STAIN, fields=[24, 72], signature_field=72)
+    [job] = made.jobs
+    assert job.sizes == ((32, 32), (72, 72))
+    encoder = load_encoder(EncoderSpec.from_parameters("e", STAIN))
+    crops = np.stack([image[y : y + 32, x : x + 32] for x, y in pool.select("x", "y").iter_rows()])
+    np.testing.assert_allclose(job.compute()[PARTS][:, 0], encoder.embed(crops))
+
+
 def test_the_pixels_of_a_place_are_read_once(noise, monkeypatch):
     root, _ = noise
     slides, tiles = table(256, "a.png")

@@ -361,3 +361,42 @@ def test_margins_of_part_of_the_tiles_are_said_to_be():
     assert "speaks of 80% of the tiles" in row["reason"]
     table = measured(slides.filter(keep), tiles, embeddings)
     assert pick(table, "margin_support")["value"] == pytest.approx(0.8)
+
+
+def test_patients_without_a_margin_or_evidence_do_not_count():
+    slides, tiles, embeddings = cohort(1, patients=3, effects=(1.0, 0.0))
+    counts, table = count_neighbours_and_margins(slides, tiles, embeddings, PARAMETERS, MARGINS)
+    assert pick(measured(slides, tiles, embeddings), "croma_minus_null")["verdict"] == "pass"
+    few = pl.col("patient_id").is_in([f"p{i:03d}" for i in (0, 3, 6, 9, 1)])
+    silent = table.with_columns(
+        pl.when(few | (pl.col("kind") != "margins"))
+        .then("margins")
+        .otherwise(pl.lit([], dtype=table.schema["margins"]))
+        .alias("margins"),
+        *(
+            pl.when(few | (pl.col("kind") != "evidence")).then(name).alias(name)
+            for name in ("neighbours", "neighbour_unit")
+        ),
+    )
+    chosen = choose_k(PARAMETERS, encoder=counts)
+    told = MARGINS | {
+        "thresholds": MARGINS["thresholds"]
+        | {"mari_minus_null": {"threshold": 0.0, "direction": "above"}}
+    }
+    found = robustness_margins(silent, chosen, PARAMETERS, told, "encoder")
+    settings = {"croma": {"m": 3}, "croma_minus_null": {"m": 3}, "croma_lower_tail": {"m": 3}}
+    mari = {"role": "cohort_k"}
+    for metric, setting in (settings | {"mari": mari, "mari_minus_null": mari}).items():
+        row = pick(found, metric, **setting)
+        assert row["n_patients"] == 5, metric
+        if metric.endswith("minus_null"):
+            assert row["verdict"] == "inconclusive"
+            assert row["reason"].startswith("rests on 5 patients")
+
+
+def test_a_threshold_of_null_judges_nothing():
+    slides, tiles, embeddings = cohort(1, effects=(1.0, 0.0))
+    told = MARGINS | {"thresholds": {"croma_minus_null": None}}
+    row = pick(measured(slides, tiles, embeddings, told), "croma_minus_null")
+    assert row["threshold"] is None
+    assert row["value"] > 0

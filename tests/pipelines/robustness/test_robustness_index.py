@@ -463,3 +463,10 @@ def test_k_is_the_first_peak_and_the_lower_median_over_encoders():
     assert chosen == {"k": 1, "per_encoder": {"a": 3, "b": 1, "control": 5}}
     assert choose_k(PARAMETERS, **tables)["k"] == 3
     assert choose_k(PARAMETERS, controls=("control",), control=tables["control"])["k"] == 5
+
+
+def test_a_threshold_of_null_judges_nothing():
+    told = {"ri_minus_null": None, "ri": {"threshold": 0.5, "direction": "above"}}
+    table = measured(*relabelled(), thresholds=told)
+    assert pick(table, "ri_minus_null")["threshold"] is None
+    assert pick(table, "ri")["threshold"] == 0.5

@@ -634,3 +634,29 @@ def test_unusable_slides_take_no_part():
     nobody = slides.with_columns(status=pl.lit("failed"))
     empty = choose_pool(nobody, make_tiles(slides), POOL)
     assert (empty.height, empty.columns) == (0, POOL_COLUMNS)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_the_same_vector_for_every_tile_has_no_neighbours_to_keep(rounding):
+    pool = make_pool()
+    vector = np.arange(1.0, 17.0)
+    rotated, back = (
+        (vector * (1 + rounding * normal(pool.height, angles, 16, seed=angles))).astype(np.float32)
+        for angles in (A, B)
+    )
+    table = measure(pool, rotated, back)
+    figures = table.filter(pl.col("metric").str.starts_with("mknn"))
+    assert (figures["verdict"] == "not_applicable").all()
+    assert figures["value"].null_count() == figures.height
+    assert figures["reason"].str.contains("same vector for every tile").all()
+    signature = pick(table, "mknn", k=10, metric="euclidean", angle=90)
+    assert signature["threshold"] == 0.8
+
+
+def test_vectors_of_one_direction_differ_by_euclidean_distance_alone():
+    pool = make_pool()
+    lengths = 1 + np.arange(pool.height)[:, None, None]
+    views = [(lengths * np.ones((1, angles, 16))).astype(np.float32) for angles in (A, B)]
+    table = measure(pool, *views)
+    assert pick(table, "mknn", k=10, metric="euclidean", angle=90, view="rotated")["value"] == 1
+    assert pick(table, "mknn", k=10, metric="cosine", angle=90, view="rotated")["value"] is None

@@ -202,3 +202,14 @@ def test_the_maker_keeps_pixels_and_refuses_odd_grids():
             {},
             name="e",
         )
+
+
+def test_a_fold_that_leaves_one_label_to_train_on_is_said():
+    """Patient 0 shows both labels, and its fold takes all but the tiles of one label."""
+    cells = [("p0", "x", 7), ("p0", "y", 3), ("p1", "y", 4), ("p2", "x", 5)]
+    rows = [(patient, label) for patient, label, n in cells for _ in range(n)]
+    pool = make_pool([p for p, _ in rows], [label for _, label in rows], ["A"] * len(rows))
+    table = measure(pool, parts(pool, 2.0, 1.0, 1.0), folds=2)
+    told = table.filter(pl.col("metric").is_in(["label_accuracy", "label_survival"]))
+    assert (told["verdict"] == "not_applicable").all()
+    assert told["reason"].str.contains("learn one label").all()

@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.bootstrap import (
+    binomial_interval,
     bootstrap_weights,
     patient_codes,
     ratio_estimate,
@@ -634,7 +635,11 @@ def cosine_chance(vectors: Floats, patients: NDArray[Any]) -> Floats:
 
 
 def adversarial_measurements(
-    sums: pl.DataFrame, parameters: Mapping[str, Any], encoder: str
+    sums: pl.DataFrame,
+    parameters: Mapping[str, Any],
+    entry: Mapping[str, Any] | None = None,
+    *,
+    encoder: str,
 ) -> pl.DataFrame:
     """Accuracy, cosine and likeness under attack, and the drop beyond that of noise.
 
@@ -656,12 +661,14 @@ def adversarial_measurements(
         From :func:`adversarial_sums`.
     parameters
         Of the experiment.
+    entry
+        Of ``encoders``; ``mitigation``, if there, is what is done to the pixels first.
     encoder
         Name for the table.
     """
-    return measurement_table(
-        _Rows(AdversarialParameters.parse(parameters), encoder).all(VariantSums(sums))
-    )
+    mitigation = str((entry or {}).get("mitigation") or "")
+    rows = _Rows(AdversarialParameters.parse(parameters), encoder, mitigation)
+    return measurement_table(rows.all(VariantSums(sums)))
 
 
 def not_attacked(parameters: Mapping[str, Any], *, encoder: str) -> pl.DataFrame:
@@ -733,6 +740,7 @@ class _Rows:
 
     told: AdversarialParameters
     encoder: str
+    mitigation: str = ""
 
     def all(self, sums: VariantSums) -> Iterable[dict[str, Any]]:
         if sums.table.is_empty():
@@ -755,15 +763,22 @@ class _Rows:
         yield from self.own(sums, weights)
         yield from self.transferred(sums, weights)
         if not sums.has(self.told.strongest):
-            yield from self.undefined(
-                "the encoder is no neural network and has no gradient, so it cannot be attacked "
-                "through its own weights; noise and tiles made against other encoders are measured",
-                sums,
-            )
+            yield from self.undefined(self._why_no_gradient(), sums)
             return
         checks = dict(attack_checks(sums, self.told))
         yield from self.checked(checks, sums)
         yield self.signature(sums, weights, checks)
+
+    def _why_no_gradient(self) -> str:
+        if self.mitigation:
+            return (
+                f"what is done to the pixels first, {self.mitigation}, has no gradient here: see the "
+                "figure of the encoder without it"
+            )
+        return (
+            "the encoder is no neural network and has no gradient, so it cannot be attacked "
+            "through its own weights; noise and tiles made against other encoders are measured"
+        )
 
     def own(self, sums: VariantSums, weights: Floats) -> Iterator[dict[str, Any]]:
         """Accuracy, cosine and SSIM of every variant that was made."""
@@ -929,20 +944,20 @@ def _unsound(broken: Mapping[str, float]) -> str:
 
 
 def never_certain(estimate: Estimate) -> Estimate:
-    """Widen an interval without width to what so few patients can exclude.
+    """Widen an interval to what so few patients can exclude: at least the exact binomial one.
 
-    Where every patient has a share of 0 (or of 1) resampling gives no width at all. The exact
-    binomial bound with patients as units takes its place: 1 − 0.025^(1/P) from the end.
+    Where hardly a patient differs resampling gives too little width, and where none does none. The
+    binomial's units are patients. Of a value below 0 the upper end is at least that of 0.
 
     Examples
     --------
     >>> round(never_certain(Estimate(0.0, 0.0, 0.0, 24, 24)).ci_high, 3)
     0.142
     """
-    value = estimate.value
-    if value is None or estimate.ci_low is None or estimate.ci_low != estimate.ci_high:
+    value, low, high, n = estimate.value, estimate.ci_low, estimate.ci_high, estimate.n_patients
+    if value is None or low is None or high is None or n < 1:
         return estimate
-    room = 1 - 0.025 ** (1 / max(estimate.n_patients, 1))
-    low = value - room if value > 0 else value
-    high = value + room if value < 1 else value
-    return replace(estimate, ci_low=low, ci_high=high)
+    least, most = binomial_interval(min(max(value, 0.0), 1.0) * n, n)
+    if value < 0:
+        least = -binomial_interval(min(-value, 1.0) * n, n)[1]
+    return replace(estimate, ci_low=min(low, least), ci_high=max(high, most))

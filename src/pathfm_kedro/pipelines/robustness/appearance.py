@@ -35,11 +35,13 @@ from pathfm_kedro.pipelines.robustness.appearance_views import (
     view_changes,
 )
 from pathfm_kedro.pipelines.robustness.mutual_knn import (
+    NO_SPREAD,
     candidate_counts,
     candidate_effects,
     cosine_distances,
     shared,
     unit,
+    without_spread,
 )
 from pathfm_kedro.pipelines.robustness.views import stacked_views
 from pathfm_kedro.statistics.bootstrap import (
@@ -74,7 +76,8 @@ _NO_DISTANCE = 1e-9
 #:
 #: - shift_sum, between_sum: over the n_shifted tiles that have a between-patient distance;
 #: - kept_sum, candidate_sum, chance_sum: over all n_tiles; null where a tile of the pool has no more
-#:   than k candidates.
+#:   than k candidates;
+#: - no_spread: whether all clean tiles have (nearly) the same vector.
 VIEW_SUMS: dict[str, pl.DataType] = {
     "n_tiles": pl.Int64(),
     "n_shifted": pl.Int64(),
@@ -84,7 +87,10 @@ VIEW_SUMS: dict[str, pl.DataType] = {
     "candidate_sum": pl.Float64(),
     "chance_sum": pl.Float64(),
     "fewest_candidates": pl.Int64(),
+    "no_spread": pl.Boolean(),
 }
+#: Columns of the pool and not of a group: the same in all its rows.
+_OF_POOL = ("fewest_candidates", "no_spread")
 
 #: One row per change, dose and patient; a transfer to several centers counts each tile once for each.
 SHIFT_SCHEMA: dict[str, pl.DataType] = {
@@ -223,7 +229,9 @@ class CleanPool:
             for name, values in columns.items()
         ]
         whole = self.keys.with_columns(
-            *sums, fewest_candidates=pl.lit(int(candidate_counts(self.patients).min()))
+            *sums,
+            fewest_candidates=pl.lit(int(candidate_counts(self.patients).min())),
+            no_spread=pl.lit(without_spread(self.vectors, "cosine")),
         )
         missing = [name for name in VIEW_SUMS if name not in whole.columns]
         return whole.with_columns(pl.lit(None).alias(name) for name in missing).select(
@@ -298,7 +306,7 @@ def appearance_shifts(
         if change.kind in TRANSFERS
         else everywhere.sums(stack[:, i]).with_columns(*_keys(change))
         for i, change in enumerate(changes)
-        if change.kind != CLEAN
+        if change.kind != CLEAN and (stained.any() or change.kind not in TRANSFERS)
     ]
     if not frames:
         return pl.DataFrame(schema=SHIFT_SCHEMA)
@@ -314,9 +322,10 @@ def added_up(sums: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     added = [
         pl.when(pl.col(name).null_count() == 0).then(pl.col(name).sum()).alias(name)
         for name in VIEW_SUMS
-        if name != "fewest_candidates"
+        if name not in _OF_POOL
     ]
-    table = sums.group_by(by).agg(*added, pl.col("fewest_candidates").min())
+    of_pool = pl.col("fewest_candidates").min(), pl.col("no_spread").any()
+    table = sums.group_by(by).agg(*added, *of_pool)
     return table.select(*by, *VIEW_SUMS).sort(by, nulls_last=False)
 
 
@@ -392,6 +401,8 @@ class ViewFigures:
                 f"has only {fewest} tiles of other patients; add patients, raise tile_pool.max_tiles "
                 "or lower k"
             )
+        if self.sums["no_spread"].any():
+            return NO_SPREAD
         return self.no_figures()
 
     def relative_shift(self) -> Estimate:
@@ -570,7 +581,8 @@ class _Rows:
             return (
                 "fewer than two centers have a stain to take: the cohort has one center, or too few "
                 "tiles of the others show haematoxylin and eosin (the table stain_references says "
-                "which); add centers or raise tile_pool.max_tiles"
+                "which), or this encoder has no slide of those that have one; add centers or raise "
+                "tile_pool.max_tiles"
             )
         return (
             "the views of this change were not embedded: list its dose in appearance and embed the "

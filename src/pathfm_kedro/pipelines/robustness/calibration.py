@@ -33,6 +33,7 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     Layout,
     field_of_view,
     field_votes,
+    side_of_tiles,
 )
 from pathfm_kedro.pipelines.robustness.robustness_index import count_neighbours, robustness_index
 from pathfm_kedro.pipelines.robustness.rotation import rotation_measurements, rotation_overlaps
@@ -341,7 +342,8 @@ def calibrate_field_of_view(
     encoder
         Under whose name the rows stand.
     """
-    wide = Layout.of(FieldParameters.parse(parameters).fields).wholes[1:]
+    asked = FieldParameters.parse(parameters).around(side_of_tiles(pool))
+    wide = Layout.of(asked.fields).wholes[1:]
 
     # The check is read without attention, which is the slow part: it stays at its start, the mean.
     told = {**parameters, "attention": {**parameters["attention"], "steps": 0}}

@@ -334,7 +334,7 @@ def _rank_auc(found: list[_Fold], target: Ints, center: int, first: int) -> floa
 
 
 def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) -> pl.DataFrame:
-    """AUC of the center with and without colour, per center, and what colour explains of it.
+    """AUC of the center with and without colour, and what colour explains of it.
 
     Parameters
     ----------
@@ -348,8 +348,9 @@ def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) 
     Returns
     -------
     DataFrame
-        Measurements center_auc (setting features; per center as strata) and center_auc_drop, the
-        AUC of the embedding less that without colour, on the same draws.
+        Measurements center_auc (setting features; with three or more centers also per center as
+        strata, but for colour alone) and center_auc_drop, the AUC of the embedding less that without
+        colour, on the same draws.
     """
     name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder}
     judged = parameters["thresholds"].get("center_auc") or {}

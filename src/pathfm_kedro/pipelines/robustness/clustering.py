@@ -5,6 +5,10 @@ with k-means on unit vectors of a balanced subsample and the number of clusters 
 silhouette. :func:`cluster_tiles` leaves counts of each unit's tiles per cluster;
 :func:`clustering_score` works on these.
 
+0 is neutral only with as many labels as centers: clusters of patients that know neither agree better
+with the finer of the two. ``clustering_score_minus_null`` is the difference from the mean over
+permutations of (label, center), and what the verdict rests on.
+
 The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
 another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
 with its own copy, and pairs within a patient count once for each copy.
@@ -36,6 +40,7 @@ Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 EXPERIMENT = "clustering_score"
+SIGNATURE = "clustering_score_minus_null"
 
 #: Fewer tiles than this many per cluster make no cluster.
 _TILES_PER_CLUSTER = 3
@@ -225,8 +230,9 @@ def clustering_score(
     Returns
     -------
     DataFrame
-        Measurements clustering_score, ari_label, ari_center, n_clusters, silhouette. Null: 95% of
-        permutations of (label, center) over units, so that clusters know neither.
+        Measurements clustering_score_minus_null, clustering_score, ari_label, ari_center, n_clusters,
+        silhouette. Null: 95% of permutations of (label, center) over patients, so that clusters know
+        neither.
     """
     rows = clusters.filter(pl.col("n").is_not_null())
     name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder}
@@ -234,7 +240,7 @@ def clustering_score(
     if rows.is_empty():
         return measurement_table(
             row
-            for metric in ("clustering_score", "ari_label", "ari_center")
+            for metric in (SIGNATURE, "clustering_score", "ari_label", "ari_center")
             for row in not_applicable(
                 **name,
                 metrics=[metric],
@@ -247,23 +253,55 @@ def clustering_score(
     point, drawn = (_scores(held, w) for w in (np.ones((1, held.n_patients)), weights))
     nulls = _permuted(held, parameters["n_permutations"], parameters["seed"])
     n = int(held.counts.sum())
-    told = [
+    estimates = {
+        metric: Estimate(
+            float(point[metric][0]), *percentile_interval(drawn[metric]), n, held.n_patients
+        )
+        for metric in point
+    }
+    score = "clustering_score"
+    judged = thresholds.get(SIGNATURE) or {}
+    told = [_minus_null(estimates[score], nulls[score], {**name, **judged})]
+    told += [
         measurement(
             **name,
             metric=metric,
-            estimate=Estimate(
-                float(point[metric][0]), *percentile_interval(drawn[metric]), n, held.n_patients
-            ),
+            estimate=estimate,
             null=Null(*percentile_interval(nulls[metric])) if len(nulls[metric]) else Null(),
             **(thresholds.get(metric) or {}),
         )
-        for metric in point
+        for metric, estimate in estimates.items()
     ]
     for metric in ("n_clusters", "silhouette"):
         value = float(rows[metric][0])
         estimate = Estimate(value, None, None, n, held.n_patients)
         told.append(measurement(**name, metric=metric, estimate=estimate))
     return measurement_table(told)
+
+
+def _minus_null(estimate: Estimate, permuted: Floats, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The score minus the mean of its permutations."""
+    known = permuted[np.isfinite(permuted)]
+    if not len(known):
+        reason = "no permutation to compare with: set n_permutations to 200"
+        return not_applicable(
+            **common,
+            metrics=[SIGNATURE],
+            reason=reason,
+            n=estimate.n,
+            n_patients=estimate.n_patients,
+        )[0]
+    chance = float(known.mean())
+    value, low, high = (
+        None if figure is None else figure - chance
+        for figure in (estimate.value, estimate.ci_low, estimate.ci_high)
+    )
+    return measurement(
+        **common,
+        metric=SIGNATURE,
+        estimate=Estimate(value, low, high, estimate.n, estimate.n_patients),
+        null=Null(*percentile_interval(permuted - chance)),
+    )
 
 
 def _held(rows: pl.DataFrame) -> _Clustered:
@@ -289,12 +327,19 @@ def _scores(held: _Clustered, weights: Floats) -> dict[str, Floats]:
 
 
 def _permuted(held: _Clustered, permutations: int, seed: int) -> dict[str, Floats]:
-    """[permutations] the scores when units exchange label and center together."""
+    """[permutations] the scores when patients exchange label and center together.
+
+    Units lie side by side by patient, once in the patients' order and once in a random one, and each
+    takes the tags that lie beside it: a patient's units take those of one other patient where all
+    have equally many. The order within a patient is random too, or patients that show every label
+    would give each label to itself.
+    """
     generator = np.random.default_rng(seed)
     ones = np.ones((1, held.n_patients))
     worlds = []
     for _ in range(permutations):
-        order = generator.permutation(len(held.labels))
+        patient, unit = generator.random(held.n_patients), generator.random(len(held.labels))
+        order = np.lexsort((unit, patient[held.patients]))
         other = _Clustered(held.patients, held.labels[order], held.centers[order], held.counts)
         worlds.append({metric: float(value[0]) for metric, value in _scores(other, ones).items()})
     metrics = ("clustering_score", "ari_label", "ari_center")

@@ -2,8 +2,8 @@ r"""Crop coherence: do parts of a tile belong together more than parts of differ
 
 Self-supervised training in the manner of DINO asks that a small crop of an image looks like a large
 crop of the same image, as if both showed one object. Tissue has no such object. Crops are drawn as
-DINOv2 draws them (global: 0.32-1 of the area, 224 px; local: 0.05-0.32, 96 px; sides 3:4 to 4:3),
-without its flips and colours. With g the global and l the local crops of tile i,
+DINOv2 draws them (global: 0.32-1 of the area, at the tile's own side; local: 0.05-0.32, 96 px; sides
+3:4 to 4:3), without its flips and colours. With g the global and l the local crops of tile i,
 
 - ``own_cosine = mean cos(g_i, l_i)``, ``other_cosine = mean cos(g_i, l_j)`` over the other tiles j of
   the slide, ``coherence`` their difference: zero where a tile's own parts are no closer than any

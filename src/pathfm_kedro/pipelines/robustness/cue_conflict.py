@@ -323,12 +323,13 @@ def cue_conflict_measurements(
 
 @dataclass(frozen=True)
 class _Ratio:
-    """Morphology and conflict counts [P, P] of one view and scope, and its null."""
+    """Morphology and conflict counts [P, P] of one view and scope, its null, who asked."""
 
     numerator: Floats
     denominator: Floats
     null: float | None
     n: int
+    n_patients: int
     weights: Floats
 
     def drawn(self) -> Floats:
@@ -338,7 +339,8 @@ class _Ratio:
         )
 
     def estimate(self) -> Estimate:
-        return pair_ratio(self.numerator, self.denominator, self.drawn(), self.n, most=1.0)
+        whole = pair_ratio(self.numerator, self.denominator, self.drawn(), self.n, most=1.0)
+        return replace(whole, n_patients=self.n_patients)
 
 
 def _ratio(counts: pl.DataFrame, view: str, scope: str, weights: Floats) -> _Ratio:
@@ -350,7 +352,13 @@ def _ratio(counts: pl.DataFrame, view: str, scope: str, weights: Floats) -> _Rat
     expected = asked[f"morphology_{scope}"].sum(), asked["stain"].sum()
     total = float(sum(expected))
     null = float(expected[0]) / total if total else None
-    return _Ratio(morphology, morphology + stain, null, int(asked["n_queries"].sum()), weights)
+    n, n_patients = int(asked["n_queries"].sum()), _asking(asked)
+    return _Ratio(morphology, morphology + stain, null, n, n_patients, weights)
+
+
+def _asking(asked: pl.DataFrame) -> int:
+    """Patients with a tile that has a conflict; the others are candidates only."""
+    return asked.filter(pl.col("n_queries") > 0)["patient_id"].n_unique()
 
 
 def _matrix(met: pl.DataFrame, names: list[str], column: str) -> Floats:
@@ -377,7 +385,7 @@ def _rows(
         common = {
             "reason": problem,
             "n": int(asked["n_queries"].sum()),
-            "n_patients": asked.height,
+            "n_patients": _asking(asked),
             **name,
         }
         metric = told | {"view": TRANSFERRED, "scope": "any"}
@@ -431,7 +439,7 @@ def _loss_row(
         - moved.numerator.sum() / moved.denominator.sum()
     )
     low, high = percentile_interval(before - after)
-    estimate = Estimate(float(value), low, high, moved.n, len(moved.numerator))
+    estimate = Estimate(float(value), low, high, moved.n, moved.n_patients)
     return measurement(
         **name,
         metric="morphology_loss",
@@ -453,7 +461,7 @@ def _no_cue(
         metrics=[metric],
         setting=setting,
         n=ratio.n,
-        n_patients=len(ratio.numerator),
+        n_patients=ratio.n_patients,
         reason="no neighbour shares the morphology alone or the stain alone: raise cue_conflict.k",
         **held,
     )[0]
@@ -485,7 +493,7 @@ def _problem(counts: pl.DataFrame, k: int) -> str | None:
     if counts.is_empty():
         return (
             "no tile could take another center's stain: the cohort needs two centers whose tiles show "
-            f"haematoxylin and eosin, and more than {k} tiles of other patients for every tile; add "
+            f"haematoxylin and eosin, and at least {k} tiles of other patients for every tile; add "
             "centers, raise tile_pool.max_tiles or lower cue_conflict.k"
         )
     if not counts["n_queries"].sum():

@@ -138,7 +138,7 @@ def plan_field_views(
     runtime
         Its recorded runtime.
     tile_parameters
-        ``pixels``: side of a tile.
+        ``pixels``: side of a tile, the first field whatever ``parameters`` says of it.
     parameters
         Of the field-of-view experiment.
     engine
@@ -146,7 +146,7 @@ def plan_field_views(
     name
         The encoder's name.
     """
-    told = FieldParameters.parse(parameters)
+    told = FieldParameters.parse(parameters).around(int(tile_parameters["pixels"]))
     spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
     chosen = tiles.join(pool.select("tile_id"), on="tile_id", maintain_order="left")
     largest = dict(pool.select("slide_id", "field").iter_rows())

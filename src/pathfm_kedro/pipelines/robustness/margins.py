@@ -29,7 +29,7 @@ independent, and the products of the two changes are summed in place of squares.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,11 @@ class _Margins:
     @property
     def n_patients(self) -> int:
         return len(self.asked)
+
+    @property
+    def n_answered(self) -> int:
+        """Patients with a margin: the others carry nothing of the figure."""
+        return int((self.answered > 0).sum())
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def _threshold(
 ) -> dict[str, Any]:
     if design != "all" or not headline:
         return {}
-    return dict(margin_parameters["thresholds"].get(metric, {}))
+    return dict(margin_parameters["thresholds"].get(metric) or {})
 
 
 def _held(own: pl.DataFrame, design: str, m: int) -> _Margins:
@@ -389,7 +394,7 @@ def _croma_rows(
         interval = widened_interval(
             value, getattr(drawn, summary), jackknife_variance(changes[summary]), least, most
         )
-        estimate = Estimate(value, *interval, held.n, held.n_patients)
+        estimate = Estimate(value, *interval, held.n, held.n_answered)
         rows.append(
             measurement(
                 **name,
@@ -499,7 +504,7 @@ def _worst_rows(
                     float(shares[i]),
                     *percentile_interval(drawn.shares[:, i]),
                     held.n,
-                    held.n_patients,
+                    held.n_answered,
                 ),
                 null=Null(usual, usual),
             )
@@ -598,5 +603,9 @@ def _mari_estimates(design: Design, parameters: Mapping[str, Any]) -> list[Estim
             totals[i] = totals[i] + added
             drawn[i] += resampled_total(added, weights)
         sums = np.stack([drawn[0], drawn[0] + drawn[1]])
-        estimates.append(pair_ratio(totals[0], totals[0] + totals[1], sums, design.n, 1.0))
+        whole = totals[0] + totals[1]
+        estimate = pair_ratio(totals[0], whole, sums, design.n, 1.0)
+        # Patients that meet no neighbour of either kind carry nothing of the figure.
+        carry = int((np.asarray(whole.sum(axis=1)) > 0).sum())
+        estimates.append(replace(estimate, n_patients=carry))
     return estimates

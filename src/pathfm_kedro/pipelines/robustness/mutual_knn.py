@@ -21,6 +21,9 @@ _BLOCK = 1024
 #: tie (and the index decides) whatever the order in which a matrix product adds up.
 _DECIMALS = 12
 
+#: Share of the vectors' length below which differences are rounding of float32 sums.
+_ROUNDING = 1e-6
+
 
 def mknn(
     reference: NDArray[np.floating[Any]],
@@ -254,6 +257,35 @@ def cosine_distance_chance(
     others = views.sum(axis=0) - sum_by_patient(views, codes, int(codes.max()) + 1)[codes]
     cosine_sums: Floats = np.einsum("ij,ij->i", unit(reference), others)
     return 1 - cosine_sums / np.maximum(candidate_counts(codes), 1)
+
+
+def without_spread(vectors: NDArray[np.floating[Any]], metric: str) -> bool:
+    """Whether all rows are the same but for rounding, so that ties alone decide neighbours.
+
+    Parameters
+    ----------
+    vectors
+        [n, d].
+    metric
+        ``euclidean``, or ``cosine``, for which rows of one direction are the same.
+
+    Examples
+    --------
+    >>> rows = np.array([[1.0, 1.0], [2.0, 2.0]])
+    >>> without_spread(rows, "cosine"), without_spread(rows, "euclidean")
+    (True, False)
+    """
+    cloud = unit(vectors) if metric == "cosine" else vectors.astype(np.float64)
+    middle = cloud.mean(axis=0)
+    farthest = float(np.linalg.norm(cloud - middle, axis=1).max(initial=0.0))
+    return farthest <= _ROUNDING * float(np.linalg.norm(middle))
+
+
+#: Why neighbours are undefined where the clean tiles have no spread.
+NO_SPREAD = (
+    "the encoder gives (nearly) the same vector for every tile, so that neighbours follow the order "
+    "of the tiles alone: check its weights and how it prepares its input"
+)
 
 
 def too_few_candidates(k: int, fewest: int) -> str:

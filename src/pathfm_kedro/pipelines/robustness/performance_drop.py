@@ -341,7 +341,7 @@ def performance_drop(
     held = _held(rows)
     weights = bootstrap_weights(held.n_patients, parameters["bootstrap_draws"], parameters["seed"])
     point, drawn = (_accuracies(held, w) for w in (np.ones((1, held.n_patients)), weights))
-    # Tiles that are tested once or more, whatever the repeat and v.
+    # Tiles tested in one repeat of one pair, the mean over all of them: the same ones at every v.
     n = int(held.asked[:, :, 0].sum(axis=(1, 2)).sum() // held.asked.shape[1])
     told = []
     for i, v in enumerate(strengths):

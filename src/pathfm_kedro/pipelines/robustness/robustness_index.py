@@ -252,7 +252,7 @@ def _threshold(
     """Threshold and direction of a failure signature; nothing for a figure that is none."""
     if design != "all" or role != "cohort_k":
         return {}
-    return dict(parameters["thresholds"].get(metric, {}))
+    return dict(parameters["thresholds"].get(metric) or {})
 
 
 def _left_out(counts: pl.DataFrame, design: str, encoder: str) -> list[dict[str, Any]]:

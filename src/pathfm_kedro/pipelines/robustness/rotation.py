@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.pipelines.robustness.mutual_knn import (
     METRICS,
+    NO_SPREAD,
     candidate_counts,
     candidate_effects,
     cosine_distance_chance,
@@ -22,6 +23,7 @@ from pathfm_kedro.pipelines.robustness.mutual_knn import (
     nearest,
     shared,
     too_few_candidates,
+    without_spread,
 )
 from pathfm_kedro.statistics.bootstrap import (
     bootstrap_weights,
@@ -64,6 +66,7 @@ OVERLAP_SCHEMA: dict[str, pl.DataType] = {
     "cosine_distance_chance_sum": pl.Float64(),
     "n_tiles": pl.Int64(),
     "fewest_candidates": pl.Int64(),
+    "no_spread": pl.Boolean(),
 }
 
 #: Sums where a tile has fewer candidates than neighbours asked for.
@@ -186,7 +189,8 @@ def rotation_overlaps(
         Columns ``OVERLAP_SCHEMA``: one row per view, angle, k, metric, patient, label, center.
         ``overlap_sum`` adds up the group's tiles as queries, ``candidate_sum`` their effects as
         candidates (:func:`candidate_effects`); these and ``chance_sum`` are null where any tile
-        of the pool has fewer than k candidates.
+        of the pool has fewer than k candidates. ``no_spread`` says whether the tiles as they are
+        have (nearly) one vector.
 
     Raises
     ------
@@ -289,12 +293,16 @@ def _overlaps_of_metric(
     supported = [k for k in ks if k < groups.fewest_candidates]
     depth = max(supported, default=0) + 1
     home = nearest(reference, groups.patients, depth, metric)
+    no_spread = pl.lit(without_spread(reference, metric))
     for compared in series:
         for index, angle in enumerate(compared.angles):
             vectors = compared.stack[:, index]
             away = nearest(vectors, groups.patients, depth, metric)
             keys = _keys_with_cosine(reference, vectors, groups).with_columns(
-                view=pl.lit(compared.view), angle=pl.lit(angle), metric=pl.lit(metric)
+                view=pl.lit(compared.view),
+                angle=pl.lit(angle),
+                metric=pl.lit(metric),
+                no_spread=no_spread,
             )
             for k in ks:
                 sums = _overlap_sums(home, away, groups, k) if k in supported else _NO_OVERLAP
@@ -698,6 +706,8 @@ def _unsupported(overlaps: pl.DataFrame, k: int) -> str | None:
         return "no tile was turned: no usable slide of the pool has embedded views"
     if overlaps["overlap_sum"].null_count():
         return too_few_candidates(k, int(overlaps["fewest_candidates"][0]))
+    if overlaps.filter(pl.col("view") == ROTATED)["no_spread"].any():
+        return NO_SPREAD
     return None
 
 

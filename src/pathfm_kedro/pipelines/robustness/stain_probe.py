@@ -2,7 +2,7 @@ r"""Stain probe: how much of a tile's staining can be read from its vector.
 
 Ridge regression from the clean tile's vector to the mean and standard deviation of the amounts of
 haematoxylin and eosin, tested on patients that it did not see. With ŷ the prediction and ȳ the mean
-over the training patients,
+over the training tiles,
 
 - ``r2 = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²``: 1 where the vector tells the staining, 0 where it is worth no
   more than the mean, below 0 where it misleads;

@@ -268,7 +268,14 @@ def _probed(
     labels = np.unique(present["label"].to_numpy()[probed], return_inverse=True)[1]
     patients = present["patient_id"].to_numpy()[probed]
     right = nothing.copy()
-    right[probed] = _named_right(stack[probed], labels, patients, parameters)
+    named = _named_right(stack[probed], labels, patients, parameters)
+    if named is None:
+        problem = (
+            "all tiles of all labels but one fall into one fold, so that a probe would learn one label "
+            "alone; add patients, raise tile_pool.max_tiles or change texture.folds or texture.seed"
+        )
+        return _Probe(nothing[:, 0], nothing, len(enough), problem)
+    right[probed] = named
     return _Probe(probed, right, len(enough), "")
 
 
@@ -277,8 +284,11 @@ def _named_right(
     labels: NDArray[np.int64],
     patients: NDArray[Any],
     parameters: Mapping[str, Any],
-) -> NDArray[np.bool_]:
-    """[n, views] whether the label was named right; models are trained on view 0."""
+) -> NDArray[np.bool_] | None:
+    """[n, views] whether the label was named right; models are trained on view 0.
+
+    None where a fold leaves one label to train on.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
@@ -292,6 +302,8 @@ def _named_right(
     right = np.zeros(stack.shape[:2], np.bool_)
     with threadpool_limits(1):  # sums in one order: the same figures on any number of cores
         for train, test in splitter.split(views[:, 0], labels, patients):
+            if len(np.unique(labels[train])) < 2:
+                return None
             model = make_pipeline(
                 StandardScaler(),
                 LogisticRegression(

@@ -28,7 +28,7 @@ POOL_COLUMNS = [
 def choose_pool(
     slides: pl.DataFrame, tiles: pl.DataFrame, parameters: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """Draw the fixed pool of tiles that are turned, balanced over label x center x patient.
+    """Draw the pool of tiles whose views are compared, balanced over label x center x patient.
 
     Cells of label and center take turns, in each its patients, in each their slides, until
     ``max_tiles`` are drawn. A tile whose wide field (:func:`~pathfm_kedro.slides.views.wide_side`)
