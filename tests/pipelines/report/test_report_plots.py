@@ -214,3 +214,33 @@ def test_no_data_gives_no_figure(design: pl.DataFrame) -> None:
     assert plot_ri_curve(empty, {}) is None
     assert set(drawn(empty, {}, design)) == {"design"}
     assert curves_table(empty) == []
+
+
+def test_the_calibration_has_a_panel_for_each_check_and_a_sign_for_each_verdict() -> None:
+    from pathfm_kedro.pipelines.report.plots_robustness import plot_calibration
+    from pathfm_kedro.statistics.measurements import Estimate, measurement, measurement_table
+
+    rows = [
+        measurement(
+            experiment="calibration",
+            encoder="phantom_truth",
+            metric=metric,
+            estimate=Estimate(1 - dose, 0.9 - dose, 1.1 - dose, 72, 24),
+            setting={
+                "of": "rotation",
+                "nuisance": "corner",
+                "dose": dose,
+                "threshold": 0.8,
+                "verdict": verdict,
+            },
+        )
+        for metric in ("mknn", "mknn_mean")
+        for dose, verdict in ((0.0, "pass"), (0.5, "inconclusive"), (1.0, "fail"))
+    ]
+    figure = plot_calibration(measurement_table(rows))
+    assert figure is not None
+    shown = [trace for trace in figure.data if trace.mode == "markers"]
+    assert len(shown) == 6
+    assert len({(trace.marker.symbol, trace.marker.color) for trace in shown}) == 3
+    assert sum(trace.showlegend for trace in shown) == 3
+    assert plot_calibration(measurement_table([])) is None

@@ -26,8 +26,13 @@ _VERDICTS = {
     "pass": ("#0072B2", "circle"),
     "fail": ("#D55E00", "x"),
     "inconclusive": ("#6b6b6b", "diamond-open"),
+    "not_applicable": ("#6b6b6b", "circle-open"),
 }
-_PANEL_HEIGHT = 300
+#: Of one panel with its titles, and of the room between two, in pixels.
+_PANEL_HEIGHT = 250
+_PANEL_ROOM = 95
+#: What is mixed into the truth, where its name alone does not say it.
+_NUISANCES = {"corner": "one corner of the tile"}
 
 
 def plot_calibration(measurements: pl.DataFrame) -> go.Figure | None:
@@ -51,7 +56,8 @@ def _panels(panels: list[pl.DataFrame]) -> go.Figure:
     from plotly.subplots import make_subplots
 
     titles = [_calibration_title(panel.row(0, named=True)) for panel in panels]
-    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=titles, vertical_spacing=0.12)
+    room = _PANEL_ROOM / (_PANEL_HEIGHT * len(panels))
+    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=titles, vertical_spacing=room)
     figure.update_layout(figure_of(_PANEL_HEIGHT * len(panels)).layout)
     figure.update_layout(margin={"l": 56, "r": 16, "t": 48, "b": 56})
     figure.update_xaxes(**AXIS)
@@ -59,9 +65,8 @@ def _panels(panels: list[pl.DataFrame]) -> go.Figure:
     shown: set[str] = set()
     for index, panel in enumerate(panels, 1):
         _add_doses(figure, panel, index, shown)
-        figure.update_xaxes(
-            title_text=f"share of the vector that is {panel['nuisance'][0]}", row=index, col=1
-        )
+        nuisance = _NUISANCES.get(panel["nuisance"][0], panel["nuisance"][0])
+        figure.update_xaxes(title_text=f"share of the vector: {nuisance}", row=index, col=1)
     return figure
 
 
@@ -98,7 +103,7 @@ def _add_doses(figure: go.Figure, panel: pl.DataFrame, index: int, shown: set[st
             },
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10},
-            name=verdict,
+            name="not judged" if verdict == "not_applicable" else verdict,
             legendgroup=verdict,
             showlegend=verdict not in shown,
             **place,

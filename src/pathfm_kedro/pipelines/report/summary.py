@@ -426,7 +426,7 @@ KEY_METRICS: dict[str, tuple[str, ...]] = {
     "texture": ("label_survival", "excess_shift"),
     "stain_probe": ("selectivity",),
     "crop_coherence": ("coherence", "follows_composition", "follows_colour"),
-    "adversarial": ("accuracy", "ssim"),
+    "adversarial": ("accuracy",),
     "field_of_view": ("macro_f1", "gain_equivalence_p"),
     "calibration": (),
     "retrieval": ("macro_f1",),
