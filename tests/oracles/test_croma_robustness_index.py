@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -14,6 +13,7 @@ from pathfm_kedro.pipelines.robustness.robustness_index import (
     count_neighbours,
     robustness_index,
 )
+from tests.oracles.cohorts import balanced_cohort
 
 PARAMETERS = {
     "k_grid": [1, 3, 5, 7, 9, 11, 21, 31],
@@ -31,42 +31,6 @@ PARAMETERS = {
     "seed": 0,
     "thresholds": {},
 }
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
-
-
-def balanced_cohort(labels, centers, patients=4, tiles=6, d=24):
-    generator = np.random.default_rng(10 * labels + centers)
-    of_label, of_center = generator.standard_normal((2, 6, d)) * 0.4
-    cells = list(itertools.product(range(labels), range(centers), range(patients)))
-    names = [f"p{i:03d}" for i in range(len(cells))]
-    shards = {
-        name: (
-            of_label[label]
-            + of_center[center]
-            + 0.4 * generator.standard_normal(d)
-            + generator.standard_normal((tiles, d))
-        ).astype(np.float32)
-        for name, (label, center, _) in zip(names, cells, strict=True)
-    }
-    slides = pl.DataFrame(
-        {
-            "slide_id": names,
-            "patient_id": names,
-            "center": [f"C{center}" for _, center, _ in cells],
-            "organ": "organ",
-            "label": [f"L{label}" for label, _, _ in cells],
-        }
-    )
-    rows = pl.DataFrame({"slide_id": np.repeat(names, tiles)}).with_row_index("tile")
-    return slides, rows.with_columns(tile_id=pl.col("tile").cast(pl.String)), InMemory(shards)
 
 
 def ours(slides, tiles, embeddings, design):

@@ -17,6 +17,7 @@ from pathfm_kedro.pipelines.robustness.center_auc import (
     patient_folds,
     without_colour,
 )
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "max_tiles": 600,
@@ -29,15 +30,6 @@ PARAMETERS = {
     "seed": 0,
     "thresholds": {},
 }
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
 
 
 def cohort(seed, colour_to_embedding=0.0, center_effect=0.0, centers=2, patients=8, tiles=5, d=16):

@@ -14,6 +14,7 @@ from pathfm_kedro.pipelines.robustness.clustering import (
     resampled_ari,
     silhouette_of,
 )
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "max_tiles": 400,
@@ -26,15 +27,6 @@ PARAMETERS = {
     "seed": 0,
     "thresholds": {"clustering_score_minus_null": {"threshold": 0.0, "direction": "above"}},
 }
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
 
 
 def cohort(seed, effects, patients=8, tiles=5, d=10):

@@ -14,6 +14,7 @@ from pathfm_kedro.pipelines.robustness.margins import (
 )
 from pathfm_kedro.pipelines.robustness.robustness_index import choose_k, robustness_index
 from pathfm_kedro.statistics.paired_comparison import simultaneous_intervals
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
@@ -33,15 +34,6 @@ PARAMETERS = {
     "thresholds": {},
 }
 MARGINS = {"m": [3], "sampled_queries": 1000, "thresholds": {}}
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
 
 
 def encoders(seed, effects, patients=7, tiles=4, d=12):

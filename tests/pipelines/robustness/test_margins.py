@@ -25,6 +25,7 @@ from pathfm_kedro.pipelines.robustness.typed_distances import (
 )
 from pathfm_kedro.statistics.neighbours import nearest_by_type, nearest_neighbours
 from pathfm_kedro.statistics.resampled_tail import resampled_distribution
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
@@ -47,15 +48,6 @@ MARGINS = {
     "sampled_queries": 1000,
     "thresholds": {"croma_minus_null": {"threshold": 0.0, "direction": "above"}},
 }
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
 
 
 def cohort(seed, labels=2, centers=2, patients=3, tiles=4, d=12, effects=(0.0, 0.0)):

@@ -21,6 +21,7 @@ from pathfm_kedro.pipelines.robustness.performance_drop import (
 )
 from pathfm_kedro.statistics.association import cramers_v
 from pathfm_kedro.statistics.ridge import dual_ridge, standardised
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "cramers_v": [0.0, 0.25, 0.5, 0.75, 1.0],
@@ -34,15 +35,6 @@ PARAMETERS = {
     "seed": 0,
     "thresholds": {"apd": {"threshold": -0.05, "direction": "above"}},
 }
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
 
 
 def cohort(seed, effects, labels=2, centers=2, patients=8, tiles=6, d=20):

@@ -18,6 +18,7 @@ from pathfm_kedro.pipelines.robustness.robustness_index import (
     robustness_index,
 )
 from pathfm_kedro.statistics.pair_bootstrap import pair_variance, resampled_total
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
@@ -39,15 +40,6 @@ PARAMETERS = {
         "ri_minus_null": {"threshold": 0.0, "direction": "above"},
     },
 }
-
-
-class InMemory:
-    def __init__(self, shards):
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
 
 
 def cohort(
