@@ -118,7 +118,7 @@ def ratio_estimate(
     return Estimate(float(numerators.sum() / total), low, high, rows, support)
 
 
-def binomial_interval(hits: float, n: int) -> tuple[float, float]:
+def binomial_interval(hits: float, n: float) -> tuple[float, float]:
     """95% interval of a share of n independent units, exact where resampling sees no spread.
 
     Parameters
@@ -126,7 +126,7 @@ def binomial_interval(hits: float, n: int) -> tuple[float, float]:
     hits
         Units that count, 0 … n; a part of one may count.
     n
-        Units, at least one.
+        Units, at least one; not necessarily a whole number.
 
     References
     ----------

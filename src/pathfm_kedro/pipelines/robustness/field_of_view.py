@@ -41,6 +41,7 @@ from pathfm_kedro.statistics.measurements import (
 from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.permutation import permuted_within
 from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.votes import label_counts, macro_f1, majority_vote
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -653,75 +654,6 @@ def _attention(
     with torch.no_grad():
         fitted = torch.softmax(torch.tanh(reduced @ hidden) @ score, dim=1)
     return cast(Floats, fitted.numpy())
-
-
-def majority_vote(labels: Ints) -> Ints:
-    """Most frequent label of each row; among equally frequent ones the nearest.
-
-    Parameters
-    ----------
-    labels
-        [..., k] codes, nearest first; −1 where there is no neighbour.
-
-    Examples
-    --------
-    >>> majority_vote(np.array([[2, 1, 1], [2, 1, 0], [-1, -1, -1]])).tolist()
-    [1, 2, -1]
-    """
-    votes = (labels[..., :, None] == labels[..., None, :]).sum(axis=-1)
-    votes[labels < 0] = 0
-    first = votes.argmax(axis=-1)
-    return np.take_along_axis(labels, first[..., None], axis=-1)[..., 0]
-
-
-def label_counts(truth: Ints, predicted: Ints, group: Ints, shape: tuple[int, int]) -> Floats:
-    """Right, true and predicted places per group and label: all that F1 needs.
-
-    Parameters
-    ----------
-    truth, predicted
-        Codes of equal shape; places with truth −1 are not counted, a prediction −1 is a miss.
-    group
-        Group of each place (patient, permutation), of a shape that broadcasts to theirs.
-    shape
-        Number of groups, number of labels.
-
-    Returns
-    -------
-    ndarray
-        [n_groups, 3, n_labels].
-
-    Examples
-    --------
-    >>> label_counts(np.array([0, 0, 1]), np.array([0, 1, 1]), np.zeros(3, int), (1, 2)).tolist()
-    [[[1.0, 1.0], [2.0, 1.0], [1.0, 2.0]]]
-    """
-    counted = truth >= 0
-    kept = (counted & (truth == predicted), counted, counted & (predicted >= 0))
-    counts = [
-        np.bincount((group * shape[1] + codes)[keep], minlength=shape[0] * shape[1])
-        for codes, keep in zip((truth, truth, predicted), kept, strict=True)
-    ]
-    return np.stack([count.reshape(shape) for count in counts], axis=1).astype(np.float64)
-
-
-def macro_f1(counts: Floats) -> Floats:
-    """Mean over labels of F1 = 2 right / (true + predicted); labels without places are left out.
-
-    Parameters
-    ----------
-    counts
-        [..., 3, n_labels]: right, true and predicted.
-
-    Examples
-    --------
-    >>> round(float(macro_f1(np.array([[1.0, 1.0], [2.0, 1.0], [1.0, 2.0]]))), 3)
-    0.667
-    """
-    right, true, predicted = np.moveaxis(counts, -2, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = np.where(true > 0, 2 * right / (true + predicted), 0.0)
-        return cast(Floats, scores.sum(axis=-1) / (true > 0).sum(axis=-1))
 
 
 @dataclass(frozen=True)
