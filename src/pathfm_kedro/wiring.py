@@ -1,13 +1,214 @@
-"""How the pipelines group and name their nodes."""
+"""How experiments become nodes: one namespace per pipeline, experiment and encoder.
+
+An experiment is two pure functions. `accumulate` reduces vectors to a small table of sums per patient
+(its *statistics*); `figures` turns that table into figures, which one node judges by the criteria in
+the parameters and tables as *measurements*. Nothing else of an experiment is wiring.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline, node
+
+from pathfm_kedro.statistics.figures import Figure, Subject, measure
+from pathfm_kedro.statistics.measurements import combine_measurements
+from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A line in a pipeline's table of contents.
+
+    Attributes
+    ----------
+    name
+        Of the experiment: its block of parameters, its tag, its namespace.
+    parameters
+        The dataclass that its parameters are read into.
+    accumulate
+        ``(*inputs, parameters) -> statistics``.
+    figures
+        ``(statistics, *beside, parameters) -> figures``, in reading order.
+    inputs
+        Datasets that `accumulate` takes; ``{e}`` stands for the encoder.
+    beside
+        Datasets that `figures` takes beside the statistics.
+    only
+        Encoders that are measured; None for all.
+    subject
+        What `{e}` names in the measurements.
+    """
+
+    name: str
+    parameters: type[ExperimentParameters]
+    accumulate: Callable[..., Any]
+    figures: Callable[..., Iterable[Figure]]
+    inputs: Sequence[str]
+    beside: Sequence[str] = ()
+    only: Sequence[str] | None = None
+    subject: Subject = "encoder"
+
+    def read(self, parameters: Mapping[str, Any]) -> Any:
+        """The experiment's parameters, checked."""
+        return read_parameters(self.parameters, self.name, parameters)
+
+    def statistics(self, *inputs: Any) -> Any:
+        """Run `accumulate`; the last input is the block of parameters."""
+        *data, parameters = inputs
+        return self.accumulate(*data, self.read(parameters))
+
+    def measurements(self, statistics: Any, *inputs: Any, encoder: str) -> Any:
+        """Compute and judge the figures; the last input is the block of parameters."""
+        *beside, parameters = inputs
+        p = self.read(parameters)
+        figures = self.figures(statistics, *beside, p)
+        return measure(figures, self.name, encoder, p.criteria, self.subject)
+
+
+def experiment_pipeline(
+    pipeline: str, experiment: Experiment, encoders: Sequence[str], *more: Node | Pipeline
+) -> Pipeline:
+    """Nodes of one experiment: two for each encoder, and one that collects its table.
+
+    Parameters
+    ----------
+    pipeline
+        Name of the pipeline that the experiment belongs to.
+    experiment
+        What is measured.
+    encoders
+        The cohort's; `experiment.only` may confine them.
+    more
+        Nodes that stand in the experiment's namespace beside these, such as its views.
+    """
+    names = [e for e in encoders if experiment.only is None or e in experiment.only]
+    own = [grouped(e, _of_encoder(pipeline, experiment, e)) for e in names]
+    collect = collected(
+        [f"measurements.{pipeline}.{experiment.name}.{e}" for e in names],
+        f"measurements.{pipeline}.{experiment.name}",
+        tags=[experiment.name],
+    )
+    return grouped(experiment.name, [*more, *own, collect])
+
+
+@dataclass(frozen=True)
+class Views:
+    """Vectors of changed tiles, or figures of their pixels, that experiments are made from.
+
+    Attributes
+    ----------
+    name
+        Of the set: ``views.<name>.<encoder>``, or ``views.<name>.pixels`` without an encoder.
+    experiment
+        Whose parameters decide the views.
+    parameters
+        The dataclass that these are read into.
+    work
+        ``(tiles of one slide, side of a tile in px, *beside, parameters) -> work``.
+    title
+        What is being done, for the progress bar.
+    pool
+        Dataset of the tiles that are viewed.
+    beside
+        Datasets that `work` takes beside.
+    tags
+        Experiments that read them.
+    with_encoder
+        False where only pixels are measured.
+    """
+
+    name: str
+    experiment: str
+    parameters: type[ExperimentParameters]
+    work: Callable[..., Any]
+    title: str
+    pool: str = "tile_pool"
+    beside: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    with_encoder: bool = True
+
+    def read(self, parameters: Mapping[str, Any]) -> Any:
+        """The experiment's parameters, checked."""
+        return read_parameters(self.parameters, self.experiment, parameters)
+
+
+def views_pipeline(
+    views: Views,
+    encoders: Sequence[str],
+    bases: Mapping[str, str],
+    plan: Callable[..., Any],
+    harmonise: Callable[..., Any],
+) -> list[Node | Pipeline]:
+    """A node for each encoder that embeds the views of the pool's tiles.
+
+    Parameters
+    ----------
+    views
+        Which.
+    encoders
+        The cohort's.
+    bases
+        Of each harmonised variant its base: the variant's views are the base's, harmonised.
+    plan, harmonise
+        Functions that give the jobs of an encoder and of a variant.
+    """
+    tags = list(views.tags or [views.experiment])
+    bound: dict[str, Any] = {"work": views.work, "read": views.read, "title": views.title}
+    pixels = ["slides", "tiles", views.pool, "slide_files", "params:tile", "params:engine"]
+    told = [*views.beside, f"params:{views.experiment}"]
+    if not views.with_encoder:
+        plain = named_partial(plan, name=None, **bound)
+        output = f"views.{views.name}.pixels"
+        return [node(plain, [*pixels, *told], output, name=f"{views.name}_views", tags=tags)]
+    found: list[Node | Pipeline] = []
+    for e in encoders:
+        if e in bases:
+            inputs = ["slides", f"embeddings.{bases[e]}", f"views.{views.name}.{bases[e]}"]
+            inputs += [f"params:encoders.{e}", "params:engine"]
+            function = named_partial(harmonise, name=e)
+        else:
+            entry = [f"params:encoders.{e}", f"encoder_runtime.{e}"]
+            inputs, function = [*pixels, *entry, *told], named_partial(plan, name=e, **bound)
+        own = node(
+            function,
+            inputs,
+            f"views.{views.name}.{e}",
+            name=f"{views.name}_views",
+            tags=[*tags, e],
+        )
+        found.append(grouped(e, [own]))
+    return found
+
+
+def _of_encoder(pipeline: str, x: Experiment, encoder: str) -> list[Node]:
+    parameters = f"params:{x.name}"
+    statistics = f"statistics.{pipeline}.{x.name}.{encoder}"
+    return [
+        node(
+            _shown_as(x.statistics, x.accumulate),
+            [*(name.format(e=encoder) for name in x.inputs), parameters],
+            statistics,
+            name="statistics",
+            tags=[x.name, encoder],
+        ),
+        node(
+            named_partial(_shown_as(x.measurements, x.figures), encoder=encoder),
+            [statistics, *(name.format(e=encoder) for name in x.beside), parameters],
+            f"measurements.{pipeline}.{x.name}.{encoder}",
+            name="measurements",
+            tags=[x.name, encoder],
+        ),
+    ]
+
+
+def collected(tables: Sequence[str], output: str, tags: Sequence[str] = ()) -> Node:
+    """A node that puts measurements tables one below the other."""
+    return node(combine_measurements, list(tables), output, name="collect", tags=list(tags))
 
 
 def grouped(namespace: str, nodes: Sequence[Node | Pipeline]) -> Pipeline:
@@ -37,4 +238,26 @@ def named_partial(function: Callable[..., Any], **arguments: Any) -> Callable[..
     return bound
 
 
-__all__ = ["grouped", "named_partial", "node"]
+def _shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that kedro-viz shows with the text of the experiment's own."""
+
+    def bound(*positional: Any, **named: Any) -> Any:
+        return run(*positional, **named)
+
+    bound.__name__ = shown.__name__
+    bound.__doc__ = shown.__doc__
+    bound.__wrapped__ = shown  # type: ignore[attr-defined]
+    bound.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
+    return bound
+
+
+__all__ = [
+    "Experiment",
+    "Views",
+    "collected",
+    "experiment_pipeline",
+    "grouped",
+    "named_partial",
+    "node",
+    "views_pipeline",
+]

@@ -11,7 +11,7 @@ from pathfm_kedro.slides.perturbations import (
     compressed,
     patch_sources,
     shuffled,
-    turned_in_place,
+    rotated_in_place,
     with_gamma,
 )
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide
@@ -32,7 +32,7 @@ def counts(pixels: np.ndarray) -> np.ndarray:
 
 
 def views(tile, grid, seed=0):
-    return shuffled(tile, grid, patch_sources(grid, seed)), turned_in_place(tile, grid)
+    return shuffled(tile, grid, patch_sources(grid, seed)), rotated_in_place(tile, grid)
 
 
 def steps_over_seams(pixels: np.ndarray, grid: int) -> float:
@@ -82,9 +82,9 @@ def test_a_shuffle_puts_the_named_patch_in_each_place():
 def test_the_control_keeps_each_patch_in_its_place(tile, grid):
     side = len(tile) // grid
     blocks = (grid, side, grid, side, 3)
-    means = [view.reshape(blocks).mean(axis=(1, 3)) for view in (tile, turned_in_place(tile, grid))]
+    means = [view.reshape(blocks).mean(axis=(1, 3)) for view in (tile, rotated_in_place(tile, grid))]
     np.testing.assert_allclose(*means)
-    np.testing.assert_array_equal(turned_in_place(turned_in_place(tile, grid), grid), tile)
+    np.testing.assert_array_equal(rotated_in_place(rotated_in_place(tile, grid), grid), tile)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -109,7 +109,7 @@ def test_grids_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
         shuffled(field, 4, patch_sources(4, 0))
     with pytest.raises(ValueError, match="multiple of 2"):
-        turned_in_place(np.zeros((10, 8, 3), np.uint8), 2)
+        rotated_in_place(np.zeros((10, 8, 3), np.uint8), 2)
 
 
 def test_lower_quality_is_further_from_the_tile(tile):

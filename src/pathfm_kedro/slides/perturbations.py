@@ -125,7 +125,7 @@ def shuffled(tile: Pixels, grid: int, sources: Ints) -> Pixels:
     return _joined(_patches(tile, grid)[sources], grid)
 
 
-def turned_in_place(tile: Pixels, grid: int) -> Pixels:
+def rotated_in_place(tile: Pixels, grid: int) -> Pixels:
     """Every patch turned by 180 degrees where it stands: the control for the seams of a shuffle.
 
     Cutting draws straight edges that tissue does not have, and an encoder may answer to these alone.
@@ -156,7 +156,7 @@ def turned_in_place(tile: Pixels, grid: int) -> Pixels:
     Examples
     --------
     >>> tile = np.arange(4 * 4 * 3).astype(np.uint8).reshape(4, 4, 3)
-    >>> turned = turned_in_place(tile, 2)
+    >>> turned = rotated_in_place(tile, 2)
     >>> bool((turned[0, 0] == tile[1, 1]).all()), bool((turned[3, 0] == tile[2, 1]).all())
     (True, True)
     """

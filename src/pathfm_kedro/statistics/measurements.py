@@ -11,11 +11,12 @@ from typing import Any, Literal
 import polars as pl
 
 Direction = Literal["above", "below"]
-Verdict = Literal["pass", "fail", "inconclusive", "not_applicable"]
+Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not_applicable"]
 
 #: Columns of the measurements table, in order.
 MEASUREMENT_SCHEMA: dict[str, pl.DataType] = {
     "experiment": pl.String(),
+    "subject": pl.String(),
     "encoder": pl.String(),
     "metric": pl.String(),
     "stratum": pl.String(),
@@ -30,6 +31,7 @@ MEASUREMENT_SCHEMA: dict[str, pl.DataType] = {
     "threshold": pl.Float64(),
     "direction": pl.String(),
     "verdict": pl.String(),
+    "caveat": pl.String(),
     "reason": pl.String(),
 }
 
@@ -69,14 +71,18 @@ class Null:
 
 
 def judge(
-    estimate: Estimate, threshold: float | None, direction: Direction | None
+    estimate: Estimate,
+    threshold: float | None,
+    direction: Direction | None,
+    null: Null | None = None,
+    caveat: str = "",
 ) -> tuple[Verdict, str]:
     """Hold an estimate against its threshold.
 
-    `pass` and `fail` need at least :data:`MIN_PATIENTS` patients and the whole interval on one side;
-    otherwise `inconclusive`, with the
-    smallest difference from the threshold that a cohort of this size would detect (two-sided 5%,
-    power 80%).
+    `pass` and `fail` need the whole interval on one side of the threshold; otherwise `inconclusive`,
+    with the smallest difference from the threshold that a cohort of this size would detect
+    (two-sided 5%, power 80%). `undecidable` is what no figure could decide here: fewer than
+    :data:`MIN_PATIENTS` patients, or chance alone above a threshold that must be exceeded.
 
     Parameters
     ----------
@@ -86,6 +92,10 @@ def judge(
         The boundary, in the metric's unit; None for a figure without one.
     direction
         ``above``: a trustworthy encoder lies above the threshold; ``below``: below it.
+    null
+        Where the figure of an encoder that knows nothing lies.
+    caveat
+        Why no verdict may rest on the figure; empty where one may.
 
     Returns
     -------
@@ -106,9 +116,18 @@ def judge(
     low, high = estimate.ci_low, estimate.ci_high
     if low is None or high is None:
         return "not_applicable", "no interval could be computed for this figure"
+    if caveat:
+        return "inconclusive", caveat
+    chance = None if null is None else null.low
+    if direction == "above" and chance is not None and chance > threshold:
+        return (
+            "undecidable",
+            f"chance alone is {chance:.3g}, which reaches the threshold {threshold:g}: there are too "
+            "few tiles of other patients; add patients or sample more tiles",
+        )
     if estimate.n_patients < MIN_PATIENTS:
         return (
-            "inconclusive",
+            "undecidable",
             f"rests on {estimate.n_patients} patients: an interval over fewer than {MIN_PATIENTS} "
             "decides nothing; add patients",
         )
@@ -130,11 +149,13 @@ def measurement(
     encoder: str,
     metric: str,
     estimate: Estimate,
+    subject: str = "encoder",
     stratum: str = "all",
     setting: Mapping[str, Any] | None = None,
     null: Null | None = None,
     threshold: float | None = None,
     direction: Direction | None = None,
+    caveat: str = "",
     reason: str | None = None,
 ) -> dict[str, Any]:
     """One row of the measurements table, judged against its threshold.
@@ -150,9 +171,10 @@ def measurement(
     ('pass', '{"angle": 90, "k": 10}')
     """
     null = null or Null()
-    verdict, why = judge(estimate, threshold, direction)
+    verdict, why = judge(estimate, threshold, direction, null, caveat)
     return {
         "experiment": experiment,
+        "subject": subject,
         "encoder": encoder,
         "metric": metric,
         "stratum": stratum,
@@ -167,6 +189,7 @@ def measurement(
         "threshold": threshold,
         "direction": direction,
         "verdict": verdict,
+        "caveat": caveat,
         "reason": reason if reason is not None else why,
     }
 
@@ -219,6 +242,13 @@ def measurement_table(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     if twice.height:
         raise ValueError(f"measured twice: {twice.select(key).row(0, named=True)}")
     return table
+
+
+def combine_measurements(*tables: pl.DataFrame) -> pl.DataFrame:
+    """Measurements tables one below the other, in the order given."""
+    if not tables:
+        return pl.DataFrame(schema=MEASUREMENT_SCHEMA)
+    return pl.concat(tables)
 
 
 def _finite(value: float | None) -> float | None:

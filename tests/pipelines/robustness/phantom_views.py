@@ -17,7 +17,7 @@ from pathfm_kedro.pipelines.robustness.appearance_views import (
     tile_stains,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
-from pathfm_kedro.pipelines.robustness.views import tile_seed
+from pathfm_kedro.pipelines.robustness.views import VIEWS
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
 
 CONTROLS = {
@@ -149,15 +149,22 @@ def appearance_of(control: str) -> Shards:
     )
 
 
-def embedded(cohort: Cohort, maker_of, encoder) -> Shards:
-    """Views of every tile through an encoder; `maker_of` gives the maker of a tile's center."""
+def embedded(cohort: Cohort, work_of, encoder) -> Shards:
+    """Views of every tile through an encoder; `work_of` gives the view set of a slide's tiles."""
     vectors = []
-    for row, field, truth in zip(
-        cohort.pool.iter_rows(named=True), cohort.pixels, cohort.truth, strict=True
-    ):
-        views = maker_of(row["center"]).make(field, tile_seed(row["tile_id"]))
-        vectors.append(encoder.embed(views, np.repeat(truth[None], len(views), axis=0)))
-    return shards_of(cohort.pool, views=np.stack(vectors))
+    for i, field, truth in zip(range(len(cohort.pixels)), cohort.pixels, cohort.truth, strict=True):
+        tile = cohort.pool[i : i + 1]
+        found = work_of(tile).compute(encoder, field[None], truth[None], tile["tile_id"].to_list())
+        vectors.append(found[VIEWS])
+    return shards_of(cohort.pool, views=np.concatenate(vectors))
+
+
+def measured(experiment, parameters: dict, *inputs, encoder: str = "e") -> pl.DataFrame:
+    """The measurements of an experiment, by the two steps that its nodes take."""
+    statistics = experiment.statistics(*inputs, parameters)
+    table = experiment.measurements(statistics, parameters, encoder=encoder)
+    refuses_nan(table)
+    return table
 
 
 def pick(table: pl.DataFrame, metric: str, **setting) -> dict:

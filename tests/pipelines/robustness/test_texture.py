@@ -4,52 +4,54 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_kedro.pipelines.robustness.mutual_knn import mknn_chance
 from pathfm_kedro.pipelines.robustness.texture import (
     TEXTURE_SCHEMA,
-    plan_texture_views,
-    texture_maker,
-    texture_measurements,
-    texture_sums,
+    Texture,
+    texture_figures,
+    texture_statistics,
+    texture_views,
+    view_of_texture,
 )
+from pathfm_kedro.statistics.mutual_knn import mknn_chance
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (
     CONTROLS,
     embedded,
     make_pool,
+    measured,
     phantom_cohort,
     pick,
-    refuses_nan,
     shards_of,
 )
 
-TOLD = {
+PARAMETERS = {
     "grids": [2, 4, 8],
     "k": 10,
-    "folds": 3,
-    "C": 1.0,
-    "max_iter": 500,
-    "thresholds": {"excess_shift": None, "label_survival": None},
+    "probe": {"folds": 3, "C": 1.0, "max_iter": 500},
     "draws": 300,
     "seed": 0,
 }
+TEXTURE = Experiment("texture", Texture, texture_statistics, texture_figures, [])
+
+
+def parameters_with(**changes) -> Texture:
+    return read_parameters(Texture, "texture", PARAMETERS | changes)
+
+
+def probe_with(**changes) -> dict:
+    return {"probe": PARAMETERS["probe"] | changes}
 
 
 def measure(pool, views, **changes) -> pl.DataFrame:
-    told = TOLD | changes
-    sums = texture_sums(shards_of(pool, views=views), pool, told)
-    assert dict(sums.schema) == TEXTURE_SCHEMA
-    table = texture_measurements(sums, told, "e")
-    refuses_nan(table)
-    return table
+    return measured(TEXTURE, PARAMETERS | changes, shards_of(pool, views=views), pool)
 
 
 def measure_control(control: str) -> pl.DataFrame:
-    maker = texture_maker(TOLD)
-    views = embedded(phantom_cohort(), lambda _: maker, CONTROLS[control])
-    sums = texture_sums(views, phantom_cohort().pool, TOLD)
-    table = texture_measurements(sums, TOLD, control)
-    refuses_nan(table)
-    return table
+    views = embedded(
+        phantom_cohort(), lambda _: texture_views(parameters_with()), CONTROLS[control]
+    )
+    return measured(TEXTURE, PARAMETERS, views, phantom_cohort().pool, encoder=control)
 
 
 def labelled_pool(n_patients=24, each=3) -> pl.DataFrame:
@@ -100,14 +102,14 @@ def test_knowing_nothing_sits_on_chance():
 def test_excess_is_what_the_control_leaves():
     pool = labelled_pool()
     table = measure(pool, parts(pool, 2.0, 0.0, 1.0))
-    for grid in TOLD["grids"]:
+    for grid in PARAMETERS["grids"]:
         shift = [
             pick(table, "relative_shift", view=view, grid=grid)["value"]
-            for view in ("shuffled", "turned_in_place")
+            for view in ("shuffled", "rotated_in_place")
         ]
         kept = [
             pick(table, "kept_neighbours", view=view, grid=grid)["value"]
-            for view in ("shuffled", "turned_in_place")
+            for view in ("shuffled", "rotated_in_place")
         ]
         assert pick(table, "excess_shift", grid=grid)["value"] == pytest.approx(shift[0] - shift[1])
         assert pick(table, "excess_drop", grid=grid)["value"] == pytest.approx(kept[1] - kept[0])
@@ -118,12 +120,12 @@ def test_label_survives_in_texture_and_not_without():
     pool = labelled_pool()
     texture_only = measure(pool, parts(pool, 2.0, 2.0, 2.0))
     arranged = measure(pool, parts(pool, 2.0, 0.0, 2.0))
-    for grid in TOLD["grids"]:
+    for grid in PARAMETERS["grids"]:
         assert pick(texture_only, "label_survival", grid=grid)["value"] == pytest.approx(
             1, abs=0.05
         )
         assert pick(arranged, "label_survival", grid=grid)["value"] < 0.4
-        turned = pick(arranged, "label_accuracy", view="turned_in_place", grid=grid)
+        turned = pick(arranged, "label_accuracy", view="rotated_in_place", grid=grid)
         assert turned["value"] > 0.95
 
 
@@ -147,14 +149,23 @@ def test_accuracy_is_that_of_models_without_the_patient():
     assert row["ci_low"] < row["value"] < row["ci_high"]
 
 
-def test_thresholds_are_read_on_the_finest_grid():
+def test_statistics_have_their_columns():
     pool = labelled_pool()
-    table = measure(
-        pool, parts(pool, 2.0, 1.0, 1.5), thresholds={"excess_shift": 0.0, "label_survival": 0.5}
-    )
-    held = table.filter(pl.col("threshold").is_not_null())
-    assert sorted(held["metric"]) == ["excess_shift", "label_survival"]
-    assert held["setting"].str.contains('"grid": 8').all()
+    views = shards_of(pool, views=parts(pool, 2.0, 1.0, 1.0))
+    assert dict(texture_statistics(views, pool, parameters_with()).schema) == TEXTURE_SCHEMA
+
+
+def test_criteria_judge_the_figures_that_they_name():
+    pool = labelled_pool()
+    criteria = [
+        {"metric": "excess_shift", "at": {"grid": 8}, "above": 0.0},
+        {"metric": "label_survival", "at": {"grid": 4}, "below": 0.5},
+    ]
+    table = measure(pool, parts(pool, 2.0, 1.0, 1.5), criteria=criteria)
+    judged = table.filter(pl.col("threshold").is_not_null()).sort("metric")
+    assert judged["metric"].to_list() == ["excess_shift", "label_survival"]
+    assert judged["setting"].to_list() == ['{"grid": 8}', '{"grid": 4}']
+    assert judged["direction"].to_list() == ["above", "below"]
 
 
 def test_labels_with_few_patients_are_left_out_of_the_probe():
@@ -162,46 +173,34 @@ def test_labels_with_few_patients_are_left_out_of_the_probe():
         label=pl.when(pl.col("patient_id") == "p00").then(pl.lit("rare")).otherwise("label")
     )
     views = parts(labelled_pool(9), 2.0, 1.0, 1.0)
-    row = pick(measure(pool, views, folds=2), "label_accuracy", view="clean")
+    row = pick(measure(pool, views, **probe_with(folds=2)), "label_accuracy", view="clean")
     assert row["n"] == 24
     assert row["null_low"] == pytest.approx(1 / 3)
-    row = pick(measure(pool, views, folds=5), "label_accuracy", view="clean")
-    assert "lower texture.folds" in row["reason"]
+    row = pick(measure(pool, views, **probe_with(folds=5)), "label_accuracy", view="clean")
+    assert "lower texture.probe.folds" in row["reason"]
 
 
 def test_nothing_embedded_and_one_patient_have_reasons():
     pool = labelled_pool()
     views = parts(pool, 2.0, 1.0, 1.0)
-    table = texture_measurements(
-        texture_sums(shards_of(pool[:0], views=views[:0]), pool, TOLD), TOLD, "e"
-    )
-    refuses_nan(table)
-    assert table["reason"].str.contains("no tile was shuffled").all()
+    table = measured(TEXTURE, PARAMETERS, shards_of(pool[:0], views=views[:0]), pool)
+    assert table["reason"].str.contains("no usable slide").all()
     table = measure(pool[:3], views[:3])
     assert (table["verdict"] == "not_applicable").all()
 
 
-def test_the_maker_keeps_pixels_and_refuses_odd_grids():
-    maker, field = texture_maker(TOLD), phantom_cohort().pixels[0]
-    views = maker.make(field, seed=1)
-    assert maker.names[0] == "clean"
-    assert len(views) == len(maker.names) == 7
+def test_views_keep_pixels_and_odd_grids_are_refused():
+    views, field = texture_views(parameters_with()), phantom_cohort().pixels[0]
+    made = views.make(field, seed=1)
+    assert views.settings[0] == {"view": "clean"}
+    assert len(made) == len(views.settings) == 7
     expected = np.sort(field.reshape(-1))
-    assert all((np.sort(view.reshape(-1)) == expected).all() for view in views)
-    assert (maker.make(field, 2)[1] != views[1]).any()
-    with pytest.raises(ValueError, match="2 or more"):
-        texture_maker(TOLD | {"grids": [1]})
+    assert all((np.sort(picture.reshape(-1)) == expected).all() for picture in made)
+    assert (views.make(field, 2)[1] != made[1]).any()
+    with pytest.raises(ValueError, match="texture.grids.0 is 1: .* greater than or equal to 2"):
+        parameters_with(grids=[1])
     with pytest.raises(ValueError, match="do not divide"):
-        plan_texture_views(
-            *[pl.DataFrame()] * 3,
-            None,
-            {"model": "control:stain_statistics"},
-            {},
-            {"pixels": 100},
-            TOLD,
-            {},
-            name="e",
-        )
+        view_of_texture(pl.DataFrame(), 100, parameters_with())
 
 
 def test_a_fold_that_leaves_one_label_to_train_on_is_said():
@@ -209,7 +208,7 @@ def test_a_fold_that_leaves_one_label_to_train_on_is_said():
     cells = [("p0", "x", 7), ("p0", "y", 3), ("p1", "y", 4), ("p2", "x", 5)]
     rows = [(patient, label) for patient, label, n in cells for _ in range(n)]
     pool = make_pool([p for p, _ in rows], [label for _, label in rows], ["A"] * len(rows))
-    table = measure(pool, parts(pool, 2.0, 1.0, 1.0), folds=2)
+    table = measure(pool, parts(pool, 2.0, 1.0, 1.0), **probe_with(folds=2))
     told = table.filter(pl.col("metric").is_in(["label_accuracy", "label_survival"]))
     assert (told["verdict"] == "not_applicable").all()
-    assert told["reason"].str.contains("learn one label").all()
+    assert told["reason"].str.contains("learn one class").all()

@@ -392,7 +392,7 @@ _SETTING_VALUES = {
     ("features", "embedding_without_colour"): "colour regressed out",
     ("features", "colour"): "colour alone",
     ("view", "shuffled"): "patches shuffled",
-    ("view", "turned_in_place"): "patches turned in place",
+    ("view", "rotated_in_place"): "patches turned in place",
     ("view", "clean"): "clean",
     ("view", "transferred"): "in the other stain",
     ("arm", "whole"): "as one picture",

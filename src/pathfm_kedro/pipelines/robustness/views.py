@@ -1,11 +1,17 @@
-"""Views of tiles (stained, blurred, shuffled …) embedded slide by slide, cached like any vectors."""
+"""Views of tiles (rotated, stained, shuffled …), embedded slide by slide and cached like any vectors.
+
+A view is data: a kind, the settings of its pictures and the pixel function that makes them. Whatever
+is computed from the pixels of chosen tiles, one job per slide does it (:class:`TileJob`), with one
+header, and :func:`embedded_views` reads it back.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,48 +19,165 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
+from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide
 
-#: Name of the tensor in a shard: [tiles, views, d].
+#: Name of the tensor in a shard of views: [tiles, views, d].
 VIEWS = "views"
+#: Raised with any change of what views are made of the same pixels and arguments.
+_REVISION = "2"
+Tensors = dict[str, NDArray[np.generic]]
 
 
-class ViewMaker(Protocol):
-    """Makes the views of one tile; picklable, and the same views for the same tile always."""
+@dataclass(frozen=True)
+class View:
+    """Pictures of one kind that are made of a tile.
+
+    Attributes
+    ----------
+    kind
+        Its name, such as ``rotated``.
+    pixels
+        Gives uint8 [pictures, s, s, 3] from a field uint8 [f, f, 3], the arguments and, where
+        `random` is set, ``seed``, which comes from the tile's id. A function of a module, so that
+        jobs can travel.
+    arguments
+        Of the function: with its name they decide the pixels, so they are part of the header.
+    settings
+        What tells one picture from another, such as ``({"angle": 0}, {"angle": 15})``; one for each.
+    random
+        Whether the function takes a seed.
+    """
+
+    kind: str
+    pixels: Callable[..., Pixels]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+    random: bool = False
+
+    def make(self, tile: Pixels, seed: int) -> Pixels:
+        """Pictures [len(settings), s, s, 3] of a field."""
+        more = {"seed": seed} if self.random else {}
+        return self.pixels(tile, **self.arguments, **more)
+
+    def describe(self) -> list[Any]:
+        """Everything that decides the pixels, as JSON."""
+        return [self.kind, self.pixels.__name__, _plain(self.arguments), _plain(self.settings)]
+
+
+class TileWork(Protocol):
+    """What is computed from the pixels of a slide's tiles."""
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """One name per view, in the order in which they are made."""
+    def side(self) -> tuple[int, int] | None:
+        """Width and height of the field to read around each tile, px; None for the tile itself."""
         ...
 
-    def describe(self) -> Mapping[str, Any]:
-        """Everything that decides the views' pixels, as JSON: part of the shard's header."""
+    @property
+    def batch(self) -> int:
+        """Tiles that are held at once."""
         ...
 
-    def make(self, field: Pixels, seed: int) -> Pixels:
-        """Views of a field.
+    @property
+    def units(self) -> str:
+        """What the tensors hold."""
+        ...
+
+    def describe(self) -> Any:
+        """Everything beside pixels and encoder that decides the result, as JSON."""
+        ...
+
+    def compute(
+        self,
+        encoder: Encoder | None,
+        pixels: Pixels,
+        truth: Vectors | None,
+        tile_ids: Sequence[str],
+    ) -> Tensors:
+        """Tensors [n, …] of n tiles.
 
         Parameters
         ----------
-        field
-            uint8 [s, s, 3], the tile's pixels.
-        seed
-            From the tile's id, for what is drawn at random.
-
-        Returns
-        -------
-        ndarray
-            uint8 [len(names), t, t, 3].
+        encoder
+            None where only pixels are measured.
+        pixels
+            uint8 [n, h, w, 3].
+        truth
+            What was drawn on each tile of a phantom [n, m], else None.
+        tile_ids
+            Their ids.
         """
         ...
 
 
+@dataclass(frozen=True)
+class ViewSet:
+    """Views that are made of each tile and embedded in one batch.
+
+    Attributes
+    ----------
+    views
+        In their order.
+    side
+        As of :class:`TileWork`.
+    """
+
+    views: tuple[View, ...]
+    side: tuple[int, int] | None = None
+    batch: int = 1
+    units: str = "tile x view x dimension, as the encoder gives it, not normalised"
+
+    @property
+    def settings(self) -> tuple[Mapping[str, Any], ...]:
+        """Of every picture: ``view`` and what its view says of it."""
+        return tuple({"view": view.kind, **own} for view in self.views for own in view.settings)
+
+    def describe(self) -> Any:
+        """Everything that decides the views' pixels."""
+        return [_REVISION, self.side, *(view.describe() for view in self.views)]
+
+    def make(self, tile: Pixels, seed: int) -> Pixels:
+        """All pictures [views, s, s, 3] of a field."""
+        return np.concatenate([view.make(tile, seed) for view in self.views])
+
+    def compute(
+        self,
+        encoder: Encoder | None,
+        pixels: Pixels,
+        truth: Vectors | None,
+        tile_ids: Sequence[str],
+    ) -> Tensors:
+        """``views`` [n, views, d].
+
+        Raises
+        ------
+        ValueError
+            If the encoder gives a number that is not finite.
+        """
+        assert encoder is not None
+        rows = []
+        for i, tile_id in enumerate(tile_ids):
+            made = self.make(pixels[i], tile_seed(tile_id))
+            # What was drawn on a tile is the same in each of its views.
+            drawn = None if truth is None else np.repeat(truth[i : i + 1], len(made), axis=0)
+            vectors = encoder.embed(made, drawn)
+            if not np.isfinite(vectors).all():
+                raise ValueError(f"the encoder gives NaN or infinity on a view of tile {tile_id}")
+            rows.append(vectors)
+        return {VIEWS: np.stack(rows)}
+
+
+def unchanged(tile: Pixels) -> Pixels:
+    """The tile as it is."""
+    return tile[None]
+
+
 def tile_seed(tile_id: str) -> int:
-    """Seed of a tile's random draws: from its id, so that no order of work changes it.
+    """Seed of what is random in a tile's views: from its id, so that no order of work changes it.
 
     Examples
     --------
@@ -65,8 +188,8 @@ def tile_seed(tile_id: str) -> int:
 
 
 @dataclass(frozen=True)
-class EmbedViews:
-    """The views of one slide's tiles.
+class TileJob:
+    """What is computed from the tiles of one slide.
 
     Attributes
     ----------
@@ -78,10 +201,10 @@ class EmbedViews:
         Their ids, in the order of the fields.
     tiles_digest
         Digest of the ids.
-    maker
-        Makes the views of a tile.
+    work
+        What is computed.
     spec
-        The encoder.
+        The encoder, or None.
     """
 
     slide_id: str
@@ -89,50 +212,41 @@ class EmbedViews:
     fields: TileFields
     tile_ids: tuple[str, ...]
     tiles_digest: str
-    maker: ViewMaker
-    spec: EncoderSpec
+    work: TileWork
+    spec: EncoderSpec | None
 
     def header(self) -> dict[str, str]:
         """What the shard depends on."""
-        encoder = load_encoder(self.spec)
-        return {
+        told = {
             "slide": self.slide_fingerprint,
             "fields": self.fields.digest(),
             "tile_ids": self.tiles_digest,
-            "view": json.dumps([list(self.maker.names), self.maker.describe()], sort_keys=True),
-            "encoder": encoder.fingerprint,
-            "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
-            "units": "tile x view x dimension, as the encoder gives it, not normalised",
+            "view": json.dumps(self.work.describe(), sort_keys=True),
+            "units": self.work.units,
         }
-
-    def compute(self) -> dict[str, NDArray[np.generic]]:
-        """``views`` [n_tiles, views, d].
-
-        Raises
-        ------
-        ValueError
-            If the encoder gives a number that is not finite.
-        """
+        if self.spec is None:
+            return told
         encoder = load_encoder(self.spec)
-        rows = []
-        batches = cancellable(self.fields.batches(1))
-        for tile_id, (pixels, truth) in zip(self.tile_ids, batches, strict=True):
-            views = self.maker.make(pixels[0], tile_seed(tile_id))
-            # What was drawn on a tile is the same in each of its views.
-            drawn = None if truth is None else np.repeat(truth, len(views), axis=0)
-            vectors = encoder.embed(views, drawn)
-            if not np.isfinite(vectors).all():
-                raise ValueError(f"the encoder gives NaN or infinity on a view of tile {tile_id}")
-            rows.append(vectors)
-        return {VIEWS: np.stack(rows)}
+        preprocessing = json.dumps(dict(encoder.preprocessing), sort_keys=True)
+        return told | {"encoder": encoder.fingerprint, "preprocessing": preprocessing}
+
+    def compute(self) -> Tensors:
+        """The work's tensors of all tiles, one below the other."""
+        encoder = None if self.spec is None else load_encoder(self.spec)
+        found, start = [], 0
+        for pixels, truth in cancellable(self.fields.batches(self.work.batch)):
+            ids = self.tile_ids[start : start + len(pixels)]
+            found.append(self.work.compute(encoder, pixels, truth, ids))
+            start += len(pixels)
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def plan_views(
+def plan_tile_work(
     slides: pl.DataFrame,
     chosen: pl.DataFrame,
     files: SlideFiles,
-    maker: ViewMaker,
-    spec: EncoderSpec,
+    work_of: Callable[[pl.DataFrame], TileWork | None],
+    spec: EncoderSpec | None,
     pixels: int,
     engine: Mapping[str, Any],
     title: str,
@@ -144,13 +258,14 @@ def plan_views(
     slides
         The slides table.
     chosen
-        Rows of the tiles table.
+        Tiles with tile_id, slide_id, x, y, field_um, mpp and whatever `work_of` looks at, in the
+        order of the tiles table.
     files
         The cohort's folder.
-    maker
-        Makes the views of a tile.
+    work_of
+        Gives what is computed from the chosen tiles of one slide; None for nothing.
     spec
-        The encoder.
+        The encoder, or None.
     pixels
         Side of a tile as read.
     engine
@@ -159,26 +274,168 @@ def plan_views(
         What the progress bar says.
     """
     digests = digests_by_slide(chosen)
-    ids = dict(chosen.group_by("slide_id", maintain_order=True).agg("tile_id").iter_rows())
-    jobs = [
-        EmbedViews(
-            slide["slide_id"],
-            slide["fingerprint"],
-            fields,
-            tuple(ids[slide["slide_id"]]),
-            digests[slide["slide_id"]],
-            maker,
-            spec,
-        )
-        for slide, fields in slide_fields(slides, chosen, files, pixels)
-    ]
-    return ShardPlan(jobs, EngineSettings(**engine), title, lambda: load_encoder(spec))
+    groups = {
+        str(slide): rows for (slide,), rows in chosen.group_by("slide_id", maintain_order=True)
+    }
+    jobs = []
+    for slide, fields in slide_fields(slides, chosen, files, pixels):
+        name = slide["slide_id"]
+        work = work_of(groups[name])
+        if work is None:
+            continue
+        read = fields if work.side is None else fields.widened(*work.side)
+        ids = tuple(groups[name]["tile_id"])
+        jobs.append(TileJob(name, slide["fingerprint"], read, ids, digests[name], work, spec))
+    prepare = None if spec is None else partial(load_encoder, spec)
+    return ShardPlan(jobs, EngineSettings(**engine), title, prepare)
 
 
-def stacked_views(
-    views: Embeddings, pool: pl.DataFrame
-) -> tuple[pl.DataFrame, NDArray[np.float32]]:
-    """Rows of the pool whose slide was embedded, and their views [n, views, d] in the same order."""
-    present = pool.filter(pl.col("slide_id").is_in(views.slide_ids))
+def plan_views(
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    pool: pl.DataFrame,
+    files: SlideFiles,
+    tile_parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *more: Any,
+    name: str | None,
+    work: Callable[..., TileWork | None],
+    read: Callable[[Mapping[str, Any]], Any],
+    title: str,
+) -> ShardPlan:
+    """One job per slide of the pool.
+
+    Parameters
+    ----------
+    slides, tiles
+        The tables.
+    pool
+        The tiles that are viewed, a part of `tiles`.
+    files
+        The cohort's folder.
+    tile_parameters
+        ``pixels``: side of a tile.
+    engine
+        Where jobs run.
+    more
+        The entry of ``encoders`` and its recorded runtime (none where `name` is None), what `work`
+        takes beside, and the experiment's parameters.
+    name
+        The encoder's; None where only pixels are measured.
+    work
+        ``(tiles of one slide, side of a tile in px, *beside, parameters) -> work``.
+    read
+        Reads and checks the parameters.
+    title
+        What the progress bar says.
+    """
+    spec = None
+    if name is not None:
+        entry, runtime, *more = more  # type: ignore[assignment]
+        spec = EncoderSpec.from_parameters(name, entry).with_runtime(runtime)
+    *beside, parameters = more
+    pixels, p = int(tile_parameters["pixels"]), read(parameters)
+    return plan_tile_work(
+        slides,
+        pool_tiles(tiles, pool),
+        files,
+        lambda chosen: work(chosen, pixels, *beside, p),
+        spec,
+        pixels,
+        engine,
+        title if name is None else f"{title} with {name}",
+    )
+
+
+def pool_tiles(tiles: pl.DataFrame, pool: pl.DataFrame) -> pl.DataFrame:
+    """Tiles of the pool with what the pool says of them, in the order of the tiles table."""
+    more = [name for name in pool.columns if name not in tiles.columns]
+    return tiles.join(
+        pool.select("tile_id", *more), on="tile_id", how="inner", maintain_order="left"
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddedViews:
+    """Vectors of tiles in every view.
+
+    Attributes
+    ----------
+    tiles
+        Rows of the pool whose slide was embedded.
+    vectors
+        [n, views, d], rows in the same order.
+    settings
+        Of every view, as :attr:`ViewSet.settings`.
+    """
+
+    tiles: pl.DataFrame
+    vectors: NDArray[np.float32]
+    settings: tuple[Mapping[str, Any], ...]
+
+    def at(self, view: str, **setting: Any) -> NDArray[np.float32]:
+        """Vectors [n, d] of one view.
+
+        Raises
+        ------
+        KeyError
+            If there is no such view, or more than one.
+        """
+        asked = {"view": view, **setting}
+        places = [i for i, own in enumerate(self.settings) if asked.items() <= own.items()]
+        if len(places) != 1:
+            raise KeyError(f"{len(places)} views have the setting {asked}")
+        return self.vectors[:, places[0]]
+
+    def of(self, view: str) -> list[tuple[Mapping[str, Any], NDArray[np.float32]]]:
+        """Setting without the view's name, and vectors [n, d], of each picture of a view."""
+        return [
+            ({k: v for k, v in own.items() if k != "view"}, self.vectors[:, i])
+            for i, own in enumerate(self.settings)
+            if own["view"] == view
+        ]
+
+    def part(self, keep: NDArray[np.bool_]) -> EmbeddedViews:
+        """Some of the tiles."""
+        return EmbeddedViews(self.tiles.filter(pl.Series(keep)), self.vectors[keep], self.settings)
+
+
+def embedded_views(
+    views: Embeddings, pool: pl.DataFrame, settings: Sequence[Mapping[str, Any]], experiment: str
+) -> EmbeddedViews:
+    """Read the vectors of a pool's views; tiles of slides without a shard are left out.
+
+    Raises
+    ------
+    ValueError
+        If the shards do not hold the expected tiles and views, or hold NaN or infinity.
+    """
+    present = pool.filter(pl.col("slide_id").is_in(list(views.slide_ids)))
     order = present["slide_id"].unique(maintain_order=True).to_list()
-    return present, views.stack(order, VIEWS)
+    if not order:
+        return EmbeddedViews(present, np.zeros((0, len(settings), 0), np.float32), tuple(settings))
+    stack = views.stack(order, VIEWS)
+    if stack.ndim != 3 or stack.shape[:2] != (present.height, len(settings)):
+        raise ValueError(
+            f"the views of {experiment} have shape {list(stack.shape)}, expected {present.height} "
+            f"tiles and {len(settings)} views: embed the views again with these parameters"
+        )
+    finite = np.isfinite(stack).all(axis=(1, 2))
+    if not finite.all():
+        broken = present.filter(pl.Series(~finite))["tile_id"].head(3).to_list()
+        raise ValueError(
+            f"the views of {experiment} hold NaN or infinity for {int((~finite).sum())} tiles, such "
+            f"as {broken}; check the encoder's precision and embed them again"
+        )
+    return EmbeddedViews(present, stack, tuple(settings))
+
+
+def _plain(value: Any) -> Any:
+    """Arguments as JSON: what describes itself does so."""
+    if hasattr(value, "describe"):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -292,5 +292,5 @@ def too_few_candidates(k: int, fewest: int) -> str:
     """Why neighbours are undefined where other patients have too few tiles."""
     return (
         f"k = {k} neighbours need more than {k} candidates, but a tile of the pool has only {fewest} "
-        "tiles of other patients; add patients, raise tile_pool.max_tiles or lower rotation.k"
+        "tiles of other patients; add patients, raise tile_pool.max_tiles or lower k"
     )
