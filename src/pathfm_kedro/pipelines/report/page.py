@@ -281,15 +281,15 @@ def _may_not(
 
 
 def _control(row: Row, words: Words) -> dict[str, Any]:
-    told = behaves_text(row)
+    answer = behaves_text(row)
     state = "behaves" if row["behaves"] else "misbehaves"
     if row["behaves"] is None and not row["blocks"]:
         state = "open" if row["blocks_pass"] else "unasked"
-    words = told if row["behaves"] is None else CONTROL_WORDS[state]
+    shown = answer if row["behaves"] is None else CONTROL_WORDS[state]
     return {
         **row,
-        "badge": Badge(state, CONTROL_SIGNS[state], words),
-        "reason": row["reason"].removeprefix(f"{told}: "),
+        "badge": Badge(state, CONTROL_SIGNS[state], shown),
+        "reason": row["reason"].removeprefix(f"{answer}: "),
         "experiment": words.name(row["experiment"]),
     }
 

@@ -102,21 +102,22 @@ def plot_design(design: pl.DataFrame) -> Any:
     return figure
 
 
-def plotted_curves(measurements: pl.DataFrame, words: Mapping[str, Any]) -> pl.DataFrame:
-    """First curves of all experiments as one table, for ``dvc plots``.
+def plotted_curves(
+    measurements: pl.DataFrame, words: Mapping[str, Any]
+) -> dict[str, pl.DataFrame]:
+    """The first curve of every experiment that has one, for ``dvc plots``.
 
     Returns
     -------
-    DataFrame
-        experiment, encoder, x, value, ci_low, ci_high, null_low, null_high.
+    dict
+        By experiment: encoder, x, value, ci_low, ci_high, null_low, null_high.
     """
     read = Words.read(words)
-    tables = [
-        curve_table(measurements, x, read).select(pl.lit(x).alias("experiment"), pl.all())
+    return {
+        x: curve_table(measurements, x, read)
         for x in read.order(measurements["experiment"].to_list())
         if any(plot.kind == "curve" for plot in read.of(x).plots)
-    ]
-    return pl.concat(tables) if tables else pl.DataFrame()
+    }
 
 
 def styles_of(table: pl.DataFrame, provenance: Mapping[str, Any]) -> dict[str, Style]:
