@@ -7,12 +7,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
-from pathfm_kedro.pipelines.report.findings import (
-    check_controls,
-    collect_findings,
-    verdict_by_encoder,
-)
+from pathfm_kedro.pipelines.report.controls import check_controls
+from pathfm_kedro.pipelines.report.findings import collect_findings
+from pathfm_kedro.pipelines.report.plots import plot_design, plot_findings
+from pathfm_kedro.pipelines.report.verdicts import verdict_by_encoder
+from pathfm_kedro.pipelines.report.words import gather_words
 from pathfm_kedro.statistics.measurements import (
     Estimate,
     Null,
@@ -20,6 +21,7 @@ from pathfm_kedro.statistics.measurements import (
     measurement_table,
     not_applicable,
 )
+from tests.conftest import PROJECT
 
 #: Robustness index, m-kNN at 90°, macro-F1, label and center accuracy of each encoder.
 TRUTH = {
@@ -30,6 +32,30 @@ TRUTH = {
     "stain_statistics": (0.15, 0.97, 0.30, 0.35, 0.99),
 }
 PARAMETERS = {"alpha": 0.05, "chance_margin": 0.2}
+
+
+def project_words() -> dict[str, Any]:
+    """The words that come with the project."""
+    parameters: dict[str, Any] = {}
+    for path in (PROJECT / "conf" / "base").glob("parameters_words_*.yml"):
+        parameters |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    return gather_words(parameters)
+
+
+WORDS = project_words()
+
+
+def judged(
+    measurements: pl.DataFrame,
+    provenance: dict[str, Any],
+    parameters: dict[str, Any] | None = None,
+    words: dict[str, Any] | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Findings, controls and verdicts of measurements."""
+    told, parameters = words or WORDS, parameters or {}
+    controls = check_controls(measurements, provenance, parameters, told)
+    findings = collect_findings(measurements, controls, provenance, parameters, told)
+    return findings, controls, verdict_by_encoder(findings, controls, told)
 
 
 def around(value: float, half: float = 0.04) -> Estimate:
@@ -74,19 +100,19 @@ def rotation_rows(encoder: str) -> Iterator[dict[str, Any]]:
     common: dict[str, Any] = {"experiment": "rotation", "encoder": encoder}
     for angle in range(15, 360, 15):
         lossless = angle % 90 == 0
-        for view, loss in (("rotated", 0.1), ("rotated_back", 0.02)):
+        for view, loss in (("rotated", 0.1), ("round_trip", 0.02)):
             value = kept if view == "rotated" else 1.0
             signature = lossless and angle == 90 and view == "rotated"
             yield measurement(
                 metric="mknn",
                 estimate=around(max(0.05, value - (0 if lossless else loss)), 0.03),
-                setting={"angle": angle, "k": 10, "metric": "cosine", "view": view},
+                setting={"angle": angle, "k": 10, "distance": "cosine", "view": view},
                 null=Null(0.02, 0.02),
                 threshold=0.8 if signature else None,
                 direction="above" if signature else None,
                 **common,
             )
-    setting = {"k": 10, "metric": "cosine"}
+    setting = {"k": 10, "distance": "cosine"}
     mean_setting = {**setting, "view": "rotated"}
     yield measurement(metric="mknn_mean", estimate=around(kept), setting=mean_setting, **common)
     yield measurement(
@@ -97,7 +123,8 @@ def rotation_rows(encoder: str) -> Iterator[dict[str, Any]]:
         direction="below",
         **common,
     )
-    yield measurement(metric="mknn_excess_drop", estimate=around(0.1), setting=setting, **common)
+    excess = {**setting, "control": "round_trip"}
+    yield measurement(metric="mknn_excess_drop", estimate=around(0.1), setting=excess, **common)
 
 
 def retrieval_rows(encoder: str) -> Iterator[dict[str, Any]]:
@@ -252,12 +279,11 @@ def report_inputs(
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """Arguments of ``render_report``."""
-    findings = collect_findings(measurements, provenance, PARAMETERS, design)
-    controls = check_controls(measurements, provenance, PARAMETERS, design)
+    findings, controls, verdicts = judged(measurements, provenance, PARAMETERS)
     return {
         "findings": findings,
         "controls": controls,
-        "verdicts": verdict_by_encoder(findings, controls),
+        "verdicts": verdicts,
         "measurements": measurements,
         "slides": slides,
         "design": design,
@@ -268,4 +294,7 @@ def report_inputs(
         "tiles": tiles,
         "provenance": provenance,
         "parameters": PARAMETERS,
+        "words": WORDS,
+        "findings_plot": plot_findings(findings, provenance, WORDS),
+        "design_plot": plot_design(design),
     }

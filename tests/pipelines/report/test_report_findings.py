@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pathfm_kedro.pipelines.report.findings import (
-    CONTROL_SCHEMA,
-    FINDING_SCHEMA,
-    check_controls,
-    collect_findings,
-    verdict_by_encoder,
-)
+from pathfm_kedro.pipelines.report import controls as report_controls
+from pathfm_kedro.pipelines.report import findings as report_findings
+from pathfm_kedro.pipelines.report import verdicts as report_verdicts
+from pathfm_kedro.pipelines.report.controls import CONTROL_SCHEMA
+from pathfm_kedro.pipelines.report.findings import FINDING_SCHEMA
 from pathfm_kedro.statistics.measurements import (
     MEASUREMENT_SCHEMA,
     Estimate,
@@ -25,9 +23,31 @@ from pathfm_kedro.statistics.measurements import (
     measurement_table,
     not_applicable,
 )
+from tests.pipelines.report.conftest import WORDS
 
 PRIMARY = {"family": "median_min", "vote": "mv5"}
-NO_CONTROLS: dict[str, Any] = {"encoders": {}, "is_phantom": False}
+CONTROLS = ("phantom_truth", "random_projection", "stain_statistics", "tile_corner")
+NO_CONTROLS: dict[str, Any] = {
+    "encoders": {name: {"role": "control"} for name in CONTROLS},
+    "is_phantom": False,
+}
+
+
+def check_controls(
+    measurements: pl.DataFrame, provenance: dict[str, Any], parameters: dict[str, Any]
+) -> pl.DataFrame:
+    return report_controls.check_controls(measurements, provenance, parameters, WORDS)
+
+
+def collect_findings(
+    measurements: pl.DataFrame, provenance: dict[str, Any], parameters: dict[str, Any]
+) -> pl.DataFrame:
+    controls = check_controls(measurements, provenance, parameters)
+    return report_findings.collect_findings(measurements, controls, provenance, parameters, WORDS)
+
+
+def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
+    return report_verdicts.verdict_by_encoder(findings, controls, WORDS)
 
 
 def check(encoder: str, value: float, low: float, high: float, metric: str = "m") -> dict[str, Any]:
@@ -129,23 +149,23 @@ def test_controls_do_not_enter_the_family_of_checks() -> None:
 
 
 def test_findings_keep_the_schema_and_no_input_order(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
-    findings = collect_findings(measurements, provenance, {}, design)
+    findings = collect_findings(measurements, provenance, {})
     shuffled = measurements.sample(fraction=1, shuffle=True, seed=5)
-    assert collect_findings(shuffled, provenance, {}, design).equals(findings)
+    assert collect_findings(shuffled, provenance, {}).equals(findings)
     assert dict(findings.schema) == FINDING_SCHEMA
     assert findings["threshold"].null_count() == 0
 
 
 def test_every_control_of_a_sound_audit_behaves(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
-    table = check_controls(measurements, provenance, {}, design)
+    table = check_controls(measurements, provenance, {})
     assert dict(table.schema) == CONTROL_SCHEMA
     assert table["behaves"].drop_nulls().all()
     assert not table["blocks"].any()
-    findings = collect_findings(measurements, provenance, {}, design)
+    findings = collect_findings(measurements, provenance, {})
     verdicts = verdict_by_encoder(findings, table)
     assert dict(verdicts.select("encoder", "verdict").rows()) == {
         "alpha": "inconclusive",
@@ -171,7 +191,6 @@ def test_every_control_of_a_sound_audit_behaves(
 def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
     measurements: pl.DataFrame,
     provenance: dict[str, Any],
-    design: pl.DataFrame,
     encoder: str,
     metric: str,
     setting: dict[str, Any],
@@ -179,10 +198,10 @@ def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
     experiment: str,
 ) -> None:
     broken = changed(measurements, value, 0.02, encoder, metric, **setting)
-    row = control(check_controls(broken, provenance, {}, design), encoder, experiment)
+    row = control(check_controls(broken, provenance, {}), encoder, experiment)
     assert row["behaves"] is False
-    before = collect_findings(measurements, provenance, {}, design).filter(role="encoder")
-    after = collect_findings(broken, provenance, {}, design).filter(role="encoder")
+    before = collect_findings(measurements, provenance, {}).filter(role="encoder")
+    after = collect_findings(broken, provenance, {}).filter(role="encoder")
     touched = after.filter(experiment=experiment)
     assert set(touched["verdict"]) == {"inconclusive"}
     assert touched["reason"].str.contains(encoder).all()
@@ -191,13 +210,13 @@ def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
 
 
 def test_a_pass_of_retrieval_needs_a_control_at_chance(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
     even = changed(measurements, 0.1, 0.05, "alpha", "f1_range_over_organs")
     elsewhere = changed(even, 0.6, 0.02, "random_projection", "macro_f1", family="mean")
     broken = changed(even, 0.6, 0.02, "random_projection", "macro_f1", **PRIMARY)
     verdicts = [
-        collect_findings(table, provenance, {}, design)
+        collect_findings(table, provenance, {})
         .filter(experiment="retrieval", encoder="alpha")["verdict"]
         .item()
         for table in (even, elsewhere, broken)
@@ -210,13 +229,12 @@ def test_a_pass_of_retrieval_needs_a_control_at_chance(
     [
         ({"value": None, "reason": "no organ holds two labels"}, "no organ holds two labels"),
         ({"value": 0.2, "null_low": 0.2, "null_high": 0.2}, "any encoder gives this"),
-        ({"threshold": None}, "no figure of retrieval has a threshold"),
+        ({"threshold": None}, "no figure of this experiment has a criterion"),
     ],
 )
 def test_where_retrieval_says_nothing_its_control_is_not_asked(
     measurements: pl.DataFrame,
     provenance: dict[str, Any],
-    design: pl.DataFrame,
     columns: dict[str, Any],
     words: str,
 ) -> None:
@@ -227,7 +245,7 @@ def test_where_retrieval_says_nothing_its_control_is_not_asked(
         pl.when(mine).then(pl.lit(value)).otherwise(name).alias(name)
         for name, value in columns.items()
     )
-    row = control(check_controls(blank, provenance, {}, design), "random_projection", "retrieval")
+    row = control(check_controls(blank, provenance, {}), "random_projection", "retrieval")
     assert row["behaves"] is None
     assert not row["blocks"]
     assert words in row["reason"]
@@ -257,25 +275,22 @@ def test_a_verdict_that_an_experiment_withheld_is_none_of_the_family() -> None:
 def test_an_absent_control_blocks_what_needs_it(
     measurements: pl.DataFrame,
     provenance: dict[str, Any],
-    design: pl.DataFrame,
     absent: str,
     experiment: str,
 ) -> None:
     fewer = measurements.filter(pl.col("encoder") != absent)
-    row = control(check_controls(fewer, provenance, {}, design), absent, experiment)
+    row = control(check_controls(fewer, provenance, {}), absent, experiment)
     assert row["behaves"] is None
     assert row["blocks"]
-    findings = collect_findings(fewer, provenance, {}, design).filter(role="encoder")
+    findings = collect_findings(fewer, provenance, {}).filter(role="encoder")
     assert set(findings.filter(experiment=experiment)["verdict"]) == {"inconclusive"}
 
 
 def test_where_centers_share_their_stain_the_stain_control_does_not_apply(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
     alike = changed(measurements, 0.35, 0.05, "stain_statistics", "knn_accuracy_center")
-    row = control(
-        check_controls(alike, provenance, {}, design), "stain_statistics", "robustness_index"
-    )
+    row = control(check_controls(alike, provenance, {}), "stain_statistics", "robustness_index")
     assert row["behaves"] is None
     assert not row["blocks"]
     assert "do not differ in stain" in row["reason"]
@@ -293,15 +308,14 @@ def with_null(
 
 
 def test_chance_of_the_votes_is_the_middle_of_their_own_nulls(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
-    tables = [check_controls(measurements, provenance, {}, d) for d in (design, design[:4], None)]
-    rows = [control(table, "stain_statistics", "robustness_index") for table in tables]
-    assert rows[0] == rows[1] == rows[2]
+    table = check_controls(measurements, provenance, {})
+    row = control(table, "stain_statistics", "robustness_index")
     # Label 0.35 with null 0.08 to 0.14, center 0.99 with null 0.22 to 0.32.
     label, center = (0.35 - 0.11) / (1 - 0.11), (0.99 - 0.27) / (1 - 0.27)
-    assert f"center {center:.3f} [" in rows[0]["observed"]
-    assert f"label {label:.3f} [" in rows[0]["observed"]
+    assert f"center {center:.3f} [" in row["observed"]
+    assert f"label {label:.3f} [" in row["observed"]
 
 
 @pytest.mark.parametrize("ends", [(None, None), (0.1, None), (1.0, 1.0)])
@@ -309,34 +323,31 @@ def test_chance_of_the_votes_is_the_middle_of_their_own_nulls(
 def test_without_a_null_of_the_vote_the_stain_control_shows_nothing(
     measurements: pl.DataFrame,
     provenance: dict[str, Any],
-    design: pl.DataFrame,
     metric: str,
     ends: tuple[float | None, float | None],
 ) -> None:
     bare = with_null(measurements, metric, *ends)
-    row = control(
-        check_controls(bare, provenance, {}, design), "stain_statistics", "robustness_index"
-    )
+    row = control(check_controls(bare, provenance, {}), "stain_statistics", "robustness_index")
     assert (row["behaves"], row["blocks"]) == (None, True)
     assert row["reason"] == "no null of the vote was measured"
 
 
 def test_colour_that_neither_passes_nor_fails_takes_back_passes_alone(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
     undecided = changed(measurements, -0.2, 0.21, "stain_statistics", "ri_minus_null")
-    table = check_controls(undecided, provenance, {}, design)
+    table = check_controls(undecided, provenance, {})
     row = control(table, "stain_statistics", "robustness_index")
     assert (row["behaves"], row["blocks"], row["blocks_pass"]) == (None, False, True)
-    before = collect_findings(measurements, provenance, {}, design).filter(role="encoder")
-    after = collect_findings(undecided, provenance, {}, design).filter(role="encoder")
+    before = collect_findings(measurements, provenance, {}).filter(role="encoder")
+    after = collect_findings(undecided, provenance, {}).filter(role="encoder")
     index = pl.col("metric") == "ri_minus_null"
     assert after.filter(~index).equals(before.filter(~index))
     told = [dict(t.filter(index).select("encoder", "verdict").rows()) for t in (before, after)]
     assert told[0] == {"alpha": "pass", "beta": "fail"}
     assert told[1] == {"alpha": "inconclusive", "beta": "fail"}
     sentence = verdict_by_encoder(after, table).filter(encoder="alpha")["sentence"][0]
-    assert "the cohort is too small to show that this check can fail" in sentence
+    assert "nothing shows that this check can fail here" in sentence
 
 
 @given(value=st.floats(0.0, 1.0), low=st.floats(0.0, 1.0))
@@ -355,25 +366,11 @@ def test_a_wide_interval_does_not_excuse_neighbours_kept(value: float, low: floa
     assert control(table, "random_projection", "rotation")["behaves"] is (value <= 0.2)
 
 
-def test_the_probes_control_reads_chance_from_the_design_only_without_a_null(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
-) -> None:
-    def probe(table: pl.DataFrame, cohort: pl.DataFrame | None) -> dict[str, Any]:
-        checks = check_controls(table, provenance, {}, cohort)
-        return control(checks, "random_projection", "linear_probe")
-
-    bare = with_null(measurements, "balanced_accuracy", None, None)
-    assert probe(bare, design)["behaves"] is True
-    assert probe(bare, None)["blocks"]
-    # The design's 1/6 lies in the interval around 0.17; the row's own null does not.
-    assert probe(with_null(measurements, "balanced_accuracy", 0.05, 0.1), design)["blocks"]
-
-
 def test_the_truth_is_only_asked_on_the_phantom(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
     real = {**provenance, "is_phantom": False}
-    assert "phantom_truth" not in set(check_controls(measurements, real, {}, design)["control"])
+    assert "phantom_truth" not in set(check_controls(measurements, real, {})["control"])
 
 
 @pytest.mark.parametrize(
@@ -419,9 +416,9 @@ def test_undefined_signatures_stay_listed_and_are_not_judged() -> None:
     assert "None of the checks" in verdicts["sentence"][0]
 
 
-def unjudged(encoder: str, metric: str) -> list[dict[str, Any]]:
+def unjudged(encoder: str, metric: str, experiment: str = "other") -> list[dict[str, Any]]:
     return not_applicable(
-        experiment="other",
+        experiment=experiment,
         encoder=encoder,
         metrics=[metric],
         reason="one center; add slides of a second one",
@@ -437,8 +434,13 @@ def judged_alone(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_passing_what_is_left_is_no_pass() -> None:
-    rows = [check("a", 1.0, 0.9, 1.1), *unjudged("a", "mknn"), check("b", 1.0, 0.9, 1.1)]
-    verdicts = judged_alone([*rows, check("b", 1.0, 0.9, 1.1, "mknn")])
+    rows = [check("a", 1.0, 0.9, 1.1), check("b", 1.0, 0.9, 1.1)]
+    core = check("b", 1.0, 0.9, 1.1, "mknn") | {"experiment": "rotation"}
+    table = measurement_table([*rows, *unjudged("a", "mknn", "rotation"), core])
+    # Without controls, whose absence would leave the core check open for both.
+    findings = collect_findings(table, NO_CONTROLS, {}).with_columns(verdict="measured_verdict")
+    judged = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA))
+    verdicts = {row["encoder"]: row for row in judged.iter_rows(named=True)}
     assert verdicts["a"]["verdict"] == "inconclusive"
     assert verdicts["a"]["sentence"].startswith("Passes 1 of 2 checks; 1 could not be judged: ")
     assert verdicts["b"]["verdict"] == "pass"
@@ -475,18 +477,18 @@ def test_nothing_measured_gives_empty_tables() -> None:
 
 
 def test_the_sentence_counts_and_names(
-    measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
+    measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
-    findings = collect_findings(measurements, provenance, {}, design)
-    verdicts = verdict_by_encoder(findings, check_controls(measurements, provenance, {}, design))
+    findings = collect_findings(measurements, provenance, {})
+    verdicts = verdict_by_encoder(findings, check_controls(measurements, provenance, {}))
     sentence = verdicts.filter(encoder="beta")["sentence"][0]
     assert sentence == (
         "Fails 2 of 4 checks: follows the center more than an encoder that knows nothing would "
-        "(−0.175, must be above 0); keeps too few of a tile's neighbours when it is turned by 90° "
+        "(−0.175, must be above 0); keeps too few of a tile's neighbours when it is rotated by 90° "
         "(0.620, must be above 0.8). Undecided in 1 of 4: spread of F1 over organs (0.280 [0.150, "
         "0.410], must be below 0.3). Passes: variance over the angles (can hardly fail)."
     )
-    counts = verdicts.select("n_pass", "n_fail", "n_inconclusive", "n_not_applicable")
+    counts = verdicts.select(pl.col("^n_.*$"))
     assert counts.sum_horizontal().sum() == findings.height
 
 

@@ -13,13 +13,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pathfm_kedro.pipelines.report.findings import (
-    check_controls,
-    collect_findings,
-    verdict_by_encoder,
-)
 from pathfm_kedro.pipelines.report.page import render_report, script_json, slides_digest
+from pathfm_kedro.pipelines.report.plots import plot_design, plot_findings
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA, Estimate, Null, measurement
+from tests.pipelines.report.conftest import WORDS, judged
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
@@ -131,10 +128,7 @@ def test_text_from_tables_stays_text(report_inputs: dict[str, Any]) -> None:
     inputs["measurements"] = pl.concat(
         [inputs["measurements"], pl.DataFrame([extra], schema=MEASUREMENT_SCHEMA)]
     )
-    known: tuple[Any, ...] = (inputs["measurements"], inputs["provenance"], {}, inputs["design"])
-    inputs["findings"] = collect_findings(*known)
-    inputs["controls"] = check_controls(*known)
-    inputs["verdicts"] = verdict_by_encoder(inputs["findings"], inputs["controls"])
+    inputs = plotted(inputs)
     page = render_report(**inputs)
     assert EVIL not in page
     parsed = Page(page)
@@ -213,15 +207,19 @@ def with_rows(
     extra = pl.DataFrame(rows, schema=MEASUREMENT_SCHEMA)
     table = pl.concat([changes.pop("measurements", report_inputs["measurements"]), extra])
     provenance = changes.get("provenance", report_inputs["provenance"])
-    known: tuple[Any, ...] = (table, provenance, {}, report_inputs["design"])
-    findings, controls = collect_findings(*known), check_controls(*known)
+    return plotted({**report_inputs, **changes, "measurements": table, "provenance": provenance})
+
+
+def plotted(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The report's inputs, judged and plotted anew."""
+    findings, controls, verdicts = judged(inputs["measurements"], inputs["provenance"])
     return {
-        **report_inputs,
-        **changes,
-        "measurements": table,
+        **inputs,
         "findings": findings,
         "controls": controls,
-        "verdicts": verdict_by_encoder(findings, controls),
+        "verdicts": verdicts,
+        "findings_plot": plot_findings(findings, inputs["provenance"], WORDS),
+        "design_plot": plot_design(inputs["design"]),
     }
 
 
@@ -231,35 +229,13 @@ def claim(page: str, title: str) -> str:
     return page[start : page.index("<h3>", start + 4)]
 
 
-def test_the_claims_of_retrieval_use_the_primary_search(
-    report_inputs: dict[str, Any], provenance: dict[str, Any]
-) -> None:
-    primary = {"family": "mean", "scope": "within_organ", "vote": "mv3"}
-    chosen = {**provenance, "parameters": {"retrieve": {"primary": primary}}}
-    marked = measurement(
-        experiment="retrieval",
-        encoder="alpha",
-        metric="macro_f1",
-        estimate=Estimate(0.123, 0.1, 0.2, 16, 6),
-        setting=primary,
-        null=Null(0.05, 0.9),
-    )
-    table = report_inputs["measurements"]
-    same = (pl.col("metric") == "macro_f1") & (pl.col("setting") == marked["setting"])
-    same &= (pl.col("encoder") == "alpha") & (pl.col("stratum") == "all")
-    inputs = with_rows(report_inputs, [marked], measurements=table.filter(~same), provenance=chosen)
-    told = claim(render_report(**inputs), "Zero-shot")
-    assert "one vector per slide (mean), within the organ, majority of 3" in told
-    assert "0.123 [0.100, 0.200]" in told
-    # Inside a wide null: neither above nor below it.
-    assert "not told from the null" in told
-    assert "below the null" not in told
-    own = claim(render_report(**report_inputs), "Zero-shot")
+def test_the_claims_of_retrieval_use_the_search_of_the_check(page: str) -> None:
+    own = claim(page, "Zero-shot")
     assert "Yottixel search (median of minima), within the organ, majority of 5" in own
 
 
 def test_what_is_exactly_nothing_is_not_above_nothing(report_inputs: dict[str, Any]) -> None:
-    setting = {"k": 10, "metric": "cosine"}
+    setting = {"k": 10, "distance": "cosine", "control": "round_trip"}
     none = measurement(
         experiment="rotation",
         encoder="alpha",
@@ -274,7 +250,6 @@ def test_what_is_exactly_nothing_is_not_above_nothing(report_inputs: dict[str, A
     row = next(line for line in told.splitlines() if ">alpha<" in line)
     assert "0 [0, 0] †" in row
     assert row.count("did not hold") == 2
-    assert "stain_statistics shows how much (0.100 [0.0600, 0.140])" in told
 
 
 def test_an_interval_without_width_gets_its_footnote_and_no_q(
@@ -361,7 +336,7 @@ def test_the_open_tables_hold_what_explains_the_checks(page: str) -> None:
 def test_what_is_left_out_is_counted(
     report_inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pathfm_kedro.pipelines.report.page.MAX_ROWS", 7)
+    monkeypatch.setattr("pathfm_kedro.pipelines.report.sections.MAX_ROWS", 7)
     page = render_report(**report_inputs)
     section = page[page.index(">Retrieval:") :]
     section = section[: section.index("</section>")]
@@ -378,12 +353,11 @@ def test_the_note_on_rotation_names_what_the_share_depends_on(
         encoder="alpha",
         metric="mknn",
         estimate=Estimate(0.95, 0.9, 0.97, 480, 24),
-        setting={"angle": 90, "k": 50, "metric": "cosine", "view": "rotated"},
+        setting={"angle": 90, "k": 50, "distance": "cosine", "view": "rotated"},
         null=Null(0.7, 0.7),
     )
     text = Page(render_report(**with_rows(report_inputs, [wider]))).text
-    assert "here 10 neighbours among 480 tiles" in text
-    assert "alpha keeps 0.950 of its 50 nearest (chance 0.700)" in text
+    assert "here 480 tiles (alpha 0.900 at k = 10 (chance 0.0200), 0.950 at k = 50" in text
     assert "published figures used 1,024 tiles. The threshold 0.8 is the one reported in" in text
 
 
@@ -400,21 +374,9 @@ def test_undefined_figures_show_their_reason(page: str) -> None:
 
 
 def test_a_cohort_with_nothing_measured_still_gives_a_page(report_inputs: dict[str, Any]) -> None:
+    cohort = {name: report_inputs[name].clear() for name in ("slides", "tiles", "design")}
     empty = pl.DataFrame(schema=MEASUREMENT_SCHEMA)
-    findings = collect_findings(empty, report_inputs["provenance"], {})
-    controls = check_controls(empty, report_inputs["provenance"], {})
-    page = render_report(
-        **{
-            **report_inputs,
-            "measurements": empty,
-            "findings": findings,
-            "controls": controls,
-            "verdicts": verdict_by_encoder(findings, controls),
-            "slides": report_inputs["slides"].clear(),
-            "tiles": report_inputs["tiles"].clear(),
-            "design": report_inputs["design"].clear(),
-        }
-    )
+    page = render_report(**plotted({**report_inputs, **cohort, "measurements": empty}))
     assert "No encoder was judged" in page
 
 

@@ -9,33 +9,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.report.figure_parts import COLOURS, encoder_styles, short_names
-from pathfm_kedro.pipelines.report.findings import collect_findings
+from pathfm_kedro.pipelines.report.plot_kinds import curve_table
 from pathfm_kedro.pipelines.report.plots import (
-    curves_table,
-    figures,
+    experiment_plots,
     plot_design,
-    plot_ri_curve,
-    retrieval_setting,
-    ri_curve,
-    rotation_curve,
+    plot_experiment,
+    plot_findings,
+    plotted_curves,
+    styles_of,
 )
+from pathfm_kedro.pipelines.report.words import Words
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
+from tests.pipelines.report.conftest import WORDS, judged
+
+READ = Words.read(WORDS)
 
 
-def drawn(
+def plotted(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> dict[str, Any]:
-    findings = collect_findings(measurements, provenance, {}, design)
-    return figures(measurements, findings, design, provenance)
+    """Every figure of the report; those of an experiment numbered."""
+    findings = judged(measurements, provenance)[0]
+    styles = styles_of(measurements, provenance)
+    found = {
+        f"{x}:{i}": figure
+        for x in READ.order(measurements["experiment"].to_list())
+        for i, (_, figure) in enumerate(experiment_plots(measurements, x, styles, READ))
+    }
+    found["findings"] = plot_findings(findings, provenance, WORDS)
+    return found | {"design": plot_design(design)}
 
 
 def test_every_experiment_has_a_figure(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    told = {
-        name.replace("experiment:", "").split(":")[0]
-        for name in drawn(measurements, provenance, design)
-    }
+    told = {name.split(":")[0] for name in plotted(measurements, provenance, design)}
     assert set(measurements["experiment"]) <= told
     assert {"findings", "design"} <= told
 
@@ -43,9 +51,9 @@ def test_every_experiment_has_a_figure(
 def test_figures_do_not_depend_on_row_order(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    first = drawn(measurements, provenance, design)
+    first = plotted(measurements, provenance, design)
     shuffled = measurements.sample(fraction=1, shuffle=True, seed=1)
-    second = drawn(shuffled, provenance, design.reverse())
+    second = plotted(shuffled, provenance, design.reverse())
     assert {k: v.to_json() for k, v in first.items()} == {k: v.to_json() for k, v in second.items()}
 
 
@@ -53,7 +61,7 @@ def test_named_traces_of_an_encoder_share_its_colour(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
     styles = encoder_styles(measurements["encoder"].unique().to_list(), provenance)
-    for figure in drawn(measurements, provenance, design).values():
+    for figure in plotted(measurements, provenance, design).values():
         for trace in figure.data:
             if trace.name in styles:
                 is_line = getattr(trace, "mode", None) == "lines+markers"
@@ -62,8 +70,9 @@ def test_named_traces_of_an_encoder_share_its_colour(
 
 
 def test_styles_tell_encoders_apart_and_controls_from_encoders() -> None:
-    names = [f"e{i}" for i in range(7)] + ["random_projection", "stain_statistics"]
-    styles = encoder_styles(names, {})
+    known = ["random_projection", "stain_statistics"]
+    names = [f"e{i}" for i in range(7)] + known
+    styles = encoder_styles(names, {"encoders": {name: {"role": "control"} for name in known}})
     assert len({(s.colour, s.symbol, s.dash) for s in styles.values()}) == len(names)
     controls = [style for style in styles.values() if style.is_control]
     assert len(controls) == 2
@@ -77,31 +86,31 @@ def test_many_encoders_still_differ_by_colour_and_symbol_together() -> None:
 
 def test_curves_hold_every_point_once(measurements: pl.DataFrame) -> None:
     encoders = measurements["encoder"].n_unique()
-    assert ri_curve(measurements).height == 8 * encoders
-    assert rotation_curve(measurements).height == 23 * encoders
-    rows = curves_table(measurements)
-    assert len(rows) == 31 * encoders
-    assert {tuple(row) for row in rows} == {
-        ("curve", "encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high")
+    assert curve_table(measurements, "robustness_index", READ).height == 8 * encoders
+    assert curve_table(measurements, "rotation", READ).height == 23 * encoders
+    curves = plotted_curves(measurements, WORDS)
+    assert set(curves) == {"robustness_index", "rotation"}
+    assert {tuple(table.columns) for table in curves.values()} == {
+        ("encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high")
     }
 
 
 def test_the_threshold_of_rotation_is_a_mark_at_90_degrees(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    figure = drawn(measurements, provenance, design)["rotation:curve"]
+    figure = plotted(measurements, provenance, design)["rotation:0"]
     marks = [trace for trace in figure.data if "threshold" in (trace.name or "")]
     assert len(marks) == 1
     assert set(marks[0].y) == {0.8}
     assert [angle for angle in range(0, 361, 15) if marks[0].x[0] <= angle <= marks[0].x[1]] == [90]
     assert not figure.layout.shapes
-    assert sum(trace.name == "there and back" for trace in figure.data) == 1
+    assert sum(trace.name == "rotated and rotated back" for trace in figure.data) == 1
 
 
 def test_the_null_of_retrieval_spans_each_group_at_the_largest(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    figure = drawn(measurements, provenance, design)["retrieval:families"]
+    figure = plotted(measurements, provenance, design)["retrieval:0"]
     lines = [trace for trace in figure.data if trace.type == "scatter"]
     assert len(lines) == 1
     ends = [x for x in lines[0].x if x is not None]
@@ -110,20 +119,20 @@ def test_the_null_of_retrieval_spans_each_group_at_the_largest(
     assert {y for y in lines[0].y if y is not None} == {0.20}
 
 
-def test_retrieval_shows_the_primary_search(
-    measurements: pl.DataFrame, provenance: dict[str, Any]
-) -> None:
-    primary = {"family": "maxsim", "scope": "within_organ", "vote": "mv3"}
-    told = {**provenance, "parameters": {"retrieve": {"primary": primary}}}
-    assert retrieval_setting(measurements, told) == primary
-    absent = {**provenance, "parameters": {"retrieve": {"primary": {"family": "unmeasured"}}}}
-    assert retrieval_setting(measurements, absent)["family"] == "median_min"
+def test_the_usual_setting_is_that_of_the_check(measurements: pl.DataFrame) -> None:
+    usual = {"family": "median_min", "scope": "within_organ", "vote": "mv5"}
+    assert READ.usual(measurements, "retrieval") == usual
+    assert READ.usual(measurements, "rotation") == {
+        "view": "rotated",
+        "k": 10,
+        "distance": "cosine",
+    }
 
 
 def test_no_title_of_a_panel_is_cut(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    for figure in drawn(measurements, provenance, design).values():
+    for figure in plotted(measurements, provenance, design).values():
         for note in figure.layout.annotations:
             assert "…" not in note.text
             lines = note.text.replace("<b>", "").replace("</b>", "").split("<br>")
@@ -133,7 +142,7 @@ def test_no_title_of_a_panel_is_cut(
 def test_macro_f1_of_every_organ_has_one_scale(
     measurements: pl.DataFrame, provenance: dict[str, Any], design: pl.DataFrame
 ) -> None:
-    figure = drawn(measurements, provenance, design)["retrieval:organs"]
+    figure = plotted(measurements, provenance, design)["retrieval:1"]
     axes = [figure.layout[key] for key in figure.layout if key.startswith("xaxis")]
     assert len(axes) == 2
     assert {tuple(axis.range) for axis in axes} == {(-0.02, 1.02)}
@@ -169,10 +178,10 @@ def test_encoders_whose_names_begin_alike_keep_their_own_rows(
 ) -> None:
     names = dict(zip(("alpha", "beta"), LONG, strict=True))
     renamed = measurements.with_columns(pl.col("encoder").replace(names))
-    told = drawn(renamed, {**provenance, "encoders": {}}, design)
+    told = plotted(renamed, provenance, design)
     rows = {y for trace in told["findings"].data for y in trace.y}
     assert set(LONG) <= rows
-    for name in ("robustness_index:curve", "linear_probe:scatter", "retrieval:families"):
+    for name in ("robustness_index:0", "linear_probe:0", "retrieval:0"):
         legend = [t.name for t in told[name].data if t.showlegend is not False]
         assert len(set(legend)) == len(legend)
 
@@ -209,15 +218,16 @@ def test_a_label_found_in_two_organs_is_counted_in_both() -> None:
     assert [list(line) for line in figure.data[0].z] == [[7]]
 
 
-def test_no_data_gives_no_figure(design: pl.DataFrame) -> None:
+def test_no_data_gives_a_figure_that_says_so(provenance: dict[str, Any]) -> None:
     empty = pl.DataFrame(schema=MEASUREMENT_SCHEMA)
-    assert plot_ri_curve(empty, {}) is None
-    assert set(drawn(empty, {}, design)) == {"design"}
-    assert curves_table(empty) == []
+    figure = plot_experiment(empty, provenance, WORDS, experiment="rotation")
+    assert figure.layout.title.text == "not measured in this cohort"
+    assert plotted_curves(empty, WORDS) == {}
 
 
 def test_the_calibration_has_a_panel_for_each_check_and_a_sign_for_each_verdict() -> None:
-    from pathfm_kedro.pipelines.report.plots_robustness import plot_calibration
+    from pathfm_kedro.pipelines.report.calibration_plot import plot_calibration
+    from pathfm_kedro.pipelines.report.words import PlotWords
     from pathfm_kedro.statistics.measurements import Estimate, measurement, measurement_table
 
     rows = [
@@ -237,10 +247,11 @@ def test_the_calibration_has_a_panel_for_each_check_and_a_sign_for_each_verdict(
         for metric in ("mknn", "mknn_mean")
         for dose, verdict in ((0.0, "pass"), (0.5, "inconclusive"), (1.0, "fail"))
     ]
-    figure = plot_calibration(measurement_table(rows))
+    plot = PlotWords("calibration")
+    figure = plot_calibration(measurement_table(rows), plot, READ)
     assert figure is not None
     shown = [trace for trace in figure.data if trace.mode == "markers"]
     assert len(shown) == 6
     assert len({(trace.marker.symbol, trace.marker.color) for trace in shown}) == 3
     assert sum(trace.showlegend for trace in shown) == 3
-    assert plot_calibration(measurement_table([])) is None
+    assert plot_calibration(measurement_table([]), plot, READ) is None

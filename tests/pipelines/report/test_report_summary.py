@@ -10,16 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pathfm_kedro.pipelines.report.badges import behaving, control_state
 from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
-from pathfm_kedro.pipelines.report.summary import (
-    behaving,
-    control_state,
-    findings_metrics,
-    number,
-    render_summary,
-    safe_cells,
-    without_folders,
-)
+from pathfm_kedro.pipelines.report.summary import findings_metrics, render_summary
+from pathfm_kedro.pipelines.report.text import number, safe_cells, without_folders
+from tests.pipelines.report.conftest import WORDS
 
 
 def parts(report_inputs: dict[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -30,7 +25,7 @@ def test_every_finding_is_one_line_of_the_summary(
     report_inputs: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
     findings, controls, verdicts = parts(report_inputs)
-    lines = render_summary(findings, controls, verdicts, provenance).splitlines()
+    lines = render_summary(findings, controls, verdicts, provenance, WORDS).splitlines()
     table = [line for line in lines if line.startswith("| ")]
     assert len(table) == findings.height + controls.height + verdicts.height + 6
     assert sum("not a claim about tissue" in line for line in lines) == 1
@@ -42,7 +37,7 @@ def test_summary_keeps_foreign_text_in_its_cell(
     findings, controls, verdicts = parts(report_inputs)
     evil = "<img src=x>|x\n# [a](http://b) /data/site/x"
     findings = findings.with_columns(pl.lit(evil).alias("reason"))
-    text = render_summary(findings, controls, verdicts, {**provenance, "cohort": evil})
+    text = render_summary(findings, controls, verdicts, {**provenance, "cohort": evil}, WORDS)
     assert "<img" not in text
     assert "\n# [" not in text
     assert "](" not in text
@@ -55,13 +50,13 @@ def test_the_summary_never_calls_a_control_pass_or_fail(
     report_inputs: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
     findings, controls, verdicts = parts(report_inputs)
-    lines = render_summary(findings, controls, verdicts, provenance).splitlines()
+    lines = render_summary(findings, controls, verdicts, provenance, WORDS).splitlines()
     told = [line for line in lines if "(control)" in line]
     assert told
     assert not any("PASS" in line or "FAIL" in line for line in told)
     assert any("behaves (measured: fail)" in line for line in told)
     silent = controls.with_columns(behaves=pl.lit(value=False), blocks=pl.lit(value=True))
-    text = render_summary(findings, silent, verdicts, provenance)
+    text = render_summary(findings, silent, verdicts, provenance, WORDS)
     assert "does not behave (measured: pass)" in text
 
 

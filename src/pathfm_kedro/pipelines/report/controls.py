@@ -220,20 +220,21 @@ def _agreements(rows: pl.DataFrame, control: ControlWords) -> tuple[str, bool] |
         row = own.row(0, named=True) if own.height else None
         if row is None or not _has_interval(row):
             return _unknown(control.control, "", "", row)
-        null = _null(row)
-        if null is None or _middle(null) >= 1:
+        null = row["null_low"], row["null_high"]
+        if None in null or _middle(null) >= 1:
             return ControlCheck(
                 nothing.control,
                 "",
                 "",
                 blocks=True,
-                reason=f"{metric} has no null that leaves room",
+                reason="no null of the vote was measured",
             )
         chance = _middle(null)
         ends = ("value", "ci_low", "ci_high")
         found.append({key: (row[key] - chance) / (1 - chance) for key in ends})
     more, less = found
-    told = f"agreement beyond chance: {interval_text(more)} against {interval_text(less)}"
+    names = control.where["more"], control.where["less"]
+    told = f"agreement beyond chance: {names[0]} {interval_text(more)}, {names[1]} {interval_text(less)}"
     return told, more["ci_low"] > less["ci_high"]
 
 

@@ -40,9 +40,10 @@ def experiment_plots(
         figure = KINDS[plot.kind](measurements, experiment, plot, styles, words)
         if figure is None:
             continue
-        for axis, ends in (("x", plot.x_range), ("y", plot.y_range)):
-            if ends is not None:
-                figure.update_layout({f"{axis}axis": {"range": list(ends)}})
+        if plot.x_range is not None:
+            figure.update_xaxes(range=list(plot.x_range))
+        if plot.y_range is not None:
+            figure.update_yaxes(range=list(plot.y_range))
         plotted.append((plot.caption or f"{_POINTS}.", figure))
     if not plotted:
         figure = panels(measurements, experiment, PlotWords("panels"), styles, words)
@@ -102,9 +103,7 @@ def plot_design(design: pl.DataFrame) -> Any:
     return figure
 
 
-def plotted_curves(
-    measurements: pl.DataFrame, words: Mapping[str, Any]
-) -> dict[str, pl.DataFrame]:
+def plotted_curves(measurements: pl.DataFrame, words: Mapping[str, Any]) -> dict[str, pl.DataFrame]:
     """The first curve of every experiment that has one, for ``dvc plots``.
 
     Returns

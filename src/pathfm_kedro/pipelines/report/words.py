@@ -104,8 +104,8 @@ class ControlWords:
     metric, at
         Of which figure; of the judged one where `at` is left out.
     where
-        ``{metric, exceeds, else}``: asked only where the control's agreement beyond chance in the first
-        lies above that in the second; else the reason why not.
+        ``{metric, exceeds, more, less, else}``: asked only where the control's agreement beyond chance
+        in the first figure lies above that in the second, told as more and less; else why not.
     where_judged
         Asked only where the experiment has a criterion.
     pass_blocks
