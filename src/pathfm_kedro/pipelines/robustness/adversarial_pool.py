@@ -133,7 +133,7 @@ class Adversarial(ExperimentParameters):
 
     epsilons: Epsilons
     pgd_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1), _RISING]
-    universal: Annotated[UniversalSettings | None, AfterValidator(_measured)] = None
+    universal: Annotated[UniversalSettings, AfterValidator(_measured)] | None = None
     transfer_epsilon: Annotated[int, AfterValidator(_measured)]
     drop_epsilon: Annotated[int, AfterValidator(_measured)]
     max_tiles: PositiveInt
