@@ -97,7 +97,7 @@ def experiment_pipeline(
         From :func:`calibration_node`; its rows join the experiment's table.
     """
     names = [e for e in encoders if experiment.only is None or e in experiment.only]
-    own: list[Node | Pipeline] = [grouped(e, _of_encoder(pipeline, experiment, e)) for e in names]
+    own: list[Node | Pipeline] = [grouped(e, encoder_nodes(pipeline, experiment, e)) for e in names]
     tables = [f"measurements.{pipeline}.{experiment.name}.{e}" for e in names]
     if calibration is not None:
         own.append(calibration)
@@ -196,7 +196,8 @@ def views_pipeline(
     return found
 
 
-def _of_encoder(pipeline: str, x: Experiment, encoder: str) -> list[Node]:
+def encoder_nodes(pipeline: str, x: Experiment, encoder: str) -> list[Node]:
+    """The two nodes of an experiment for one encoder: its statistics and its measurements."""
     parameters = f"params:{x.name}"
     statistics = f"statistics.{pipeline}.{x.name}.{encoder}"
     return [
@@ -306,6 +307,18 @@ def named_partial(function: Callable[..., Any], **arguments: Any) -> Callable[..
     return bound
 
 
+def with_parameters(
+    kind: type[ExperimentParameters], name: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function whose last input, the block of parameters of that name, is read into `kind`."""
+
+    def run(*inputs: Any, **named: Any) -> Any:
+        *data, parameters = inputs
+        return function(*data, read_parameters(kind, name, parameters), **named)
+
+    return _shown_as(run, function)
+
+
 def _shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..., Any]:
     """A function that kedro-viz shows with the text of the experiment's own."""
 
@@ -324,9 +337,11 @@ __all__ = [
     "Views",
     "calibration_node",
     "collected",
+    "encoder_nodes",
     "experiment_pipeline",
     "grouped",
     "named_partial",
     "node",
     "views_pipeline",
+    "with_parameters",
 ]

@@ -45,7 +45,7 @@ def small_phantom(folder: Path) -> None:
         stain_probe={"n_permutations": 5, "draws": 200},
         crop_coherence={"draws": 200},
         field_of_view={"max_tiles": 16, "n_permutations": 20, "draws": 200},
-        adversarial={"max_tiles": 8, "folds": 2, "draws": 200},
+        adversarial={"max_tiles": 8, "probe": {"folds": 2}, "draws": 200},
     )
     write_parameters(
         folder,

@@ -10,8 +10,9 @@ from pathfm_kedro.slides.perturbations import (
     blurred,
     compressed,
     patch_sources,
-    shuffled,
     rotated_in_place,
+    shuffled,
+    ssim_to_first,
     with_gamma,
 )
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide
@@ -82,7 +83,9 @@ def test_a_shuffle_puts_the_named_patch_in_each_place():
 def test_the_control_keeps_each_patch_in_its_place(tile, grid):
     side = len(tile) // grid
     blocks = (grid, side, grid, side, 3)
-    means = [view.reshape(blocks).mean(axis=(1, 3)) for view in (tile, rotated_in_place(tile, grid))]
+    means = [
+        view.reshape(blocks).mean(axis=(1, 3)) for view in (tile, rotated_in_place(tile, grid))
+    ]
     np.testing.assert_allclose(*means)
     np.testing.assert_array_equal(rotated_in_place(rotated_in_place(tile, grid), grid), tile)
 
@@ -142,3 +145,11 @@ def test_gamma_is_scikit_image_s(tile):
 def test_no_change_is_the_tile_itself(tile):
     np.testing.assert_array_equal(with_gamma(tile, 1.0), tile)
     np.testing.assert_array_equal(blurred(tile, 0.0), tile)
+
+
+def test_similarity_agrees_with_the_formula_on_flat_images():
+    """Two flat images: SSIM = (2ab + C1) / (a² + b² + C1)."""
+    flat = np.stack([np.full((24, 24, 3), v, np.uint8) for v in (100, 140)])
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 100 * 140 + c1) / (100**2 + 140**2 + c1)
+    np.testing.assert_allclose(ssim_to_first(flat), [1, expected], rtol=1e-6)

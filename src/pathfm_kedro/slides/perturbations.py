@@ -1,9 +1,11 @@
-"""What scanners and files do to a tile (compression, blur, gamma), and tiles cut and rearranged."""
+"""What scanners and files do to a tile, tiles cut and rearranged, and how visible a change is."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,6 +163,44 @@ def rotated_in_place(tile: Pixels, grid: int) -> Pixels:
     (True, True)
     """
     return _joined(_patches(tile, grid)[:, ::-1, ::-1], grid)
+
+
+def ssim_to_first(images: Pixels) -> NDArray[np.float64]:
+    """Structural similarity (SSIM) of each image with the first.
+
+    Parameters
+    ----------
+    images
+        uint8 [n, height, width, 3].
+
+    Returns
+    -------
+    ndarray
+        [n], 1 for an equal image.
+
+    References
+    ----------
+    Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity",
+    IEEE Transactions on Image Processing 13; windows and constants are theirs.
+
+    Examples
+    --------
+    >>> ssim_to_first(np.zeros((2, 16, 16, 3), np.uint8)).tolist()
+    [1.0, 1.0]
+    """
+    from skimage.metrics import structural_similarity
+
+    compare: Any = partial(  # scikit-image has no types
+        structural_similarity,
+        images[0],
+        channel_axis=2,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    # It compares two images at a time.
+    return np.array([compare(image) for image in images])
 
 
 def _patches(tile: Pixels, grid: int) -> Pixels:

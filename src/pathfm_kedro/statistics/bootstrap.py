@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -145,3 +147,28 @@ def binomial_interval(hits: float, n: float) -> tuple[float, float]:
     low = float(betaincinv(hits, missed + 1, tail)) if hits > 0 else 0.0
     high = float(betaincinv(hits + 1, missed, 1 - tail)) if missed > 0 else 1.0
     return low, high
+
+
+def at_least_binomial(estimate: Estimate) -> Estimate:
+    """Widen an interval to what so few patients can exclude: at least the exact binomial one.
+
+    Where hardly a patient differs resampling gives too little width, and where none does none. The
+    binomial's units are patients. Of a value below 0 the upper end is at least that of 0.
+
+    Parameters
+    ----------
+    estimate
+        A share, or a difference of shares, in −1 … 1.
+
+    Examples
+    --------
+    >>> round(at_least_binomial(Estimate(0.0, 0.0, 0.0, 24, 24)).ci_high, 3)
+    0.142
+    """
+    value, low, high, n = estimate.value, estimate.ci_low, estimate.ci_high, estimate.n_patients
+    if value is None or low is None or high is None or n < 1:
+        return estimate
+    least, most = binomial_interval(min(max(value, 0.0), 1.0) * n, n)
+    if value < 0:
+        least = -binomial_interval(min(-value, 1.0) * n, n)[1]
+    return replace(estimate, ci_low=min(low, least), ci_high=max(high, most))

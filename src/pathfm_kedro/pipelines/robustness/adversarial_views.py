@@ -1,10 +1,13 @@
-"""Attack the tiles of the adversarial pool, slide by slide, and show them to other encoders."""
+"""Attack the tiles of the adversarial pool, slide by slide, and show them to other encoders.
+
+Each tile is attacked under the probe of its patient's fold, at every size at once
+(:func:`~pathfm_kedro.encoders.attacks.attack_series`); noise needs no gradient.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,38 +15,41 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders import EncoderSpec, load_encoder
-from pathfm_kedro.encoders.base import Encoder, Vectors
-from pathfm_kedro.encoders.gradients import DifferentiableEncoder, differentiable
-from pathfm_kedro.engine import EngineSettings, ShardPlan
-from pathfm_kedro.pipelines.robustness.adversarial import (
-    AdversarialParameters,
-    Probe,
-    UniversalParameters,
-    attacked_rows,
-    cosines,
-    probe_of_fold,
-)
-from pathfm_kedro.pipelines.robustness.attacks import (
-    LEVELS,
-    Attempt,
-    Pixels,
-    ProbeVictim,
-    add_levels,
-    fgsm,
+from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.encoders.attacks import (
+    ProbeObjective,
+    add_perturbation,
+    attack_series,
     gaussian_noise,
-    judged,
-    never_weaker_in_larger_ball,
-    pgd,
     sign_noise,
     to_images,
     to_tiles,
-    universal_perturbation,
 )
-from pathfm_kedro.pipelines.robustness.views import tile_seed
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.encoders.base import Encoder, Vectors
+from pathfm_kedro.encoders.gradients import DifferentiableEncoder, differentiable
+from pathfm_kedro.engine import ShardPlan
+from pathfm_kedro.pipelines.robustness.adversarial_pool import (
+    GAUSSIAN_NOISE,
+    SIGN_NOISE,
+    Adversarial,
+    Variant,
+    attacked_tiles,
+    probe_of_fold,
+)
+from pathfm_kedro.pipelines.robustness.adversarial_universal import name_of_half
+from pathfm_kedro.pipelines.robustness.views import (
+    Tensors,
+    TileWork,
+    embed_tile,
+    plan_tile_work,
+    tile_seed,
+)
 from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.statistics.tables import Embeddings, digest_of_tiles, digests_by_slide
+from pathfm_kedro.slides.perturbations import ssim_to_first
+from pathfm_kedro.slides.readers import Pixels
+from pathfm_kedro.statistics.linear_classifier import LinearClassifier
+from pathfm_kedro.statistics.mutual_knn import cosine_distances
+from pathfm_kedro.statistics.tables import Embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -51,122 +57,54 @@ if TYPE_CHECKING:
 #: Raised with any change of what an attack makes of the same tile.
 _REVISION = "1"
 
-#: Folds are halved for the universal perturbation: it needs no probe, so two fits serve all folds.
-_HALVES = 2
+_NOISES: Mapping[str, Callable[[Pixels, int, int], Pixels]] = {
+    SIGN_NOISE: sign_noise,
+    GAUSSIAN_NOISE: gaussian_noise,
+}
 
 
 @dataclass(frozen=True, eq=False)
-class FitUniversal:
-    """The universal perturbation that is used on one half of the folds, fitted on the other.
+class AttackTiles:
+    """Every attack on the tiles of one slide.
 
     Attributes
     ----------
-    slide_id
-        ``half-0`` or ``half-1``: the half that it is used on.
-    slide_fingerprints
-        Content of the slides that it is fitted on.
-    fields
-        Where the tiles lie that it is fitted on, slide by slide.
-    tile_ids
-        Their ids.
-    told
-        Sizes, steps and batch.
-    spec
-        The encoder.
-    seed
-        Of the start.
-    """
-
-    slide_id: str
-    slide_fingerprints: tuple[str, ...]
-    fields: tuple[TileFields, ...]
-    tile_ids: tuple[str, ...]
-    told: UniversalParameters
-    spec: EncoderSpec
-    seed: int
-
-    def header(self) -> dict[str, str]:
-        """What the shard depends on."""
-        return _encoder_header(self.spec) | {
-            "slides": json.dumps(self.slide_fingerprints),
-            "fields": json.dumps([fields.digest() for fields in self.fields]),
-            "tile_ids": digest_of_tiles(self.tile_ids),
-            "attack": json.dumps(
-                [_REVISION, self.told.epsilons, self.told.steps, self.told.batch, self.seed]
-            ),
-            "units": "size x height x width x channel, grey levels of 255",
-        }
-
-    def compute(self) -> dict[str, NDArray[np.generic]]:
-        """``universal`` int8 [sizes, height, width, 3]; no sizes where there is no gradient."""
-        import torch
-
-        gradients = differentiable(load_encoder(self.spec))
-        pixels = self.fields[0].pixels
-        if gradients is None:
-            return {"universal": np.zeros((0, pixels, pixels, 3), np.int8)}
-        tiles = to_images(np.concatenate([t for f in self.fields for t, _ in f.batches(1)]))
-        start = torch.from_numpy(_start(pixels, self.seed))
-        deltas = [
-            universal_perturbation(
-                gradients.embed, tiles, e / LEVELS, self.told.steps, start, self.told.batch
-            )
-            for e in self.told.epsilons
-        ]
-        return {"universal": np.stack(deltas)}
-
-
-@dataclass(frozen=True, eq=False)
-class AttackSlide:
-    """The pool's tiles of one slide under every attack.
-
-    Attributes
-    ----------
-    slide_id, slide_fingerprint
-        Which slide, and its content.
-    fields
-        Where the tiles lie.
-    tile_ids, targets
-        Their ids and the probe's class of each, in the order of the fields.
-    tiles_digest
-        Digest of the ids.
     probe
         Trained on other patients.
+    targets
+        The probe's class of each tile, by its id.
     universal
         int8 [sizes, height, width, 3], fitted on other patients.
-    told
+    p
         The experiment's parameters.
-    spec
-        The encoder.
     """
 
-    slide_id: str
-    slide_fingerprint: str
-    fields: TileFields
-    tile_ids: tuple[str, ...]
-    targets: tuple[int, ...]
-    tiles_digest: str
-    probe: Probe
+    probe: LinearClassifier
+    targets: Mapping[str, int]
     universal: NDArray[np.int8]
-    told: AdversarialParameters
-    spec: EncoderSpec
+    p: Adversarial
+    side: None = None
+    batch: int = 1
+    units: str = "tile x variant; margins in logits, vectors as the encoder gives them"
 
-    def header(self) -> dict[str, str]:
-        """What the shard depends on."""
-        told = self.told
-        return _encoder_header(self.spec) | {
-            "slide": self.slide_fingerprint,
-            "fields": self.fields.digest(),
-            "tile_ids": self.tiles_digest,
-            "attack": json.dumps(
-                [_REVISION, told.epsilons, told.pgd_steps, told.transfer_epsilon, told.seed]
-            ),
-            "probe": json.dumps([self.probe.digest(), self.targets]),
-            "universal": hashlib.sha256(self.universal.tobytes()).hexdigest(),
-            "units": "tile x variant; margins in logits, vectors as the encoder gives them",
-        }
+    def describe(self) -> Any:
+        """Everything that decides the attacks."""
+        p = self.p
+        return [
+            _REVISION,
+            [p.epsilons, p.pgd_steps, p.transfer_epsilon, p.seed],
+            self.probe.digest(),
+            self.targets,
+            hashlib.sha256(self.universal.tobytes()).hexdigest(),
+        ]
 
-    def compute(self) -> dict[str, NDArray[np.generic]]:
+    def compute(
+        self,
+        encoder: Encoder | None,
+        pixels: Pixels,
+        truth: Vectors | None,
+        tile_ids: Sequence[str],
+    ) -> Tensors:
         """Every variant of every tile; A variants, U of them also read before rounding.
 
         - ``embedding`` float32 [n, A, d], ``margin`` float64 [n, A] (true logit minus the best
@@ -180,422 +118,79 @@ class AttackSlide:
         ValueError
             If the encoder gives a number that is not finite.
         """
-        encoder = load_encoder(self.spec)
+        assert encoder is not None
         gradients = differentiable(encoder)
-        batches = self.fields.batches(1)
         rows = [
-            self._tile(encoder, gradients, pixels[0], truth, tile_id, target)
-            for tile_id, target, (pixels, truth) in zip(
-                self.tile_ids, self.targets, batches, strict=True
-            )
+            self._of_tile(encoder, gradients, tile, None if truth is None else truth[i], tile_id)
+            for i, (tile, tile_id) in enumerate(zip(pixels, tile_ids, strict=True))
         ]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _tile(
+    def _of_tile(
         self,
         encoder: Encoder,
         gradients: DifferentiableEncoder | None,
         tile: Pixels,
         truth: Vectors | None,
         tile_id: str,
-        target: int,
-    ) -> dict[str, NDArray[np.generic]]:
-        seed = _seed(self.told.seed, tile_id)
-        noises = np.stack([_noisy(tile, v.attack, v.epsilon, seed) for v in self.told.noises])
-        if gradients is None:
-            found = _WhiteBox.nothing(tile)
-        else:
-            found = _white_box(gradients, self.probe, tile, target, self.told, seed, self.universal)
-        images = np.concatenate([noises, found.images])
-        vectors = _embed(encoder, images, truth, tile_id)
+    ) -> Tensors:
+        """All variants of one tile, every ε at once: one batch, whatever else the slide holds."""
+        seed, target = tile_seed(f"{self.p.seed}:{tile_id}"), self.targets[tile_id]
+        images = np.stack([_with_noise(tile, variant, seed) for variant in self.p.noises])
+        unrounded, for_others = np.zeros(0), np.zeros((0, *tile.shape), np.uint8)
+        if gradients is not None:
+            attacked, unrounded = self._attack(gradients, tile, target, seed)
+            for_others = attacked[[self._for_others]]
+            images = np.concatenate([images, attacked])
+        vectors = embed_tile(encoder, images, truth, tile_id)
         return {
             "embedding": vectors,
             "margin": self.probe.margins(vectors, np.full(len(images), target)),
-            "margin_unrounded": found.margins_unrounded,
+            "margin_unrounded": unrounded,
             "ssim": ssim_to_first(images),
-            "attacked": found.for_others,
+            "attacked": for_others,
         }
 
+    @property
+    def _for_others(self) -> int:
+        """Which attacked image the other encoders are shown."""
+        return self.p.white_box.index(Variant(self.p.strongest, self.p.transfer_epsilon))
 
-@dataclass(frozen=True, eq=False)
-class ShowToOther:
-    """Tiles of one slide that were made against other encoders, shown to this one.
-
-    Attributes
-    ----------
-    slide_id, slide_fingerprint, fields, tile_ids, targets, tiles_digest, probe, spec
-        As of :class:`AttackSlide`; encoder and probe are those that are shown the tiles.
-    attacked
-        uint8 [n, height, width, 3] by the name of the encoder that the tiles were made against, or
-        None where there are none.
-    """
-
-    slide_id: str
-    slide_fingerprint: str
-    fields: TileFields
-    tile_ids: tuple[str, ...]
-    targets: tuple[int, ...]
-    tiles_digest: str
-    probe: Probe
-    attacked: tuple[tuple[str, Pixels | None], ...]
-    spec: EncoderSpec
-
-    def header(self) -> dict[str, str]:
-        """What the shard depends on."""
-        shown = [
-            [name, "" if tiles is None else hashlib.sha256(tiles.tobytes()).hexdigest()]
-            for name, tiles in self.attacked
-        ]
-        return _encoder_header(self.spec) | {
-            "slide": self.slide_fingerprint,
-            "fields": self.fields.digest(),
-            "tile_ids": self.tiles_digest,
-            "shown": json.dumps([_REVISION, shown]),
-            "probe": json.dumps([self.probe.digest(), self.targets]),
-            "units": "tile x encoder that the tile was made against; NaN where there is no such tile",
-        }
-
-    def compute(self) -> dict[str, NDArray[np.generic]]:
-        """``margin`` and ``cosine`` (to the clean tile) float64 [n, encoders]."""
-        encoder = load_encoder(self.spec)
-        pairs = [self._shown(encoder, *entry) for entry in self._tiles()]
-        margin, cosine = np.array(pairs, dtype=np.float64).swapaxes(0, 1)
-        return {"margin": margin, "cosine": cosine}
-
-    def _tiles(self) -> Iterator[tuple[int, Pixels, Vectors | None]]:
-        for i, (pixels, truth) in enumerate(self.fields.batches(1)):
-            yield i, pixels, truth
-
-    def _shown(
-        self, encoder: Encoder, i: int, clean: Pixels, truth: Vectors | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        there = np.array([tiles is not None for _, tiles in self.attacked])
-        shown = [tiles[i] for _, tiles in self.attacked if tiles is not None]
-        vectors = _embed(encoder, np.stack([clean[0], *shown]), truth, self.tile_ids[i])
-        margin, cosine = np.full((2, len(there)), np.nan)
-        margin[there] = self.probe.margins(vectors[1:], np.full(len(shown), self.targets[i]))
-        cosine[there] = cosines(vectors[1:].astype(np.float64), vectors[:1].astype(np.float64))
-        return margin, cosine
-
-
-def plan_universal_perturbation(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    files: SlideFiles,
-    encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    tile_parameters: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    *,
-    name: str,
-) -> ShardPlan:
-    """Two jobs, one for each half of the folds; none where the parameters leave it out.
-
-    Parameters
-    ----------
-    slides
-        The slides table.
-    pool
-        From :func:`~.adversarial.choose_adversarial_pool`.
-    files
-        The cohort's folder.
-    encoder
-        The entry of ``encoders``.
-    runtime
-        Its recorded runtime.
-    tile_parameters
-        ``pixels``: side of a tile.
-    parameters
-        Of the experiment.
-    engine
-        Where jobs run.
-    name
-        The encoder's name.
-    """
-    told = AdversarialParameters.parse(parameters)
-    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
-    pixels = int(tile_parameters["pixels"])
-    jobs = []
-    for half in range(_HALVES) if told.universal is not None else ():
-        tiles = _universal_tiles(pool, half, told)
-        found = slide_fields(slides, tiles, files, pixels)
-        if found:
-            jobs.append(_fit_job(half, found, tiles, told, spec))
-    return ShardPlan(
-        jobs,
-        EngineSettings(**engine),
-        f"universal perturbation of {name}",
-        lambda: load_encoder(spec),
-    )
-
-
-def _fit_job(
-    half: int,
-    found: list[tuple[dict[str, Any], TileFields]],
-    tiles: pl.DataFrame,
-    told: AdversarialParameters,
-    spec: EncoderSpec,
-) -> FitUniversal:
-    if told.universal is None:
-        raise ValueError("adversarial.universal is null: there is nothing to fit")
-    return FitUniversal(
-        _half_name(half),
-        tuple(slide["fingerprint"] for slide, _ in found),
-        tuple(fields for _, fields in found),
-        tuple(tiles["tile_id"]),
-        told.universal,
-        spec,
-        told.seed,
-    )
-
-
-def _half_name(half: int) -> str:
-    return f"half-{half}"
-
-
-def _universal_tiles(pool: pl.DataFrame, half: int, told: AdversarialParameters) -> pl.DataFrame:
-    """Training tiles of patients in the other half of the folds: labels take turns, then slides."""
-    if told.universal is None:
-        return pool.clear()
-    others = pool.filter("trains", pl.col("fold") % _HALVES != half).with_row_index("_row")
-    random = np.random.default_rng(told.seed).permutation(len(others))
-    others = others.with_columns(_random=pl.Series(random, dtype=pl.Int64), _turn=pl.lit(0))
-    for group in (["label", "slide_id"], ["label"]):
-        others = others.sort("_turn", "_random").with_columns(
-            _turn=pl.int_range(pl.len()).over(group)
-        )
-    chosen = others.sort("_turn", "_random").head(told.universal.tiles).sort("slide_id", "_row")
-    return chosen.select(pool.columns)
-
-
-def plan_adversarial_tiles(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    probes: pl.DataFrame,
-    universal: Embeddings,
-    files: SlideFiles,
-    encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    tile_parameters: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    *,
-    name: str,
-) -> ShardPlan:
-    """One job per slide of the attacked tiles.
-
-    Parameters
-    ----------
-    slides
-        The slides table.
-    pool
-        From :func:`~.adversarial.choose_adversarial_pool`.
-    probes
-        From :func:`~.adversarial.fit_adversarial_probes`.
-    universal
-        Shards of :func:`plan_universal_perturbation`.
-    files
-        The cohort's folder.
-    encoder
-        The entry of ``encoders``.
-    runtime
-        Its recorded runtime.
-    tile_parameters
-        ``pixels``: side of a tile.
-    parameters
-        Of the experiment.
-    engine
-        Where jobs run.
-    name
-        The encoder's name.
-    """
-    told = AdversarialParameters.parse(parameters)
-    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
-    deltas = {s: universal.stack([s], "universal").astype(np.int8) for s in universal.slide_ids}
-    nothing = np.zeros((0, 0, 0, 3), np.int8)
-    jobs = [
-        AttackSlide(
-            slide["slide_id"],
-            slide["fingerprint"],
-            fields,
-            *_told_of(group, probe),
-            probe,
-            deltas.get(_half_name(group["fold"][0] % _HALVES), nothing),
-            told,
-            spec,
-        )
-        for slide, fields, group, probe in _probed(slides, pool, probes, files, tile_parameters)
-    ]
-    return ShardPlan(
-        jobs, EngineSettings(**engine), f"attacking {name}", lambda: load_encoder(spec)
-    )
-
-
-def plan_adversarial_transfer(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    probes: pl.DataFrame,
-    files: SlideFiles,
-    encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    tile_parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    *attacks: Embeddings,
-    name: str,
-    sources: Sequence[str],
-) -> ShardPlan:
-    """One job per slide of the attacked tiles that some other encoder has adversarial tiles of.
-
-    Parameters
-    ----------
-    slides, pool, files, encoder, tile_parameters, engine, name
-        As of :func:`plan_adversarial_tiles`; the encoder is the one that is shown the tiles.
-    probes
-        Of that encoder.
-    *attacks
-        Shards of :func:`plan_adversarial_tiles` of other encoders.
-    sources
-        Names of those encoders.
-    """
-    made = dict(zip(sources, attacks, strict=True))
-    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
-    jobs = []
-    for slide, fields, group, probe in _probed(slides, pool, probes, files, tile_parameters):
-        shown = _shown(made, slide, len(group))
-        if any(tiles is not None for _, tiles in shown):
-            told = _told_of(group, probe)
-            jobs.append(
-                ShowToOther(
-                    slide["slide_id"], slide["fingerprint"], fields, *told, probe, shown, spec
-                )
+    def _attack(
+        self, gradients: DifferentiableEncoder, tile: Pixels, target: int, seed: int
+    ) -> tuple[Pixels, NDArray[np.float64]]:
+        """Images of the white-box variants, and margins of what is read unrounded."""
+        p, probe = self.p, self.probe
+        sizes = 0 if p.universal is None else len(p.universal.epsilons)
+        if sizes and self.universal.shape != (sizes, *tile.shape):
+            raise ValueError(
+                "there is no universal perturbation for this slide's half of the folds: see why its "
+                "fit failed, or set adversarial.universal to null"
             )
-    return ShardPlan(
-        jobs,
-        EngineSettings(**engine),
-        f"showing adversarial tiles to {name}",
-        lambda: load_encoder(spec),
-    )
+        clean = to_images(tile[None])
+        objective = _objective(gradients, probe, target)
+        series = [
+            found.images for found in attack_series(objective, clean, p.epsilons, p.pgd_steps, seed)
+        ]
+        moved = [add_perturbation(tile, delta)[None] for delta in self.universal[:sizes]]
+        images = np.concatenate([*map(to_tiles, series), *moved])
+        return images, _margins(gradients, probe, target, [clean, *series[1:]])
 
 
-def _shown(
-    attacks: Mapping[str, Embeddings], slide: Mapping[str, Any], n: int
-) -> tuple[tuple[str, Pixels | None], ...]:
-    """The slide's adversarial tiles by the encoder attacked; None where there are none."""
-    shown: list[tuple[str, Pixels | None]] = []
-    for source, shards in attacks.items():
-        there = slide["slide_id"] in shards.slide_ids
-        tiles = shards.stack([slide["slide_id"]], "attacked") if there else np.zeros((0, 0))
-        usable = len(tiles) == n and tiles.shape[1] == 1
-        shown.append((source, tiles[:, 0].astype(np.uint8) if usable else None))
-    return tuple(shown)
+def _objective(
+    gradients: DifferentiableEncoder, probe: LinearClassifier, target: int
+) -> ProbeObjective:
+    import torch
+
+    weight, bias = torch.tensor(probe.weight), torch.tensor(probe.bias)
+    return ProbeObjective(gradients.embed, weight, bias, torch.tensor([target]))
 
 
-def _probed(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    probes: pl.DataFrame,
-    files: SlideFiles,
-    tile_parameters: Mapping[str, Any],
-) -> Iterator[tuple[dict[str, Any], TileFields, pl.DataFrame, Probe]]:
-    """Each slide with attacked tiles, where they lie, the tiles and the probe of their fold."""
-    rows = attacked_rows(pool, probes)
-    groups = dict(rows.group_by("slide_id", maintain_order=True))
-    for slide, fields in slide_fields(slides, rows, files, int(tile_parameters["pixels"])):
-        group = groups[(slide["slide_id"],)]
-        probe = probe_of_fold(probes, group["fold"][0])
-        if probe is not None:
-            yield slide, fields, group, probe
-
-
-def _told_of(group: pl.DataFrame, probe: Probe) -> tuple[tuple[str, ...], tuple[int, ...], str]:
-    """Ids of a slide's tiles, the class of each, and the ids' digest."""
-    targets = tuple(probe.labels.index(label) for label in group["label"])
-    (digest,) = digests_by_slide(group).values()
-    return tuple(group["tile_id"]), targets, digest
-
-
-@dataclass(frozen=True, eq=False)
-class _WhiteBox:
-    """What the attacks made of one tile.
-
-    ``images`` uint8 [variants, height, width, 3]; ``margins_unrounded`` [U]; ``for_others`` uint8
-    [0 or 1, height, width, 3].
-    """
-
-    images: Pixels
-    margins_unrounded: NDArray[np.float64]
-    for_others: Pixels
-
-    @classmethod
-    def nothing(cls, tile: Pixels) -> _WhiteBox:
-        none = np.zeros((0, *tile.shape), np.uint8)
-        return cls(none, np.zeros(0), none)
-
-
-def _white_box(
+def _margins(
     gradients: DifferentiableEncoder,
-    probe: Probe,
-    tile: Pixels,
+    probe: LinearClassifier,
     target: int,
-    told: AdversarialParameters,
-    seed: int,
-    universal: NDArray[np.int8],
-) -> _WhiteBox:
-    """Attack one tile at every ε at once: one batch, whatever else the slide holds."""
-    import torch
-
-    wanted = () if told.universal is None else told.universal.epsilons
-    if wanted and universal.shape != (len(wanted), *tile.shape):
-        raise ValueError(
-            "there is no universal perturbation for this slide's half of the folds: see why its fit "
-            "failed, or set adversarial.universal to null"
-        )
-    sizes = torch.tensor(told.epsilons).view(-1, 1, 1, 1) / LEVELS
-    clean = to_images(tile[None])
-    attempts = _attempts(_victim(gradients, probe, target), clean, sizes, told, seed)
-    moved = [add_levels(tile, delta)[None] for delta in universal[: len(wanted)]]
-    strongest = to_tiles(attempts[-1].images)
-    return _WhiteBox(
-        np.concatenate([*(to_tiles(attempt.images) for attempt in attempts), *moved]),
-        _unrounded(gradients, probe, target, [clean, *(a.images for a in attempts[1:])]),
-        strongest[[told.epsilons.index(told.transfer_epsilon)]],
-    )
-
-
-def _attempts(
-    victim: ProbeVictim,
-    clean: torch.Tensor,
-    sizes: torch.Tensor,
-    told: AdversarialParameters,
-    seed: int,
-) -> list[Attempt]:
-    """FGSM, then PGD of ever more steps, each never weaker than the one before; an image per ε."""
-    import torch
-
-    attempts = [fgsm(victim, clean, sizes)]
-    start = torch.from_numpy(_start(clean.shape[-1], seed))
-    incumbent = judged(victim, clean).or_better(attempts[0])
-    for steps in told.pgd_steps:
-        found = pgd(victim, clean, sizes, steps, start, incumbent)
-        incumbent = never_weaker_in_larger_ball(found)
-        attempts.append(incumbent)
-    return attempts
-
-
-def _victim(gradients: DifferentiableEncoder, probe: Probe, target: int) -> ProbeVictim:
-    import torch
-
-    return ProbeVictim(
-        gradients.embed,
-        torch.tensor(probe.weight),
-        torch.tensor(probe.bias),
-        torch.tensor([target]),
-    )
-
-
-def _unrounded(
-    gradients: DifferentiableEncoder, probe: Probe, target: int, images: list[torch.Tensor]
+    images: list[torch.Tensor],
 ) -> NDArray[np.float64]:
     """Margins of images as they are, batch by batch."""
     import torch
@@ -605,71 +200,167 @@ def _unrounded(
     return probe.margins(vectors, np.full(len(vectors), target))
 
 
-def _embed(encoder: Encoder, images: Pixels, truth: Vectors | None, tile_id: str) -> Vectors:
-    """Vectors of the versions of one tile; what was drawn on it is the same in each."""
-    repeated = None if truth is None else np.repeat(truth, len(images), axis=0)
-    vectors = encoder.embed(images, repeated)
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"the encoder gives NaN or infinity on a version of tile {tile_id}")
-    return vectors
+def _with_noise(tile: Pixels, variant: Variant, seed: int) -> Pixels:
+    noise = _NOISES.get(variant.attack)
+    return tile if noise is None else noise(tile, variant.epsilon, seed)
 
 
-def _noisy(tile: Pixels, attack: str, epsilon: int, seed: int) -> Pixels:
-    makers = {"sign_noise": sign_noise, "gaussian_noise": gaussian_noise}
-    return makers[attack](tile, epsilon, seed) if attack in makers else tile
+@dataclass(frozen=True, eq=False)
+class ShowAttacked:
+    """Tiles of one slide that were made against other encoders, shown to this one.
+
+    Attributes
+    ----------
+    probe, targets
+        As of :class:`AttackTiles`, of the encoder that is shown the tiles.
+    attacked
+        By the name of the encoder that they were made against, the tiles uint8 [height, width, 3] by
+        id; none where there is no such tile.
+    """
+
+    probe: LinearClassifier
+    targets: Mapping[str, int]
+    attacked: Mapping[str, Mapping[str, Pixels]]
+    side: None = None
+    batch: int = 1
+    units: str = "tile x encoder that the tile was made against; NaN where there is no such tile"
+
+    def describe(self) -> Any:
+        """Everything that decides the result."""
+        shown = [
+            [
+                source,
+                {tile_id: hashlib.sha256(t.tobytes()).hexdigest() for tile_id, t in tiles.items()},
+            ]
+            for source, tiles in self.attacked.items()
+        ]
+        return [_REVISION, shown, self.probe.digest(), self.targets]
+
+    def compute(
+        self,
+        encoder: Encoder | None,
+        pixels: Pixels,
+        truth: Vectors | None,
+        tile_ids: Sequence[str],
+    ) -> Tensors:
+        """``margin`` and ``cosine`` (to the clean tile) float64 [n, encoders]."""
+        assert encoder is not None
+        margin, cosine = np.full((2, len(tile_ids), len(self.attacked)), np.nan)
+        for i, tile_id in enumerate(tile_ids):
+            there = np.array([tile_id in tiles for tiles in self.attacked.values()])
+            shown = [tiles[tile_id] for tiles in self.attacked.values() if tile_id in tiles]
+            drawn = None if truth is None else truth[i]
+            vectors = embed_tile(encoder, np.stack([pixels[i], *shown]), drawn, tile_id)
+            targets = np.full(len(shown), self.targets[tile_id])
+            margin[i, there] = self.probe.margins(vectors[1:], targets)
+            cosine[i, there] = 1 - cosine_distances(
+                np.repeat(vectors[:1], len(shown), axis=0), vectors[1:]
+            )
+        return {"margin": margin, "cosine": cosine}
 
 
-def ssim_to_first(images: Pixels) -> NDArray[np.float64]:
-    """Structural similarity of each image with the first, in the setting of Wang et al. 2004.
+def plan_attacks(
+    slides: pl.DataFrame,
+    pool: pl.DataFrame,
+    probes: pl.DataFrame,
+    universal: Embeddings,
+    files: SlideFiles,
+    tile_parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    p: Adversarial,
+    *,
+    name: str,
+) -> ShardPlan:
+    """One job per slide of the attacked tiles.
 
     Parameters
     ----------
-    images
-        uint8 [n, height, width, 3].
-
-    Returns
-    -------
-    ndarray
-        [n], 1 for an equal image.
-
-    Examples
-    --------
-    >>> ssim_to_first(np.zeros((2, 16, 16, 3), np.uint8)).tolist()
-    [1.0, 1.0]
+    slides, pool, files, tile_parameters, engine, encoder, runtime, p, name
+        As of :func:`~.adversarial_universal.plan_universal_perturbation`.
+    probes
+        From :func:`~.adversarial_pool.fit_adversarial_probes`.
+    universal
+        Shards of :func:`~.adversarial_universal.plan_universal_perturbation`.
     """
-    from skimage.metrics import structural_similarity
+    deltas = {h: universal.stack([h], "universal").astype(np.int8) for h in universal.slide_ids}
+    nothing = np.zeros((0, 0, 0, 3), np.int8)
 
-    compare: Any = structural_similarity  # scikit-image has no types
-    # It compares two images at a time.
-    return np.array(
-        [
-            compare(
-                images[0],
-                image,
-                channel_axis=2,
-                data_range=LEVELS,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-            )
-            for image in images
-        ]
+    def work(tiles: pl.DataFrame) -> TileWork:
+        delta = deltas.get(name_of_half(tiles["fold"][0]), nothing)
+        return AttackTiles(*_probed(tiles, probes), delta, p)
+
+    return plan_tile_work(
+        slides,
+        attacked_tiles(pool, probes),
+        files,
+        work,
+        EncoderSpec.from_parameters(name, encoder).with_runtime(runtime),
+        int(tile_parameters["pixels"]),
+        engine,
+        f"attacking {name}",
     )
 
 
-def _start(pixels: int, seed: int) -> NDArray[np.float32]:
-    """Where an attack begins: uniform in −1 … 1, float32 [3, pixels, pixels]."""
-    drawn = np.random.default_rng(seed).random((3, pixels, pixels), np.float32)
-    return 2 * drawn - 1
+def plan_transfer(
+    slides: pl.DataFrame,
+    pool: pl.DataFrame,
+    probes: pl.DataFrame,
+    files: SlideFiles,
+    tile_parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    *attacks: Embeddings,
+    name: str,
+    sources: Sequence[str],
+) -> ShardPlan:
+    """One job per slide of the attacked tiles that some other encoder has adversarial tiles of.
+
+    Parameters
+    ----------
+    slides, pool, files, tile_parameters, engine, encoder, runtime, name
+        As of :func:`plan_attacks`; the encoder is the one that is shown the tiles.
+    probes
+        Of that encoder.
+    *attacks
+        Shards of :func:`plan_attacks` of other encoders.
+    sources
+        Names of those encoders.
+    """
+    made = dict(zip(sources, attacks, strict=True))
+
+    def work(tiles: pl.DataFrame) -> TileWork | None:
+        shown = {source: _attacked(shards, tiles) for source, shards in made.items()}
+        return ShowAttacked(*_probed(tiles, probes), shown) if any(shown.values()) else None
+
+    return plan_tile_work(
+        slides,
+        attacked_tiles(pool, probes),
+        files,
+        work,
+        EncoderSpec.from_parameters(name, encoder).with_runtime(runtime),
+        int(tile_parameters["pixels"]),
+        engine,
+        f"showing adversarial tiles to {name}",
+    )
 
 
-def _seed(seed: int, tile_id: str) -> int:
-    return tile_seed(f"{seed}:{tile_id}")
-
-
-def _encoder_header(spec: EncoderSpec) -> dict[str, str]:
-    encoder = load_encoder(spec)
-    return {
-        "encoder": encoder.fingerprint,
-        "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
+def _probed(tiles: pl.DataFrame, probes: pl.DataFrame) -> tuple[LinearClassifier, dict[str, int]]:
+    """The probe of a slide's fold, and its class of each of the slide's tiles."""
+    probe = probe_of_fold(probes, tiles["fold"][0])
+    return probe, {
+        tile: probe.labels.index(label) for tile, label in tiles["tile_id", "label"].rows()
     }
+
+
+def _attacked(shards: Embeddings, tiles: pl.DataFrame) -> dict[str, Pixels]:
+    """A slide's adversarial tiles by id; none where the encoder has no gradient or other tiles."""
+    slide = tiles["slide_id"][0]
+    if slide not in shards.slide_ids:
+        return {}
+    images = shards.stack([slide], "attacked").astype(np.uint8)
+    if images.shape[:2] != (len(tiles), 1):
+        return {}
+    return dict(zip(tiles["tile_id"], images[:, 0], strict=True))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from pathfm_kedro.slides.views import wide_side
+from pathfm_kedro.statistics.sampling import in_turns
 
 POOL_COLUMNS = [
     "tile_id",
@@ -83,16 +83,13 @@ def choose_pool(
         )
         .sort("tile_id")
     )
-    random = np.random.default_rng(parameters["seed"]).permutation(candidates.height)
-    drawn = _in_turns(
-        candidates.with_columns(_random=pl.Series(random, dtype=pl.Int64)),
-        [
-            ["label", "center", "patient_id", "slide_id"],
-            ["label", "center", "patient_id"],
-            ["label", "center"],
-        ],
-    ).head(int(parameters["max_tiles"]))
-    return drawn.sort("slide_id", "_row").select(POOL_COLUMNS)
+    cells = [
+        ["label", "center", "patient_id", "slide_id"],
+        ["label", "center", "patient_id"],
+        ["label", "center"],
+    ]
+    sampled = in_turns(candidates, cells, parameters["seed"]).head(int(parameters["max_tiles"]))
+    return sampled.sort("slide_id", "_row").select(POOL_COLUMNS)
 
 
 def _wide_field_on_slide(tiles: pl.DataFrame) -> pl.Expr:
@@ -108,13 +105,3 @@ def _wide_field_on_slide(tiles: pl.DataFrame) -> pl.Expr:
         pl.col("x") + side + margin <= pl.col("width"),
         pl.col("y") + side + margin <= pl.col("height"),
     ).fill_null(False)
-
-
-def _in_turns(frame: pl.DataFrame, levels: Sequence[Sequence[str]]) -> pl.DataFrame:
-    """Rows in the order in which the groups of each level, inner to outer, take turns."""
-    frame = frame.with_columns(_turn=pl.lit(0, pl.Int64))
-    for group in levels:
-        frame = frame.sort("_turn", "_random").with_columns(
-            _turn=pl.int_range(pl.len()).over(group)
-        )
-    return frame.sort("_turn", "_random")

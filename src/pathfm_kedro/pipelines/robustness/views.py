@@ -162,18 +162,29 @@ class ViewSet:
         rows = []
         for i, tile_id in enumerate(tile_ids):
             made = self.make(pixels[i], tile_seed(tile_id))
-            # What was drawn on a tile is the same in each of its views.
-            drawn = None if truth is None else np.repeat(truth[i : i + 1], len(made), axis=0)
-            vectors = encoder.embed(made, drawn)
-            if not np.isfinite(vectors).all():
-                raise ValueError(f"the encoder gives NaN or infinity on a view of tile {tile_id}")
-            rows.append(vectors)
+            drawn = None if truth is None else truth[i]
+            rows.append(embed_tile(encoder, made, drawn, tile_id))
         return {VIEWS: np.stack(rows)}
 
 
 def unchanged(tile: Pixels) -> Pixels:
     """The tile as it is."""
     return tile[None]
+
+
+def embed_tile(encoder: Encoder, pictures: Pixels, truth: Vectors | None, tile_id: str) -> Vectors:
+    """Vectors [n, d] of n pictures of one tile; what was drawn on it, [m], is the same in each.
+
+    Raises
+    ------
+    ValueError
+        If the encoder gives a number that is not finite.
+    """
+    drawn = None if truth is None else np.repeat(truth[None], len(pictures), axis=0)
+    vectors = encoder.embed(pictures, drawn)
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"the encoder gives NaN or infinity on a view of tile {tile_id}")
+    return vectors
 
 
 def tile_seed(tile_id: str) -> int:
@@ -224,11 +235,7 @@ class TileJob:
             "view": json.dumps(self.work.describe(), sort_keys=True),
             "units": self.work.units,
         }
-        if self.spec is None:
-            return told
-        encoder = load_encoder(self.spec)
-        preprocessing = json.dumps(dict(encoder.preprocessing), sort_keys=True)
-        return told | {"encoder": encoder.fingerprint, "preprocessing": preprocessing}
+        return told if self.spec is None else told | encoder_header(self.spec)
 
     def compute(self) -> Tensors:
         """The work's tensors of all tiles, one below the other."""
@@ -239,6 +246,13 @@ class TileJob:
             found.append(self.work.compute(encoder, pixels, truth, ids))
             start += len(pixels)
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def encoder_header(spec: EncoderSpec) -> dict[str, str]:
+    """What a shard depends on of its encoder."""
+    encoder = load_encoder(spec)
+    preprocessing = json.dumps(dict(encoder.preprocessing), sort_keys=True)
+    return {"encoder": encoder.fingerprint, "preprocessing": preprocessing}
 
 
 def plan_tile_work(
