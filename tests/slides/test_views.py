@@ -8,8 +8,8 @@ from pathfm_kedro.slides.views import (
     centre_crop,
     disc_mask,
     inscribed_size,
-    round_trip_views,
     rotated_views,
+    round_trip_views,
     shifted_views,
     wide_side,
 )
