@@ -42,6 +42,9 @@ class Experiment:
         Encoders that are measured; None for all.
     subject
         What `{e}` names in the measurements.
+    dosed
+        ``(truth, nuisance or None, dose, parameters) -> vectors`` of the calibration, where it is not
+        the usual mix of two controls.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Experiment:
     beside: Sequence[str] = ()
     only: Sequence[str] | None = None
     subject: Subject = "encoder"
+    dosed: Callable[..., Any] | None = None
 
     def read(self, parameters: Mapping[str, Any]) -> Any:
         """The experiment's parameters, checked."""
@@ -71,7 +75,11 @@ class Experiment:
 
 
 def experiment_pipeline(
-    pipeline: str, experiment: Experiment, encoders: Sequence[str], *more: Node | Pipeline
+    pipeline: str,
+    experiment: Experiment,
+    encoders: Sequence[str],
+    *more: Node | Pipeline,
+    calibration: Node | None = None,
 ) -> Pipeline:
     """Nodes of one experiment: two for each encoder, and one that collects its table.
 
@@ -85,14 +93,17 @@ def experiment_pipeline(
         The cohort's; `experiment.only` may confine them.
     more
         Nodes that stand in the experiment's namespace beside these, such as its views.
+    calibration
+        From :func:`calibration_node`; its rows join the experiment's table.
     """
     names = [e for e in encoders if experiment.only is None or e in experiment.only]
-    own = [grouped(e, _of_encoder(pipeline, experiment, e)) for e in names]
-    collect = collected(
-        [f"measurements.{pipeline}.{experiment.name}.{e}" for e in names],
-        f"measurements.{pipeline}.{experiment.name}",
-        tags=[experiment.name],
-    )
+    own: list[Node | Pipeline] = [grouped(e, _of_encoder(pipeline, experiment, e)) for e in names]
+    tables = [f"measurements.{pipeline}.{experiment.name}.{e}" for e in names]
+    if calibration is not None:
+        own.append(calibration)
+        tables += calibration.outputs
+    output = f"measurements.{pipeline}.{experiment.name}"
+    collect = collected(tables, output, tags=[experiment.name])
     return grouped(experiment.name, [*more, *own, collect])
 
 
@@ -172,7 +183,7 @@ def views_pipeline(
             inputs += [f"params:encoders.{e}", "params:engine"]
             function = named_partial(harmonise, name=e)
         else:
-            entry = [f"params:encoders.{e}", f"encoder_runtime.{e}"]
+            entry = [f"params:encoders.{e}", "encoder_runtimes"]
             inputs, function = [*pixels, *entry, *told], named_partial(plan, name=e, **bound)
         own = node(
             function,
@@ -204,6 +215,63 @@ def _of_encoder(pipeline: str, x: Experiment, encoder: str) -> list[Node]:
             tags=[x.name, encoder],
         ),
     ]
+
+
+def calibration_node(
+    pipeline: str,
+    x: Experiment,
+    parameters: Mapping[str, Any],
+    truth: str,
+    mix: Callable[..., Any],
+    dose_response: Callable[..., Any],
+) -> Node | None:
+    """A node that runs an experiment on encoders with a known dose of nuisance; None without one.
+
+    Parameters
+    ----------
+    pipeline
+        Name of the pipeline.
+    x
+        The experiment.
+    parameters
+        Its block of parameters: which control is mixed in decides the node's inputs.
+    truth
+        The control that knows the truth.
+    mix, dose_response
+        Functions that make the dosed vectors and table the checks.
+    """
+    calibration = x.read(parameters).calibration
+    if calibration is None:
+        return None
+    nuisance = calibration.nuisance
+    data = [name.format(e=truth) for name in x.inputs]
+    others = [name.format(e=nuisance) for name in x.inputs if nuisance and "{e}" in name]
+    beside = [name.format(e=truth) for name in x.beside]
+
+    def calibrate(*inputs: Any) -> Any:
+        *found, told, settings = inputs
+        p = x.read({**told, **calibration.set})
+        rest = found[: len(beside)]
+        own, mixed = found[len(beside) : len(beside) + len(data)], found[len(beside) + len(data) :]
+
+        def measure_at(dose: float) -> Any:
+            partners = iter(mixed)
+            vectors = [
+                (x.dosed or mix)(value, next(partners, None), dose, p) if "{e}" in name else value
+                for name, value in zip(x.inputs, own, strict=True)
+            ]
+            statistics = x.accumulate(*vectors, p)
+            return measure(x.figures(statistics, *rest, p), x.name, truth, p.criteria, x.subject)
+
+        return dose_response(measure_at, x.name, calibration, settings["doses"], truth)
+
+    return node(
+        calibrate,
+        [*beside, *data, *others, f"params:{x.name}", "params:calibration"],
+        f"measurements.{pipeline}.calibration_{x.name}.{truth}",
+        name="calibrate",
+        tags=["calibration", x.name],
+    )
 
 
 def collected(tables: Sequence[str], output: str, tags: Sequence[str] = ()) -> Node:
@@ -254,6 +322,7 @@ def _shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..
 __all__ = [
     "Experiment",
     "Views",
+    "calibration_node",
     "collected",
     "experiment_pipeline",
     "grouped",

@@ -27,6 +27,28 @@ _Criterion = Annotated[
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class Calibration:
+    """How an experiment is calibrated where the truth is known.
+
+    Attributes
+    ----------
+    nuisance
+        The control that is mixed into the truth; empty where the experiment makes its own nuisance.
+    called
+        What that control knows, for the reader.
+    set
+        Parameters of the experiment that are changed so that many doses take seconds.
+    reads
+        ``{metric, at}`` of the figures that are shown where none is judged.
+    """
+
+    called: str
+    nuisance: str = ""
+    set: Mapping[str, Any] = Field(default_factory=dict)
+    reads: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ExperimentParameters:
     """What every experiment is told.
 
@@ -39,14 +61,13 @@ class ExperimentParameters:
     seed
         Of everything that is random.
     calibration
-        What the calibration mixes in, and what it changes of these parameters; see
-        ``calibration`` in the parameters.
+        How the experiment is calibrated; None for not at all.
     """
 
     criteria: tuple[_Criterion, ...] = ()
     draws: Annotated[int, Field(ge=1)] = 2000
     seed: int = 0
-    calibration: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
 
     def weights(self, n_patients: int) -> NDArray[np.float64]:
         """[draws, n_patients] of the bootstrap; the same for every figure of so many patients."""

@@ -76,3 +76,8 @@ def describe_encoder(
         "n_failed": len(embeddings.failures),
         "failures": dict(embeddings.failures),
     }
+
+
+def collect_cards(*cards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Cards of all encoders by name."""
+    return {card["name"]: dict(card) for card in cards}

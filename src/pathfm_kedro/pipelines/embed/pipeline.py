@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.encoders.harmonised import plan_harmonised
-from pathfm_kedro.pipelines.embed.card import describe_encoder
-from pathfm_kedro.pipelines.embed.embedding import plan_embedding, pool_slides
-from pathfm_kedro.pipelines.embed.runtime import choose_runtime
+from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
+from pathfm_kedro.pipelines.embed.embedding import plan_embedding
+from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
 from pathfm_kedro.wiring import grouped, named_partial, node
 
 
@@ -26,7 +26,20 @@ def create_pipeline(encoders: Sequence[str], bases: Mapping[str, str] | None = N
         grouped(name, _one_variant(name, known[name]) if name in known else _one_encoder(name))
         for name in encoders
     ]
-    return grouped("embed", parts)
+    cards = [f"encoder_card.{name}" for name in encoders]
+    ran = [name for name in encoders if name not in known]
+    runtimes = [f"encoder_runtime.{name}" for name in ran]
+    collect = [
+        node(collect_cards, cards, "encoder_cards", name="collect_cards", tags="collect"),
+        node(
+            named_partial(collect_runtimes, names=tuple(ran)),
+            runtimes,
+            "encoder_runtimes",
+            name="collect_runtimes",
+            tags="collect",
+        ),
+    ]
+    return grouped("embed", [*parts, *collect])
 
 
 def _one_variant(name: str, base: str) -> list[Node]:
@@ -79,15 +92,8 @@ def _one_encoder(name: str) -> list[Node]:
 
 
 def _described(name: str, run_by: str) -> list[Node]:
-    """What every encoder gets: vectors of slides, and a card that says what ran the network."""
+    """A card for every encoder, which says what ran the network."""
     return [
-        node(
-            pool_slides,
-            ["slides", "tiles", f"embeddings.{name}"],
-            f"slide_vectors.{name}",
-            name=f"pool_{name}",
-            tags=name,
-        ),
         node(
             named_partial(describe_encoder, name=name),
             [f"params:encoders.{name}", f"encoder_runtime.{run_by}", f"embeddings.{name}"],

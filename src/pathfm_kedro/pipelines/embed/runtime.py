@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
@@ -25,3 +25,10 @@ def choose_runtime(encoder: Mapping[str, Any], *, name: str) -> RuntimeTrial:
     'none'
     """
     return RuntimeTrial(EncoderSpec.from_parameters(name, encoder))
+
+
+def collect_runtimes(
+    *runtimes: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Recorded runtimes by the encoder's name."""
+    return {name: dict(record) for name, record in zip(names, runtimes, strict=True)}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pathfm_kedro.pipelines.report.findings import roles
-from pathfm_kedro.pipelines.report.summary import interval_text
+from pathfm_kedro.pipelines.report.controls import roles
+from pathfm_kedro.pipelines.report.text import interval_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,9 +56,10 @@ def encoder_styles(names: Sequence[str], provenance: Mapping[str, Any]) -> dict[
 
     Examples
     --------
-    >>> styles = encoder_styles(["uni", "random_projection", "conch"], {})
-    >>> list(styles), styles["uni"].colour, styles["random_projection"].dash
-    (['conch', 'uni', 'random_projection'], '#D55E00', 'dash')
+    >>> cards = {"encoders": {"noise": {"role": "control"}}}
+    >>> styles = encoder_styles(["uni", "noise", "conch"], cards)
+    >>> list(styles), styles["uni"].colour, styles["noise"].dash
+    (['conch', 'uni', 'noise'], '#D55E00', 'dash')
     """
     role = roles(provenance, sorted(set(names)))
     label = short_names(list(role))

@@ -1,34 +1,10 @@
-"""The report's figures for kedro-viz, its curves for DVC, its findings for spreadsheets."""
+"""The findings for spreadsheets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import polars as pl
 
-from pathfm_kedro.pipelines.report.plots import figures, ri_curve, rotation_curve
-from pathfm_kedro.pipelines.report.summary import safe_cells
-
-#: Figures of the report that kedro-viz shows as datasets of their own.
-_SHOWN = ("findings", "robustness_index:curve", "rotation:curve", "design")
-
-
-def draw_overview(
-    measurements: pl.DataFrame,
-    findings: pl.DataFrame,
-    design: pl.DataFrame,
-    provenance: Mapping[str, Any],
-) -> tuple[Any, ...]:
-    """The findings, the robustness curve, the rotation curve and the design as plotly figures.
-
-    A figure without data is an empty one that says so.
-    """
-    import plotly.graph_objects as go
-
-    drawn = figures(measurements, findings, design, provenance)
-    nothing = go.Figure(layout={"title": {"text": "not measured in this cohort"}})
-    return tuple(drawn.get(name, nothing) for name in _SHOWN)
+from pathfm_kedro.pipelines.report.text import safe_cells
 
 
 def findings_for_spreadsheets(findings: pl.DataFrame) -> pl.DataFrame:
@@ -40,13 +16,3 @@ def findings_for_spreadsheets(findings: pl.DataFrame) -> pl.DataFrame:
         lambda value: float(f"{value:.3g}"), return_dtype=pl.Float64
     )
     return safe_cells(findings.with_columns(rounded))
-
-
-def robustness_curves(measurements: pl.DataFrame) -> pl.DataFrame:
-    """Robustness index over the number of neighbours, one row per encoder and k."""
-    return ri_curve(measurements)
-
-
-def rotation_curves(measurements: pl.DataFrame) -> pl.DataFrame:
-    """Share of neighbours kept over the angle, one row per encoder and angle."""
-    return rotation_curve(measurements)

@@ -1,84 +1,81 @@
-"""report: every measurement held against its threshold and its controls, on one page."""
+"""report: every measurement held against its criterion and its controls, on one page."""
 
 from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline
 
-from pathfm_kedro.pipelines.report.findings import (
-    check_controls,
-    collect_findings,
-    verdict_by_encoder,
-)
-from pathfm_kedro.pipelines.report.outputs import (
-    draw_overview,
-    findings_for_spreadsheets,
-    robustness_curves,
-    rotation_curves,
-)
+from pathfm_kedro.pipelines.report.controls import check_controls
+from pathfm_kedro.pipelines.report.findings import collect_findings
+from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.page import render_report
-from pathfm_kedro.pipelines.report.provenance import combine_measurements, describe_provenance
+from pathfm_kedro.pipelines.report.plots import (
+    plot_design,
+    plot_experiment,
+    plot_findings,
+    plotted_curves,
+)
+from pathfm_kedro.pipelines.report.provenance import describe_provenance
 from pathfm_kedro.pipelines.report.summary import findings_metrics, render_summary
-from pathfm_kedro.wiring import grouped, node
+from pathfm_kedro.pipelines.report.verdicts import verdict_by_encoder
+from pathfm_kedro.pipelines.report.words import gather_words
+from pathfm_kedro.statistics.measurements import combine_measurements
+from pathfm_kedro.wiring import grouped, named_partial, node
+
+_TABLES = ["robustness_measurements", "retrieve_measurements", "inheritance_measurements"]
 
 
-def create_pipeline(encoders: Sequence[str], measured: Sequence[str]) -> Pipeline:
-    """Wire the pipeline; `measured` are the measurement datasets of all experiments."""
+def create_pipeline(experiments: Sequence[str]) -> Pipeline:
+    """Wire the pipeline; `experiments` are those whose plot is a dataset of its own."""
+    judged = ["measurements", "controls", "provenance", "params:report", "words"]
+    page = [
+        "findings",
+        "controls",
+        "verdicts",
+        "measurements",
+        "slides",
+        "design",
+        "design_summary",
+        "tiles",
+        "provenance",
+        "params:report",
+        "words",
+        "findings_plot",
+        "design_plot",
+    ]
     return grouped(
         "report",
         [
-            node(combine_measurements, list(measured), "measurements", name="combine_measurements"),
+            node(combine_measurements, _TABLES, "measurements", name="combine_measurements"),
+            node(gather_words, "parameters", "words", name="gather_words"),
             node(
                 describe_provenance,
-                [
-                    "parameters",
-                    "package_versions",
-                    "params:cohort.name",
-                    *(f"encoder_card.{name}" for name in encoders),
-                ],
+                ["parameters", "package_versions", "params:cohort.name", "encoder_cards"],
                 "provenance",
                 name="describe_provenance",
             ),
             node(
                 check_controls,
-                ["measurements", "provenance", "params:report", "design"],
+                ["measurements", "provenance", "params:report", "words"],
                 "controls",
                 name="check_controls",
             ),
+            node(collect_findings, judged, "findings", name="collect_findings"),
             node(
-                collect_findings,
-                ["measurements", "provenance", "params:report", "design"],
-                "findings",
-                name="collect_findings",
+                verdict_by_encoder,
+                ["findings", "controls", "words"],
+                "verdicts",
+                name="verdict_by_encoder",
             ),
+            grouped("plots", _plots(experiments)),
             node(
-                verdict_by_encoder, ["findings", "controls"], "verdicts", name="verdict_by_encoder"
-            ),
-            node(
-                draw_overview,
-                ["measurements", "findings", "design", "provenance"],
-                ["findings_plot", "robustness_plot", "rotation_plot", "design_plot"],
-                name="draw_overview",
-            ),
-            node(
-                render_report,
-                [
-                    "findings",
-                    "controls",
-                    "verdicts",
-                    "measurements",
-                    "slides",
-                    "design",
-                    "design_summary",
-                    "tiles",
-                    "provenance",
-                    "params:report",
-                ],
+                named_partial(render_report, experiments=tuple(experiments)),
+                [*page, *(f"{experiment}_plot" for experiment in experiments)],
                 "report",
                 name="render_report",
             ),
             node(
                 render_summary,
-                ["findings", "controls", "verdicts", "provenance"],
+                ["findings", "controls", "verdicts", "provenance", "words"],
                 "summary",
                 name="render_summary",
             ),
@@ -89,7 +86,32 @@ def create_pipeline(encoders: Sequence[str], measured: Sequence[str]) -> Pipelin
                 "findings_csv",
                 name="findings_for_spreadsheets",
             ),
-            node(robustness_curves, "measurements", "robustness_curves", name="robustness_curves"),
-            node(rotation_curves, "measurements", "rotation_curves", name="rotation_curves"),
+            node(
+                plotted_curves, ["measurements", "words"], "plotted_curves", name="plotted_curves"
+            ),
         ],
     )
+
+
+def _plots(experiments: Sequence[str]) -> list[object]:
+    """A node for the plot of each experiment, of the findings and of the design."""
+    own = [
+        node(
+            named_partial(plot_experiment, experiment=experiment),
+            ["measurements", "provenance", "words"],
+            f"{experiment}_plot",
+            name=f"plot_{experiment}",
+            tags=experiment,
+        )
+        for experiment in experiments
+    ]
+    return [
+        *own,
+        node(
+            plot_findings,
+            ["findings", "provenance", "words"],
+            "findings_plot",
+            name="plot_findings",
+        ),
+        node(plot_design, "design", "design_plot", name="plot_design"),
+    ]

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import polars as pl
-
 #: An absolute path, at the start of a text or behind a scheme such as ``local-dir:``.
 _ABSOLUTE = re.compile(
     r"(?:(?<=^)|(?<=:)|(?<= )|(?<='))(?:[A-Za-z]:)?[/\\](?:[^/\\\s']+[/\\])*(?P<last>[^/\\\s']+)"
@@ -15,18 +13,15 @@ _ABSOLUTE = re.compile(
 #: Parameters that say where work runs and never what it gives: they stay out of the report, so that
 #: the same audit gives the same bytes on two cores and on twenty.
 _WITHOUT_EFFECT = ("engine",)
-
-
-def combine_measurements(*tables: pl.DataFrame) -> pl.DataFrame:
-    """All experiments of all encoders in one table, in the order given."""
-    return pl.concat(tables)
+#: Parameters that say how the report words what it shows.
+_WORDS = "words_"
 
 
 def describe_provenance(
     parameters: Mapping[str, Any],
     versions: Mapping[str, str],
     cohort: str,
-    *cards: Mapping[str, Any],
+    cards: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What was audited with what.
 
@@ -39,7 +34,7 @@ def describe_provenance(
     cohort
         The cohort's name.
     cards
-        One per encoder, from the embed pipeline.
+        Of every encoder by name, from the embed pipeline.
 
     Returns
     -------
@@ -50,13 +45,15 @@ def describe_provenance(
     shown = {
         key: value
         for key, value in parameters.items()
-        if key not in _WITHOUT_EFFECT and (is_phantom or key != "phantom")
+        if key not in _WITHOUT_EFFECT
+        and not key.startswith(_WORDS)
+        and (is_phantom or key != "phantom")
     }
     described = {
         "cohort": cohort,
         "is_phantom": is_phantom,
         "site_bias": float(parameters["phantom"]["site_bias"]) if is_phantom else None,
-        "encoders": {card["name"]: dict(card) for card in cards},
+        "encoders": {name: dict(card) for name, card in sorted(cards.items())},
         "versions": dict(versions),
         "parameters": shown,
     }

@@ -318,7 +318,7 @@ def plan_views(
     engine
         Where jobs run.
     more
-        The entry of ``encoders`` and its recorded runtime (none where `name` is None), what `work`
+        The entry of ``encoders`` and the recorded runtimes (none where `name` is None), what `work`
         takes beside, and the experiment's parameters.
     name
         The encoder's; None where only pixels are measured.
@@ -331,8 +331,8 @@ def plan_views(
     """
     spec = None
     if name is not None:
-        entry, runtime, *more = more  # type: ignore[assignment]
-        spec = EncoderSpec.from_parameters(name, entry).with_runtime(runtime)
+        entry, runtimes, *more = more  # type: ignore[assignment]
+        spec = EncoderSpec.from_parameters(name, entry).with_runtime(runtimes[name])
     *beside, parameters = more
     pixels, p = int(tile_parameters["pixels"]), read(parameters)
     return plan_tile_work(

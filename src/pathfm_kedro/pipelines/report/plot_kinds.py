@@ -1,0 +1,352 @@
+"""The plots of experiments, by kind; what each shows stands in the words of its experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pathfm_kedro.pipelines.report.calibration_plot import plot_calibration
+from pathfm_kedro.pipelines.report.figure_parts import (
+    Style,
+    add_curve,
+    by_encoder,
+    error_bars,
+    figure_of,
+    plain_text,
+    title_axes,
+    wrapped,
+)
+from pathfm_kedro.pipelines.report.panels import interval_panels
+from pathfm_kedro.pipelines.report.text import interval_text
+from pathfm_kedro.pipelines.report.words import PlotWords, Words, select, settings_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+NULL_COLOUR = "#d9d9d9"
+#: Half the width of a threshold's mark on the axis, as a share of the axis.
+_MARK = 0.02
+#: Half the room between two groups of bars, as a share of a group.
+_GROUP_MARGIN = 0.1
+
+#: Makes a figure of measurements, an experiment, what is plotted, styles, words; None without data.
+Plot = Callable[[pl.DataFrame, str, PlotWords, Mapping[str, Style], Words], "go.Figure | None"]
+
+
+def curve(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """A figure over an entry of its setting with interval bands; one curve an encoder."""
+    at = {**words.usual(measurements, experiment), **plot.at}
+    rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
+    if rows.is_empty():
+        return None
+    figure = figure_of(height=460)
+    if plot.null_band:
+        _add_null_band(figure, _null_points(measurements, experiment, plot, at, rows), plot)
+    judged = rows.drop_nulls("threshold")
+    if plot.threshold and judged.height:
+        _add_threshold(figure, judged, rows, plot.threshold)
+    for name, own in by_encoder(rows, styles):
+        add_curve(figure, own, name, styles[name])
+    if plot.beside:
+        _add_beside(figure, measurements, experiment, plot, at, styles)
+    title_axes(figure, plot.x_title, plot.y_title)
+    if plot.x_ticks:
+        ticks = list(range(0, 361, plot.x_ticks))
+        figure.update_xaxes(tickmode="array", tickvals=ticks)
+    return figure
+
+
+def curve_table(measurements: pl.DataFrame, experiment: str, words: Words) -> pl.DataFrame:
+    """The points of an experiment's first curve, for ``dvc plots``.
+
+    Returns
+    -------
+    DataFrame
+        encoder, x, value, ci_low, ci_high, null_low, null_high; sorted.
+    """
+    columns = ["encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high"]
+    for plot in words.of(experiment).plots:
+        if plot.kind == "curve":
+            at = {**words.usual(measurements, experiment), **plot.at}
+            rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
+            return rows.select(columns)
+    return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64()) | {"encoder": pl.String()})
+
+
+def bars(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """A figure for each value of an entry of its setting, the null as a line across its group."""
+    key = str(plot.x)
+    at = {k: v for k, v in words.usual(measurements, experiment).items() if k != key} | dict(
+        plot.at
+    )
+    rows = select(measurements, experiment, plot.metric, at).filter(stratum="all")
+    rows = rows.drop_nulls("value")
+    if not rows.height:
+        return None
+    rows = rows.with_columns(
+        pl.Series("x", [str(entry.get(key, "")) for entry in settings_of(rows)], pl.String())
+    )
+    places = {value: i for i, value in enumerate(rows["x"].unique().sort().to_list())}
+    figure = figure_of(height=480)
+    for name, own in by_encoder(rows, styles, sort="x"):
+        style = styles[name]
+        figure.add_bar(
+            x=[places[value] for value in own["x"]],
+            y=own["value"].to_list(),
+            error_y=error_bars(own, "#333333"),
+            name=style.label,
+            marker={
+                "color": style.colour,
+                "line": {"color": style.colour, "width": 1},
+                "pattern": _hatch(style),
+            },
+            hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
+        )
+    _add_null_lines(figure, rows, places)
+    title_axes(figure, words.setting_text(experiment, at), plot.y_title)
+    names = [wrapped(words.setting_text(experiment, {key: value}), 20) for value in places]
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(places.values()), ticktext=names, showgrid=False
+    )
+    figure.update_layout(barmode="group", bargap=2 * _GROUP_MARGIN)
+    return figure
+
+
+def strata(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """A figure within each organ, label or center, at the usual setting."""
+    at = {**words.usual(measurements, experiment), **plot.at}
+    rows = select(measurements, experiment, plot.metric, at)
+    rows = rows.filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
+    return interval_panels(rows, styles, words) if rows["stratum"].n_unique() > 1 else None
+
+
+def scatter(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """One figure against the same figure at another setting, a point an encoder."""
+    sides = [
+        select(measurements, experiment, plot.metric, at)
+        .filter(stratum="all")
+        .drop_nulls("value")
+        .unique("encoder", keep="first", maintain_order=True)
+        for at in (plot.x, plot.y)
+    ]
+    both = sides[0].join(sides[1], on="encoder", suffix="_y")
+    if not both.height:
+        return None
+    figure = figure_of(height=480)
+    for name, own in by_encoder(both, styles):
+        row = own.row(0, named=True)
+        second = {key.removesuffix("_y"): row[key] for key in row if key.endswith("_y")}
+        colour = styles[name].colour
+        figure.add_scatter(
+            x=[row["value"]],
+            y=[second["value"]],
+            error_x=error_bars(own, colour),
+            error_y=error_bars(pl.DataFrame([second]), colour),
+            mode="markers",
+            name=styles[name].label,
+            marker={"color": colour, "symbol": styles[name].symbol, "size": 11},
+        )
+    line = {"color": "#a6a6a6", "width": 1, "dash": "dot"}
+    if (chance := sides[0]["null_high"].max()) is not None:
+        figure.add_vline(chance, line=line)
+    if (chance := sides[1]["null_high"].max()) is not None:
+        figure.add_hline(chance, line=line)
+    title_axes(figure, plot.x_title, plot.y_title)
+    figure.update_xaxes(range=[-0.02, 1.04])
+    figure.update_yaxes(range=[-0.02, 1.04])
+    return figure
+
+
+def panels(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """Values with intervals: the checks and the key figures, else every figure."""
+    rows = measurements.filter(experiment=experiment)
+    known = words.of(experiment)
+    if known.key_figures is not None:
+        key = pl.col("metric").is_in(list(known.key_figures)) | pl.col("threshold").is_not_null()
+        fixed = {k: v for k, v in known.usual.items() if isinstance(v, str) and k == "design"}
+        whole = [all(entry.get(k, v) == v for k, v in fixed.items()) for entry in settings_of(rows)]
+        rows = rows.filter(pl.Series(whole, dtype=pl.Boolean())).filter(key, stratum="all")
+    return interval_panels(rows, styles, words) if rows.height else None
+
+
+def calibration(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """Each check over the dose of a nuisance."""
+    return plot_calibration(measurements.filter(experiment=experiment), plot, words)
+
+
+KINDS: dict[str, Plot] = {
+    "curve": curve,
+    "bars": bars,
+    "strata": strata,
+    "scatter": scatter,
+    "panels": panels,
+    "calibration": calibration,
+}
+
+
+def _points(
+    measurements: pl.DataFrame, experiment: str, metric: str, x: str, at: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Rows with the entry `x` of their setting as a column, sorted by encoder and x."""
+    fixed = {key: value for key, value in at.items() if key != x}
+    rows = select(measurements, experiment, metric, fixed).filter(stratum="all").drop_nulls("value")
+    places = [entry.get(x) for entry in settings_of(rows)]
+    numbers = [float(p) if isinstance(p, int | float) else None for p in places]
+    return (
+        rows.with_columns(pl.Series("x", numbers, pl.Float64()))
+        .drop_nulls("x")
+        .sort("encoder", "x")
+    )
+
+
+def _null_points(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    at: Mapping[str, Any],
+    rows: pl.DataFrame,
+) -> pl.DataFrame:
+    """Nulls of the curve itself, or a figure of its own that is the null."""
+    metric = plot.null_band.get("metric")
+    if metric is None:
+        return rows
+    own = _points(measurements, experiment, metric, str(plot.x), at)
+    return own.with_columns(null_low=pl.col("value"), null_high=pl.col("value"))
+
+
+def _add_null_band(figure: go.Figure, rows: pl.DataFrame, plot: PlotWords) -> None:
+    """From the lowest to the highest null of all encoders; a line where they agree."""
+    null = (
+        rows.drop_nulls(["null_low", "null_high"])
+        .group_by("x")
+        .agg(pl.col("null_low").min(), pl.col("null_high").max())
+        .sort("x")
+    )
+    if null.height:
+        figure.add_scatter(
+            x=[*null["x"], *null["x"][::-1]],
+            y=[*null["null_high"], *null["null_low"][::-1]],
+            fill="toself",
+            fillcolor=NULL_COLOUR,
+            line={"color": "#a6a6a6", "width": 1.5, "dash": "dot"},
+            mode="lines",
+            name=plot.null_band["name"],
+            hoverinfo="skip",
+        )
+
+
+def _add_threshold(figure: go.Figure, judged: pl.DataFrame, rows: pl.DataFrame, name: str) -> None:
+    """A short mark where the check is read: elsewhere nothing is held against the threshold."""
+    place, threshold = float(judged["x"][0]), float(judged["threshold"][0])
+    half = _MARK * (float(rows["x"].max()) - float(rows["x"].min()))  # type: ignore[arg-type]
+    figure.add_scatter(
+        x=[place - half, place + half],
+        y=[threshold, threshold],
+        mode="lines",
+        name=f"{name} ({threshold:g})",
+        hoverinfo="skip",
+        line={"color": "#222222", "width": 3},
+    )
+
+
+def _add_beside(
+    figure: go.Figure,
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    at: Mapping[str, Any],
+    styles: Mapping[str, Style],
+) -> None:
+    """A control of the same figure, thin and dashed in the colour of each audited encoder."""
+    rows = _points(measurements, experiment, plot.metric, str(plot.x), {**at, **plot.beside["at"]})
+    step, upto = plot.beside.get("repeat"), plot.beside.get("upto", 0)
+    if step:  # the control is the same in every period
+        repeats = [rows.with_columns(pl.col("x") + step * i) for i in range(upto // step)]
+        rows = pl.concat(repeats).unique(["encoder", "x"]).sort("encoder", "x")
+    name_of_curve, shown = plot.beside["name"], False
+    for name, own in by_encoder(rows, styles):
+        if styles[name].is_control:
+            continue
+        figure.add_scatter(
+            x=own["x"].to_list(),
+            y=own["value"].to_list(),
+            mode="lines",
+            showlegend=False,
+            legendgroup=name,
+            hovertemplate=f"{plain_text(name)}, {name_of_curve}, %{{x}}: %{{y:.3g}}<extra></extra>",
+            line={"color": styles[name].colour, "dash": "dash", "width": 1.2},
+        )
+        shown = True
+    if shown:
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            name=name_of_curve,
+            hoverinfo="skip",
+            line={"color": "#444444", "dash": "dash", "width": 1.2},
+        )
+
+
+def _hatch(style: Style) -> dict[str, str]:
+    """Controls are hatched, so that bars are told apart in grey print too."""
+    if not style.is_control:
+        return {"shape": ""}
+    return {"shape": "/", "fgcolor": style.colour, "bgcolor": "#ffffff"}
+
+
+def _add_null_lines(figure: go.Figure, rows: pl.DataFrame, places: Mapping[str, int]) -> None:
+    null = rows.drop_nulls("null_high").group_by("x").agg(pl.col("null_high").max()).sort("x")
+    half = 0.5 - _GROUP_MARGIN
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for family, high in zip(null["x"], null["null_high"], strict=True):
+        x += [places[family] - half, places[family] + half, None]
+        y += [high, high, None]
+    if x:
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            name="upper end of the null (largest of all encoders)",
+            line={"color": "#222222", "width": 2, "dash": "dash"},
+            hovertemplate="upper end of the null: %{y:.3g}<extra></extra>",
+        )
