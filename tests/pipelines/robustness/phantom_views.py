@@ -39,11 +39,11 @@ APPEARANCE = {
     "min_reference_tiles": 5,
     "k": 10,
     "combined": {
-        "stain": [{"view": "macenko"}],
+        "stain": [{"change": "macenko"}],
         "scanner": [
-            {"view": "jpeg", "quality": 70},
-            {"view": "blur", "sigma_px": 1.0},
-            {"view": "gamma", "exponent": 0.8},
+            {"change": "jpeg", "quality": 70},
+            {"change": "blur", "sigma_px": 1.0},
+            {"change": "gamma", "exponent": 0.8},
         ],
     },
     "criteria": [

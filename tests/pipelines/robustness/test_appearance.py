@@ -36,7 +36,7 @@ from tests.pipelines.robustness.phantom_views import (
 EXPERIMENT = Experiment("appearance", Appearance, appearance_statistics, appearance_figures, [])
 NO_REFERENCES = center_references(phantom_stains().clear(), 5)
 CHANGES = appearance_with().changes
-OWN_CHANGES = [change for change in CHANGES if change["view"] in DOSES]
+OWN_CHANGES = [change for change in CHANGES if change["change"] in DOSES]
 
 
 def measure_control(control: str) -> pl.DataFrame:
@@ -79,12 +79,12 @@ def test_colour_alone_follows_the_stain_and_fails():
     assert signature["verdict"] == "fail"
     assert signature["value"] < 0.6
     shifts = [
-        pick(table, "relative_shift", view="jitter", sigma=sigma)["value"]
+        pick(table, "relative_shift", change="jitter", sigma=sigma)["value"]
         for sigma in APPEARANCE["jitter"]
     ]
     assert shifts == sorted(shifts)
     assert shifts[-1] > 10 * shifts[0]
-    kept = pick(table, "kept_neighbours", view="jitter", sigma=0.2)
+    kept = pick(table, "kept_neighbours", change="jitter", sigma=0.2)
     assert kept["ci_high"] < 0.9
 
 
@@ -130,7 +130,7 @@ def test_a_move_of_the_whole_cloud_is_seen():
     views = views.copy()
     views[:, 1:, 0] += 3.0
     table = measure(pool, views)
-    assert pick(table, "kept_neighbours", view="jpeg", quality=70)["value"] < 0.7
+    assert pick(table, "kept_neighbours", change="jpeg", quality=70)["value"] < 0.7
 
 
 @settings(max_examples=10, deadline=None)
@@ -150,7 +150,7 @@ def test_one_center_has_no_stain_to_take():
     table = measure(*drifted())
     for row in (
         pick(table, "stain_kept_neighbours"),
-        pick(table, "kept_neighbours", view="macenko"),
+        pick(table, "kept_neighbours", change="macenko"),
     ):
         assert row["verdict"] == "not_applicable"
         assert "add centers" in row["reason"]
@@ -161,10 +161,10 @@ def test_one_center_has_no_stain_to_take():
 def test_labels_of_one_patient_have_no_distance_between_patients():
     pool, views = drifted()
     pool = pool.with_columns(label=pl.col("patient_id"))
-    row = pick(measure(pool, views), "relative_shift", view="blur", sigma_px=1.0)
+    row = pick(measure(pool, views), "relative_shift", change="blur", sigma_px=1.0)
     assert "two patients" in row["reason"]
     same = np.ones_like(views)
-    row = pick(measure(drifted()[0], same), "relative_shift", view="blur", sigma_px=1.0)
+    row = pick(measure(drifted()[0], same), "relative_shift", change="blur", sigma_px=1.0)
     assert "same vector" in row["reason"]
 
 
@@ -195,8 +195,10 @@ def test_views_of_other_parameters_and_unknown_combinations_are_refused():
     pool, views = drifted()
     with pytest.raises(ValueError, match="embed the views again"):
         measure(pool, views[:, :-1])
-    with pytest.raises(ValueError, match=r"appearance.combined.scanner: .* is not among the views"):
-        appearance_with(combined={"scanner": [{"view": "jpeg", "quality": 7}]})
+    with pytest.raises(
+        ValueError, match=r"appearance: combined.scanner: .* is not among the changes"
+    ):
+        appearance_with(combined={"scanner": [{"change": "jpeg", "quality": 7}]})
     with pytest.raises(ValueError, match=r"appearance.jpeg.0 is 700"):
         appearance_with(jpeg=[700])
 
@@ -231,9 +233,9 @@ def test_an_encoder_without_slides_of_the_centers_with_a_reference_makes_no_tran
     views = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     shards = shards_of(pool, views=views)
     statistics = appearance_statistics(shards, pool, known, appearance_with())
-    assert set(statistics["view"]) == set(DOSES)
+    assert set(statistics["change"]) == set(DOSES)
     table = measured(EXPERIMENT, APPEARANCE, shards, pool, known)
-    row = pick(table, "kept_neighbours", view="macenko")
+    row = pick(table, "kept_neighbours", change="macenko")
     assert "no slide of those that have one" in row["reason"]
 
 

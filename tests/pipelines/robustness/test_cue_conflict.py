@@ -31,7 +31,7 @@ from tests.pipelines.robustness.phantom_views import (
 JUDGED = "follows_morphology_minus_null"
 PARAMETERS = {
     "k": [1, 5],
-    "criteria": [{"metric": JUDGED, "at": {"transfer": "macenko", "k": 5}, "above": 0.0}],
+    "criteria": [{"metric": JUDGED, "at": {"change": "macenko", "k": 5}, "above": 0.0}],
     "draws": 300,
     "seed": 0,
 }
@@ -78,7 +78,7 @@ def measure(pool, views, known=None, **changes) -> pl.DataFrame:
 
 def at_k(k: int) -> dict:
     """Parameters of one k."""
-    criterion = {"metric": JUDGED, "at": {"transfer": "macenko", "k": k}, "above": 0.0}
+    criterion = {"metric": JUDGED, "at": {"change": "macenko", "k": k}, "above": 0.0}
     return {"k": [k], "criteria": [criterion]}
 
 
@@ -103,23 +103,23 @@ def test_who_sees_only_morphology_follows_it():
     pool = balanced_pool()
     table = measure(pool, cues(pool, 1.0, 0.0))
     for k in (1, 5):
-        at = {"transfer": "macenko", "k": k}
+        at = {"change": "macenko", "k": k}
         assert (
             pick(table, "follows_morphology", view="transferred", scope="any", **at)["value"] == 1
         )
         assert pick(table, "morphology_loss", **at)["value"] == 0
-    row = pick(table, JUDGED, transfer="macenko", k=5)
+    row = pick(table, JUDGED, change="macenko", k=5)
     assert row["verdict"] == "pass"
 
 
 def test_who_sees_only_stain_follows_it_once_it_has_changed():
     pool = balanced_pool()
     table = measure(pool, cues(pool, 0.0, 1.0))
-    at = {"transfer": "reinhard", "k": 5}
+    at = {"change": "reinhard", "k": 5}
     assert pick(table, "follows_morphology", view="transferred", scope="any", **at)["value"] == 0
     assert pick(table, "follows_morphology", view="clean", scope="any", **at)["value"] == 1
     assert pick(table, "morphology_loss", **at)["value"] == 1
-    assert pick(table, JUDGED, transfer="macenko", k=5)["verdict"] == "fail"
+    assert pick(table, JUDGED, change="macenko", k=5)["verdict"] == "fail"
 
 
 @pytest.mark.parametrize(("labels", "centers"), [("wxyz", "ABC"), ("wx", "AB"), ("wxyz", "AB")])
@@ -127,7 +127,7 @@ def test_null_of_a_balanced_design_is_that_of_the_robustness_index(labels, cente
     pool = balanced_pool(labels, centers, each=30)
     views = cues(pool, 0.0, 0.0, centers, noise=1.0)
     table = measure(pool, views, known=references(tuple(centers)), **at_k(5))
-    row = pick(table, "follows_morphology", transfer="macenko", view="transferred", scope="any")
+    row = pick(table, "follows_morphology", change="macenko", view="transferred", scope="any")
     expected = (len(centers) - 1) / (len(centers) + len(labels) - 2)
     # The query's own patient is no candidate, which takes 1 of 30 from its cell.
     assert row["null_low"] == pytest.approx(expected, abs=0.02)
@@ -171,7 +171,7 @@ def test_counts_are_those_of_brute_force():
                     and (tiles[j]["center"] == center) != wanted
                 ]
                 expected[name] += 5 * len(eligible) / len(others)
-    part = counts.filter(transfer="macenko", k=5, view="transferred")
+    part = counts.filter(change="macenko", k=5, view="transferred")
     met = part.filter(pl.col("neighbour_patient").is_not_null())
     assert met["morphology_any"].sum() == found["any"]
     assert met["morphology_origin"].sum() == found["origin"]
@@ -188,10 +188,10 @@ def test_counts_are_those_of_brute_force():
 def test_controls_answer_as_they_must(control, verdict):
     views, pool, known = appearance_of(control), phantom_cohort().pool, phantom_references()
     table = measured(CUE_CONFLICT, PARAMETERS, views, pool, known, APPEARANCE)
-    row = pick(table, JUDGED, transfer="macenko", k=5)
+    row = pick(table, JUDGED, change="macenko", k=5)
     assert row["verdict"] == verdict
     if control == "phantom_truth":
-        assert pick(table, "morphology_loss", transfer="macenko", k=5)["value"] == 0
+        assert pick(table, "morphology_loss", change="macenko", k=5)["value"] == 0
 
 
 def test_designs_without_a_conflict_are_told_what_to_mend():
@@ -199,7 +199,7 @@ def test_designs_without_a_conflict_are_told_what_to_mend():
     table = measure(pool, cues(pool, 1.0, 1.0, ("A",)), known=references(("A",)))
     assert (table["verdict"] == "not_applicable").all()
     assert table["reason"].str.contains("add centers").all()
-    assert pick(table, JUDGED, transfer="macenko", k=5)["threshold"] == 0
+    assert pick(table, JUDGED, change="macenko", k=5)["threshold"] == 0
     pool = balanced_pool(labels="w", each=6)
     table = measure(pool, cues(pool, 1.0, 1.0))
     assert table["reason"].str.contains("add labels").all()
@@ -228,7 +228,7 @@ def test_patients_without_a_conflict_do_not_count():
     p = parameters_with()
     table = measure_figures(cue_conflict_figures(silent, p), "cue_conflict", "e", p.criteria)
     assert table["n_patients"].unique().to_list() == [5]
-    row = pick(table, JUDGED, transfer="macenko", k=5)
+    row = pick(table, JUDGED, change="macenko", k=5)
     assert row["verdict"] == "undecidable"
     assert "5 patients" in row["reason"]
 
@@ -236,7 +236,7 @@ def test_patients_without_a_conflict_do_not_count():
 def test_as_many_candidates_as_neighbours_are_enough():
     pool = balanced_pool("wx", "AB", each=2)  # 7 tiles of other patients for every tile
     known, views = references(("A", "B")), cues(pool, 1.0, 0.0, ("A", "B"))
-    found = pick(measure(pool, views, known, **at_k(7)), JUDGED, transfer="macenko")
+    found = pick(measure(pool, views, known, **at_k(7)), JUDGED, change="macenko")
     assert found["value"] is not None
     table = measure(pool, views, known, **at_k(8))
     assert table["reason"].str.contains("at least 8 tiles of other patients").all()

@@ -128,7 +128,8 @@ def test_jobs_measure_and_change_the_pool_s_tiles(tmp_path):
 
     references = center_references(stains, 1)
     encoder = {"model": "control:stain_statistics", "role": "control"}
-    views = planned(APPEARANCES, *pixels, encoder, {}, references, name="stain_statistics")
+    runtimes = {"stain_statistics": {}}
+    views = planned(APPEARANCES, *pixels, encoder, runtimes, references, name="stain_statistics")
     assert [job.slide_id for job in views.jobs] == sorted(slides["slide_id"])
     settings = views.jobs[0].work.settings
     assert settings == views.jobs[1].work.settings

@@ -1,9 +1,9 @@
 r"""Stain and scanner: how far a tile moves, and which neighbours it keeps, when its look changes.
 
 Every tile of the pool is embedded as it is (clean), with jittered stain, in the stain of other centers
-(Reinhard, Macenko), compressed as JPEG, blurred and with another gamma. Per view and dose,
+(Reinhard, Macenko), compressed as JPEG, blurred and with another gamma. Per change and dose,
 ``relative_shift`` and ``kept_neighbours`` (:mod:`~pathfm_kedro.statistics.perturbation`), and
-``<name>_kept_neighbours``: the mean of kept_neighbours over the views that ``appearance.combined``
+``<name>_kept_neighbours``: the mean of kept_neighbours over the changes that ``appearance.combined``
 lists under that name, such as those that stand for the scanner.
 
 Criteria rest on kept_neighbours: for an encoder that sees nothing but colour the between-patient
@@ -63,9 +63,9 @@ TRANSFERS = (REINHARD, MACENKO)
 #: What the dose of a view is called in its setting; a transfer has none.
 DOSES = {JITTER: "sigma", JPEG: "quality", BLUR: "sigma_px", GAMMA: "exponent"}
 
-#: One row per view, dose, target (of a transfer, else null) and patient.
+#: One row per change, dose, target (of a transfer, else null) and patient.
 APPEARANCE_SCHEMA: dict[str, pl.DataType] = {
-    "view": pl.String(),
+    "change": pl.String(),
     "dose": pl.Float64(),
     "target": pl.Int64(),
     "patient_id": pl.String(),
@@ -103,7 +103,7 @@ class Appearance(ExperimentParameters):
     k
         Neighbours that count.
     combined
-        Settings of views that are averaged under one name.
+        Settings of changes that are averaged under one name.
     """
 
     jitter: Doses
@@ -122,20 +122,20 @@ class Appearance(ExperimentParameters):
             for setting in settings:
                 if dict(setting) not in measured:
                     raise ValueError(
-                        f"appearance.combined.{name}: {dict(setting)} is not among the views; add "
-                        f"its dose to appearance.{setting.get('view')}, or choose of "
+                        f"combined.{name}: {dict(setting)} is not among the changes; add "
+                        f"its dose to appearance.{setting.get('change')}, or choose of "
                         f"{'; '.join(map(str, measured))}"
                     )
         return self
 
     @property
     def changes(self) -> list[dict[str, Any]]:
-        """Settings of what is measured: every view and dose, in their order."""
+        """Settings of what is measured: every change and dose, in their order."""
         doses = {JITTER: self.jitter, JPEG: self.jpeg, BLUR: self.blur, GAMMA: self.gamma}
         return [
-            {"view": view, **own}
-            for view in (JITTER, *TRANSFERS, JPEG, BLUR, GAMMA)
-            for own in ([{DOSES[view]: dose} for dose in doses[view]] if view in doses else [{}])
+            {"change": change, **own}
+            for change in (JITTER, *TRANSFERS, JPEG, BLUR, GAMMA)
+            for own in (_settings(change, doses[change]) if change in doses else ({},))
         ]
 
 
@@ -241,7 +241,7 @@ def view_of_appearance(
 def appearance_statistics(
     views: Embeddings, pool: pl.DataFrame, references: pl.DataFrame, p: Appearance
 ) -> pl.DataFrame:
-    """Reduce the views' vectors to sums per view, dose, target and patient.
+    """Reduce the views' vectors to sums per change, dose, target and patient.
 
     Parameters
     ----------
@@ -272,7 +272,9 @@ def appearance_statistics(
         for view in kinds:
             for setting, vectors in part.of(view):
                 dose = setting.get(DOSES.get(view, ""))
-                sums = clean.statistics(vectors, view=view, dose=dose, target=setting.get("target"))
+                sums = clean.statistics(
+                    vectors, change=view, dose=dose, target=setting.get("target")
+                )
                 frames.append(to_schema(sums, APPEARANCE_SCHEMA))
     return pl.concat(frames)
 
@@ -296,7 +298,7 @@ def appearance_figures(statistics: pl.DataFrame, p: Appearance) -> Iterator[Figu
         names = [_name(setting) for setting in settings]
         yield (
             _together(of, settings)
-            .told(views=names, k=p.k)
+            .told(changes=names, k=p.k)
             .figure(f"{name}_kept_neighbours", _of_transfers(kept_neighbours, of, settings))
         )
 
@@ -307,11 +309,11 @@ def _name(setting: Setting) -> str:
 
 
 def _together(of: PatientStatistics, settings: Sequence[Setting]) -> PatientStatistics:
-    """The rows of several views."""
-    asked = [(s["view"], s.get(DOSES.get(s["view"], ""))) for s in settings]
+    """The rows of several changes."""
+    asked = [(s["change"], s.get(DOSES.get(s["change"], ""))) for s in settings]
     matches = [
-        pl.col("view").eq(view) & pl.col("dose").eq_missing(pl.lit(dose, pl.Float64))
-        for view, dose in asked
+        pl.col("change").eq(change) & pl.col("dose").eq_missing(pl.lit(dose, pl.Float64))
+        for change, dose in asked
     ]
     return of.where(pl.any_horizontal(matches))
 

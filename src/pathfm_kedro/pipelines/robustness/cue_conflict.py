@@ -62,14 +62,14 @@ VIEWS = (TRANSFERRED, CLEAN)
 SCOPES = ("any", "origin")
 CUES = ("morphology_any", "morphology_origin", "stain")
 
-#: Two kinds of rows, by transfer, view and k:
+#: Two kinds of rows, by change (the transfer), view and k:
 #:
 #: - with neighbour_patient: how often patient_id's tiles met that patient's tiles as morphology (in
 #:   each scope) and as stain;
 #: - without: patient_id's queries (its tiles, once for each target) and the counts expected if
 #:   every candidate were equally likely.
 CUE_CONFLICT_SCHEMA: dict[str, pl.DataType] = {
-    "transfer": pl.String(),
+    "change": pl.String(),
     "view": pl.String(),
     "k": pl.Int64(),
     "patient_id": pl.String(),
@@ -147,7 +147,7 @@ def cue_conflict_statistics(
         ]
         for k, view in product(supported, VIEWS):
             for rows in (_met(candidates, parts, view, k), _expected(candidates, parts, k)):
-                keys = {"transfer": transfer, "view": view, "k": k}
+                keys = {"change": transfer, "view": view, "k": k}
                 named = rows.with_columns(pl.lit(v).alias(name) for name, v in keys.items())
                 frames.append(to_schema(named, CUE_CONFLICT_SCHEMA))
     return pl.concat(frames)
@@ -268,8 +268,8 @@ def cue_conflict_figures(statistics: pl.DataFrame, p: CueConflict) -> Iterator[F
         The parameters.
     """
     for transfer, k in product(TRANSFERS, p.k):
-        counts = CueCounts(statistics.filter(transfer=transfer, k=k), p, k)
-        setting = {"transfer": transfer, "k": k}
+        counts = CueCounts(statistics.filter(change=transfer, k=k), p, k)
+        setting = {"change": transfer, "k": k}
         figure = partial(Figure, n=counts.n, n_patients=counts.n_patients)
         for view, scope in product(VIEWS, SCOPES):
             follows = partial(follows_morphology, counts, view, scope)
