@@ -114,4 +114,6 @@ def _told(name: str, error: Any, known: str) -> str:
     if error["type"] == "missing":
         return f"{place} is missing: write it into the parameters"
     reason = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:  # of the whole block, which would be long to show
+        return f"{name}: {reason}"
     return f"{place} is {error['input']!r}: {reason}"
