@@ -42,6 +42,49 @@ class ProbeSettings:
     max_iter: Annotated[int, Field(ge=1)] = 1000
 
 
+def patient_folds(
+    patients: NDArray[np.generic],
+    folds: int,
+    seed: int,
+    strata: NDArray[np.generic] | None = None,
+) -> Ints:
+    """Fold of each row: whole patients, as evenly as they go, and as evenly in every stratum.
+
+    Parameters
+    ----------
+    patients
+        [n] names or codes.
+    folds
+        How many.
+    seed
+        Of the order in which patients go to folds.
+    strata
+        [n] such as the center; a patient of several counts as of the first of them.
+
+    Returns
+    -------
+    ndarray
+        [n] fold, 0 … folds − 1; the same for any order of the rows.
+
+    Examples
+    --------
+    >>> fold = patient_folds(np.array(list("aabcd")), 2, 0, strata=np.array([0, 0, 0, 1, 1]))
+    >>> bool(fold[0] == fold[1] != fold[2]), bool(fold[3] != fold[4])
+    (True, True)
+    """
+    names, row_of = np.unique(patients, return_inverse=True)
+    stratum = np.zeros(len(names), np.int64)
+    if strata is not None:
+        _, codes = np.unique(strata, return_inverse=True)
+        stratum[:] = len(codes)
+        np.minimum.at(stratum, row_of, codes)
+    order = np.lexsort((np.random.default_rng(seed).random(len(names)), stratum))
+    fold = np.empty(len(names), np.int64)
+    # A stratum begins where the last one ended, so that folds are of equal size.
+    fold[order] = np.arange(len(names)) % folds
+    return np.asarray(fold[row_of])
+
+
 def cross_validated(
     trained: NDArray[np.floating[Any]],
     tested: NDArray[np.floating[Any]],
@@ -132,7 +175,9 @@ def balanced_accuracy(correct: Floats, tested: Floats) -> Floats:
     return mean
 
 
-def widened_interval(value: float, draws: Floats) -> tuple[float | None, float | None]:
+def widened_interval(
+    value: float, draws: Floats, limits: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float | None, float | None]:
     """95% interval about a cross-validated figure: the draws' spread, times √2, around the value.
 
     Parameters
@@ -141,6 +186,8 @@ def widened_interval(value: float, draws: Floats) -> tuple[float | None, float |
         The figure.
     draws
         [draws] of a bootstrap over patients; see :data:`CROSS_VALIDATION_EFFECT`.
+    limits
+        Least and largest value that the figure can have.
 
     Examples
     --------
@@ -150,4 +197,8 @@ def widened_interval(value: float, draws: Floats) -> tuple[float | None, float |
     """
     finite = draws[np.isfinite(draws)]
     middle = finite.mean() if len(finite) else 0.0
-    return percentile_interval(value + np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - middle))
+    spread = np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - middle)
+    low, high = percentile_interval(value + spread)
+    if low is None or high is None:
+        return None, None
+    return max(low, limits[0]), min(high, limits[1])

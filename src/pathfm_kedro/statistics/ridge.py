@@ -6,11 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-#: Variance of a cross-validated score over that of independent patients. Each patient is tested and
-#: trains the models that test the others: two patients in different folds, alike, are right or wrong
-#: together. Under random labels this doubles the variance (Bates et al., JASA 2023).
-CROSS_VALIDATION_EFFECT = 2.0
+Ints = NDArray[np.int64]
 
 
 def standardised(vectors: NDArray[np.floating], rows: NDArray[np.integer] | None = None) -> Floats:
@@ -82,3 +78,9 @@ def dual_ridge(gram: Floats, cross: Floats, targets: Floats, ridge: float) -> Fl
     centred[np.diag_indices_from(centred)] += penalty
     # Rows that are all equal leave nothing but the penalty: every prediction is the mean.
     return np.asarray(tested @ np.linalg.solve(centred, targets - mean) + mean)
+
+
+def ridge_scores(rows: Floats, targets: Floats, train: Ints, test: Ints, ridge: float) -> Floats:
+    """Predictions [tests, t] for rows [n, d] by :func:`dual_ridge` of the training rows' targets."""
+    known = rows[train]
+    return dual_ridge(known @ known.T, rows[test] @ known.T, targets[train], ridge)
