@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -48,6 +48,8 @@ from pathfm_kedro.statistics.tables import Embeddings
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+#: Features and center to [1 + draws] AUC, as measured and in every resampled cohort.
+Resampled = Callable[[str, str], Floats]
 
 #: What the probe sees.
 EMBEDDING, WITHOUT_COLOUR, COLOUR = "embedding", "embedding_without_colour", "colour"
@@ -276,24 +278,24 @@ def center_auc_figures(statistics: pl.DataFrame, p: CenterAuc) -> Iterator[Figur
     p
         The parameters.
     """
+    # By features and center.
+    resampled = cache(partial(_resampled_auc, statistics, p))
     for features in FEATURES:
-        of = partial(center_auc, statistics, p, features)
+        of = partial(center_auc, statistics, resampled, features)
         yield Figure("center_auc", of, {"features": features})
-        if features == COLOUR:
-            continue
-        centers = statistics.filter(features=features)["center"].drop_nulls().unique().sort()
+        centers = _centers(statistics, features) if features != COLOUR else []
         for center in centers if len(centers) > 2 else []:
             yield Figure(
                 "center_auc", partial(of, center), {"features": features}, f"center={center}"
             )
-    yield Figure("center_auc_drop", partial(center_auc_drop, statistics, p))
+    yield Figure("center_auc_drop", partial(center_auc_drop, statistics, resampled))
 
 
 def center_auc(
-    statistics: pl.DataFrame, p: CenterAuc, features: str, center: str | None = None
+    statistics: pl.DataFrame, resampled: Resampled, features: str, center: str | None = None
 ) -> Value:
     """AUC of one center, or the mean over centers."""
-    aucs = _resampled_auc(statistics, p, features, center)
+    aucs = resampled(features, center) if center else _mean_auc(statistics, resampled, features)
     permuted = statistics.filter(
         pl.col("permuted").is_not_null(),
         pl.col("features") == features,
@@ -303,25 +305,28 @@ def center_auc(
     return Value(_estimate(statistics, aucs, (0.0, 1.0)), null)
 
 
-def center_auc_drop(statistics: pl.DataFrame, p: CenterAuc) -> Value:
+def center_auc_drop(statistics: pl.DataFrame, resampled: Resampled) -> Value:
     """AUC of the embedding minus that without colour, on the same resampled patients; null 0."""
-    whole, left = (_resampled_auc(statistics, p, name) for name in (EMBEDDING, WITHOUT_COLOUR))
+    whole, left = (_mean_auc(statistics, resampled, name) for name in (EMBEDDING, WITHOUT_COLOUR))
     return Value(_estimate(statistics, whole - left, (-1.0, 1.0)), Null(0.0, 0.0))
 
 
-def _resampled_auc(
-    statistics: pl.DataFrame, p: CenterAuc, features: str, center: str | None = None
-) -> Floats:
+def _mean_auc(statistics: pl.DataFrame, resampled: Resampled, features: str) -> Floats:
+    reasons = statistics.filter(features=features)["reason"].drop_nulls()
+    if len(reasons):
+        raise Undefined(reasons[0])
+    aucs = [resampled(features, c) for c in _centers(statistics, features)]
+    return np.asarray(np.mean(aucs, axis=0))
+
+
+def _centers(statistics: pl.DataFrame, features: str) -> list[str]:
+    return statistics.filter(features=features)["center"].drop_nulls().unique().sort().to_list()
+
+
+def _resampled_auc(statistics: pl.DataFrame, p: CenterAuc, features: str, center: str) -> Floats:
     """[1 + draws] AUC as measured and in every resampled cohort."""
-    part = statistics.filter(features=features)
-    if part["reason"].count():
-        raise Undefined(part["reason"].drop_nulls()[0])
-    if center is None:
-        centers = part["center"].drop_nulls().unique().sort()
-        aucs = [_resampled_auc(statistics, p, features, c) for c in centers]
-        return np.asarray(np.mean(aucs, axis=0))
     names = _patients(statistics)
-    rows = part.filter(pl.col("center") == center, pl.col("n_pairs").is_not_null())
+    rows = statistics.filter(pl.col("n_pairs").is_not_null(), features=features, center=center)
     codes = tuple(
         rows[key].replace_strict(names, range(len(names))).to_numpy()
         for key in ("patient_id", "other_patient")
