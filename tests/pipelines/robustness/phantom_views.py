@@ -10,15 +10,16 @@ import numpy as np
 import polars as pl
 
 from pathfm_kedro.encoders.controls import PhantomTruth, RandomProjection, StainStatistics
-from pathfm_kedro.pipelines.robustness.appearance_views import (
-    _stain_of_tile,
-    center_maker,
+from pathfm_kedro.pipelines.robustness.appearance import Appearance, appearance_views
+from pathfm_kedro.pipelines.robustness.stain_references import (
+    StainMeasurement,
     center_references,
     tile_stains,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
 from pathfm_kedro.pipelines.robustness.views import VIEWS
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
+from pathfm_kedro.statistics.parameters import read_parameters
 
 CONTROLS = {
     "stain_statistics": StainStatistics(),
@@ -37,15 +38,18 @@ APPEARANCE = {
     "max_targets": 3,
     "min_reference_tiles": 5,
     "k": 10,
-    "signatures": {
-        "stain": [{"change": "macenko"}],
+    "combined": {
+        "stain": [{"view": "macenko"}],
         "scanner": [
-            {"change": "jpeg", "dose": 70},
-            {"change": "blur", "dose": 1.0},
-            {"change": "gamma", "dose": 0.8},
+            {"view": "jpeg", "quality": 70},
+            {"view": "blur", "sigma_px": 1.0},
+            {"view": "gamma", "exponent": 0.8},
         ],
     },
-    "thresholds": {"stain": 0.8, "scanner": 0.8},
+    "criteria": [
+        {"metric": "stain_kept_neighbours", "above": 0.8},
+        {"metric": "scanner_kept_neighbours", "above": 0.8},
+    ],
     "draws": 300,
     "seed": 0,
 }
@@ -124,12 +128,8 @@ def shards_of(pool: pl.DataFrame, **tensors: np.ndarray) -> Shards:
 
 def measured_stains(pool: pl.DataFrame, pixels: np.ndarray) -> pl.DataFrame:
     """The stain table of tiles, as the per-slide jobs would measure it."""
-    rows = [_stain_of_tile(tile) for tile in pixels]
-    names = ("moments", "lab", "macenko", "problem")
-    return tile_stains(
-        shards_of(pool, **dict(zip(names, map(np.stack, zip(*rows, strict=True)), strict=True))),
-        pool,
-    )
+    ids = pool["tile_id"].to_list()
+    return tile_stains(shards_of(pool, **StainMeasurement().compute(None, pixels, None, ids)), pool)
 
 
 @functools.cache
@@ -139,12 +139,23 @@ def phantom_stains() -> pl.DataFrame:
 
 
 @functools.cache
+def phantom_references() -> pl.DataFrame:
+    """The look of each center of the phantom cohort."""
+    return center_references(phantom_stains(), APPEARANCE["min_reference_tiles"])
+
+
+def appearance_with(**changes) -> Appearance:
+    """The parameters of the appearance experiment, changed."""
+    return read_parameters(Appearance, "appearance", APPEARANCE | changes)
+
+
+@functools.cache
 def appearance_of(control: str) -> Shards:
     """The appearance views of the phantom cohort as a control sees them."""
-    references = center_references(phantom_stains(), APPEARANCE)
+    p = appearance_with()
     return embedded(
         phantom_cohort(),
-        lambda center: center_maker(references, center, APPEARANCE),
+        lambda tile: appearance_views(phantom_references(), tile["center"][0], p),
         CONTROLS[control],
     )
 

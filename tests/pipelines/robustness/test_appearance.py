@@ -1,5 +1,8 @@
 """Shifts and neighbours under changes of stain and scanner."""
 
+import json
+import pickle
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,54 +10,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.robustness.appearance import (
-    SHIFT_SCHEMA,
-    appearance_measurements,
-    appearance_shifts,
-    between_patient_distance,
-    nearest_clean,
-)
-from pathfm_kedro.pipelines.robustness.appearance_views import (
+    APPEARANCE_SCHEMA,
     DOSES,
-    center_references,
-    n_targets,
-    usable_references,
-    view_changes,
+    Appearance,
+    appearance_figures,
+    appearance_statistics,
+    appearance_views,
 )
-from pathfm_kedro.pipelines.robustness.mutual_knn import mknn_chance, unit
+from pathfm_kedro.pipelines.robustness.stain_references import center_references
+from pathfm_kedro.statistics.mutual_knn import mknn_chance, unit
+from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (
     APPEARANCE,
     appearance_of,
+    appearance_with,
     make_pool,
+    measured,
     phantom_cohort,
+    phantom_references,
     phantom_stains,
     pick,
-    refuses_nan,
     shards_of,
 )
 
-NO_REFERENCES = center_references(phantom_stains().clear(), APPEARANCE)
+EXPERIMENT = Experiment("appearance", Appearance, appearance_statistics, appearance_figures, [])
+NO_REFERENCES = center_references(phantom_stains().clear(), 5)
+CHANGES = appearance_with().changes
+OWN_CHANGES = [change for change in CHANGES if change["view"] in DOSES]
 
 
-def references() -> pl.DataFrame:
-    return center_references(phantom_stains(), APPEARANCE)
-
-
-def measure_control(control: str, **changes) -> pl.DataFrame:
-    told = APPEARANCE | changes
-    shifts = appearance_shifts(appearance_of(control), phantom_cohort().pool, references(), told)
-    assert dict(shifts.schema) == SHIFT_SCHEMA
-    table = appearance_measurements(shifts, told, control)
-    refuses_nan(table)
-    return table
+def measure_control(control: str) -> pl.DataFrame:
+    views, pool = appearance_of(control), phantom_cohort().pool
+    return measured(EXPERIMENT, APPEARANCE, views, pool, phantom_references(), encoder=control)
 
 
 def measure(pool, views, **changes) -> pl.DataFrame:
     """Measurements of given vectors [n, views, d], without transfers."""
-    told = APPEARANCE | changes
-    shifts = appearance_shifts(shards_of(pool, views=views), pool, NO_REFERENCES, told)
-    table = appearance_measurements(shifts, told, "e")
-    refuses_nan(table)
-    return table
+    shards = shards_of(pool, views=views)
+    return measured(EXPERIMENT, APPEARANCE | changes, shards, pool, NO_REFERENCES)
 
 
 def drifted(n=60, d=8, by=0.3, seed=0) -> tuple[pl.DataFrame, np.ndarray]:
@@ -65,7 +58,7 @@ def drifted(n=60, d=8, by=0.3, seed=0) -> tuple[pl.DataFrame, np.ndarray]:
         ["xyz"[p % 3] for p in patient],
         ["AB"[p % 2] for p in patient],
     )
-    views = len(view_changes(APPEARANCE, 0))
+    views = 1 + len(OWN_CHANGES)
     generator = np.random.default_rng(seed)
     clean = generator.normal(size=(n, 1, d))
     noise = generator.normal(size=(n, views, d))
@@ -86,12 +79,12 @@ def test_colour_alone_follows_the_stain_and_fails():
     assert signature["verdict"] == "fail"
     assert signature["value"] < 0.6
     shifts = [
-        pick(table, "relative_shift", change="jitter", sigma=sigma)["value"]
+        pick(table, "relative_shift", view="jitter", sigma=sigma)["value"]
         for sigma in APPEARANCE["jitter"]
     ]
     assert shifts == sorted(shifts)
     assert shifts[-1] > 10 * shifts[0]
-    kept = pick(table, "kept_neighbours", change="jitter", sigma=0.2)
+    kept = pick(table, "kept_neighbours", view="jitter", sigma=0.2)
     assert kept["ci_high"] < 0.9
 
 
@@ -124,11 +117,10 @@ def test_figures_are_those_of_brute_force():
             for view in rows[i]
         ]
         kept.append([len(near[0] & found) / 10 for found in near])
-    for place, change in enumerate(view_changes(APPEARANCE, 0)[1:], start=1):
-        told = {"change": change.kind, DOSES[change.kind]: change.dose}
+    for place, change in enumerate(OWN_CHANGES, start=1):
         expected = np.sum(shift, axis=0)[place] / np.sum(between)
-        assert pick(table, "relative_shift", **told)["value"] == pytest.approx(expected)
-        found = pick(table, "kept_neighbours", **told)
+        assert pick(table, "relative_shift", **change)["value"] == pytest.approx(expected)
+        found = pick(table, "kept_neighbours", **change)
         assert found["value"] == pytest.approx(np.mean(kept, axis=0)[place])
         assert found["ci_low"] <= found["value"] <= found["ci_high"]
 
@@ -138,7 +130,7 @@ def test_a_move_of_the_whole_cloud_is_seen():
     views = views.copy()
     views[:, 1:, 0] += 3.0
     table = measure(pool, views)
-    assert pick(table, "kept_neighbours", change="jpeg", quality=70)["value"] < 0.7
+    assert pick(table, "kept_neighbours", view="jpeg", quality=70)["value"] < 0.7
 
 
 @settings(max_examples=10, deadline=None)
@@ -146,43 +138,19 @@ def test_a_move_of_the_whole_cloud_is_seen():
 def test_turning_and_scaling_the_space_changes_nothing(seed, scale):
     pool, views = drifted(n=36)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(8, 8)))
-    told = APPEARANCE | {"draws": 20}
     one, other = (
-        appearance_shifts(shards_of(pool, views=v), pool, NO_REFERENCES, told)
+        appearance_statistics(shards_of(pool, views=v), pool, NO_REFERENCES, appearance_with())
         for v in (views, scale * views.astype(np.float64) @ turn)
     )
     for name in ("shift_sum", "between_sum", "kept_sum"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
 
 
-def test_median_distance_needs_another_patient_of_the_label():
-    rows = unit(np.random.default_rng(0).normal(size=(7, 3)))
-    patients, labels = np.array([0, 0, 1, 1, 2, 3, 4]), np.array([0, 0, 0, 0, 0, 0, 1])
-    found = between_patient_distance(rows, patients, labels)
-    assert np.isnan(found[6])
-    others = [
-        [2, 3, 4, 5],
-        [2, 3, 4, 5],
-        [0, 1, 4, 5],
-        [0, 1, 4, 5],
-        [0, 1, 2, 3, 5],
-        [0, 1, 2, 3, 4],
-    ]
-    expected = [np.median(1 - rows[i] @ rows[js].T) for i, js in enumerate(others)]
-    np.testing.assert_allclose(found[:6], expected)
-
-
-def test_nearest_clean_tiles_are_of_other_patients_and_ties_go_by_index():
-    rows = np.ones((5, 2)) / np.sqrt(2)
-    found = nearest_clean(rows, rows, np.array([0, 0, 1, 1, 2]), 2)
-    assert found.tolist() == [[2, 3], [2, 3], [0, 1], [0, 1], [0, 1]]
-
-
 def test_one_center_has_no_stain_to_take():
     table = measure(*drifted())
     for row in (
         pick(table, "stain_kept_neighbours"),
-        pick(table, "kept_neighbours", change="macenko"),
+        pick(table, "kept_neighbours", view="macenko"),
     ):
         assert row["verdict"] == "not_applicable"
         assert "add centers" in row["reason"]
@@ -193,10 +161,10 @@ def test_one_center_has_no_stain_to_take():
 def test_labels_of_one_patient_have_no_distance_between_patients():
     pool, views = drifted()
     pool = pool.with_columns(label=pl.col("patient_id"))
-    row = pick(measure(pool, views), "relative_shift", change="blur", sigma_px=1.0)
+    row = pick(measure(pool, views), "relative_shift", view="blur", sigma_px=1.0)
     assert "two patients" in row["reason"]
     same = np.ones_like(views)
-    row = pick(measure(drifted()[0], same), "relative_shift", change="blur", sigma_px=1.0)
+    row = pick(measure(drifted()[0], same), "relative_shift", view="blur", sigma_px=1.0)
     assert "same vector" in row["reason"]
 
 
@@ -206,35 +174,31 @@ def test_too_small_a_pool_is_told_what_to_mend():
     assert "raise tile_pool.max_tiles" in row["reason"]
     assert row["verdict"] == "not_applicable"
     row = pick(measure(*drifted(n=15)), "scanner_kept_neighbours")
+    assert row["verdict"] == "undecidable"
     assert "chance alone is 0.833" in row["reason"]
 
 
 def test_nothing_embedded_is_said_once_for_each_figure():
     pool, views = drifted()
-    shifts = appearance_shifts(
-        shards_of(pool[:0], views=views[:0]), pool, NO_REFERENCES, APPEARANCE
-    )
-    table = appearance_measurements(shifts, APPEARANCE, "e")
-    refuses_nan(table)
+    shards = shards_of(pool[:0], views=views[:0])
+    table = measured(EXPERIMENT, APPEARANCE, shards, pool, NO_REFERENCES)
     assert table.height == 2 * 17 + 2
-    assert table["reason"].str.contains("no tile was changed").all()
+    assert table["reason"].str.contains("no usable slide of the pool").all()
 
 
-def test_without_thresholds_there_is_no_verdict():
-    table = measure(*drifted(), thresholds={"stain": None, "scanner": None})
+def test_without_criteria_there_is_no_verdict():
+    table = measure(*drifted(), criteria=[])
     assert table["threshold"].null_count() == table.height
 
 
-def test_views_of_other_parameters_and_unknown_signatures_are_refused():
+def test_views_of_other_parameters_and_unknown_combinations_are_refused():
     pool, views = drifted()
     with pytest.raises(ValueError, match="embed the views again"):
         measure(pool, views[:, :-1])
-    with pytest.raises(ValueError, match="not among the changes measured"):
-        measure(
-            pool,
-            views,
-            signatures=APPEARANCE["signatures"] | {"scanner": [{"change": "jpeg", "dose": 7}]},
-        )
+    with pytest.raises(ValueError, match=r"appearance.combined.scanner: .* is not among the views"):
+        appearance_with(combined={"scanner": [{"view": "jpeg", "quality": 7}]})
+    with pytest.raises(ValueError, match=r"appearance.jpeg.0 is 700"):
+        appearance_with(jpeg=[700])
 
 
 def test_the_interval_of_kept_neighbours_covers_new_pools():
@@ -253,22 +217,65 @@ def test_the_same_vector_for_every_tile_has_no_neighbours_to_keep(rounding):
     table = measure(pool, (noise * np.arange(1.0, 9.0)).astype(np.float32))
     kept = table.filter(pl.col("metric").str.ends_with("kept_neighbours"))
     assert (kept["verdict"] == "not_applicable").all()
-    told = kept.filter(~pl.col("reason").str.contains("fewer than two centers"))
-    assert told["reason"].str.contains("same vector for every tile").all()
+    possible = kept.filter(~pl.col("reason").str.contains("fewer than two centers"))
+    assert possible["reason"].str.contains("same vector for every tile").all()
     scanner = pick(table, "scanner_kept_neighbours")
     assert scanner["value"] is None
     assert scanner["threshold"] is not None
 
 
 def test_an_encoder_without_slides_of_the_centers_with_a_reference_makes_no_transfer():
-    known = references()
+    known = phantom_references()
     pool, _ = drifted()  # centers A and B; the references are of others
-    changes = view_changes(APPEARANCE, n_targets(list(usable_references(known)), 3))
-    shape = (pool.height, len(changes), 8)
+    shape = (pool.height, len(appearance_views(known, None, appearance_with()).settings), 8)
     views = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    shifts = appearance_shifts(shards_of(pool, views=views), pool, known, APPEARANCE)
-    assert set(shifts["kind"]) == {c.kind for c in changes} - {"clean", "macenko", "reinhard"}
-    table = appearance_measurements(shifts, APPEARANCE, "e")
-    refuses_nan(table)
-    row = pick(table, "kept_neighbours", change="macenko")
+    shards = shards_of(pool, views=views)
+    statistics = appearance_statistics(shards, pool, known, appearance_with())
+    assert set(statistics["view"]) == set(DOSES)
+    table = measured(EXPERIMENT, APPEARANCE, shards, pool, known)
+    row = pick(table, "kept_neighbours", view="macenko")
     assert "no slide of those that have one" in row["reason"]
+
+
+def test_statistics_have_their_columns():
+    views, pool = appearance_of("phantom_truth"), phantom_cohort().pool
+    statistics = appearance_statistics(views, pool, phantom_references(), appearance_with())
+    assert dict(statistics.schema) == APPEARANCE_SCHEMA
+
+
+def test_views_are_few_and_the_clean_tile_comes_first():
+    views = appearance_views(phantom_references(), "north", appearance_with())
+    field = phantom_cohort().pixels[0]
+    made = views.make(field, seed=3)
+    assert len({json.dumps(s) for s in views.settings}) == len(views.settings) == len(made) <= 24
+    assert views.settings[0] == {"view": "clean"}
+    np.testing.assert_array_equal(made[0], field)
+    assert all((picture != field).any() for picture in made[1:])
+
+
+def test_views_of_a_tile_are_always_the_same_and_follow_its_seed():
+    views = appearance_views(phantom_references(), "north", appearance_with())
+    field = phantom_cohort().pixels[0]
+    copy = pickle.loads(pickle.dumps(views))
+    np.testing.assert_array_equal(copy.make(field, 3), views.make(field, 3))
+    other = (views.make(field, 4) != views.make(field, 3)).any(axis=(1, 2, 3))
+    assert other.tolist() == [setting["view"] == "jitter" for setting in views.settings]
+
+
+def test_what_decides_the_pixels_is_described():
+    known = phantom_references()
+    described = {
+        json.dumps(appearance_views(known, center, appearance_with(seed=seed)).describe())
+        for center, seed in (("north", 0), ("south", 0), ("north", 1))
+    }
+    assert len(described) == 3
+
+
+def test_a_center_without_a_look_keeps_its_stain_and_is_jittered():
+    known = phantom_references().filter(pl.col("center") != "west")
+    west, north = (appearance_views(known, c, appearance_with()) for c in ("west", "north"))
+    assert west.settings == north.settings
+    field = phantom_cohort().pixels[0]
+    for setting, picture in zip(west.settings, west.make(field, 1), strict=True):
+        unchanged = setting["view"] in ("clean", "reinhard", "macenko")
+        assert (picture == field).all() == unchanged

@@ -1,47 +1,44 @@
-"""References of centers and the views made with them."""
-
-import json
-import pickle
+"""The stain of tiles and the looks of centers."""
 
 import numpy as np
 import polars as pl
-import pytest
 
-from pathfm_kedro.pipelines.robustness.appearance_views import (
+from pathfm_kedro.pipelines.robustness.appearance import Appearance, view_of_appearance
+from pathfm_kedro.pipelines.robustness.stain_references import (
     MOMENTS,
     REFERENCE_SCHEMA,
     TILE_STAIN_SCHEMA,
-    MeasureStain,
-    center_maker,
     center_references,
-    plan_appearance_views,
-    plan_tile_stains,
+    stain_of_tiles,
     target_centers,
     tile_stains,
     usable_references,
-    view_changes,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
-from pathfm_kedro.slides.fields import TileFields
+from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, write_pyramid
 from pathfm_kedro.slides.stain import stain_moments
+from pathfm_kedro.wiring import Views
 from tests.pipelines.robustness.phantom_views import (
     APPEARANCE,
     Shards,
     measured_stains,
     phantom_cohort,
+    phantom_references,
     phantom_stains,
 )
 
+STAINS = Views(
+    "tile_stains", "appearance", Appearance, stain_of_tiles, "measuring stain", with_encoder=False
+)
+APPEARANCES = Views(
+    "appearance", "appearance", Appearance, view_of_appearance, "changing stain and scanner"
+)
 
-@pytest.fixture(scope="module")
-def references() -> pl.DataFrame:
-    return center_references(phantom_stains(), APPEARANCE)
 
-
-def test_references_are_medians_over_the_center_s_tiles(references):
-    stains = phantom_stains()
+def test_references_are_medians_over_the_center_s_tiles():
+    stains, references = phantom_stains(), phantom_references()
     assert dict(stains.schema) == TILE_STAIN_SCHEMA
     assert dict(references.schema) == REFERENCE_SCHEMA
     assert references["center"].to_list() == ["north", "south", "west"]
@@ -61,18 +58,12 @@ def test_a_center_without_tissue_has_a_reason_and_is_no_target():
     blank = stains.filter(center="west")
     assert blank["high"].null_count() == blank.height
     assert blank["reason"].str.contains("too little tissue").all()
-    table = center_references(stains, APPEARANCE)
+    table = center_references(stains, 5)
     row = table.row(by_predicate=pl.col("center") == "west", named=True)
     assert row["n_fitted"] == 0
     assert row["high"] is None
     assert "0 of 24 tiles" in row["reason"]
     assert sorted(usable_references(table)) == ["north", "south"]
-    maker = center_maker(table, "west", APPEARANCE)
-    assert maker.names == center_maker(table, "north", APPEARANCE).names
-    field = cohort.pixels[0]
-    views = dict(zip(maker.names, maker.make(field, 1), strict=True))
-    np.testing.assert_array_equal(views["macenko 0"], field)
-    assert (views["jitter 0.1"] != field).any()
 
 
 def test_every_center_is_a_target_equally_often_and_never_its_own():
@@ -81,35 +72,6 @@ def test_every_center_is_a_target_equally_often_and_never_its_own():
     assert {targets.count(center) for center in centers} == {3}
     assert all(one not in target_centers(centers, one, 9) for one in centers)
     assert target_centers(["A"], "A", 3) == []
-
-
-def test_views_are_few_and_the_clean_tile_comes_first(references):
-    maker = center_maker(references, "north", APPEARANCE)
-    field = phantom_cohort().pixels[0]
-    views = maker.make(field, seed=3)
-    assert len(maker.names) == len(set(maker.names)) == len(views) <= 24
-    assert maker.names[0] == "clean"
-    np.testing.assert_array_equal(views[0], field)
-    assert all((view != field).any() for view in views[1:])
-    assert len(view_changes(APPEARANCE, 3)) <= 24
-
-
-def test_views_of_a_tile_are_always_the_same_and_follow_its_seed(references):
-    maker = center_maker(references, "north", APPEARANCE)
-    field = phantom_cohort().pixels[0]
-    copy = pickle.loads(pickle.dumps(maker))
-    np.testing.assert_array_equal(copy.make(field, 3), maker.make(field, 3))
-    other = maker.make(field, 4) != maker.make(field, 3)
-    jitter = np.array([name.startswith("jitter") for name in maker.names])
-    np.testing.assert_array_equal(other.any(axis=(1, 2, 3)), jitter)
-
-
-def test_what_decides_the_pixels_is_described(references):
-    north, south = (center_maker(references, c, APPEARANCE).describe() for c in ("north", "south"))
-    assert json.dumps(north) != json.dumps(south)
-    assert json.dumps(north) != json.dumps(
-        center_maker(references, "north", APPEARANCE | {"seed": 1}).describe()
-    )
 
 
 def small_cohort(tmp_path):
@@ -147,46 +109,28 @@ def small_cohort(tmp_path):
     return slides, tiles, pool, SlideFiles(tmp_path)
 
 
+def planned(views: Views, *inputs, name=None):
+    """The plan of the node of these views."""
+    return plan_views(
+        *inputs, APPEARANCE, name=name, work=views.work, read=views.read, title=views.title
+    )
+
+
 def test_jobs_measure_and_change_the_pool_s_tiles(tmp_path):
     slides, tiles, pool, files = small_cohort(tmp_path)
-    engine, told = {"workers": 1}, {"pixels": 112}
-    plan = plan_tile_stains(slides, tiles, pool, files, told, engine)
-    assert all(isinstance(job, MeasureStain) for job in plan.jobs)
-    shards = {job.slide_id: job.compute() for job in plan.jobs}
-    stains = tile_stains(Shards(shards), pool)
-    pixels = np.concatenate([batch for batch, _ in plan.jobs[0].fields.batches(1)])
-    first = stains.filter(slide_id=plan.jobs[0].slide_id).select(MOMENTS).to_numpy()
-    np.testing.assert_allclose(first, [stain_moments(tile) for tile in pixels])
+    pixels = [slides, tiles, pool, files, {"pixels": 112}, {"workers": 1}]
+    jobs = planned(STAINS, *pixels).jobs
+    stains = tile_stains(Shards({job.slide_id: job.compute() for job in jobs}), pool)
+    own = np.concatenate([batch for batch, _ in jobs[0].fields.batches(1)])
+    first = stains.filter(slide_id=jobs[0].slide_id).select(MOMENTS).to_numpy()
+    np.testing.assert_allclose(first, [stain_moments(tile) for tile in own])
+    assert "encoder" not in jobs[0].header()
 
-    few = APPEARANCE | {"min_reference_tiles": 1}
-    references = center_references(stains, few)
+    references = center_references(stains, 1)
     encoder = {"model": "control:stain_statistics", "role": "control"}
-    views = plan_appearance_views(
-        slides,
-        tiles,
-        pool,
-        files,
-        references,
-        encoder,
-        {},
-        told,
-        few,
-        engine,
-        name="stain_statistics",
-    )
+    views = planned(APPEARANCES, *pixels, encoder, {}, references, name="stain_statistics")
     assert [job.slide_id for job in views.jobs] == sorted(slides["slide_id"])
-    names = views.jobs[0].maker.names
-    assert names == views.jobs[1].maker.names
+    settings = views.jobs[0].work.settings
+    assert settings == views.jobs[1].work.settings
     assert views.jobs[0].header()["view"] != views.jobs[1].header()["view"]
-    shard = views.jobs[0].compute()
-    assert shard["views"].shape == (2, len(names), 12)
-
-
-def test_measuring_depends_on_the_slide_and_its_fields(tmp_path):
-    fields = TileFields(SlideFiles(tmp_path), "a.tiff", (0,), (0,), 112.0, 112)
-    moved = TileFields(SlideFiles(tmp_path), "a.tiff", (1,), (0,), 112.0, 112)
-    headers = [
-        MeasureStain("a", fingerprint, where, "d").header()
-        for fingerprint, where in (("f", fields), ("g", fields), ("f", moved))
-    ]
-    assert len({json.dumps(header) for header in headers}) == 3
+    assert views.jobs[0].compute()["views"].shape == (2, len(settings), 12)
