@@ -121,3 +121,31 @@ def tile_rows(slides: pl.DataFrame, tiles: pl.DataFrame, slide_ids: Sequence[str
         .sort("_order", "_row")
         .drop("_order", "_row")
     )
+
+
+def chosen_vectors(
+    tiles: pl.DataFrame, chosen: NDArray[np.integer], embeddings: Embeddings
+) -> NDArray[np.float64]:
+    """Vectors of some of the embedded tiles, read slide by slide.
+
+    Parameters
+    ----------
+    tiles
+        From :func:`tile_rows`: all tiles of each slide, in the order of its embeddings.
+    chosen
+        [m] rows, those of a slide next to each other.
+    embeddings
+        Vectors of one encoder.
+
+    Returns
+    -------
+    ndarray
+        [m, d] float64.
+    """
+    place = pl.int_range(pl.len()).over("slide_id").alias("place")
+    rows = tiles.select("slide_id", place)[chosen]
+    parts = [
+        embeddings.stack([str(slide)])[of_slide["place"].to_numpy()]
+        for (slide,), of_slide in rows.group_by("slide_id", maintain_order=True)
+    ]
+    return (np.concatenate(parts) if parts else np.zeros((0, 1))).astype(np.float64)
