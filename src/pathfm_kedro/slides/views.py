@@ -1,4 +1,4 @@
-"""Turned views of one field of view, without invented corners."""
+"""Rotated views of one field of view, without invented corners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-#: Turned as float32: Pillow cuts off decimals of uint8, which darkens every turn by half a level.
+#: Rotated as float32: Pillow cuts off decimals of uint8, which darkens every rotation by half a level.
 Floats = NDArray[np.float32]
 
 #: Pixels that two bicubic passes may need beyond √2·size: a pass reads up to 2 px along each axis
@@ -22,10 +22,10 @@ _WHITE = 255
 
 
 def wide_side(size: int) -> int:
-    """Side of the field to read so that a crop of ``size`` can be turned by any angle.
+    """Side of the field to read so that a crop of ``size`` can be rotated by any angle.
 
     The smallest side of the same parity as ``size`` (the crop then starts on a whole pixel) with
-    ``side >= √2 * size + 10``; the 10 px are the reach of turning there and back with bicubic
+    ``side >= √2 * size + 10``; the 10 px are the reach of a round trip (an angle and back) with bicubic
     interpolation.
 
     Parameters
@@ -55,7 +55,7 @@ def wide_side(size: int) -> int:
 
 
 def inscribed_size(side: int) -> int:
-    """Side of the largest view that can be turned inside a field of ``side`` px.
+    """Side of the largest view that can be rotated inside a field of ``side`` px.
 
     For a field that cannot be read wider, such as a pre-cut image: the view is its inner square.
 
@@ -72,7 +72,7 @@ def inscribed_size(side: int) -> int:
     size = int((side - _MARGIN) / math.sqrt(2))
     size -= (side - size) % 2
     if size < 1:
-        raise ValueError(f"a field of {side} px is too small to be turned; give at least 12 px")
+        raise ValueError(f"a field of {side} px is too small to be rotated; give at least 12 px")
     return size
 
 
@@ -104,7 +104,7 @@ def centre_crop(wide: Pixels, size: int) -> Pixels:
 
 
 def rotated_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
-    """Turn the centre of a field by each angle.
+    """Rotate the centre of a field by each angle.
 
     Multiples of 90° move pixels without loss; other angles are bicubic. Angle 0 is the crop.
 
@@ -115,7 +115,7 @@ def rotated_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
     size
         Side of the views, px.
     angles
-        Degrees; positive turns the picture counter-clockwise.
+        Degrees; positive rotates the picture counter-clockwise.
 
     Returns
     -------
@@ -134,17 +134,17 @@ def rotated_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
     >>> views.shape, bool((views[1] == np.rot90(views[0])).all())
     ((3, 8, 8, 3), True)
     """
-    crop = _turnable_crop(wide, size)
+    crop, angles = _rotatable_crop(wide, size), [_within_circle(angle) for angle in angles]
     field = wide.astype(np.float32)
     # Angles that differ by quarter turns share one interpolation.
     within_quarter = {angle % 90 for angle in angles if not _is_lossless(angle)}
-    turned = {angle: _to_pixels(_turn(field, angle, size)) for angle in within_quarter}
-    views = [np.rot90(turned.get(angle % 90, crop), _quarter_turns(angle)) for angle in angles]
+    rotated = {angle: _to_pixels(_rotated(field, angle, size)) for angle in within_quarter}
+    views = [np.rot90(rotated.get(angle % 90, crop), _quarter_turns(angle)) for angle in angles]
     return _stacked(views, size)
 
 
-def rotated_back_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
-    """Turn the centre of a field by each angle and back: the blur of interpolation alone.
+def round_trip_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
+    """Rotate the centre of a field by each angle and back: the blur of interpolation alone.
 
     Content and orientation are those of the crop, only the two interpolations remain; for multiples
     of 90° the view is the crop itself. A control for :func:`rotated_views`.
@@ -167,26 +167,26 @@ def rotated_back_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixe
     Examples
     --------
     >>> wide = np.full((24, 24, 3), 7, np.uint8)
-    >>> int(np.ptp(rotated_back_views(wide, 8, [30])))
+    >>> int(np.ptp(round_trip_views(wide, 8, [30])))
     0
     """
-    crop = _turnable_crop(wide, size)
+    crop, angles = _rotatable_crop(wide, size), [_within_circle(angle) for angle in angles]
     field = wide.astype(np.float32)
-    # A quarter turn more there is a quarter turn more back: the pixels are the same.
+    # A quarter turn more is taken back as well: the pixels are the same.
     within_quarter = {angle % 90 for angle in angles if not _is_lossless(angle)}
-    back = {
-        angle: _to_pixels(_turn(_turn(field, angle, len(field)), -angle, size))
+    returned = {
+        angle: _to_pixels(_rotated(_rotated(field, angle, len(field)), -angle, size))
         for angle in within_quarter
     }
-    return _stacked([back.get(angle % 90, crop) for angle in angles], size)
+    return _stacked([returned.get(angle % 90, crop) for angle in angles], size)
 
 
 def shifted_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
-    """Shift the view until it keeps as much of the tile as a turn by each angle does.
+    """Shift the view until it keeps as much of the tile as a rotation by each angle does.
 
-    A square of side s turned by θ shares s²·2/(1 + |sin θ| + |cos θ|) with itself unturned; the view
+    A square of side s rotated by θ shares s²·2/(1 + |sin θ| + |cos θ|) with itself unrotated; the view
     shifted sideways by s·(1 − that share), to the whole pixel, shares as much. Nothing is
-    interpolated and nothing turned: a control for what comes and goes at the corners.
+    interpolated and nothing rotated: a control for what comes and goes at the corners.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def shifted_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
     >>> shifted_views(wide, 8, [0, 45])[:, 0, 0, 0].tolist()
     [8, 9]
     """
-    _turnable_crop(wide, size)
+    _rotatable_crop(wide, size)
     start = (len(wide) - size) // 2
     views = []
     for angle in angles:
@@ -259,27 +259,40 @@ def apply_disc(views: Pixels, fill: int = _WHITE) -> Pixels:
     return np.where(inside, views, np.uint8(fill))
 
 
+def disc_views(wide: Pixels, size: int, angles: Sequence[float]) -> Pixels:
+    """:func:`rotated_views` behind the inscribed disc, which holds the same tissue at any angle."""
+    return apply_disc(rotated_views(wide, size, angles))
+
+
+def _within_circle(angle: float) -> float:
+    """The angle in 0 … 360, where its rest and its quarters agree.
+
+    The rest of a tiny negative number is 90 itself, while its quarters are none.
+    """
+    return angle % 360
+
+
 def _is_lossless(angle: float) -> bool:
     return angle % 90 == 0
 
 
 def _quarter_turns(angle: float) -> int:
-    return math.floor(angle / 90) % 4
+    return int(angle // 90) % 4
 
 
-def _turnable_crop(wide: Pixels, size: int) -> Pixels:
+def _rotatable_crop(wide: Pixels, size: int) -> Pixels:
     crop = centre_crop(wide, size)
     if len(wide) < wide_side(size):
         raise ValueError(
-            f"a field of {len(wide)} px is too small to turn a view of {size} px without invented "
+            f"a field of {len(wide)} px is too small to rotate a view of {size} px without invented "
             f"corners; read wide_side({size}) = {wide_side(size)} px, or view its inner square of "
             "inscribed_size(side) px"
         )
     return crop
 
 
-def _turn(field: Floats, angle: float, size: int) -> Floats:
-    """Turn a field [s, s, 3] counter-clockwise about its centre; the middle [size, size, 3]."""
+def _rotated(field: Floats, angle: float, size: int) -> Floats:
+    """Rotate a field [s, s, 3] counter-clockwise about its centre; the middle [size, size, 3]."""
     from PIL import Image
 
     matrix = _affine(angle, len(field) / 2, size / 2)

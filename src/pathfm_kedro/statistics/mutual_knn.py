@@ -12,7 +12,7 @@ from pathfm_kedro.statistics.bootstrap import patient_codes, sum_by_patient
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-METRICS = ("euclidean", "cosine")
+DISTANCES = ("euclidean", "cosine")
 
 #: Rows of a similarity matrix held at once: 1,024 of them against a pool of 10,000 take 80 MB.
 _BLOCK = 1024
@@ -30,7 +30,7 @@ def mknn(
     view: NDArray[np.floating[Any]],
     patients: NDArray[Any],
     k: int,
-    metric: str,
+    distance: str,
 ) -> Floats:
     """Share of each tile's k nearest neighbours that stay when the whole pool is turned.
 
@@ -49,7 +49,7 @@ def mknn(
         [n] patient of each tile; a tile's own patient is excluded from its neighbours.
     k
         Neighbours per tile.
-    metric
+    distance
         ``euclidean`` (as published) or ``cosine``.
 
     Returns
@@ -60,13 +60,13 @@ def mknn(
     Raises
     ------
     ValueError
-        If the rows do not match, the metric is unknown, or a tile has fewer than k tiles of other
+        If the rows do not match, the distance is unknown, or a tile has fewer than k tiles of other
         patients.
 
     Examples
     --------
     >>> line = np.array([[0.0], [1.0], [2.1], [3.3]])
-    >>> mknn(line, -line, np.arange(4), k=2, metric="euclidean").tolist()
+    >>> mknn(line, -line, np.arange(4), k=2, distance="euclidean").tolist()
     [1.0, 1.0, 1.0, 1.0]
 
     References
@@ -84,8 +84,8 @@ def mknn(
     if fewest < k:
         raise ValueError(too_few_candidates(k, fewest))
     return shared(
-        nearest(reference, codes, k, metric),
-        nearest(view, codes, k, metric),
+        nearest(reference, codes, k, distance),
+        nearest(view, codes, k, distance),
     )
 
 
@@ -119,10 +119,10 @@ def candidate_counts(codes: Ints) -> Ints:
 
 
 def nearest(
-    vectors: NDArray[np.floating[Any]], codes: Ints, k: int, metric: str
+    vectors: NDArray[np.floating[Any]], codes: Ints, k: int, distance: str
 ) -> NDArray[np.intp]:
     """Each row's k nearest rows of other patients, nearest first, ties by index: [n, k]."""
-    cloud, offset = _as_inner_products(vectors, metric)
+    cloud, offset = _as_inner_products(vectors, distance)
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(cloud), _BLOCK)]
     return np.concatenate(
         [
@@ -138,16 +138,16 @@ def _best(similarity: Floats, excluded: NDArray[np.bool_], k: int) -> NDArray[np
     return np.argsort(distance, axis=1, kind="stable")[:, :k]
 
 
-def _as_inner_products(vectors: NDArray[np.floating[Any]], metric: str) -> tuple[Floats, Floats]:
-    """Vectors and a per-candidate offset whose inner products rank as the metric does.
+def _as_inner_products(vectors: NDArray[np.floating[Any]], distance: str) -> tuple[Floats, Floats]:
+    """Vectors and a per-candidate offset whose inner products rank as the distance does.
 
     Euclidean: x·y − |y|²/2 falls with |x − y|. Neither moving nor scaling the cloud changes the
     order; centred and of size 1 it loses no digits.
     """
-    if metric == "cosine":
+    if distance == "cosine":
         return unit(vectors), np.zeros(len(vectors))
-    if metric != "euclidean":
-        raise ValueError(f"unknown metric {metric!r}; choose from {list(METRICS)}")
+    if distance != "euclidean":
+        raise ValueError(f"unknown distance {distance!r}; choose from {list(DISTANCES)}")
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     squares = np.einsum("ij,ij->i", centred, centred)
     size = squares.max(initial=0.0) or 1.0
@@ -259,14 +259,14 @@ def cosine_distance_chance(
     return 1 - cosine_sums / np.maximum(candidate_counts(codes), 1)
 
 
-def without_spread(vectors: NDArray[np.floating[Any]], metric: str) -> bool:
+def without_spread(vectors: NDArray[np.floating[Any]], distance: str) -> bool:
     """Whether all rows are the same but for rounding, so that ties alone decide neighbours.
 
     Parameters
     ----------
     vectors
         [n, d].
-    metric
+    distance
         ``euclidean``, or ``cosine``, for which rows of one direction are the same.
 
     Examples
@@ -275,7 +275,7 @@ def without_spread(vectors: NDArray[np.floating[Any]], metric: str) -> bool:
     >>> without_spread(rows, "cosine"), without_spread(rows, "euclidean")
     (True, False)
     """
-    cloud = unit(vectors) if metric == "cosine" else vectors.astype(np.float64)
+    cloud = unit(vectors) if distance == "cosine" else vectors.astype(np.float64)
     middle = cloud.mean(axis=0)
     farthest = float(np.linalg.norm(cloud - middle, axis=1).max(initial=0.0))
     return farthest <= _ROUNDING * float(np.linalg.norm(middle))

@@ -33,18 +33,29 @@ class PatientStatistics:
         What the rows were measured at; the setting of figures made from them.
     stratum
         ``all``, or the label, center or organ that the rows are confined to.
+    over
+        Key column over whose values is averaged, such as the angle; empty for none.
     """
 
     table: pl.DataFrame
     parameters: ExperimentParameters
     setting: Mapping[str, Any] = field(default_factory=dict)
     stratum: str = "all"
+    over: str = ""
 
     def at(self, **keys: Any) -> PatientStatistics:
         """Rows with these values of key columns, which join the setting; None is a missing value."""
         matches = [pl.col(name).eq_missing(pl.lit(value)) for name, value in keys.items()]
         told = {name: value for name, value in keys.items() if value is not None}
         return replace(self, table=self.table.filter(*matches), setting={**self.setting, **told})
+
+    def where(self, *rows: pl.Expr) -> PatientStatistics:
+        """Rows for which all expressions hold."""
+        return replace(self, table=self.table.filter(*rows))
+
+    def mean_over(self, column: str) -> PatientStatistics:
+        """The same rows for a mean over the values of a key column: a tile counts once in `n`."""
+        return replace(self, over=column)
 
     def told(self, **setting: Any) -> PatientStatistics:
         """The same rows with another setting."""
@@ -70,8 +81,9 @@ class PatientStatistics:
 
     @property
     def n(self) -> int:
-        """Tiles, each as often as it was counted."""
-        return int(self.table["n_tiles"].sum())
+        """Tiles, each as often as it was counted; once in a mean over a column."""
+        times = self.table[self.over].n_unique() if self.over else 1
+        return int(self.table["n_tiles"].sum()) // max(times, 1)
 
     @property
     def weights(self) -> Floats:

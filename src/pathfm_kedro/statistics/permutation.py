@@ -7,6 +7,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.statistics.figures import Value
+from pathfm_kedro.statistics.measurements import Estimate, Null
+
 Ints = NDArray[np.int64]
 
 
@@ -50,3 +53,12 @@ def permuted_within(
     out = np.empty((draws, len(labels)), dtype=np.int64)
     np.put_along_axis(out, chosen, labels[np.lexsort((labels, strata))][None, :], axis=1)
     return cast(Ints, np.ascontiguousarray(out.T))
+
+
+def less_chance(estimate: Estimate, null: Null, chance: float) -> Value:
+    """A figure, its interval and its null, each minus what chance gives."""
+    value, ci_low, ci_high, low, high = (
+        None if figure is None else figure - chance
+        for figure in (estimate.value, estimate.ci_low, estimate.ci_high, null.low, null.high)
+    )
+    return Value(Estimate(value, ci_low, ci_high, estimate.n, estimate.n_patients), Null(low, high))

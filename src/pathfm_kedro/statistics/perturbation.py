@@ -36,6 +36,7 @@ from pathfm_kedro.statistics.mutual_knn import (
     without_spread,
 )
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.tables import to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -122,6 +123,47 @@ def nearest_references(
 
 
 @dataclass(frozen=True)
+class TileGroups:
+    """Groups of tiles whose sums are kept.
+
+    Attributes
+    ----------
+    keys
+        One row per group: a patient, or a patient's tiles of one label.
+    codes, patients
+        [n] group and patient of each tile.
+    """
+
+    keys: pl.DataFrame
+    codes: Ints
+    patients: Ints
+
+    @classmethod
+    def of(cls, tiles: pl.DataFrame, by: Sequence[str] = ("patient_id",)) -> TileGroups:
+        """Tiles with patient_id, grouped by the named columns."""
+        keys = tiles.select(by).unique().sort(by).with_row_index("_group")
+        codes = tiles.join(keys, on=list(by), how="left", maintain_order="left", nulls_equal=True)
+        return cls(
+            keys.drop("_group"),
+            codes["_group"].cast(pl.Int64).to_numpy(),
+            patient_codes(tiles["patient_id"].to_numpy())[0],
+        )
+
+    @property
+    def candidates(self) -> Ints:
+        """[n] tiles of other patients, for each tile."""
+        return candidate_counts(self.patients)
+
+    def sums(self, **columns: Floats) -> pl.DataFrame:
+        """The keys, ``n_tiles`` and sums of values [n] per group."""
+        counted = {"n_tiles": np.ones(len(self.codes)), **columns}
+        return self.keys.with_columns(
+            pl.Series(name, sum_by_patient(values, self.codes, self.keys.height))
+            for name, values in counted.items()
+        )
+
+
+@dataclass(frozen=True)
 class ReferenceTiles:
     """The unchanged tiles that views are held against.
 
@@ -129,10 +171,8 @@ class ReferenceTiles:
     ----------
     vectors
         [n, d] rows of length 1.
-    keys
-        One row per group of tiles whose sums are kept: a patient, or a patient's tiles of one label.
-    groups, patients
-        [n] codes.
+    groups
+        Of the n tiles.
     between
         [n] from :func:`between_patient_distance`.
     neighbours
@@ -142,9 +182,7 @@ class ReferenceTiles:
     """
 
     vectors: Floats
-    keys: pl.DataFrame
-    groups: Ints
-    patients: Ints
+    groups: TileGroups
     between: Floats
     neighbours: NDArray[np.intp] | None
     k: int
@@ -158,20 +196,17 @@ class ReferenceTiles:
         by: Sequence[str] = ("patient_id",),
     ) -> ReferenceTiles:
         """Reference vectors [n, d] of tiles with patient_id and label, grouped by the named columns."""
-        keys = tiles.select(by).unique().sort(by).with_row_index("_group")
-        groups = tiles.join(keys, on=list(by), how="left", maintain_order="left", nulls_equal=True)
-        patients, _ = patient_codes(tiles["patient_id"].to_numpy())
+        groups = TileGroups.of(tiles, by)
+        patients = groups.patients
         # A tile without a label is like no other.
         labels = tiles.select(
             pl.col("label").rank("dense").cast(pl.Int64).fill_null(-1 - pl.int_range(pl.len()))
         ).to_series()
         vectors = unit(reference)
-        enough = k < int(candidate_counts(patients).min())
+        enough = k < int(groups.candidates.min())
         return cls(
             vectors,
-            keys.drop("_group"),
-            groups["_group"].cast(pl.Int64).to_numpy(),
-            patients,
+            groups,
             between_patient_distance(vectors, patients, labels.to_numpy()),
             nearest_references(vectors, vectors, patients, k + 1) if enough else None,
             k,
@@ -194,40 +229,46 @@ class ReferenceTiles:
         """
         known = np.isfinite(self.between)
         shift = np.maximum(cosine_distances(self.vectors, vectors), 0.0)
-        columns = {
-            "n_tiles": np.ones(len(vectors)),
-            "n_shifted": known.astype(np.float64),
-            "shift_sum": np.where(known, shift, 0.0),
-            "between_sum": np.where(known, self.between, 0.0),
+        sums = self.groups.sums(
+            n_shifted=known.astype(np.float64),
+            shift_sum=np.where(known, shift, 0.0),
+            between_sum=np.where(known, self.between, 0.0),
             **self._neighbour_columns(unit(vectors)),
-        }
-        sums = [
-            pl.Series(name, sum_by_patient(values, self.groups, self.keys.height))
-            for name, values in columns.items()
-        ]
-        whole = self.keys.with_columns(
-            *sums,
+        ).with_columns(
             *(pl.lit(value).alias(name) for name, value in keys.items()),
             k=pl.lit(self.k),
-            fewest_candidates=pl.lit(int(candidate_counts(self.patients).min())),
+            fewest_candidates=pl.lit(int(self.groups.candidates.min())),
             no_spread=pl.lit(without_spread(self.vectors, "cosine")),
         )
-        missing = [name for name in PERTURBATION_SUMS if name not in whole.columns]
-        return whole.with_columns(pl.lit(None).alias(name) for name in missing).select(
-            *keys,
-            *self.keys.columns,
-            *(pl.col(name).cast(kind) for name, kind in PERTURBATION_SUMS.items()),
-        )
+        named = [*keys, *self.groups.keys.columns]
+        return to_schema(sums, {name: sums.schema[name] for name in named} | PERTURBATION_SUMS)
 
     def _neighbour_columns(self, view: Floats) -> dict[str, Floats]:
         if self.neighbours is None:
             return {}
-        found = nearest_references(view, self.vectors, self.patients, self.k + 1)
-        return {
-            "kept_sum": shared(self.neighbours[:, : self.k], found[:, : self.k]),
-            "candidate_sum": candidate_effects(self.neighbours, found, self.k),
-            "chance_sum": self.k / candidate_counts(self.patients),
-        }
+        found = nearest_references(view, self.vectors, self.groups.patients, self.k + 1)
+        return kept_columns(self.neighbours, found, self.groups.patients, self.k)
+
+
+def kept_columns(
+    reference: NDArray[np.intp], view: NDArray[np.intp], patients: Ints, k: int
+) -> dict[str, Floats]:
+    """Per tile [n]: neighbours kept, effects as a candidate, and chance, as named in the sums.
+
+    Parameters
+    ----------
+    reference, view
+        [n, > k] nearest neighbours of the tiles and of their views, nearest first.
+    patients
+        [n] codes.
+    k
+        Neighbours that count.
+    """
+    return {
+        "kept_sum": shared(reference[:, :k], view[:, :k]),
+        "candidate_sum": candidate_effects(reference, view, k),
+        "chance_sum": k / candidate_counts(patients),
+    }
 
 
 def relative_shift(view: PatientStatistics) -> Value:
@@ -240,7 +281,7 @@ def kept_neighbours(view: PatientStatistics) -> Value:
     """Share of neighbours kept; patients are resampled as queries and as candidates."""
     require_neighbours(view)
     estimate = view.ratio(kept_values(view), view.sums("n_tiles"))
-    level = float(view.sums("chance_sum").sum() / view.n)
+    level = float(view.sums("chance_sum").sum() / view.sums("n_tiles").sum())
     return Value(within_unit(estimate), Null(level, level))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -149,3 +149,21 @@ def chosen_vectors(
         for (slide,), of_slide in rows.group_by("slide_id", maintain_order=True)
     ]
     return (np.concatenate(parts) if parts else np.zeros((0, 1))).astype(np.float64)
+
+
+def to_schema(
+    rows: pl.DataFrame | Sequence[Mapping[str, Any]], schema: Mapping[str, pl.DataType]
+) -> pl.DataFrame:
+    """Rows in the order and types of a schema; columns that are not given are null.
+
+    Examples
+    --------
+    >>> to_schema([{"n": 1}], {"n": pl.Int32(), "reason": pl.String()}).row(0)
+    (1, None)
+    """
+    if not isinstance(rows, pl.DataFrame):
+        return pl.DataFrame(list(rows), schema=dict(schema))
+    absent = [pl.lit(None).alias(name) for name in schema if name not in rows.columns]
+    return rows.with_columns(absent).select(
+        pl.col(name).cast(kind) for name, kind in schema.items()
+    )

@@ -170,11 +170,13 @@ def embedded(cohort: Cohort, work_of, encoder) -> Shards:
     return shards_of(cohort.pool, views=np.concatenate(vectors))
 
 
-def measured(experiment, parameters: dict, *inputs, encoder: str = "e") -> pl.DataFrame:
+def measured(
+    experiment, parameters: dict, *inputs, encoder: str = "e", most: int = 60
+) -> pl.DataFrame:
     """The measurements of an experiment, by the two steps that its nodes take."""
     statistics = experiment.statistics(*inputs, parameters)
     table = experiment.measurements(statistics, parameters, encoder=encoder)
-    refuses_nan(table)
+    refuses_nan(table, most)
     return table
 
 
@@ -189,11 +191,11 @@ def pick(table: pl.DataFrame, metric: str, **setting) -> dict:
     return rows[0]
 
 
-def refuses_nan(table: pl.DataFrame) -> None:
+def refuses_nan(table: pl.DataFrame, most: int = 60) -> None:
     """No figure is NaN, every undefined one says why, and rows are few."""
     numbers = ["value", "ci_low", "ci_high", "null_low", "null_high"]
     assert not table.select(pl.any_horizontal(pl.col(numbers).is_nan().any())).item()
     undefined = table.filter(pl.col("value").is_null())
     assert (undefined["reason"].str.len_chars() > 20).all()
     assert (undefined["verdict"] == "not_applicable").all()
-    assert table.height <= 60
+    assert table.height <= most

@@ -4,43 +4,47 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_kedro.pipelines.robustness.appearance_views import (
-    center_references,
-    n_targets,
-    target_centers,
-    view_changes,
-)
+from pathfm_kedro.pipelines.robustness.appearance import TRANSFERS, appearance_views
 from pathfm_kedro.pipelines.robustness.cue_conflict import (
-    COUNTS_SCHEMA,
-    cue_conflict_counts,
-    cue_conflict_measurements,
+    CUE_CONFLICT_SCHEMA,
+    CueConflict,
+    cue_conflict_figures,
+    cue_conflict_statistics,
 )
-from pathfm_kedro.pipelines.robustness.mutual_knn import unit
+from pathfm_kedro.pipelines.robustness.stain_references import target_centers
+from pathfm_kedro.statistics.figures import measure as measure_figures
+from pathfm_kedro.statistics.mutual_knn import unit
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (
     APPEARANCE,
     appearance_of,
+    appearance_with,
     make_pool,
+    measured,
     phantom_cohort,
-    phantom_stains,
+    phantom_references,
     pick,
-    refuses_nan,
     shards_of,
 )
 
-TOLD = {
+JUDGED = "follows_morphology_minus_null"
+PARAMETERS = {
     "k": [1, 5],
-    "signature": {"change": "macenko", "k": 5},
-    "thresholds": {"morphology": 0.0},
+    "criteria": [{"metric": JUDGED, "at": {"transfer": "macenko", "k": 5}, "above": 0.0}],
     "draws": 300,
     "seed": 0,
 }
+CUE_CONFLICT = Experiment(
+    "cue_conflict", CueConflict, cue_conflict_statistics, cue_conflict_figures, []
+)
 LABELS, CENTERS, PATIENTS = "wxyz", ("A", "B", "C"), 3
 
 
 def references(centers=CENTERS) -> pl.DataFrame:
     """The phantom's references under other names of centers."""
-    found = center_references(phantom_stains(), APPEARANCE)
-    return found.head(len(centers)).with_columns(center=pl.Series(centers))
+    found = phantom_references()
+    return found.head(len(centers)).with_columns(center=pl.Series(list(centers), dtype=pl.String))
 
 
 def balanced_pool(labels=LABELS, centers=CENTERS, each=PATIENTS) -> pl.DataFrame:
@@ -53,28 +57,43 @@ def balanced_pool(labels=LABELS, centers=CENTERS, each=PATIENTS) -> pl.DataFrame
     )
 
 
+def settings_of(known) -> tuple:
+    return appearance_views(known, None, appearance_with()).settings
+
+
+def parameters_with(**changes) -> CueConflict:
+    return read_parameters(CueConflict, "cue_conflict", PARAMETERS | changes)
+
+
+def statistics_of(pool, views, known) -> pl.DataFrame:
+    shards = shards_of(pool, views=views)
+    return cue_conflict_statistics(shards, pool, known, APPEARANCE, parameters_with())
+
+
 def measure(pool, views, known=None, **changes) -> pl.DataFrame:
-    told = TOLD | changes
     known = references() if known is None else known
-    counts = cue_conflict_counts(shards_of(pool, views=views), pool, known, APPEARANCE, told)
-    assert dict(counts.schema) == COUNTS_SCHEMA
-    table = cue_conflict_measurements(counts, told, "e")
-    refuses_nan(table)
-    return table
+    shards = shards_of(pool, views=views)
+    return measured(CUE_CONFLICT, PARAMETERS | changes, shards, pool, known, APPEARANCE)
+
+
+def at_k(k: int) -> dict:
+    """Parameters of one k."""
+    criterion = {"metric": JUDGED, "at": {"transfer": "macenko", "k": k}, "above": 0.0}
+    return {"k": [k], "criteria": [criterion]}
 
 
 def cues(pool, morphology: float, stain: float, centers=CENTERS, noise=0.01) -> np.ndarray:
     """Vectors that hold the label and the stain that is seen, with given strength."""
     known = list(centers)
-    changes = view_changes(APPEARANCE, n_targets(known, APPEARANCE["max_targets"]))
+    changes = settings_of(references(centers))
     generator = np.random.default_rng(0)
     labels = sorted(set(pool["label"]))
     out = generator.normal(0, noise, (pool.height, len(changes), len(labels) + len(known)))
     for i, row in enumerate(pool.iter_rows(named=True)):
         for j, change in enumerate(changes):
             seen = row["center"]
-            if change.kind in ("macenko", "reinhard"):
-                seen = target_centers(known, row["center"], 3)[change.target]
+            if change["view"] in TRANSFERS:
+                seen = target_centers(known, row["center"], 3)[change["target"]]
             out[i, j, labels.index(row["label"])] += morphology
             out[i, j, len(labels) + known.index(seen)] += stain
     return out.astype(np.float32)
@@ -84,31 +103,31 @@ def test_who_sees_only_morphology_follows_it():
     pool = balanced_pool()
     table = measure(pool, cues(pool, 1.0, 0.0))
     for k in (1, 5):
-        at = {"change": "macenko", "k": k}
+        at = {"transfer": "macenko", "k": k}
         assert (
             pick(table, "follows_morphology", view="transferred", scope="any", **at)["value"] == 1
         )
         assert pick(table, "morphology_loss", **at)["value"] == 0
-    signature = pick(table, "follows_morphology_minus_null", change="macenko", k=5)
-    assert signature["verdict"] == "pass"
+    row = pick(table, JUDGED, transfer="macenko", k=5)
+    assert row["verdict"] == "pass"
 
 
 def test_who_sees_only_stain_follows_it_once_it_has_changed():
     pool = balanced_pool()
     table = measure(pool, cues(pool, 0.0, 1.0))
-    at = {"change": "reinhard", "k": 5}
+    at = {"transfer": "reinhard", "k": 5}
     assert pick(table, "follows_morphology", view="transferred", scope="any", **at)["value"] == 0
     assert pick(table, "follows_morphology", view="clean", scope="any", **at)["value"] == 1
     assert pick(table, "morphology_loss", **at)["value"] == 1
-    assert pick(table, "follows_morphology_minus_null", change="macenko", k=5)["verdict"] == "fail"
+    assert pick(table, JUDGED, transfer="macenko", k=5)["verdict"] == "fail"
 
 
 @pytest.mark.parametrize(("labels", "centers"), [("wxyz", "ABC"), ("wx", "AB"), ("wxyz", "AB")])
 def test_null_of_a_balanced_design_is_that_of_the_robustness_index(labels, centers):
     pool = balanced_pool(labels, centers, each=30)
     views = cues(pool, 0.0, 0.0, centers, noise=1.0)
-    table = measure(pool, views, known=references(tuple(centers)), k=[5])
-    row = pick(table, "follows_morphology", change="macenko", view="transferred", scope="any")
+    table = measure(pool, views, known=references(tuple(centers)), **at_k(5))
+    row = pick(table, "follows_morphology", transfer="macenko", view="transferred", scope="any")
     expected = (len(centers) - 1) / (len(centers) + len(labels) - 2)
     # The query's own patient is no candidate, which takes 1 of 30 from its cell.
     assert row["null_low"] == pytest.approx(expected, abs=0.02)
@@ -116,9 +135,8 @@ def test_null_of_a_balanced_design_is_that_of_the_robustness_index(labels, cente
 
 def test_knowing_nothing_sits_on_the_null():
     pool = balanced_pool(each=6)
-    views = np.random.default_rng(3).normal(
-        size=(pool.height, len(view_changes(APPEARANCE, 2)), 40)
-    )
+    shape = (pool.height, len(settings_of(references())), 40)
+    views = np.random.default_rng(3).normal(size=shape)
     table = measure(pool, views.astype(np.float32))
     rows = table.filter(metric="follows_morphology")
     assert rows.select(pl.col("null_low").is_between("ci_low", "ci_high").mean()).item() > 0.7
@@ -126,17 +144,18 @@ def test_knowing_nothing_sits_on_the_null():
 
 def test_counts_are_those_of_brute_force():
     pool = balanced_pool(each=2)
-    changes = view_changes(APPEARANCE, 2)
+    changes = settings_of(references())
     views = np.random.default_rng(1).normal(size=(pool.height, len(changes), 6)).astype(np.float32)
-    counts = cue_conflict_counts(shards_of(pool, views=views), pool, references(), APPEARANCE, TOLD)
+    counts = statistics_of(pool, views, references())
+    assert dict(counts.schema) == CUE_CONFLICT_SCHEMA
     rows, tiles = unit(views.reshape(-1, 6)).reshape(views.shape), pool.to_dicts()
-    place = {change.name: i for i, change in enumerate(changes)}
+    place = {(c["view"], c.get("target")): i for i, c in enumerate(changes)}
     found = {"any": 0, "origin": 0, "stain": 0}
     expected = {"any": 0.0, "stain": 0.0}
     for i, tile in enumerate(tiles):
         others = [j for j in range(len(tiles)) if tiles[j]["patient_id"] != tile["patient_id"]]
         for target, center in enumerate(target_centers(list(CENTERS), tile["center"], 3)):
-            query = rows[i, place[f"macenko {target}"]]
+            query = rows[i, place["macenko", target]]
             near = sorted(others, key=lambda j, query=query: -float(query @ rows[j, 0]))[:5]
             same = [tiles[j]["label"] == tile["label"] for j in near]
             there = [tiles[j]["center"] == center for j in near]
@@ -152,7 +171,7 @@ def test_counts_are_those_of_brute_force():
                     and (tiles[j]["center"] == center) != wanted
                 ]
                 expected[name] += 5 * len(eligible) / len(others)
-    part = counts.filter(change="macenko", k=5, view="transferred")
+    part = counts.filter(transfer="macenko", k=5, view="transferred")
     met = part.filter(pl.col("neighbour_patient").is_not_null())
     assert met["morphology_any"].sum() == found["any"]
     assert met["morphology_origin"].sum() == found["origin"]
@@ -167,16 +186,12 @@ def test_counts_are_those_of_brute_force():
     ("control", "verdict"), [("phantom_truth", "pass"), ("stain_statistics", "fail")]
 )
 def test_controls_answer_as_they_must(control, verdict):
-    known = center_references(phantom_stains(), APPEARANCE)
-    counts = cue_conflict_counts(
-        appearance_of(control), phantom_cohort().pool, known, APPEARANCE, TOLD
-    )
-    table = cue_conflict_measurements(counts, TOLD, control)
-    refuses_nan(table)
-    signature = pick(table, "follows_morphology_minus_null", change="macenko", k=5)
-    assert signature["verdict"] == verdict
+    views, pool, known = appearance_of(control), phantom_cohort().pool, phantom_references()
+    table = measured(CUE_CONFLICT, PARAMETERS, views, pool, known, APPEARANCE)
+    row = pick(table, JUDGED, transfer="macenko", k=5)
+    assert row["verdict"] == verdict
     if control == "phantom_truth":
-        assert pick(table, "morphology_loss", change="macenko", k=5)["value"] == 0
+        assert pick(table, "morphology_loss", transfer="macenko", k=5)["value"] == 0
 
 
 def test_designs_without_a_conflict_are_told_what_to_mend():
@@ -184,7 +199,7 @@ def test_designs_without_a_conflict_are_told_what_to_mend():
     table = measure(pool, cues(pool, 1.0, 1.0, ("A",)), known=references(("A",)))
     assert (table["verdict"] == "not_applicable").all()
     assert table["reason"].str.contains("add centers").all()
-    assert pick(table, "follows_morphology_minus_null", change="macenko", k=5)["threshold"] == 0
+    assert pick(table, JUDGED, transfer="macenko", k=5)["threshold"] == 0
     pool = balanced_pool(labels="w", each=6)
     table = measure(pool, cues(pool, 1.0, 1.0))
     assert table["reason"].str.contains("add labels").all()
@@ -194,16 +209,15 @@ def test_designs_without_a_conflict_are_told_what_to_mend():
     assert many["reason"].str.contains("raise tile_pool.max_tiles").all()
 
 
-def test_a_signature_that_is_not_measured_is_refused():
+def test_a_criterion_of_what_is_not_measured_is_refused():
     pool = balanced_pool()
-    with pytest.raises(ValueError, match="is not measured"):
-        measure(pool, cues(pool, 1.0, 1.0), signature={"change": "macenko", "k": 3})
+    with pytest.raises(ValueError, match=r"cue_conflict.criteria: no figure .*is measured at"):
+        measure(pool, cues(pool, 1.0, 1.0), **at_k(3) | {"k": [1, 5]})
 
 
 def test_patients_without_a_conflict_do_not_count():
     pool = balanced_pool()
-    shards = shards_of(pool, views=cues(pool, 1.0, 0.1))
-    counts = cue_conflict_counts(shards, pool, references(), APPEARANCE, TOLD)
+    counts = statistics_of(pool, cues(pool, 1.0, 0.1), references())
     asking = pl.col("patient_id").is_in(pool["patient_id"].unique().sort().head(5).to_list())
     sums = ["n_queries", "morphology_any", "morphology_origin", "stain"]
     others = ~asking & pl.col("neighbour_patient").is_null()
@@ -211,21 +225,18 @@ def test_patients_without_a_conflict_do_not_count():
         pl.when(others).then(0).otherwise(name).cast(counts.schema[name]).alias(name)
         for name in sums
     )
-    table = cue_conflict_measurements(silent, TOLD, "e")
+    p = parameters_with()
+    table = measure_figures(cue_conflict_figures(silent, p), "cue_conflict", "e", p.criteria)
     assert table["n_patients"].unique().to_list() == [5]
-    row = pick(table, "follows_morphology_minus_null", change="macenko", k=5)
-    assert row["verdict"] == "inconclusive"
-    assert row["reason"].startswith("rests on 5 patients")
+    row = pick(table, JUDGED, transfer="macenko", k=5)
+    assert row["verdict"] == "undecidable"
+    assert "5 patients" in row["reason"]
 
 
 def test_as_many_candidates_as_neighbours_are_enough():
     pool = balanced_pool("wx", "AB", each=2)  # 7 tiles of other patients for every tile
     known, views = references(("A", "B")), cues(pool, 1.0, 0.0, ("A", "B"))
-    told = {"k": [7], "signature": {"change": "macenko", "k": 7}}
-    found = pick(
-        measure(pool, views, known, **told), "follows_morphology_minus_null", change="macenko"
-    )
+    found = pick(measure(pool, views, known, **at_k(7)), JUDGED, transfer="macenko")
     assert found["value"] is not None
-    told = {"k": [8], "signature": {"change": "macenko", "k": 8}}
-    table = measure(pool, views, known, **told)
+    table = measure(pool, views, known, **at_k(8))
     assert table["reason"].str.contains("at least 8 tiles of other patients").all()

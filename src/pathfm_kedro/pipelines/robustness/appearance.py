@@ -13,7 +13,6 @@ distance is itself one of colour, so that its relative shift is small.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -46,7 +45,7 @@ from pathfm_kedro.statistics.perturbation import (
     kept_neighbours,
     relative_shift,
 )
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Setting = Mapping[str, Any]
 
@@ -274,7 +273,7 @@ def appearance_statistics(
             for setting, vectors in part.of(view):
                 dose = setting.get(DOSES.get(view, ""))
                 sums = clean.statistics(vectors, view=view, dose=dose, target=setting.get("target"))
-                frames.append(sums.cast(pl.Schema(APPEARANCE_SCHEMA)))
+                frames.append(to_schema(sums, APPEARANCE_SCHEMA))
     return pl.concat(frames)
 
 
@@ -309,8 +308,12 @@ def _name(setting: Setting) -> str:
 
 def _together(of: PatientStatistics, settings: Sequence[Setting]) -> PatientStatistics:
     """The rows of several views."""
-    parts = [of.at(view=s["view"], dose=s.get(DOSES.get(s["view"], ""))) for s in settings]
-    return replace(of, table=pl.concat([part.table for part in parts]))
+    asked = [(s["view"], s.get(DOSES.get(s["view"], ""))) for s in settings]
+    matches = [
+        pl.col("view").eq(view) & pl.col("dose").eq_missing(pl.lit(dose, pl.Float64))
+        for view, dose in asked
+    ]
+    return of.where(pl.any_horizontal(matches))
 
 
 def _of_transfers(

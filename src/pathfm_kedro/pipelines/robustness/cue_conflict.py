@@ -11,92 +11,180 @@ one of
 ``follows_morphology = morphology / (morphology + stain)``, pooled over tiles, targets and the k
 neighbours. If all candidates were equally likely it would be the ratio of the expected counts, its
 null: (C − 1)/(C + L − 2) with C centers and L labels in equal numbers, as for the robustness index.
-``morphology_loss`` is the same figure of the tile before the transfer (view ``clean``) minus this one:
-how much the stain pulled. Before, both cues point home, so that the clean figure is high for whoever
-knows either. Pairs of tile and target count only where both kinds of neighbour exist.
+``follows_morphology_minus_null`` is what criteria rest on. ``morphology_loss`` is the same figure of
+the tile before the transfer (view ``clean``) minus this one: how much the stain pulled. Before, both
+cues point home, so that the clean figure is high for whoever knows either. Pairs of tile and target
+count only where both kinds of neighbour exist. Patients are resampled as queries and as neighbours
+(:mod:`~pathfm_kedro.statistics.pair_bootstrap`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.appearance import nearest_clean, view_stack
-from pathfm_kedro.pipelines.robustness.appearance_views import (
+from pathfm_kedro.pipelines.robustness.appearance import (
     CLEAN,
     TRANSFERS,
-    Change,
-    n_targets,
-    target_centers,
-    usable_references,
-    view_changes,
+    Appearance,
+    appearance_views,
 )
-from pathfm_kedro.pipelines.robustness.mutual_knn import candidate_counts, unit
-from pathfm_kedro.statistics.bootstrap import (
-    bootstrap_weights,
-    patient_codes,
-    percentile_interval,
-)
-from pathfm_kedro.statistics.measurements import (
-    Direction,
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
-)
+from pathfm_kedro.pipelines.robustness.stain_references import target_centers, usable_references
+from pathfm_kedro.pipelines.robustness.views import EmbeddedViews, embedded_views
+from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.mutual_knn import candidate_counts, unit
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, resampled_total
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, read_parameters
+from pathfm_kedro.statistics.permutation import less_chance
+from pathfm_kedro.statistics.perturbation import nearest_references
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-
-EXPERIMENT = "cue_conflict"
-METRIC = "follows_morphology"
-SIGNATURE = "follows_morphology_minus_null"
-DIRECTION: Direction = "above"
 
 #: Seen in another center's stain, and as it is.
 TRANSFERRED = "transferred"
 VIEWS = (TRANSFERRED, CLEAN)
 #: Whose morphology counts: any center's but the target's, or the tile's own center's.
 SCOPES = ("any", "origin")
+CUES = ("morphology_any", "morphology_origin", "stain")
 
 #: Two kinds of rows, by transfer, view and k:
 #:
 #: - with neighbour_patient: how often patient_id's tiles met that patient's tiles as morphology (in
 #:   each scope) and as stain;
-#: - without: patient_id's tiles asked (n_queries, once for each target) and the counts expected if
+#: - without: patient_id's queries (its tiles, once for each target) and the counts expected if
 #:   every candidate were equally likely.
-COUNTS_SCHEMA: dict[str, pl.DataType] = {
-    "change": pl.String(),
+CUE_CONFLICT_SCHEMA: dict[str, pl.DataType] = {
+    "transfer": pl.String(),
     "view": pl.String(),
     "k": pl.Int64(),
     "patient_id": pl.String(),
     "neighbour_patient": pl.String(),
     "n_queries": pl.Int64(),
-    "morphology_any": pl.Float64(),
-    "morphology_origin": pl.Float64(),
-    "stain": pl.Float64(),
+    **dict.fromkeys(CUES, pl.Float64()),
 }
-_CUES = ("morphology_any", "morphology_origin", "stain")
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Clean tiles as candidates, as codes [n]; names of patients in their order."""
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CueConflict(ExperimentParameters):
+    """Parameters of the experiment.
+
+    Attributes
+    ----------
+    k
+        Neighbours that are looked at.
+    """
+
+    k: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1),
+        AfterValidator(lambda ks: tuple(sorted(set(ks)))),
+    ]
+
+
+def cue_conflict_statistics(
+    views: Embeddings,
+    pool: pl.DataFrame,
+    references: pl.DataFrame,
+    appearance: Mapping[str, Any],
+    p: CueConflict,
+) -> pl.DataFrame:
+    """Count neighbours that share the morphology or the stain of a transferred tile.
+
+    Parameters
+    ----------
+    views
+        Vectors of the appearance views.
+    pool
+        The tiles; those without label or center are left out.
+    references
+        From :func:`~pathfm_kedro.pipelines.robustness.stain_references.center_references`.
+    appearance
+        Block of parameters of the views.
+    p
+        The parameters.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`CUE_CONFLICT_SCHEMA`; empty where no tile of the pool has a conflict.
+    """
+    seen = read_parameters(Appearance, "appearance", appearance)
+    settings = appearance_views(references, None, seen).settings
+    found = embedded_views(views, pool, settings, "cue_conflict")
+    complete = pl.all_horizontal(pl.col("label", "center").is_not_null())
+    found = found.part(found.tiles.select(complete).to_series().to_numpy().astype(np.bool_))
+    known = list(usable_references(references))
+    if found.tiles.is_empty() or len(known) < 2:
+        return pl.DataFrame(schema=CUE_CONFLICT_SCHEMA)
+    candidates = _Candidates.of(found)
+    fewest = int(candidate_counts(candidates.patients).min())
+    supported = [k for k in p.k if k <= fewest]
+    frames = [pl.DataFrame(schema=CUE_CONFLICT_SCHEMA)]
+    for transfer in TRANSFERS:
+        parts = [
+            _Queries.of(
+                candidates,
+                candidates.codes_of_targets(known, setting["target"], seen.max_targets),
+                unit(vectors),
+                max(supported, default=1),
+            )
+            for setting, vectors in found.of(transfer)
+        ]
+        for k, view in product(supported, VIEWS):
+            for rows in (_met(candidates, parts, view, k), _expected(candidates, parts, k)):
+                keys = {"transfer": transfer, "view": view, "k": k}
+                named = rows.with_columns(pl.lit(v).alias(name) for name, v in keys.items())
+                frames.append(to_schema(named, CUE_CONFLICT_SCHEMA))
+    return pl.concat(frames)
+
+
+@plain_dataclass(frozen=True)
+class _Candidates:
+    """Clean tiles [n], as codes; names of patients and of centers in the order of their codes."""
 
     vectors: Floats
     patients: Ints
     labels: Ints
     centers: Ints
-    names: list[str]
+    patient_names: list[str]
+    center_names: list[str]
+
+    @classmethod
+    def of(cls, found: EmbeddedViews) -> _Candidates:
+        tiles = found.tiles
+        centers, center_codes = np.unique(tiles["center"].to_numpy(), return_inverse=True)
+        return cls(
+            unit(found.at(CLEAN)),
+            patient_codes(tiles["patient_id"].to_numpy())[0],
+            np.unique(tiles["label"].to_numpy(), return_inverse=True)[1].astype(np.int64),
+            center_codes.astype(np.int64),
+            tiles["patient_id"].unique().sort().to_list(),
+            [str(name) for name in centers],
+        )
+
+    def codes_of_targets(self, known: Sequence[str], place: int, most: int) -> Ints:
+        """[n] code of each tile's target at that place; −1 where it has none among them."""
+        of_center = []
+        for center in self.center_names:
+            targets = target_centers(known, center, most)
+            target = targets[place] if place < len(targets) else None
+            of_center.append(self.center_names.index(target) if target in self.center_names else -1)
+        return np.array(of_center)[self.centers]
 
     def cues(self, rows: Ints, targets: Ints) -> Flags:
         """[3, q, n] whether candidate j is morphology (any, origin) or stain for query and target."""
@@ -108,115 +196,7 @@ class _Pool:
         return cues
 
 
-def cue_conflict_counts(
-    views: Embeddings,
-    pool: pl.DataFrame,
-    references: pl.DataFrame,
-    appearance: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-) -> pl.DataFrame:
-    """Count neighbours that share the morphology or the stain of a transferred tile.
-
-    Parameters
-    ----------
-    views
-        What ``plan_appearance_views`` left.
-    pool
-        The tiles; those without label or center are left out.
-    references
-        From ``center_references``.
-    appearance
-        The parameters of the views.
-    parameters
-        ``cue_conflict``: k (list).
-
-    Returns
-    -------
-    DataFrame
-        Columns :data:`COUNTS_SCHEMA`; empty where no tile of the pool has a conflict.
-    """
-    known, most = list(usable_references(references)), int(appearance["max_targets"])
-    changes = view_changes(appearance, n_targets(known, most))
-    present, stack = view_stack(views, pool, [change.name for change in changes], "appearance")
-    whole = present.select(pl.all_horizontal(pl.col("label", "center").is_not_null()))
-    complete = whole.to_series().to_numpy().astype(np.bool_)
-    present, stack = present.filter(complete), stack[complete]
-    if present.is_empty() or len(known) < 2:
-        return pl.DataFrame(schema=COUNTS_SCHEMA)
-    tiles = _pool_of(present, stack[:, 0])
-    targets = _target_codes(present, known, most)
-    frames = [
-        frame
-        for kind in TRANSFERS
-        for frame in _counts_of_transfer(kind, changes, stack, tiles, targets, parameters["k"])
-    ]
-    return pl.concat([pl.DataFrame(schema=COUNTS_SCHEMA), *frames])
-
-
-def _pool_of(present: pl.DataFrame, clean: NDArray[np.float32]) -> _Pool:
-    patients, _ = patient_codes(present["patient_id"].to_numpy())
-    labels = np.unique(present["label"].to_numpy(), return_inverse=True)[1].astype(np.int64)
-    return _Pool(
-        unit(clean),
-        patients,
-        labels,
-        _center_codes(present, present["center"]),
-        present["patient_id"].unique().sort().to_list(),
-    )
-
-
-def _center_codes(present: pl.DataFrame, names: pl.Series) -> Ints:
-    """Centers as codes in sorted order; −1 where there is none."""
-    centers = present["center"].unique().sort().to_list()
-    codes = names.replace_strict(
-        centers, list(range(len(centers))), default=-1, return_dtype=pl.Int64
-    )
-    return codes.fill_null(-1).to_numpy()
-
-
-def _target_codes(present: pl.DataFrame, known: list[str], most: int) -> Ints:
-    """[n, targets] code of each tile's target centers, −1 where it has none."""
-    width = n_targets(known, most)
-    of_center = {
-        center: target_centers(known, center, most) for center in present["center"].unique()
-    }
-    columns = [
-        present["center"].replace_strict(
-            list(of_center),
-            [found[place] if place < len(found) else None for found in of_center.values()],
-            return_dtype=pl.String,
-        )
-        for place in range(width)
-    ]
-    return np.stack([_center_codes(present, column) for column in columns], axis=1)
-
-
-def _counts_of_transfer(
-    kind: str,
-    changes: tuple[Change, ...],
-    stack: NDArray[np.float32],
-    tiles: _Pool,
-    targets: Ints,
-    ks: Iterable[int],
-) -> Iterable[pl.DataFrame]:
-    """Frames of counts of one transfer, one for each view and k."""
-    places = [(i, change.target) for i, change in enumerate(changes) if change.kind == kind]
-    fewest = int(candidate_counts(tiles.patients).min())
-    supported = sorted({int(k) for k in ks if k <= fewest})
-    parts = [
-        _Queries.of(tiles, targets[:, target], unit(stack[:, place]), supported)
-        for place, target in places
-    ]
-    for k in supported:
-        for view in VIEWS:
-            told = {"change": pl.lit(kind), "view": pl.lit(view), "k": pl.lit(k, pl.Int64)}
-            for frame in (_met(tiles, parts, view, k), _expected(tiles, parts, k)):
-                yield frame.with_columns(**told).select(
-                    pl.col(name).cast(dtype) for name, dtype in COUNTS_SCHEMA.items()
-                )
-
-
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class _Queries:
     """Tiles with a conflict under one target: rows [q], cues [3, q, n], neighbours [q, k]."""
 
@@ -225,14 +205,13 @@ class _Queries:
     neighbours: Mapping[str, NDArray[np.intp]]
 
     @classmethod
-    def of(cls, tiles: _Pool, targets: Ints, view: Floats, ks: list[int]) -> _Queries:
+    def of(cls, tiles: _Candidates, targets: Ints, view: Floats, depth: int) -> _Queries:
         rows = np.flatnonzero(targets >= 0)
         cues = tiles.cues(rows, targets[rows])
         conflict = cues[0].any(axis=1) & cues[2].any(axis=1)
         rows, cues = rows[conflict], cues[:, conflict]
-        depth = max(ks, default=1)
         near = {
-            name: nearest_clean(vectors, tiles.vectors, tiles.patients, depth)[rows]
+            name: nearest_references(vectors, tiles.vectors, tiles.patients, depth)[rows]
             for name, vectors in ((TRANSFERRED, view), (CLEAN, tiles.vectors))
         }
         return cls(rows, cues, near)
@@ -243,264 +222,192 @@ class _Queries:
         return near, np.take_along_axis(self.cues, np.stack([near] * len(self.cues)), axis=2)
 
 
-def _met(tiles: _Pool, parts: list[_Queries], view: str, k: int) -> pl.DataFrame:
+def _met(tiles: _Candidates, parts: Sequence[_Queries], view: str, k: int) -> pl.DataFrame:
     """Cues met by pair of patients."""
-    size = len(tiles.names)
-    counts = np.zeros((len(_CUES), size * size))
+    size = len(tiles.patient_names)
+    counts = np.zeros((len(CUES), size * size))
     for part in parts:
         near, cues = part.found(view, k)
         pair = tiles.patients[part.rows, None] * size + tiles.patients[near]
         for cue, flags in enumerate(cues):
             counts[cue] += np.bincount(pair[flags], minlength=size * size)
     where = np.flatnonzero(counts.any(axis=0))
-    names = np.array(tiles.names, dtype=object)
+    names = pl.Series(tiles.patient_names, dtype=pl.String)
     return pl.DataFrame(
         {
-            "patient_id": pl.Series(names[where // size].tolist(), dtype=pl.String),
-            "neighbour_patient": pl.Series(names[where % size].tolist(), dtype=pl.String),
-            "n_queries": pl.Series([0] * len(where), dtype=pl.Int64),
-            **dict(zip(_CUES, counts[:, where], strict=True)),
+            "patient_id": names[(where // size).tolist()],
+            "neighbour_patient": names[(where % size).tolist()],
+            "n_queries": np.zeros(len(where), np.int64),
+            **dict(zip(CUES, counts[:, where], strict=True)),
         }
     )
 
 
-def _expected(tiles: _Pool, parts: list[_Queries], k: int) -> pl.DataFrame:
+def _expected(tiles: _Candidates, parts: Sequence[_Queries], k: int) -> pl.DataFrame:
     """Queries of each patient and the cues that equally likely candidates would give."""
-    size = len(tiles.names)
-    queries, sums = np.zeros(size, np.int64), np.zeros((len(_CUES), size))
+    size = len(tiles.patient_names)
+    queries, sums = np.zeros(size, np.int64), np.zeros((len(CUES), size))
     candidates = candidate_counts(tiles.patients)
     for part in parts:
         owners = tiles.patients[part.rows]
         queries += np.bincount(owners, minlength=size)
         share = part.cues.sum(axis=2) * k / candidates[part.rows]
         sums += np.stack([np.bincount(owners, weights=row, minlength=size) for row in share])
-    return pl.DataFrame(
-        {
-            "patient_id": tiles.names,
-            "neighbour_patient": pl.Series([None] * size, dtype=pl.String),
-            "n_queries": queries,
-            **dict(zip(_CUES, sums, strict=True)),
-        }
-    )
+    expected = dict(zip(CUES, sums, strict=True))
+    return pl.DataFrame({"patient_id": tiles.patient_names, "n_queries": queries, **expected})
 
 
-def cue_conflict_measurements(
-    counts: pl.DataFrame, parameters: Mapping[str, Any], encoder: str
-) -> pl.DataFrame:
-    """Turn the counts into the rows of the measurements table.
-
-    Per transfer and k: ``follows_morphology`` (views transferred and clean, scopes any and origin),
-    ``follows_morphology_minus_null`` and ``morphology_loss``. Patients are resampled as queries and
-    as neighbours. The signature is follows_morphology_minus_null at ``signature``.
+def cue_conflict_figures(statistics: pl.DataFrame, p: CueConflict) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order.
 
     Parameters
     ----------
-    counts
-        From :func:`cue_conflict_counts`.
-    parameters
-        ``cue_conflict``: k, signature (change, k), thresholds (morphology), draws, seed.
-    encoder
-        Name for the table.
-
-    Raises
-    ------
-    ValueError
-        If the signature is not among what is measured.
+    statistics
+        From :func:`cue_conflict_statistics`.
+    p
+        The parameters.
     """
-    signature = parameters["signature"]
-    if signature["change"] not in TRANSFERS or signature["k"] not in parameters["k"]:
-        raise ValueError(
-            f"cue_conflict.signature {dict(signature)} is not measured: take one of {TRANSFERS} and "
-            f"one of cue_conflict.k ({parameters['k']})"
+    for transfer, k in product(TRANSFERS, p.k):
+        counts = CueCounts(statistics.filter(transfer=transfer, k=k), p, k)
+        setting = {"transfer": transfer, "k": k}
+        figure = partial(Figure, n=counts.n, n_patients=counts.n_patients)
+        for view, scope in product(VIEWS, SCOPES):
+            follows = partial(follows_morphology, counts, view, scope)
+            told = {**setting, "view": view, "scope": scope}
+            yield figure("follows_morphology", follows, told)
+        minus_null = partial(follows_morphology_minus_null, counts)
+        yield figure("follows_morphology_minus_null", minus_null, setting)
+        yield figure("morphology_loss", partial(morphology_loss, counts), setting)
+
+
+@plain_dataclass(frozen=True)
+class CueCounts:
+    """What the tiles met under one transfer and k.
+
+    Attributes
+    ----------
+    table
+        Rows of :data:`CUE_CONFLICT_SCHEMA`.
+    p
+        The parameters.
+    k
+        Neighbours that were looked at.
+    """
+
+    table: pl.DataFrame
+    p: CueConflict
+    k: int
+
+    def queries(self, view: str = TRANSFERRED) -> pl.DataFrame:
+        """The rows of queries, one per patient, sorted."""
+        rows = self.table.filter(pl.col("neighbour_patient").is_null(), view=view)
+        return rows.sort("patient_id")
+
+    @property
+    def n(self) -> int:
+        """Queries."""
+        return int(self.queries()["n_queries"].sum())
+
+    @property
+    def n_patients(self) -> int:
+        """Patients with a tile that has a conflict; the others are candidates only."""
+        return self.queries().filter(pl.col("n_queries") > 0).height
+
+    def ratio(self, view: str, scope: str) -> CueRatio:
+        """Morphology among all cues.
+
+        Raises
+        ------
+        Undefined
+            If no tile has a conflict, or no neighbour is a cue.
+        """
+        self._require_conflict()
+        queries, names = self.queries(view), self.queries(view)["patient_id"].to_list()
+        met = self.table.filter(pl.col("neighbour_patient").is_not_null(), view=view)
+        rows, columns = (
+            met[role].replace_strict(names, range(len(names)), return_dtype=pl.Int64).to_numpy()
+            for role in ("patient_id", "neighbour_patient")
         )
-    return measurement_table(
-        row
-        for change in TRANSFERS
-        for k in sorted(set(parameters["k"]))
-        for row in _rows(counts.filter(change=change, k=k), change, k, parameters, encoder)
-    )
+        morphology, stain = np.zeros((2, len(names), len(names)))
+        morphology[rows, columns] = met[f"morphology_{scope}"].to_numpy()
+        stain[rows, columns] = met["stain"].to_numpy()
+        if not (morphology + stain).sum():
+            raise Undefined(
+                "no neighbour shares the morphology alone or the stain alone: raise cue_conflict.k"
+            )
+        expected, other = float(queries[f"morphology_{scope}"].sum()), float(queries["stain"].sum())
+        return CueRatio(
+            morphology,
+            morphology + stain,
+            expected / (expected + other),
+            self.p.weights(len(names)),
+        )
+
+    def _require_conflict(self) -> None:
+        if self.table.is_empty():
+            raise Undefined(
+                "no tile could take another center's stain: the cohort needs two centers whose tiles "
+                f"show haematoxylin and eosin, and at least {self.k} tiles of other patients for "
+                "every tile; add centers, raise tile_pool.max_tiles or lower cue_conflict.k"
+            )
+        if not self.n:
+            raise Undefined(
+                "no tile meets both a tile of its label outside the target center and one of another "
+                "label in it: add labels, or patients of each label at each center"
+            )
+        if self.table["patient_id"].n_unique() < 2:
+            raise Undefined(
+                "the pool holds one patient: an interval over patients needs two; add patients"
+            )
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    """Morphology and conflict counts [P, P] of one view and scope, its null, who asked."""
+@plain_dataclass(frozen=True)
+class CueRatio:
+    """Morphology and all cues [P, P] by the patient that asks and the one met.
 
-    numerator: Floats
-    denominator: Floats
-    null: float | None
-    n: int
-    n_patients: int
+    Attributes
+    ----------
+    morphology, cues
+        Counts.
+    null
+        The ratio if all candidates were equally likely.
+    weights
+        [draws, P] of the bootstrap.
+    """
+
+    morphology: Floats
+    cues: Floats
+    null: float
     weights: Floats
 
-    def drawn(self) -> Floats:
-        """[2, draws] both sums in every draw."""
-        return np.stack(
-            [resampled_total(m, self.weights) for m in (self.numerator, self.denominator)]
-        )
+    @property
+    def value(self) -> float:
+        """Morphology / cues."""
+        return float(self.morphology.sum() / self.cues.sum())
 
-    def estimate(self) -> Estimate:
-        whole = pair_ratio(self.numerator, self.denominator, self.drawn(), self.n, most=1.0)
-        return replace(whole, n_patients=self.n_patients)
-
-
-def _ratio(counts: pl.DataFrame, view: str, scope: str, weights: Floats) -> _Ratio:
-    part = counts.filter(view=view)
-    asked = part.filter(pl.col("neighbour_patient").is_null())
-    names = asked["patient_id"].unique().sort().to_list()
-    met = part.filter(pl.col("neighbour_patient").is_not_null())
-    morphology, stain = (_matrix(met, names, column) for column in (f"morphology_{scope}", "stain"))
-    expected = asked[f"morphology_{scope}"].sum(), asked["stain"].sum()
-    total = float(sum(expected))
-    null = float(expected[0]) / total if total else None
-    n, n_patients = int(asked["n_queries"].sum()), _asking(asked)
-    return _Ratio(morphology, morphology + stain, null, n, n_patients, weights)
+    def draws(self) -> Floats:
+        """[2, draws] both sums in every bootstrap draw."""
+        return np.stack([resampled_total(m, self.weights) for m in (self.morphology, self.cues)])
 
 
-def _asking(asked: pl.DataFrame) -> int:
-    """Patients with a tile that has a conflict; the others are candidates only."""
-    return asked.filter(pl.col("n_queries") > 0)["patient_id"].n_unique()
+def follows_morphology(counts: CueCounts, view: str, scope: str) -> Value:
+    """Morphology among the cues that neighbours share; null: equally likely candidates."""
+    ratio = counts.ratio(view, scope)
+    estimate = pair_ratio(ratio.morphology, ratio.cues, ratio.draws(), counts.n, most=1.0)
+    return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
 
 
-def _matrix(met: pl.DataFrame, names: list[str], column: str) -> Floats:
-    """[P, P] counts by the patient that asks and the one met."""
-    place = dict(zip(names, range(len(names)), strict=True))
-    matrix = np.zeros((len(names), len(names)))
-    rows, columns = (
-        met[name].replace_strict(place, return_dtype=pl.Int64).to_numpy()
-        for name in ("patient_id", "neighbour_patient")
-    )
-    matrix[rows, columns] = met[column].to_numpy()
-    return matrix
+def follows_morphology_minus_null(counts: CueCounts) -> Value:
+    """The same in another center's stain, minus its null; null 0."""
+    found = follows_morphology(counts, TRANSFERRED, "any")
+    return less_chance(found.estimate, found.null, counts.ratio(TRANSFERRED, "any").null)
 
 
-def _rows(
-    counts: pl.DataFrame, change: str, k: int, parameters: Mapping[str, Any], encoder: str
-) -> Iterable[dict[str, Any]]:
-    told = {"change": change, "k": k}
-    name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder}
-    held = _held(parameters, change, k)
-    problem = _problem(counts, k)
-    if problem:
-        asked = counts.filter(pl.col("neighbour_patient").is_null(), view=TRANSFERRED)
-        common = {
-            "reason": problem,
-            "n": int(asked["n_queries"].sum()),
-            "n_patients": _asking(asked),
-            **name,
-        }
-        metric = told | {"view": TRANSFERRED, "scope": "any"}
-        yield from not_applicable(**common, metrics=[METRIC], setting=metric)
-        yield from not_applicable(**common, metrics=[SIGNATURE], setting=told, **held)
-        yield from not_applicable(**common, metrics=["morphology_loss"], setting=told)
-        return
-    n_patients = counts["patient_id"].n_unique()
-    weights = bootstrap_weights(n_patients, parameters["draws"], parameters["seed"])
-    ratios = {
-        (view, scope): _ratio(counts, view, scope, weights) for view in VIEWS for scope in SCOPES
-    }
-    for (view, scope), ratio in ratios.items():
-        setting = told | {"view": view, "scope": scope}
-        yield _ratio_row(ratio, setting, name)
-    moved, clean = ratios[TRANSFERRED, "any"], ratios[CLEAN, "any"]
-    yield _minus_null_row(moved, told, name, held)
-    yield _loss_row(moved, clean, told, name)
-
-
-def _ratio_row(
-    ratio: _Ratio, setting: Mapping[str, Any], name: Mapping[str, Any]
-) -> dict[str, Any]:
-    if not ratio.denominator.sum():
-        return _no_cue(METRIC, ratio, setting, name, {})
-    null = Null(ratio.null, ratio.null)
-    return measurement(**name, metric=METRIC, setting=setting, estimate=ratio.estimate(), null=null)
-
-
-def _minus_null_row(
-    ratio: _Ratio, told: Mapping[str, Any], name: Mapping[str, Any], held: Mapping[str, Any]
-) -> dict[str, Any]:
-    if not ratio.denominator.sum() or ratio.null is None:
-        return _no_cue(SIGNATURE, ratio, told, name, held)
-    estimate = _moved_by(ratio.estimate(), -ratio.null)
-    return measurement(
-        **name, metric=SIGNATURE, setting=told, estimate=estimate, null=Null(0.0, 0.0), **held
-    )
-
-
-def _loss_row(
-    moved: _Ratio, clean: _Ratio, told: Mapping[str, Any], name: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Difference of the two views over the same draws."""
-    if not moved.denominator.sum() or not clean.denominator.sum():
-        return _no_cue("morphology_loss", moved, told, name, {})
+def morphology_loss(counts: CueCounts) -> Value:
+    """Morphology followed before the transfer minus after it, over the same draws; null 0."""
+    before, after = (counts.ratio(view, "any") for view in (CLEAN, TRANSFERRED))
     with np.errstate(invalid="ignore", divide="ignore"):
-        before, after = (np.divide(*ratio.drawn()) for ratio in (clean, moved))
-    value = (
-        clean.numerator.sum() / clean.denominator.sum()
-        - moved.numerator.sum() / moved.denominator.sum()
-    )
-    low, high = percentile_interval(before - after)
-    estimate = Estimate(float(value), low, high, moved.n, moved.n_patients)
-    return measurement(
-        **name,
-        metric="morphology_loss",
-        setting=told,
-        estimate=estimate,
-        null=Null(0.0, 0.0),
-    )
-
-
-def _no_cue(
-    metric: str,
-    ratio: _Ratio,
-    setting: Mapping[str, Any],
-    name: Mapping[str, Any],
-    held: Mapping[str, Any],
-) -> dict[str, Any]:
-    return not_applicable(
-        **name,
-        metrics=[metric],
-        setting=setting,
-        n=ratio.n,
-        n_patients=ratio.n_patients,
-        reason="no neighbour shares the morphology alone or the stain alone: raise cue_conflict.k",
-        **held,
-    )[0]
-
-
-def _moved_by(estimate: Estimate, shift: float) -> Estimate:
-    def moved(number: float | None) -> float | None:
-        return None if number is None else number + shift
-
-    return replace(
-        estimate,
-        value=moved(estimate.value),
-        ci_low=moved(estimate.ci_low),
-        ci_high=moved(estimate.ci_high),
-    )
-
-
-def _held(parameters: Mapping[str, Any], change: str, k: int) -> dict[str, Any]:
-    """Threshold and direction of the signature, at its transfer and k."""
-    threshold = parameters["thresholds"]["morphology"]
-    signature = parameters["signature"]
-    if threshold is None or (change, k) != (signature["change"], signature["k"]):
-        return {}
-    return {"threshold": threshold, "direction": DIRECTION}
-
-
-def _problem(counts: pl.DataFrame, k: int) -> str | None:
-    """Why no figure can be given; None where it can."""
-    if counts.is_empty():
-        return (
-            "no tile could take another center's stain: the cohort needs two centers whose tiles show "
-            f"haematoxylin and eosin, and at least {k} tiles of other patients for every tile; add "
-            "centers, raise tile_pool.max_tiles or lower cue_conflict.k"
-        )
-    if not counts["n_queries"].sum():
-        return (
-            "no tile meets both a tile of its label outside the target center and one of another "
-            "label in it: add labels, or patients of each label at each center"
-        )
-    if counts["patient_id"].n_unique() < 2:
-        return "the pool holds one patient: an interval over patients needs two; add patients"
-    return None
+        draws = np.divide(*before.draws()) - np.divide(*after.draws())
+    interval = percentile_interval(draws)
+    estimate = Estimate(before.value - after.value, *interval, counts.n, counts.n_patients)
+    return Value(estimate, Null(0.0, 0.0))
