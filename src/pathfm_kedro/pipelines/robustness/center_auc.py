@@ -44,7 +44,7 @@ from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.ridge import ridge_scores, standardised
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -184,7 +184,7 @@ def _asked(p: CenterAuc) -> dict[str, Any]:
 
 def _undefined(reason: str, features: Sequence[str]) -> pl.DataFrame:
     rows = [{"features": name, "reason": reason} for name in features]
-    return pl.DataFrame(rows, schema=CENTER_AUC_SCHEMA)
+    return to_schema(rows, CENTER_AUC_SCHEMA)
 
 
 def _features(
@@ -249,11 +249,9 @@ def _pairs(features: str, scores: Floats, tiles: _Tiles) -> pl.DataFrame:
             "n_correct": correct[first, second],
             "n_pairs": pairs[first, second],
             "n_tiles": int(own.sum()),
-            "permuted": None,
-            "reason": None,
         }
-        frames.append(pl.DataFrame(found))
-    return pl.concat(frames).select(pl.col(k).cast(kind) for k, kind in CENTER_AUC_SCHEMA.items())
+        frames.append(to_schema(pl.DataFrame(found), CENTER_AUC_SCHEMA))
+    return pl.concat(frames)
 
 
 def _nulls(features: str, scores: Floats, permuted: Ints, tiles: _Tiles) -> pl.DataFrame:
@@ -265,7 +263,7 @@ def _nulls(features: str, scores: Floats, permuted: Ints, tiles: _Tiles) -> pl.D
         {"features": features, "center": name, "permuted": auc[np.isfinite(auc)].tolist()}
         for name, auc in [(None, np.nanmean(aucs, axis=0)), *zip(names, aucs, strict=True)]
     ]
-    return pl.DataFrame(rows, schema=CENTER_AUC_SCHEMA)
+    return to_schema(rows, CENTER_AUC_SCHEMA)
 
 
 def center_auc_figures(statistics: pl.DataFrame, p: CenterAuc) -> Iterator[Figure]:

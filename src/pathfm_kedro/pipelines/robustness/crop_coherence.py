@@ -49,7 +49,8 @@ from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.perturbation import TileGroups
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -172,19 +173,14 @@ def crop_coherence_statistics(
     vectors = unit(found.vectors.reshape(-1, found.vectors.shape[2])).reshape(found.vectors.shape)
     slides, _ = patient_codes(found.tiles["slide_id"].to_numpy())
     own, other, alone = own_and_other(vectors, slides, p.n_global)
-    columns = {
-        "n_tiles": ~alone,
-        "own_sum": np.where(alone, 0.0, own),
-        "other_sum": np.where(alone, 0.0, other),
-        "rank_moments": rank_moments(_pairs_of_crops(vectors, measured, p.n_global)),
-    }
-    patients, n = patient_codes(found.tiles["patient_id"].to_numpy())
-    sums = {name: sum_by_patient(column, patients, n) for name, column in columns.items()}
-    sums["rank_moments"] = sums["rank_moments"].reshape(n, -1)
-    names = found.tiles["patient_id"].unique().sort()
-    return pl.DataFrame({"patient_id": names} | {k: v.tolist() for k, v in sums.items()}).select(
-        pl.col(name).cast(kind) for name, kind in CROP_SCHEMA.items()
+    moments = rank_moments(_pairs_of_crops(vectors, measured, p.n_global))
+    sums = TileGroups.of(found.tiles).sums(
+        n_tiles=np.where(alone, 0.0, 1.0),
+        own_sum=np.where(alone, 0.0, own),
+        other_sum=np.where(alone, 0.0, other),
+        rank_moments=moments.reshape(len(moments), -1),
     )
+    return to_schema(sums, CROP_SCHEMA)
 
 
 def own_and_other(

@@ -39,7 +39,7 @@ from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.ridge import dual_ridge, standardised
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -135,7 +135,7 @@ def performance_drop_statistics(
     if not rows:
         reason = "in no split of the patients has every cell tiles on both sides: add patients"
         return _undefined(reason)
-    return pl.DataFrame(rows, schema=PERFORMANCE_DROP_SCHEMA)
+    return to_schema(rows, PERFORMANCE_DROP_SCHEMA)
 
 
 def _asked(p: PerformanceDrop) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _asked(p: PerformanceDrop) -> dict[str, Any]:
 
 
 def _undefined(reason: str) -> pl.DataFrame:
-    return pl.DataFrame([{"reason": reason}], schema=PERFORMANCE_DROP_SCHEMA)
+    return to_schema([{"reason": reason}], PERFORMANCE_DROP_SCHEMA)
 
 
 def _tested_tiles(
