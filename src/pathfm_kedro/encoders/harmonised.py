@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, ShardPlan
-from pathfm_kedro.statistics.harmonisation import AffineMap, fit_maps, patient_folds
+from pathfm_kedro.statistics.cross_validation import patient_folds
+from pathfm_kedro.statistics.harmonisation import AffineMap, fit_maps
 
-#: Patients are dealt into so many groups; each is mapped by what the others show.
+#: Patients go into so many groups; each is mapped by what the others show.
 FOLDS = 5
 _SEED = 0
 #: Raised with any change of what is computed from the same vectors.
@@ -133,11 +134,12 @@ def plan_harmonised(
 def center_maps(slides: pl.DataFrame, embeddings: Shards, method: str) -> dict[str, AffineMap]:
     """The map of every slide, fitted on the patients of the other folds."""
     own = slides.filter(pl.col("slide_id").is_in(list(embeddings.slide_ids)))
-    columns = {
-        c: own[c].cast(pl.String()).fill_null("").to_list() for c in ("patient_id", "center")
-    }
-    fold_of = patient_folds(columns["patient_id"], columns["center"], FOLDS, _SEED)
-    rows = list(zip(own["slide_id"].to_list(), *columns.values(), strict=True))
+    patients, centers = (
+        own[name].cast(pl.String()).fill_null("") for name in ("patient_id", "center")
+    )
+    folds = patient_folds(patients.to_numpy(), FOLDS, _SEED, centers.to_numpy())
+    fold_of = dict(zip(patients, folds.tolist(), strict=True))
+    rows = list(zip(own["slide_id"], patients, centers, strict=True))
     # A center that is missing from one fold's fit would move the common middle of that fold alone.
     folds_of: dict[str, set[int]] = {}
     for _, patient, center in rows:

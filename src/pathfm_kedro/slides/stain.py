@@ -8,7 +8,7 @@ the pixels come back exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, cast
@@ -340,6 +340,41 @@ def stain_moments(pixels: Pixels) -> Floats:
     """
     amounts = stain_amounts(pixels, COMMON_BASIS).reshape(-1, 3)[:, :2]
     return np.stack([amounts.mean(axis=0), amounts.std(axis=0)], axis=1).reshape(-1) + 0.0
+
+
+def tissue_composition(tile: Pixels, crops: Pixels) -> Floats:
+    """Share of each crop's pixels with much haematoxylin, and with much eosin.
+
+    Much is above Otsu's threshold of the whole tile, so that a stronger stain changes neither.
+
+    Parameters
+    ----------
+    tile
+        uint8 [s, s, 3].
+    crops
+        uint8 [n, t, t, 3].
+
+    Returns
+    -------
+    ndarray
+        [n, 2] in 0 … 1.
+
+    Examples
+    --------
+    >>> tile = np.zeros((8, 8, 3)) + 0.1 * COMMON_BASIS.matrix[1]
+    >>> tile[:, :4] = COMMON_BASIS.matrix[0]
+    >>> pixels = from_density(tile)
+    >>> tissue_composition(pixels, pixels[None, :, :4])[0].tolist()
+    [1.0, 0.0]
+    """
+    from skimage.filters import threshold_otsu
+
+    amounts = stain_amounts(tile, COMMON_BASIS)[..., :2]
+    # A tile of one colour has no threshold, and no pixel above its only value.
+    otsu: Callable[[Floats], float] = threshold_otsu
+    levels = [otsu(a) if np.ptp(a) > 0 else a.max() for a in np.moveaxis(amounts, -1, 0)]
+    above = stain_amounts(crops, COMMON_BASIS)[..., :2] > np.array(levels)
+    return cast(Floats, above.mean(axis=(1, 2)))
 
 
 def _lab(pixels: Pixels) -> Floats:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.figures import Undefined
+from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT
 
 Floats = NDArray[np.float64]
@@ -40,6 +42,49 @@ class ProbeSettings:
     folds: Annotated[int, Field(ge=2)]
     C: Annotated[float, Field(gt=0)]
     max_iter: Annotated[int, Field(ge=1)] = 1000
+
+
+def patient_folds(
+    patients: NDArray[np.generic],
+    folds: int,
+    seed: int,
+    strata: NDArray[np.generic] | None = None,
+) -> Ints:
+    """Fold of each row: whole patients, as evenly as they go, and as evenly in every stratum.
+
+    Parameters
+    ----------
+    patients
+        [n] names or codes.
+    folds
+        How many.
+    seed
+        Of the order in which patients go to folds.
+    strata
+        [n] such as the center; a patient of several counts as of the first of them.
+
+    Returns
+    -------
+    ndarray
+        [n] fold, 0 … folds − 1; the same for any order of the rows.
+
+    Examples
+    --------
+    >>> fold = patient_folds(np.array(list("aabcd")), 2, 0, strata=np.array([0, 0, 0, 1, 1]))
+    >>> bool(fold[0] == fold[1] != fold[2]), bool(fold[3] != fold[4])
+    (True, True)
+    """
+    names, row_of = np.unique(patients, return_inverse=True)
+    stratum = np.zeros(len(names), np.int64)
+    if strata is not None:
+        _, codes = np.unique(strata, return_inverse=True)
+        stratum[:] = len(codes)
+        np.minimum.at(stratum, row_of, codes)
+    order = np.lexsort((np.random.default_rng(seed).random(len(names)), stratum))
+    fold = np.empty(len(names), np.int64)
+    # A stratum begins where the last one ended, so that folds are of equal size.
+    fold[order] = np.arange(len(names)) % folds
+    return np.asarray(fold[row_of])
 
 
 def cross_validated(
@@ -112,6 +157,80 @@ def cross_validated(
     return predicted
 
 
+@dataclass(frozen=True, config=STRICT)
+class Probed:
+    """What a probe that leaves patients out classifies correctly.
+
+    Attributes
+    ----------
+    classes
+        Classes with patients enough, sorted.
+    rows
+        [n] rows that were probed.
+    correct
+        [n, views] rows that were correctly classified; False where they were not probed.
+    problem
+        Why nothing was probed; empty where rows were.
+    """
+
+    classes: tuple[str, ...]
+    rows: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
+    problem: str = ""
+
+
+def probed(
+    trained: NDArray[np.floating[Any]],
+    tested: NDArray[np.floating[Any]],
+    classes: pl.Series,
+    patients: pl.Series,
+    settings: ProbeSettings,
+    seed: int,
+    mend: str,
+) -> Probed:
+    """Probe the classes that have as many patients as there are folds.
+
+    Parameters
+    ----------
+    trained, tested
+        [n, d] and [n, views, d] as of :func:`cross_validated`.
+    classes
+        [n] names, such as labels; the name of the series stands in the reason. Rows without a class
+        are not probed.
+    patients
+        [n] names.
+    settings, seed
+        As of :func:`cross_validated`.
+    mend
+        What a person can do where fewer than two classes have patients enough.
+
+    Examples
+    --------
+    >>> names, patients = pl.Series("label", ["x"] * 4), pl.Series(list("abcd"))
+    >>> probe = ProbeSettings(folds=2, C=1.0)
+    >>> probed(np.eye(4), np.eye(4)[:, None], names, patients, probe, 0, "add patients").problem
+    '1 label(s) have 2 patients, two are needed to train and test a probe: add patients'
+    """
+    support = pl.DataFrame({"class": classes, "patient": patients}).drop_nulls("class")
+    counted = support.group_by("class").agg(pl.col("patient").n_unique())
+    enough = counted.filter(pl.col("patient") >= settings.folds)["class"].sort().to_list()
+    rows = classes.is_in(enough).fill_null(False).to_numpy()
+    correct = np.zeros(tested.shape[:2], np.bool_)
+    try:
+        if len(enough) < 2:
+            raise Undefined(
+                f"{len(enough)} {classes.name}(s) have {settings.folds} patients, two are needed to "
+                f"train and test a probe: {mend}"
+            )
+        targets = np.unique(classes.to_numpy()[rows], return_inverse=True)[1]
+        owners = patients.to_numpy()[rows]
+        found = cross_validated(trained[rows], tested[rows], targets, owners, settings, seed)
+    except Undefined as problem:
+        return Probed(tuple(enough), np.zeros_like(rows), correct, str(problem))
+    correct[rows] = found == targets[:, None]
+    return Probed(tuple(enough), rows, correct)
+
+
 def balanced_accuracy(correct: Floats, tested: Floats) -> Floats:
     """Mean over classes of the share of correctly classified rows; classes without rows are left out.
 
@@ -132,7 +251,31 @@ def balanced_accuracy(correct: Floats, tested: Floats) -> Floats:
     return mean
 
 
-def widened_interval(value: float, draws: Floats) -> tuple[float | None, float | None]:
+def probe_accuracy(correct: Floats, tested: Floats, weights: Floats) -> Estimate:
+    """Balanced accuracy of a cross-validated probe, its interval from :func:`widened_interval`.
+
+    Parameters
+    ----------
+    correct, tested
+        [patients, classes] counts.
+    weights
+        [draws, patients] of the bootstrap.
+
+    Examples
+    --------
+    >>> correct, tested = np.array([[2.0, 0.0], [1.0, 1.0]]), np.full((2, 2), 2.0)
+    >>> probe_accuracy(correct, tested, np.ones((3, 2)))
+    Estimate(value=0.5, ci_low=0.5, ci_high=0.5, n=8, n_patients=2)
+    """
+    value = float(balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)))
+    draws = balanced_accuracy(weights @ correct, weights @ tested)
+    interval = widened_interval(value, draws, (0.0, 1.0))
+    return Estimate(value, *interval, int(tested.sum()), len(tested))
+
+
+def widened_interval(
+    value: float, draws: Floats, limits: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float | None, float | None]:
     """95% interval about a cross-validated figure: the draws' spread, times √2, around the value.
 
     Parameters
@@ -141,6 +284,8 @@ def widened_interval(value: float, draws: Floats) -> tuple[float | None, float |
         The figure.
     draws
         [draws] of a bootstrap over patients; see :data:`CROSS_VALIDATION_EFFECT`.
+    limits
+        Least and largest value that the figure can have.
 
     Examples
     --------
@@ -150,4 +295,8 @@ def widened_interval(value: float, draws: Floats) -> tuple[float | None, float |
     """
     finite = draws[np.isfinite(draws)]
     middle = finite.mean() if len(finite) else 0.0
-    return percentile_interval(value + np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - middle))
+    spread = np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - middle)
+    low, high = percentile_interval(value + spread)
+    if low is None or high is None:
+        return None, None
+    return max(low, limits[0]), min(high, limits[1])

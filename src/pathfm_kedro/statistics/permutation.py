@@ -55,6 +55,42 @@ def permuted_within(
     return cast(Ints, np.ascontiguousarray(out.T))
 
 
+def permuted_blocks(patients: Ints, draws: int, seed: int) -> Ints:
+    """Rows whose targets each row takes, patients changing places as blocks.
+
+    Rows lie side by side by patient, once in the patients' order and once in a random one, and each
+    takes the target that lies beside it. Where all patients have equally many rows a patient's rows
+    take those of one other patient.
+
+    Parameters
+    ----------
+    patients
+        [n] codes.
+    draws
+        Number of permutations.
+    seed
+        Of the permutations.
+
+    Returns
+    -------
+    ndarray
+        [draws, n] permutations of the rows.
+
+    Examples
+    --------
+    >>> permuted_blocks(np.array([0, 0, 1, 1]), draws=1, seed=0).tolist()
+    [[2, 3, 0, 1]]
+    """
+    n_patients = int(patients.max()) + 1
+    numbers = np.random.default_rng(seed).random((draws, n_patients))
+    # Stable sorts keep the rows of a patient in their order.
+    source = np.argsort(patients, kind="stable")
+    place = np.argsort(numbers[:, patients], axis=1, kind="stable")
+    out = np.empty((draws, len(patients)), np.int64)
+    np.put_along_axis(out, place, np.broadcast_to(source, out.shape), axis=1)
+    return out
+
+
 def less_chance(estimate: Estimate, null: Null, chance: float) -> Value:
     """A figure, its interval and its null, each minus what chance gives."""
     value, ci_low, ci_high, low, high = (

@@ -123,10 +123,10 @@ def tile_rows(slides: pl.DataFrame, tiles: pl.DataFrame, slide_ids: Sequence[str
     )
 
 
-def read_vectors(
-    tiles: pl.DataFrame, chosen: NDArray[np.int64], embeddings: Embeddings
+def chosen_vectors(
+    tiles: pl.DataFrame, chosen: NDArray[np.integer], embeddings: Embeddings
 ) -> NDArray[np.float64]:
-    """Vectors of the chosen rows of all embedded tiles, read slide by slide.
+    """Vectors of some of the embedded tiles, read slide by slide.
 
     Parameters
     ----------

@@ -12,34 +12,35 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from pathfm_kedro.pipelines.inheritance.geometry import (
+    GEOMETRY_SCHEMA,
     MOMENTS,
     SPECTRAL,
-    balanced_tiles,
-    embedding_geometry,
+    Geometry,
+    geometry_figures,
+    geometry_statistics,
     mean_cosine,
     moments,
-    patient_groups,
     power_sums,
     rotated_into_rows,
     shape_figures,
     spectrum,
 )
+from pathfm_kedro.statistics.jackknife import patient_groups
+from pathfm_kedro.statistics.sampling import balanced_tiles
+from pathfm_kedro.wiring import Experiment
+from tests.in_memory import InMemory
 
-PARAMETERS = {"n_tiles": 64, "draws": 200, "n_groups": 10, "null_draws": 3, "seed": 0}
+PARAMETERS = {"n_tiles": 64, "draws": 200, "n_groups": 10, "null_samples": 3, "seed": 0}
 
 
-class Shards:
-    """Embeddings held in memory, one array a slide."""
+EXPERIMENT = Experiment("geometry", Geometry, geometry_statistics, geometry_figures, [])
 
-    def __init__(self, shards):
-        self.shards = shards
 
-    @property
-    def slide_ids(self):
-        return tuple(sorted(self.shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids]).astype(np.float32)
+def measure(slides, tiles, shards, parameters=PARAMETERS):
+    inputs = (slides, tiles, InMemory(shards))
+    statistics = EXPERIMENT.statistics(*inputs, parameters)
+    assert dict(statistics.schema) == GEOMETRY_SCHEMA
+    return EXPERIMENT.measurements(statistics, parameters, encoder="e")
 
 
 def cohort(n_slides=12, tiles_per_slide=9, dimensions=5, seed=0):
@@ -157,7 +158,7 @@ def test_groups_hold_whole_patients():
 
 def test_node_gives_every_figure_with_interval_and_null():
     slides, tiles, shards = cohort()
-    table = embedding_geometry(slides, tiles, Shards(shards), PARAMETERS, "e")
+    table = measure(slides, tiles, shards)
     measured = table.filter(pl.col("metric") != "constant_dimensions")
     assert set(measured["metric"]) == {*MOMENTS, *SPECTRAL, "mean_cosine"}
     assert measured.select(pl.col("value", "ci_low", "ci_high", "null_low").is_null().any()).row(
@@ -173,9 +174,11 @@ def test_node_gives_every_figure_with_interval_and_null():
 def test_gaussian_embeddings_lie_near_their_null():
     slides, tiles, _ = cohort(n_slides=30, dimensions=40)
     generator = np.random.default_rng(5)
-    shards = {name: generator.normal(size=(9, 40)) for name in slides["slide_id"]}
-    wide = PARAMETERS | {"n_tiles": 256, "null_draws": 30}
-    table = embedding_geometry(slides, tiles, Shards(shards), wide, "e").drop_nulls("null_low")
+    shards = {
+        name: generator.normal(size=(9, 40)).astype(np.float32) for name in slides["slide_id"]
+    }
+    wide = PARAMETERS | {"n_tiles": 256, "null_samples": 30}
+    table = measure(slides, tiles, shards, wide).drop_nulls("null_low")
     middle = (table["null_low"] + table["null_high"]) / 2
     spread = table["null_high"] - table["null_low"]
     assert ((table["value"] - middle).abs() <= spread).all()
@@ -184,12 +187,12 @@ def test_gaussian_embeddings_lie_near_their_null():
 def test_constant_dimensions_are_counted_and_left_out_of_moments():
     slides, tiles, shards = cohort()
     padded = {n: np.column_stack([x, np.full((len(x), 2), 0.3)]) for n, x in shards.items()}
-    plain = values(embedding_geometry(slides, tiles, Shards(shards), PARAMETERS, "e"))
-    found = values(embedding_geometry(slides, tiles, Shards(padded), PARAMETERS, "e"))
+    plain = values(measure(slides, tiles, shards))
+    found = values(measure(slides, tiles, padded))
     assert found["constant_dimensions"] == 2
     assert {m: found[m] for m in MOMENTS} == pytest.approx({m: plain[m] for m in MOMENTS})
     alike = {n: np.ones_like(x) for n, x in shards.items()}
-    table = embedding_geometry(slides, tiles, Shards(alike), PARAMETERS, "e")
+    table = measure(slides, tiles, alike)
     assert set(table.filter(pl.col("value").is_null())["metric"]) == set(MOMENTS)
 
 
@@ -199,23 +202,23 @@ def test_order_of_rows_changes_nothing():
     stacked, shuffled = np.concatenate(list(shards.values())), tiles[order]
     moved = {n: stacked[order[(shuffled["slide_id"] == n).to_numpy()]] for n in shards}
     assert_frame_equal(
-        embedding_geometry(slides, tiles, Shards(shards), PARAMETERS, "e"),
-        embedding_geometry(slides[::-1], shuffled, Shards(moved), PARAMETERS, "e"),
+        measure(slides, tiles, shards),
+        measure(slides[::-1], shuffled, moved),
         check_exact=True,
     )
 
 
 def test_small_cohorts_say_what_they_lack():
     slides, tiles, shards = cohort()
-    nothing = embedding_geometry(slides, tiles, Shards({}), PARAMETERS, "e")
+    nothing = measure(slides, tiles, {})
     assert nothing["value"].is_null().all()
     assert set(nothing["verdict"]) == {"not_applicable"}
     one_patient = {name: shards[name] for name in ("s00", "s01")}
-    table = embedding_geometry(slides, tiles, Shards(one_patient), PARAMETERS, "e")
+    table = measure(slides, tiles, one_patient)
     assert table["value"].is_not_null().all()
     assert table["ci_low"].is_null().all()
     assert set(table["setting"]) == {'{"n_tiles": 18}'}
     single = {name: shard[:1] for name, shard in shards.items()}
     first = tiles.group_by("slide_id", maintain_order=True).first()
-    table = embedding_geometry(slides, first, Shards(single), PARAMETERS, "e")
+    table = measure(slides, first, single)
     assert set(table["n"]) == {12}

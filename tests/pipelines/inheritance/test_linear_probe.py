@@ -10,37 +10,46 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from pathfm_kedro.pipelines.inheritance.linear_probe import (
-    balanced_accuracy,
-    cross_validated,
-    linear_probe,
-    patient_counts,
-    probe_estimate,
+    LINEAR_PROBE_SCHEMA,
+    LinearProbe,
+    linear_probe_figures,
+    linear_probe_statistics,
 )
 from pathfm_kedro.statistics.bootstrap import bootstrap_weights
+from pathfm_kedro.statistics.cross_validation import (
+    ProbeSettings,
+    balanced_accuracy,
+    cross_validated,
+    probe_accuracy,
+)
+from pathfm_kedro.wiring import Experiment
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "max_tiles_per_slide": 3,
-    "folds": 4,
-    "C": 1.0,
-    "max_iter": 200,
+    "probe": {"folds": 4, "C": 1.0, "max_iter": 200},
+    "criteria": [{"metric": "balanced_accuracy", "at": {"target": "label"}, "above": 0.8}],
     "draws": 200,
     "seed": 0,
-    "thresholds": {"label": 0.8, "center": None},
 }
+EXPERIMENT = Experiment(
+    "linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, []
+)
 
 
-class Shards:
-    """Embeddings held in memory, one array a slide."""
+def measure(slides, tiles, shards):
+    statistics = EXPERIMENT.statistics(slides, tiles, InMemory(shards), PARAMETERS)
+    assert dict(statistics.schema) == LINEAR_PROBE_SCHEMA
+    return EXPERIMENT.measurements(statistics, PARAMETERS, encoder="e")
 
-    def __init__(self, shards):
-        self.shards = shards
 
-    @property
-    def slide_ids(self):
-        return tuple(sorted(self.shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids]).astype(np.float32)
+def patient_counts(targets, predicted, patients):
+    """Correctly classified and all rows per patient and target, counted one row at a time."""
+    correct, tested = np.zeros((2, patients.max() + 1, targets.max() + 1))
+    for target, found, patient in zip(targets, predicted, patients, strict=True):
+        tested[patient, target] += 1
+        correct[patient, target] += target == found
+    return correct, tested
 
 
 def cohort(n_patients=24, tiles_per_slide=4, seed=0):
@@ -78,7 +87,7 @@ def row(table, target, stratum="all"):
 
 def test_separable_labels_are_found_and_the_center_is_not():
     slides, tiles, shards = cohort()
-    table = linear_probe(slides, tiles, Shards(shards), PARAMETERS, "e")
+    table = measure(slides, tiles, shards)
     assert row(table, "label")["value"] == pytest.approx(1.0)
     assert row(table, "label")["verdict"] == "pass"
     center = row(table, "center")
@@ -92,15 +101,16 @@ def test_interval_covers_chance_under_random_labels(n_targets, dimensions):
     n_patients, tiles = 60, 2
     patients = np.repeat(np.arange(n_patients), tiles)
     weights = bootstrap_weights(n_patients, 400, seed=1)
+    probe = ProbeSettings(folds=5, C=0.1, max_iter=100)
     covered = []
     for seed in range(100):
         generator = np.random.default_rng(seed)
         own = generator.normal(size=(n_patients, dimensions))[patients]
         vectors = own + generator.normal(size=own.shape)
         targets = generator.permutation(np.arange(n_patients) % n_targets)[patients]
-        predicted = cross_validated(vectors, targets, patients, 5, 0.1, 100, seed=0)
-        counts = patient_counts(targets, predicted, patients, (n_patients, n_targets))
-        estimate = probe_estimate(counts, weights)
+        predicted = cross_validated(vectors, vectors[:, None], targets, patients, probe, seed=0)
+        counts = patient_counts(targets, predicted[:, 0], patients)
+        estimate = probe_accuracy(*counts, weights)
         covered.append(estimate.ci_low <= 1 / n_targets <= estimate.ci_high)
     assert 0.90 <= np.mean(covered) <= 0.99
 
@@ -112,9 +122,10 @@ def test_knowing_the_patient_gives_no_advantage(seed, n_targets):
     patients = np.repeat(np.arange(30), 3)
     targets = generator.permutation(np.arange(30) % n_targets)[patients]
     identity = 10 * np.eye(30)[patients]
-    predicted = cross_validated(identity, targets, patients, 5, 1.0, 200, seed=seed)
-    counts = patient_counts(targets, predicted, patients, (30, n_targets))
-    assert balanced_accuracy(counts.sum(axis=0)) <= 1 / n_targets + 0.1
+    probe = ProbeSettings(folds=5, C=1.0, max_iter=200)
+    predicted = cross_validated(identity, identity[:, None], targets, patients, probe, seed=seed)
+    correct, tested = patient_counts(targets, predicted[:, 0], patients)
+    assert balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)) <= 1 / n_targets + 0.1
 
 
 def test_balanced_accuracy_equals_scikit_learn():
@@ -123,9 +134,10 @@ def test_balanced_accuracy_equals_scikit_learn():
     generator = np.random.default_rng(0)
     targets, predicted = generator.integers(0, 4, (2, 200))
     patients = generator.integers(0, 20, 200)
-    counts = patient_counts(targets, predicted, patients, (20, 4))
+    correct, tested = patient_counts(targets, predicted, patients)
     expected = balanced_accuracy_score(targets, predicted)
-    assert balanced_accuracy(counts.sum(axis=0)) == pytest.approx(expected)
+    found = balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0))
+    assert found == pytest.approx(expected)
 
 
 def test_order_of_rows_changes_nothing():
@@ -134,8 +146,8 @@ def test_order_of_rows_changes_nothing():
     stacked, shuffled = np.concatenate(list(shards.values())), tiles[order]
     moved = {n: stacked[order[(shuffled["slide_id"] == n).to_numpy()]] for n in shards}
     assert_frame_equal(
-        linear_probe(slides, tiles, Shards(shards), PARAMETERS, "e"),
-        linear_probe(slides[::-1], shuffled, Shards(moved), PARAMETERS, "e"),
+        measure(slides, tiles, shards),
+        measure(slides[::-1], shuffled, moved),
         check_exact=True,
     )
 
@@ -144,7 +156,7 @@ def test_one_center_and_a_rare_label_say_so():
     slides, tiles, shards = cohort()
     rare = pl.when(pl.col("slide_id") == "s00").then(pl.lit("rare")).otherwise(pl.col("label"))
     slides = slides.with_columns(center=pl.lit("only"), label=rare)
-    table = linear_probe(slides, tiles, Shards(shards), PARAMETERS, "e")
+    table = measure(slides, tiles, shards)
     assert row(table, "center")["verdict"] == "not_applicable"
     assert "1 center(s)" in row(table, "center")["reason"]
     assert "1 patient(s)" in row(table, "label", "label=rare")["reason"]
@@ -154,9 +166,18 @@ def test_one_center_and_a_rare_label_say_so():
 
 def test_missing_embeddings_and_slides_of_one_tile():
     slides, tiles, shards = cohort()
-    nothing = linear_probe(slides, tiles, Shards({}), PARAMETERS, "e")
+    nothing = measure(slides, tiles, {})
     assert set(nothing["verdict"]) == {"not_applicable"}
     single = {name: shard[:1] for name, shard in shards.items() if name != "s05"}
     first = tiles.group_by("slide_id", maintain_order=True).first()
-    table = linear_probe(slides, first, Shards(single), PARAMETERS, "e")
+    table = measure(slides, first, single)
     assert row(table, "label")["n"] == 23
+
+
+def test_tiles_without_a_label_are_not_probed():
+    slides, tiles, shards = cohort()
+    known = pl.when(pl.col("slide_id") > "s05").then("label")
+    table = measure(slides.with_columns(label=known), tiles, shards)
+    assert row(table, "label")["n_patients"] == 18
+    assert row(table, "center")["n_patients"] == 24
+    assert table.height == 2

@@ -12,12 +12,17 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
 from pathfm_kedro.pipelines.robustness.center_auc import (
-    center_auc,
-    center_wins,
-    patient_folds,
+    CENTER_AUC_SCHEMA,
+    CenterAuc,
+    center_auc_figures,
+    center_auc_statistics,
     without_colour,
 )
+from pathfm_kedro.statistics.cross_validation import patient_folds
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
+from tests.pipelines.robustness.phantom_views import measured
 
 PARAMETERS = {
     "max_tiles": 600,
@@ -25,11 +30,11 @@ PARAMETERS = {
     "min_tiles_per_cell": 2,
     "folds": 4,
     "ridge": 1.0,
-    "bootstrap_draws": 300,
+    "draws": 300,
     "n_permutations": 40,
     "seed": 0,
-    "thresholds": {},
 }
+CENTER_AUC = Experiment("center_auc", CenterAuc, center_auc_statistics, center_auc_figures, [])
 
 
 def cohort(seed, colour_to_embedding=0.0, center_effect=0.0, centers=2, patients=8, tiles=5, d=16):
@@ -54,9 +59,8 @@ def cohort(seed, colour_to_embedding=0.0, center_effect=0.0, centers=2, patients
     return slides, table, InMemory(shards), InMemory(colours)
 
 
-def measured(data, **changes):
-    parameters = PARAMETERS | changes
-    return center_auc(center_wins(*data, parameters), parameters, "encoder")
+def measure(data, **changes):
+    return measured(CENTER_AUC, PARAMETERS | changes, *data)
 
 
 def pick(table, features, metric="center_auc", stratum="all"):
@@ -74,7 +78,7 @@ def test_auc_equals_scikit_learn():
     center = np.repeat(np.arange(48) // 8 % 3, 5)
     label = np.repeat(np.arange(48) // 24, 5)
     patients = np.repeat(np.arange(48), 5)
-    folds = patient_folds(patients, label * 3 + center, 4, seed=0)
+    folds = patient_folds(patients, 4, seed=0, strata=label * 3 + center)
     won, pairs = np.zeros(3), np.zeros(3)
     for fold in range(4):
         train, test = folds != fold, folds == fold
@@ -86,9 +90,9 @@ def test_auc_equals_scikit_learn():
             size = own.sum() * (~own).sum()
             won[c] += roc_auc_score(own, scores) * size
             pairs[c] += size
-    table = measured((slides, tiles, embeddings, colours))
+    table = measure((slides, tiles, embeddings, colours))
     for c in range(3):
-        row = pick(table, "embedding", stratum=f"C{c}")
+        row = pick(table, "embedding", stratum=f"center=C{c}")
         assert row["value"] == pytest.approx(won[c] / pairs[c], abs=1e-9)
     assert pick(table, "embedding")["value"] == pytest.approx((won / pairs).mean(), abs=1e-9)
 
@@ -103,19 +107,19 @@ def test_colour_is_taken_out_as_by_scikit_learn():
 
 
 def test_colour_alone_goes_and_the_center_itself_stays():
-    of_colour = measured(cohort(0, colour_to_embedding=1.0))
+    of_colour = measure(cohort(0, colour_to_embedding=1.0))
     assert pick(of_colour, "embedding")["value"] > 0.85
     left = pick(of_colour, "embedding_without_colour")
     assert left["ci_low"] < 0.5 < left["ci_high"]
     drop = pick(of_colour, None, "center_auc_drop")
     assert drop["ci_low"] > 0.2
     # The center in directions that colour does not explain within centers.
-    of_both = measured(cohort(0, 0.3, center_effect=1.5, centers=6))
+    of_both = measure(cohort(0, 0.3, center_effect=1.5, centers=6))
     assert pick(of_both, "embedding_without_colour")["ci_low"] > 0.6
 
 
 def test_an_encoder_that_knows_nothing_is_at_chance():
-    rows = [pick(measured(cohort(seed)), "embedding") for seed in range(12)]
+    rows = [pick(measure(cohort(seed)), "embedding") for seed in range(12)]
     inside = [row["null_low"] <= row["value"] <= row["null_high"] for row in rows]
     assert np.mean(inside) >= 0.75
     assert np.mean([row["ci_low"] <= 0.5 <= row["ci_high"] for row in rows]) >= 0.75
@@ -123,25 +127,25 @@ def test_an_encoder_that_knows_nothing_is_at_chance():
 
 
 def test_interval_covers():
-    rows = [pick(measured(cohort(seed, 0.2), n_permutations=0), "embedding") for seed in range(50)]
+    rows = [pick(measure(cohort(seed, 0.2), n_permutations=0), "embedding") for seed in range(50)]
     truth = np.mean([row["value"] for row in rows])
     assert 0.6 < truth < 0.95
     assert np.mean([row["ci_low"] <= truth <= row["ci_high"] for row in rows]) >= 0.86
 
 
-def test_a_threshold_is_held_against_the_embedding_alone():
-    thresholds = {"center_auc": {"threshold": 0.8, "direction": "below"}}
-    table = measured(cohort(0, 1.0), thresholds=thresholds)
+def test_a_criterion_judges_the_features_that_it_names():
+    criteria = [{"metric": "center_auc", "at": {"features": "embedding"}, "below": 0.8}]
+    table = measure(cohort(0, 1.0), criteria=criteria)
     assert pick(table, "embedding")["verdict"] == "fail"
     assert table.filter(pl.col("threshold").is_not_null()).height == 1
-    assert measured(cohort(0, 1.0))["threshold"].is_null().all()
+    assert measure(cohort(0, 1.0))["threshold"].is_null().all()
 
 
 @given(st.integers(0, 1000), st.integers(2, 6))
 def test_folds_hold_whole_patients_and_are_even(seed, folds):
     patients = np.repeat(np.arange(24), 3)
     cells = patients % 4
-    found = patient_folds(patients, cells, folds, seed)
+    found = patient_folds(patients, folds, seed, cells)
     assert (found.reshape(-1, 3) == found.reshape(-1, 3)[:, :1]).all()
     sizes = np.bincount(found, minlength=folds)
     assert sizes.max() - sizes.min() <= 3
@@ -153,18 +157,35 @@ def test_folds_hold_whole_patients_and_are_even(seed, folds):
 def test_slides_without_colour_are_left_out():
     slides, tiles, embeddings, colours = cohort(0, 1.0)
     fewer = InMemory({name: shard for name, shard in colours.shards.items() if name != "s000"})
-    table = measured((slides, tiles, embeddings, fewer))
+    table = measure((slides, tiles, embeddings, fewer))
     assert pick(table, "embedding")["n_patients"] == 31
+
+
+def test_without_the_control_that_knows_colour_the_embedding_is_measured():
+    *vectors, colours = cohort(0, 1.0)
+    table, whole = measure(vectors), measure([*vectors, colours])
+    assert pick(table, "embedding") == pick(whole, "embedding")
+    for features, metric in (
+        ("embedding_without_colour", "center_auc"),
+        ("colour", "center_auc"),
+        (None, "center_auc_drop"),
+    ):
+        row = pick(table, features, metric)
+        assert row["value"] is None
+        assert "leaves out" in row["reason"]
 
 
 def test_a_cohort_of_one_center_says_why():
     slides, tiles, embeddings, colours = cohort(0)
     one = slides.with_columns(center=pl.lit("C0"))
-    table = measured((one, tiles, embeddings, colours))
-    assert table["verdict"].to_list() == ["not_applicable"]
-    assert "second center" in table["reason"][0]
+    table = measure((one, tiles, embeddings, colours))
+    assert table["metric"].to_list() == ["center_auc"] * 3 + ["center_auc_drop"]
+    assert (table["verdict"] == "not_applicable").all()
+    assert table["reason"].str.contains("second center").all()
 
 
-def test_the_same_seed_gives_the_same_figures():
-    data = cohort(1, 0.5)
-    assert center_wins(*data, PARAMETERS).equals(center_wins(*data, PARAMETERS))
+def test_statistics_have_their_columns_and_are_the_same_for_one_seed():
+    data, p = cohort(1, 0.5), read_parameters(CenterAuc, "center_auc", PARAMETERS)
+    statistics = center_auc_statistics(*data, p)
+    assert dict(statistics.schema) == CENTER_AUC_SCHEMA
+    assert statistics.equals(center_auc_statistics(*data, p))

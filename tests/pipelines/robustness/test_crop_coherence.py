@@ -9,50 +9,60 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.robustness.crop_coherence import (
-    AGREEMENT_SCHEMA,
-    GLOBAL_SCALE,
-    LOCAL_SCALE,
-    MeasureCrops,
-    crop_agreements,
-    crop_boxes,
-    crop_coherence_measurements,
-    crop_maker,
+    CROP_SCHEMA,
+    CropCoherence,
+    composition_of_crops,
+    crop_coherence_figures,
+    crop_coherence_statistics,
+    crop_views,
     own_and_other,
-    tissue_composition,
+    view_of_crops,
 )
-from pathfm_kedro.pipelines.robustness.mutual_knn import unit
-from pathfm_kedro.pipelines.robustness.views import tile_seed
+from pathfm_kedro.pipelines.robustness.views import TileJob, tile_seed
+from pathfm_kedro.slides.crops import GLOBAL_SCALE, LOCAL_SCALE, crop_boxes
 from pathfm_kedro.slides.fields import TileFields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, write_pyramid
-from pathfm_kedro.slides.stain import COMMON_BASIS, jitter_draw, jittered, lab_statistics
+from pathfm_kedro.slides.stain import (
+    COMMON_BASIS,
+    jitter_draw,
+    jittered,
+    lab_statistics,
+    tissue_composition,
+)
+from pathfm_kedro.statistics.mutual_knn import unit
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (
     CONTROLS,
     embedded,
     make_pool,
+    measured,
     phantom_cohort,
     pick,
-    refuses_nan,
     shards_of,
 )
 
-TOLD = {
+PARAMETERS = {
     "n_global": 2,
     "n_local": 3,
-    "thresholds": {"coherence": 0.0},
+    "criteria": [{"metric": "coherence", "above": 0.0}],
     "draws": 300,
     "seed": 0,
 }
+CROP_COHERENCE = Experiment(
+    "crop_coherence", CropCoherence, crop_coherence_statistics, crop_coherence_figures, []
+)
+
+
+def parameters_with(**changes) -> CropCoherence:
+    return read_parameters(CropCoherence, "crop_coherence", PARAMETERS | changes)
 
 
 def measure(pool, views, composition, colour) -> pl.DataFrame:
     shards = shards_of(pool, views=views)
-    measured = shards_of(pool, composition=composition, colour=colour)
-    agreements = crop_agreements(shards, measured, pool, TOLD)
-    assert dict(agreements.schema) == AGREEMENT_SCHEMA
-    table = crop_coherence_measurements(agreements, TOLD, "e")
-    refuses_nan(table)
-    return table
+    of_pixels = shards_of(pool, composition=composition, colour=colour)
+    return measured(CROP_COHERENCE, PARAMETERS, shards, of_pixels, pool)
 
 
 def some_pool(n_patients=12, each=3) -> pl.DataFrame:
@@ -60,14 +70,14 @@ def some_pool(n_patients=12, each=3) -> pl.DataFrame:
     return make_pool(patient, ["x"] * len(patient), ["A"] * len(patient))
 
 
-def drawn(n, seed=0, d=6):
+def normal(n, seed=0, d=6):
     generator = np.random.default_rng(seed)
     shapes = ((n, 5, d), (n, 5, 2), (n, 5, 3))
     return [generator.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
 @pytest.mark.parametrize("scale", [GLOBAL_SCALE, LOCAL_SCALE])
-def test_crops_are_drawn_as_torchvision_draws_them(scale):
+def test_crops_are_sampled_as_by_torchvision(scale):
     import torch
     from scipy.stats import ks_2samp
     from torchvision.transforms import RandomResizedCrop
@@ -98,18 +108,18 @@ def test_crops_lie_in_the_tile(side, seed):
         assert (boxes[:, :2] + boxes[:, 2:] <= side).all()
 
 
-def test_the_maker_gives_crops_of_one_size_and_always_the_same():
-    maker, field = crop_maker(TOLD), phantom_cohort().pixels[0]
-    views = maker.make(field, 5)
-    assert views.shape == (5, *field.shape)
-    assert len(maker.names) == 5
-    np.testing.assert_array_equal(maker.make(field, 5), views)
-    assert (maker.make(field, 6) != views).any()
+def test_crops_have_one_size_and_are_always_the_same():
+    views, field = crop_views(parameters_with()), phantom_cohort().pixels[0]
+    made = views.make(field, 5)
+    assert made.shape == (5, *field.shape)
+    assert [setting["crop"] for setting in views.settings] == ["global"] * 2 + ["local"] * 3
+    np.testing.assert_array_equal(views.make(field, 5), made)
+    assert (views.make(field, 6) != made).any()
     # A local crop is reduced to 96 px first, and enlarging adds no detail.
-    steps = [np.abs(np.diff(view.astype(int), axis=0)).mean() for view in views]
+    steps = [np.abs(np.diff(view.astype(int), axis=0)).mean() for view in made]
     assert max(steps[2:]) < min(steps[:2])
-    with pytest.raises(ValueError, match="1 or more"):
-        crop_maker(TOLD | {"n_local": 0})
+    with pytest.raises(ValueError, match=r"crop_coherence\.n_local is 0: .* equal to 1"):
+        parameters_with(n_local=0)
 
 
 def test_own_and_other_are_those_of_brute_force():
@@ -130,7 +140,7 @@ def test_correlations_are_those_of_ranks_with_the_third_taken_out():
     from scipy.stats import rankdata
 
     pool = some_pool()
-    views, composition, colour = drawn(pool.height)
+    views, composition, colour = normal(pool.height)
     table = measure(pool, views, composition, colour)
     rows = unit(views.reshape(-1, 6)).reshape(views.shape)
     pairs = [(i, g, v) for i in range(pool.height) for g in (0, 1) for v in (2, 3, 4)]
@@ -156,7 +166,7 @@ def test_correlations_are_those_of_ranks_with_the_third_taken_out():
 @given(st.integers(0, 1000))
 def test_what_agreement_follows_is_named(seed):
     pool = some_pool()
-    _, composition, colour = drawn(pool.height, seed)
+    _, composition, colour = normal(pool.height, seed)
     # The vector is the composition itself, as an angle.
     angle = composition[..., 0]
     views = np.stack([np.cos(angle / 3), np.sin(angle / 3)], axis=2)
@@ -168,24 +178,19 @@ def test_what_agreement_follows_is_named(seed):
 
 
 def measured_crops(cohort):
-    maker = crop_maker(TOLD)
-    composition, colour = [], []
-    for tile_id, field in zip(cohort.pool["tile_id"], cohort.pixels, strict=True):
-        crops = maker.make(field, tile_seed(tile_id))
-        composition.append(tissue_composition(field, crops))
-        colour.append(np.stack([lab_statistics(crop)[0] for crop in crops]))
-    return shards_of(cohort.pool, composition=np.stack(composition), colour=np.stack(colour))
+    work = composition_of_crops(cohort.pool, 112, parameters_with())
+    found = work.compute(None, cohort.pixels, None, cohort.pool["tile_id"].to_list())
+    return shards_of(cohort.pool, **found)
 
 
 def test_controls_answer_as_they_must():
-    cohort, maker = phantom_cohort(), crop_maker(TOLD)
-    measured = measured_crops(cohort)
+    cohort, of_pixels = phantom_cohort(), measured_crops(phantom_cohort())
     found = {}
     for control, encoder in CONTROLS.items():
-        views = embedded(cohort, lambda _: maker, encoder)
-        agreements = crop_agreements(views, measured, cohort.pool, TOLD)
-        found[control] = crop_coherence_measurements(agreements, TOLD, control)
-        refuses_nan(found[control])
+        views = embedded(
+            cohort, lambda tiles: view_of_crops(tiles, 112, parameters_with()), encoder
+        )
+        found[control] = measured(CROP_COHERENCE, PARAMETERS, views, of_pixels, cohort.pool)
     truth, colour, nothing = (
         found[name] for name in ("phantom_truth", "stain_statistics", "random_projection")
     )
@@ -201,7 +206,7 @@ def test_controls_answer_as_they_must():
 
 def test_composition_does_not_follow_the_strength_of_stain():
     field = phantom_cohort().pixels[0]
-    crops = crop_maker(TOLD).make(field, 0)
+    crops = crop_views(parameters_with()).make(field, 0)
     draw = np.array([[1.0, 0.0], [1.0, 0.0]])
     plain, strong = (
         tissue_composition(tile, views)
@@ -220,41 +225,48 @@ def test_composition_does_not_follow_the_strength_of_stain():
 
 def test_one_tile_a_slide_supports_no_coherence():
     pool = some_pool(12, 1)
-    table = measure(pool, *drawn(12))
+    table = measure(pool, *normal(12))
     for metric in ("coherence", "own_cosine", "other_cosine"):
         assert "one tile in the pool" in pick(table, metric)["reason"]
     assert pick(table, "coherence")["threshold"] == 0
     assert pick(table, "follows_colour")["value"] is not None
 
 
-def test_nothing_and_one_patient_have_reasons():
+def test_statistics_have_their_columns():
     pool = some_pool()
-    parts = [part[:0] for part in drawn(1)]
-    empty = crop_agreements(
-        shards_of(pool[:0], views=parts[0]),
-        shards_of(pool[:0], composition=parts[1], colour=parts[2]),
+    views, composition, colour = normal(pool.height)
+    statistics = crop_coherence_statistics(
+        shards_of(pool, views=views),
+        shards_of(pool, composition=composition, colour=colour),
         pool,
-        TOLD,
+        parameters_with(),
     )
-    for agreements in (empty, empty.clear()):
-        table = crop_coherence_measurements(agreements, TOLD, "e")
-        refuses_nan(table)
-        assert table["reason"].str.contains("add patients").all()
-    table = measure(pool[:3], *drawn(3))
+    assert dict(statistics.schema) == CROP_SCHEMA
+
+
+def test_nothing_embedded_and_one_patient_have_reasons():
+    pool = some_pool()
+    table = measure(pool[:3], *normal(3))
     assert (table["verdict"] == "not_applicable").all()
+    assert table["reason"].str.contains("add patients").all()
+    nothing = shards_of(pool[:0], views=np.zeros((0, 5, 6)))
+    table = measured(CROP_COHERENCE, PARAMETERS, nothing, nothing, pool)
+    assert table["reason"].str.contains("no usable slide").all()
 
 
 def test_the_job_measures_the_crops_that_are_embedded(tmp_path):
     slide = "lung_adeno-north-001-01"
     write_pyramid(tmp_path / "a.tiff", draw_slide(PhantomDesign(size_px=360), slide))
     fields = TileFields(SlideFiles(tmp_path), "a.tiff", (60, 180), (120, 120), 112.0, 112)
-    maker = crop_maker(TOLD)
-    job = MeasureCrops("a", "f", fields, ("t0", "t1"), "d", maker)
-    found = job.compute()
+
+    def job(**changes) -> TileJob:
+        work = composition_of_crops(pl.DataFrame(), 112, parameters_with(**changes))
+        return TileJob("a", "f", fields, ("t0", "t1"), "d", work, None)
+
+    found = job().compute()
     assert found["composition"].shape == (2, 5, 2)
     pixels = np.concatenate([batch for batch, _ in fields.batches(1)])
-    crops = maker.make(pixels[1], tile_seed("t1"))
+    crops = crop_views(parameters_with()).make(pixels[1], tile_seed("t1"))
     np.testing.assert_allclose(found["composition"][1], tissue_composition(pixels[1], crops))
     np.testing.assert_allclose(found["colour"][1, 4], lab_statistics(crops[4])[0])
-    other = MeasureCrops("a", "f", fields, ("t0", "t1"), "d", crop_maker(TOLD | {"seed": 1}))
-    assert json.dumps(job.header()) != json.dumps(other.header())
+    assert json.dumps(job().header()) != json.dumps(job(seed=1).header())

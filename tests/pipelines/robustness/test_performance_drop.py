@@ -12,16 +12,20 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from pathfm_kedro.pipelines.robustness.performance_drop import (
+    PERFORMANCE_DROP_SCHEMA,
+    PerformanceDrop,
     average_performance_drop,
     normalised_degradation,
-    performance_drop,
-    split_patients,
-    train_biased_probes,
-    training_rows,
+    performance_drop_figures,
+    performance_drop_statistics,
 )
 from pathfm_kedro.statistics.association import cramers_v
+from pathfm_kedro.statistics.correlated_samples import split_patients, training_rows
+from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.ridge import dual_ridge, standardised
+from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
+from tests.pipelines.robustness.phantom_views import measured
 
 PARAMETERS = {
     "cramers_v": [0.0, 0.25, 0.5, 0.75, 1.0],
@@ -31,10 +35,17 @@ PARAMETERS = {
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 4,
     "ridge": 1.0,
-    "bootstrap_draws": 200,
+    "draws": 200,
     "seed": 0,
-    "thresholds": {"apd": {"threshold": -0.05, "direction": "above"}},
+    "criteria": [{"metric": "apd", "above": -0.05}],
 }
+PERFORMANCE_DROP = Experiment(
+    "performance_drop", PerformanceDrop, performance_drop_statistics, performance_drop_figures, []
+)
+
+
+def parameters_with(**changes) -> PerformanceDrop:
+    return read_parameters(PerformanceDrop, "performance_drop", PARAMETERS | changes)
 
 
 def cohort(seed, effects, labels=2, centers=2, patients=8, tiles=6, d=20):
@@ -53,9 +64,8 @@ def cohort(seed, effects, labels=2, centers=2, patients=8, tiles=6, d=20):
     return pl.DataFrame(rows, schema=columns, orient="row"), table, InMemory(shards)
 
 
-def measured(data, **changes):
-    parameters = PARAMETERS | changes
-    return performance_drop(train_biased_probes(*data, parameters), parameters, "encoder")
+def measure(data, **changes):
+    return measured(PERFORMANCE_DROP, PARAMETERS | changes, *data)
 
 
 def pick(table, metric, stratum="all"):
@@ -75,11 +85,12 @@ def test_reductions_equal_croma(seed, splits, repeats):
 
 
 def test_figures_equal_croma_on_the_counted_accuracies():
-    parameters = PARAMETERS
-    hits = train_biased_probes(*cohort(0, (0.5, 0.5), labels=3), parameters)
+    p = parameters_with()
+    statistics = performance_drop_statistics(*cohort(0, (0.5, 0.5), labels=3), p)
+    assert dict(statistics.schema) == PERFORMANCE_DROP_SCHEMA
     matrix = (
-        hits.group_by("pair", "repeat", "v", "label")
-        .agg(accuracy=pl.col("right").sum() / pl.col("n").sum())
+        statistics.group_by("pair", "repeat", "v", "label")
+        .agg(accuracy=pl.col("n_correct").sum() / pl.col("n_tested").sum())
         .group_by("pair", "repeat", "v")
         .agg(pl.col("accuracy").mean())
         .sort("v", "pair", "repeat")["accuracy"]
@@ -87,9 +98,9 @@ def test_figures_equal_croma_on_the_counted_accuracies():
         .reshape(5, -1)
     )
     assert matrix.shape == (5, 3 * 10)
-    table = performance_drop(hits, parameters, "encoder")
+    table = PERFORMANCE_DROP.measurements(statistics, PARAMETERS, encoder="e")
     assert pick(table, "apd")["value"] == pytest.approx(croma.apd(matrix), abs=1e-9)
-    expected = croma.nipd(matrix, parameters["cramers_v"], 0.5)
+    expected = croma.nipd(matrix, p.cramers_v, 0.5)
     assert pick(table, "nipd")["value"] == pytest.approx(expected, abs=1e-9)
     assert table.filter(pl.col("stratum") != "all").height == 3
 
@@ -114,18 +125,18 @@ def test_rows_that_are_all_equal_predict_the_mean():
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.integers(0, 1))
-def test_training_sets_have_the_correlation_asked_for(seed, v, way):
+def test_training_sets_have_the_correlation_asked_for(seed, v, diagonal):
     generator = np.random.default_rng(seed)
     cells = np.repeat(np.arange(4), generator.integers(8, 40, 4))
     labels, centers = cells // 2, cells % 2
-    luck = generator.random(len(cells))
-    rows = training_rows(np.ones(len(cells), bool), labels, centers, luck, v, way)
+    random_key = generator.random(len(cells))
+    rows = training_rows(np.ones(len(cells), bool), labels, centers, random_key, v, diagonal)
     counts = np.bincount(cells[rows], minlength=4).reshape(2, 2)
     assert len(rows) == 2 * np.bincount(cells).min()
     # A tile more or less in a cell is what rounding can do.
     assert cramers_v(counts) == pytest.approx(v, abs=2 / counts.sum() * 2)
     if v > 0:
-        assert (counts[0, 0] > counts[0, 1]) == (way == 0)
+        assert (counts[0, 0] > counts[0, 1]) == (diagonal == 0)
 
 
 @given(st.integers(0, 1000))
@@ -140,13 +151,13 @@ def test_no_patient_is_on_both_sides(seed):
 
 
 def test_a_probe_that_could_lean_on_the_center_does():
-    of_label = pick(measured(cohort(0, (1.0, 0.0))), "apd")
-    of_both = pick(measured(cohort(0, (0.4, 1.5))), "apd")
+    of_label = pick(measure(cohort(0, (1.0, 0.0))), "apd")
+    of_both = pick(measure(cohort(0, (0.4, 1.5))), "apd")
     assert of_label["value"] == pytest.approx(0, abs=0.03)
     assert of_label["verdict"] == "pass"
     assert of_both["value"] < -0.15
     assert of_both["verdict"] == "fail"
-    accuracies = measured(cohort(0, (0.4, 1.5))).filter(metric="accuracy")
+    accuracies = measure(cohort(0, (0.4, 1.5))).filter(metric="accuracy")
     strengths = [json.loads(setting)["v"] for setting in accuracies["setting"]]
     assert strengths == PARAMETERS["cramers_v"]
     assert accuracies["value"][0] > 0.7
@@ -154,7 +165,7 @@ def test_a_probe_that_could_lean_on_the_center_does():
 
 
 def test_a_probe_at_chance_has_nothing_to_lose():
-    row = pick(measured(cohort(0, (0.0, 1.5))), "apd")
+    row = pick(measure(cohort(0, (0.0, 1.5))), "apd")
     assert row["value"] is None
     assert row["verdict"] == "not_applicable"
     assert row["threshold"] == -0.05
@@ -165,20 +176,20 @@ def test_a_cohort_without_a_pair_says_why():
     slides, tiles, embeddings = cohort(0, (1.0, 0.0))
     # L1 at C1 only: label and center cannot be told apart.
     keep = (pl.col("label") == "L0") == (pl.col("center") == "C0")
-    table = measured((slides.filter(keep), tiles, embeddings))
+    table = measure((slides.filter(keep), tiles, embeddings))
     assert table["verdict"].unique().to_list() == ["not_applicable"]
     assert "confounded" in table["reason"][0]
 
 
 def test_strengths_must_rise_from_0_to_1():
-    with pytest.raises(ValueError, match="must rise from 0 to 1"):
-        train_biased_probes(*cohort(0, (1.0, 0.0)), PARAMETERS | {"cramers_v": [0.0, 0.5]})
+    with pytest.raises(ValueError, match=r"performance_drop\.cramers_v is .*must rise from 0 to 1"):
+        parameters_with(cramers_v=[0.0, 0.5])
 
 
 def test_interval_covers():
     """Truth: the mean over cohorts of the same effects."""
     quick = {"repeats": 6, "cramers_v": [0.0, 0.5, 1.0]}
-    rows = [pick(measured(cohort(seed, (0.4, 0.8)), **quick), "apd") for seed in range(40)]
+    rows = [pick(measure(cohort(seed, (0.4, 0.8)), **quick), "apd") for seed in range(40)]
     truth = np.mean([row["value"] for row in rows])
     hits = [row["ci_low"] <= truth <= row["ci_high"] for row in rows]
     assert np.mean(hits) >= 0.8

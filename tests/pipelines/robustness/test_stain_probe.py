@@ -6,39 +6,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathfm_kedro.pipelines.robustness.appearance_views import (
-    MOMENTS,
-    center_references,
-    view_changes,
-)
 from pathfm_kedro.pipelines.robustness.stain_probe import (
-    PROBE_SCHEMA,
-    patient_folds,
-    permuted_blocks,
-    ridge_predictions,
-    stain_probe_measurements,
-    stain_residuals,
+    STAIN_PROBE_SCHEMA,
+    StainProbe,
+    stain_probe_figures,
+    stain_probe_statistics,
 )
+from pathfm_kedro.pipelines.robustness.stain_references import MOMENTS
+from pathfm_kedro.statistics.cross_validation import patient_folds
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.permutation import permuted_blocks
+from pathfm_kedro.statistics.ridge import cross_validated_ridge
+from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (
-    APPEARANCE,
-    appearance_of,
+    CONTROLS,
     make_pool,
+    measured,
     phantom_cohort,
     phantom_stains,
     pick,
-    refuses_nan,
     shards_of,
 )
 
-TOLD = {
+PARAMETERS = {
     "folds": 5,
     "ridges": [0.1, 1.0, 10.0, 100.0, 1000.0],
     "n_permutations": 50,
-    "thresholds": {"selectivity": None},
     "draws": 300,
     "seed": 0,
 }
-NO_REFERENCES = center_references(phantom_stains().clear(), APPEARANCE)
+STAIN_PROBE = Experiment("stain_probe", StainProbe, stain_probe_statistics, stain_probe_figures, [])
 
 
 def pool_and_stains(n_patients=20, each=3, seed=0) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -47,22 +44,18 @@ def pool_and_stains(n_patients=20, each=3, seed=0) -> tuple[pl.DataFrame, pl.Dat
     generator = np.random.default_rng(seed)
     own = np.repeat(generator.normal(size=(n_patients, 4)), each, axis=0)
     values = own + 0.3 * generator.normal(size=own.shape)
-    stains = pool.select("tile_id").with_columns(
+    stains = pool.select("tile_id", "patient_id").with_columns(
         pl.Series(name, values[:, i]) for i, name in enumerate(MOMENTS)
     )
     return pool, stains
 
 
 def measure(pool, stains, vectors, **changes) -> pl.DataFrame:
-    told = TOLD | changes
-    views = np.repeat(vectors[:, None], len(view_changes(APPEARANCE, 0)), axis=1)
-    residuals = stain_residuals(
-        shards_of(pool, views=views), pool, NO_REFERENCES, stains, APPEARANCE, told
-    )
-    assert dict(residuals.schema) == PROBE_SCHEMA
-    table = stain_probe_measurements(residuals, told, "e")
-    refuses_nan(table)
-    return table
+    """The cohort is the pool: every tile of it was embedded."""
+    slides = pool.select("slide_id", "patient_id", "center", "organ", "label").unique()
+    shards = shards_of(pool, embedding=vectors)
+    tiles = pool.select("tile_id", "slide_id")
+    return measured(STAIN_PROBE, PARAMETERS | changes, slides, tiles, shards, stains)
 
 
 def test_ridge_is_scikit_learn_s():
@@ -73,7 +66,7 @@ def test_ridge_is_scikit_learn_s():
     generator = np.random.default_rng(0)
     vectors, targets = generator.normal(size=(40, 12)), generator.normal(size=(40, 3))
     folds = np.arange(40) % 4
-    predicted, mean = ridge_predictions(vectors, targets, folds, ridges=[0.3])
+    predicted, mean = cross_validated_ridge(vectors, targets, folds, ridges=[0.3])
     for fold in range(4):
         model = make_pipeline(StandardScaler(), Ridge(alpha=0.3 * 12))
         model.fit(vectors[folds != fold], targets[folds != fold])
@@ -92,7 +85,7 @@ def test_the_penalty_is_chosen_as_a_nested_search_would():
     vectors, folds = generator.normal(size=(45, 8)), np.arange(45) % 3
     targets = vectors @ generator.normal(size=(8, 2)) + generator.normal(size=(45, 2)) * [0.2, 9.0]
     ridges = [0.01, 1.0, 100.0]
-    predicted, _ = ridge_predictions(vectors, targets, folds, ridges)
+    predicted, _ = cross_validated_ridge(vectors, targets, folds, ridges)
     for fold in range(3):
         train = folds != fold
         for i in range(2):
@@ -163,7 +156,9 @@ def test_r2_is_scikit_learn_s_up_to_the_mean_it_compares_with():
     )
     table = measure(pool, stains, vectors)
     folds = patient_folds(np.repeat(np.arange(20), 3), 5, 0)
-    predicted, mean = ridge_predictions(vectors.astype(np.float64), values, folds, TOLD["ridges"])
+    predicted, mean = cross_validated_ridge(
+        vectors.astype(np.float64), values, folds, PARAMETERS["ridges"]
+    )
     expected = 1 - ((values - predicted) ** 2).sum(axis=0) / ((values - mean) ** 2).sum(axis=0)
     for i, target in enumerate(MOMENTS):
         row = pick(table, "r2", target=target)
@@ -174,24 +169,26 @@ def test_r2_is_scikit_learn_s_up_to_the_mean_it_compares_with():
 
 
 def test_controls_answer_as_they_must():
-    references = center_references(phantom_stains(), APPEARANCE)
-    found = {}
+    cohort, found = phantom_cohort(), {}
     for control in ("stain_statistics", "random_projection"):
-        residuals = stain_residuals(
-            appearance_of(control),
-            phantom_cohort().pool,
-            references,
-            phantom_stains(),
-            APPEARANCE,
-            TOLD,
-        )
-        found[control] = stain_probe_measurements(residuals, TOLD, control)
-        refuses_nan(found[control])
+        vectors = CONTROLS[control].embed(cohort.pixels, cohort.truth)
+        found[control] = measure(cohort.pool, phantom_stains(), vectors)
     for target in ("haematoxylin_mean", "eosin_mean"):
         assert pick(found["stain_statistics"], "r2", target=target)["value"] > 0.8
         nothing = pick(found["random_projection"], "r2", target=target)
         assert nothing["value"] < 0.1
         assert nothing["null_low"] < nothing["value"] < nothing["null_high"] + 0.05
+
+
+def test_statistics_have_their_columns_and_only_embedded_tiles_count():
+    pool, stains = pool_and_stains()
+    vectors = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    slides = pool.select("slide_id", "patient_id", "center", "organ", "label").unique()
+    p = read_parameters(StainProbe, "stain_probe", PARAMETERS)
+    some = shards_of(pool[:30], embedding=vectors[:30])
+    statistics = stain_probe_statistics(slides, pool, some, stains, p)
+    assert dict(statistics.schema) == STAIN_PROBE_SCHEMA
+    assert statistics["patient_id"].n_unique() == 10 + 1
 
 
 def test_few_patients_and_equal_targets_have_reasons():
@@ -207,14 +204,14 @@ def test_few_patients_and_equal_targets_have_reasons():
 
 
 def test_two_folds_leave_none_to_choose_the_penalty():
-    pool, stains = pool_and_stains()
-    with pytest.raises(ValueError, match="3 or more"):
-        measure(pool, stains, np.ones((60, 3), np.float32), folds=2)
+    with pytest.raises(ValueError, match=r"stain_probe\.folds is 2: .* equal to 3"):
+        read_parameters(StainProbe, "stain_probe", PARAMETERS | {"folds": 2})
 
 
-def test_a_threshold_makes_a_verdict():
+def test_a_criterion_makes_a_verdict():
     pool, stains = pool_and_stains()
     vectors = stains.select(MOMENTS).to_numpy().astype(np.float32)
-    table = measure(pool, stains, vectors, thresholds={"selectivity": 0.5}, ridges=[1e-3])
+    criteria = [{"metric": "selectivity", "below": 0.5}]
+    table = measure(pool, stains, vectors, criteria=criteria, ridges=[1e-3])
     rows = table.filter(metric="selectivity")
     assert rows["verdict"].to_list() == ["fail"] * 4

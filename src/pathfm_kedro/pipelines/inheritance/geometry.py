@@ -1,105 +1,219 @@
-"""Shape of the embedding cloud: moments, spectrum and mean cosine on a fixed number of tiles."""
+r"""Shape of the embedding cloud: moments, spectrum and mean cosine on a fixed number of tiles.
+
+- ``skewness = m₃ / m₂^1.5``, ``kurtosis_raw = m₄ / m₂²``, ``kurtosis_excess = kurtosis_raw − 3`` of
+  each dimension, averaged over dimensions that vary (``constant_dimensions`` do not);
+- of the singular values σ of the vectors, not centred, with p = σ / Σσ:
+  ``singular_value_entropy = −Σ p log p``, ``largest_singular_value_ratio = −log p₁``,
+  ``effective_rank = exp(entropy)``;
+- ``mean_cosine`` over all pairs of different tiles.
+
+Kurtosis and spectra depend on the number of rows: they are taken on a fixed number of tiles, balanced
+over slides, and the number used stands in the setting. Intervals of moments: bootstrap over patients,
+centred on the figure, since resampled kurtosis is biased low. Intervals of spectra and mean cosine:
+jackknife over groups of patients, since repeated rows lower the rank and raise the cosine. Null: the
+same figures of Gaussian noise of the same shape. No value is good: described, not judged.
+
+References: Chen et al., Understanding and mitigating the label noise in pre-training (ICLR 2024);
+Roy and Vetterli, The effective rank (EUSIPCO 2007).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.statistics.bootstrap import (
-    bootstrap_weights,
-    patient_codes,
-    percentile_interval,
-    sum_by_patient,
-)
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
-)
-from pathfm_kedro.statistics.tables import Embeddings, tile_rows
+from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval, sum_by_patient
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.jackknife import jackknife_interval, patient_groups
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.sampling import balanced_tiles
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-EXPERIMENT = "geometry"
 MOMENTS = ("skewness", "kurtosis_excess", "kurtosis_raw")
 SPECTRAL = ("singular_value_entropy", "largest_singular_value_ratio", "effective_rank")
+#: What a rotation of the space leaves alone.
+SHAPE = (*SPECTRAL, "mean_cosine")
+CONSTANT = "constant_dimensions"
 #: Entries of one batch of resampled power sums.
 _BATCH_ENTRIES = 1 << 22
 
+#: One row per patient.
+#:
+#: - power_sums: of the standardised columns that vary, powers 1 to 4 one after the other;
+#: - of each figure of the shape, its value on all tiles and, ``_without``, without the patient's group
+#:   of the jackknife; null where the tiles have none.
+GEOMETRY_SCHEMA: dict[str, pl.DataType] = {
+    "patient_id": pl.String(),
+    "n_tiles": pl.Int64(),
+    "n_dimensions": pl.Int64(),
+    CONSTANT: pl.Int64(),
+    "power_sums": pl.List(pl.Float64()),
+    "group": pl.Int64(),
+    **{name: pl.Float64() for name in SHAPE},
+    **{f"{name}_without": pl.Float64() for name in SHAPE},
+}
 
-def balanced_tiles(tiles: pl.DataFrame, n_tiles: int, seed: int) -> Ints:
-    """Choose tiles so that slides give equally many, as far as they have them.
 
-    Parameters
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Geometry(ExperimentParameters):
+    """Parameters of the experiment.
+
+    Attributes
     ----------
-    tiles
-        slide_id and tile_id; the choice does not depend on the order of rows.
     n_tiles
-        Tiles to choose; all where there are fewer.
-    seed
-        Seed of the choice.
-
-    Returns
-    -------
-    ndarray
-        Rows of the chosen tiles, ordered by slide and tile.
-
-    Examples
-    --------
-    >>> tiles = pl.DataFrame({"slide_id": ["s"] * 9 + ["t"], "tile_id": list("abcdefghij")})
-    >>> chosen = balanced_tiles(tiles, 4, seed=0)
-    >>> tiles[chosen]["slide_id"].to_list()
-    ['s', 's', 's', 't']
+        Tiles that are looked at; all where there are fewer.
+    n_groups
+        Groups of patients of the jackknife.
+    null_samples
+        Samples of Gaussian noise.
     """
-    turns = _turns(tiles, seed).sort("turn", "key").head(n_tiles)
-    return turns.sort("slide_id", "tile_id")["row"].to_numpy().astype(np.int64)
+
+    n_tiles: Annotated[int, Field(ge=2)]
+    n_groups: Annotated[int, Field(ge=2)]
+    null_samples: Annotated[int, Field(ge=1)]
 
 
-def capped_tiles(tiles: pl.DataFrame, n_per_slide: int, seed: int) -> Ints:
-    """Choose at most `n_per_slide` tiles of each slide; else as :func:`balanced_tiles`.
-
-    Examples
-    --------
-    >>> tiles = pl.DataFrame({"slide_id": ["s"] * 9 + ["t"], "tile_id": list("abcdefghij")})
-    >>> tiles[capped_tiles(tiles, 2, seed=0)]["slide_id"].to_list()
-    ['s', 's', 't']
-    """
-    turns = _turns(tiles, seed).filter(pl.col("turn") <= n_per_slide)
-    return turns.sort("slide_id", "tile_id")["row"].to_numpy().astype(np.int64)
-
-
-def read_vectors(tiles: pl.DataFrame, chosen: Ints, embeddings: Embeddings) -> Floats:
-    """Vectors of the chosen rows of all embedded tiles, read slide by slide.
+def geometry_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: Geometry
+) -> pl.DataFrame:
+    """Power sums per patient, and the cloud's shape with and without each patient's group.
 
     Parameters
     ----------
-    tiles
-        From ``tile_rows``: all tiles of each slide, in the order of its embeddings.
-    chosen
-        [m] rows, those of a slide next to each other.
+    slides, tiles
+        The cohort's tables.
     embeddings
         Vectors of one encoder.
+    p
+        The parameters.
 
     Returns
     -------
-    ndarray
-        [m, d] float64.
+    DataFrame
+        Columns :data:`GEOMETRY_SCHEMA`.
     """
-    place = pl.int_range(pl.len()).over("slide_id").alias("place")
-    rows = tiles.select("slide_id", place)[chosen]
-    parts = [
-        embeddings.stack([str(slide)])[of_slide["place"].to_numpy()]
-        for (slide,), of_slide in rows.group_by("slide_id", maintain_order=True)
+    from threadpoolctl import threadpool_limits
+
+    rows = tile_rows(slides, tiles, embeddings.slide_ids)
+    chosen = balanced_tiles(rows, p.n_tiles, p.seed)
+    vectors = chosen_vectors(rows, chosen, embeddings)
+    names = rows["patient_id"][chosen].to_numpy()
+    patients, n_patients = patient_codes(names)
+    own: dict[str, object] = {
+        "patient_id": np.unique(names),
+        "n_tiles": np.bincount(patients, minlength=n_patients),
+    }
+    if len(vectors) >= 2 and vectors.any():
+        # Small decompositions: more threads cost more than they give, and change the last digits.
+        with threadpool_limits(1):
+            own |= _of_cloud(vectors, patients, p.n_groups)
+    table = pl.DataFrame(own)
+    missing = [pl.lit(None).alias(name) for name in GEOMETRY_SCHEMA if name not in table.columns]
+    return table.with_columns(missing).select(
+        pl.col(name).cast(kind) for name, kind in GEOMETRY_SCHEMA.items()
+    )
+
+
+def _of_cloud(vectors: Floats, patients: Ints, n_groups: int) -> dict[str, object]:
+    n_patients = int(patients.max()) + 1
+    varying = varying_dimensions(vectors)
+    sums = sum_by_patient(power_sums(vectors[:, varying]), patients, n_patients)[:, 1:]
+    groups = patient_groups(patients, n_groups)
+    own_group = groups[np.unique(patients, return_index=True)[1]]
+    rows = rotated_into_rows(vectors)
+    kept = [rows[groups != group] for group in range(int(groups.max()) + 1)]
+    without = [shape_figures(part) if len(part) > 1 and part.any() else {} for part in kept]
+    return {
+        "n_dimensions": np.full(n_patients, vectors.shape[1]),
+        CONSTANT: np.full(n_patients, (~varying).sum()),
+        "power_sums": list(sums.reshape(n_patients, -1)),
+        "group": own_group,
+        **{name: np.full(n_patients, value) for name, value in shape_figures(rows).items()},
+        **{f"{name}_without": [without[g].get(name) for g in own_group] for name in SHAPE},
+    }
+
+
+def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order.
+
+    Parameters
+    ----------
+    statistics
+        From :func:`geometry_statistics`.
+    p
+        The parameters.
+    """
+    of = PatientStatistics(statistics, p)
+    of = of.told(n_tiles=of.n)
+    values: dict[str, Value] = {}
+    if not statistics["n_dimensions"].drop_nulls().is_empty():
+        constant = float(statistics[CONSTANT][0])
+        values[CONSTANT] = Value(Estimate(constant, None, None, of.n, of.n_patients))
+        null = gaussian_null(of.n, int(statistics["n_dimensions"][0]), p.null_samples, p.seed)
+        estimates = {**moment_estimates(of), **shape_estimates(of)}
+        values |= {name: Value(found, null[name]) for name, found in estimates.items()}
+    for metric in (CONSTANT, *MOMENTS, *SHAPE):
+        yield of.figure(metric, partial(_known, metric=metric, values=values))
+
+
+def _known(of: PatientStatistics, metric: str, values: dict[str, Value]) -> Value:
+    if metric in values:
+        return values[metric]
+    if values:
+        raise Undefined(
+            "every dimension is constant, so that moments are undefined: check the encoder"
+        )
+    raise Undefined("the figure needs two embedded tiles that are not all zero: embed more slides")
+
+
+def moment_estimates(of: PatientStatistics) -> dict[str, Estimate]:
+    """Moments with their bootstrap intervals over patients; empty where every dimension is constant."""
+    tiles = of.table["n_tiles"].to_numpy()
+    powers = of.table["power_sums"].explode().drop_nulls().to_numpy()
+    if not len(powers):
+        return {}
+    powers = powers.reshape(of.n_patients, 4, -1)
+    counts = np.broadcast_to(tiles[:, None, None], (of.n_patients, 1, powers.shape[2]))
+    sums = np.concatenate([counts, powers], axis=1)
+    step = max(1, _BATCH_ENTRIES // sums[0].size)
+    batches = [
+        moments(np.tensordot(of.weights[start : start + step], sums, axes=1))
+        for start in range(0, of.parameters.draws, step)
     ]
-    return (np.concatenate(parts) if parts else np.zeros((0, 1))).astype(np.float64)
+    found = {}
+    for metric, value in moments(sums.sum(axis=0)).items():
+        draws = np.concatenate([batch[metric] for batch in batches])
+        bounds = (
+            percentile_interval(draws - np.nanmean(draws) + value)
+            if of.n_patients > 1
+            else (None, None)
+        )
+        found[metric] = Estimate(float(value), *bounds, of.n, of.n_patients)
+    return found
+
+
+def shape_estimates(of: PatientStatistics) -> dict[str, Estimate]:
+    """Spectral figures and mean cosine with their jackknife intervals over groups of patients."""
+    groups = of.table.unique("group").sort("group")
+    found = {}
+    for metric in SHAPE:
+        value = float(of.table[metric][0])
+        without = groups[f"{metric}_without"].drop_nulls().to_numpy()
+        found[metric] = Estimate(value, *jackknife_interval(value, without), of.n, of.n_patients)
+    return found
 
 
 def varying_dimensions(vectors: Floats) -> Bools:
@@ -126,8 +240,7 @@ def power_sums(vectors: Floats) -> Floats:
 def moments(sums: Floats) -> dict[str, Floats]:
     """Skewness and kurtosis per dimension, averaged over dimensions.
 
-    ``skewness = m₃ / m₂^1.5``, ``kurtosis_raw = m₄ / m₂²``, ``kurtosis_excess = kurtosis_raw − 3``
-    with central moments m of the rows (no small-sample correction, as scipy's default).
+    Of the central moments m of the rows, without small-sample correction, as scipy's default.
 
     Parameters
     ----------
@@ -137,7 +250,7 @@ def moments(sums: Floats) -> dict[str, Floats]:
     Returns
     -------
     dict
-        [...] for each name in ``MOMENTS``.
+        [...] for each name in :data:`MOMENTS`.
 
     Examples
     --------
@@ -161,20 +274,12 @@ def moments(sums: Floats) -> dict[str, Floats]:
 
 
 def spectrum(vectors: Floats) -> dict[str, float]:
-    """Figures of the singular values σ of the vectors, not centred: p = σ / Σσ.
-
-    ``singular_value_entropy = −Σ p log p``, ``largest_singular_value_ratio = −log(σ₁ / Σσ)``,
-    ``effective_rank = exp(entropy)``. Values below numerical rank count as zero.
+    """Figures of the singular values of the vectors; those below numerical rank count as zero.
 
     Parameters
     ----------
     vectors
         [m, d], not all zero.
-
-    References
-    ----------
-    Chen et al., Understanding and mitigating the label noise in pre-training (ICLR 2024);
-    Roy and Vetterli, The effective rank (EUSIPCO 2007).
 
     Examples
     --------
@@ -221,170 +326,20 @@ def rotated_into_rows(vectors: Floats) -> Floats:
     return triangular.T
 
 
-def patient_groups(patients: Ints, n_groups: int) -> Ints:
-    """Group of each row: whole patients in groups of nearly equally many rows.
-
-    Examples
-    --------
-    >>> patient_groups(np.array([0, 0, 0, 1, 2, 3]), 2).tolist()
-    [0, 0, 0, 1, 1, 1]
-    """
-    sizes = np.bincount(patients)
-    filled = np.zeros(min(n_groups, len(sizes)), np.int64)
-    group = np.zeros(len(sizes), np.int64)
-    for patient in np.argsort(-sizes, kind="stable"):  # the largest first, into the emptiest group
-        group[patient] = filled.argmin()
-        filled[group[patient]] += sizes[patient]
-    return group[patients]
-
-
-def jackknife_interval(value: float, without_group: Floats) -> tuple[float | None, float | None]:
-    """95% interval ``value ± t · SE`` with ``SE² = (G − 1)/G · Σ (θ₋g − mean)²``.
-
-    Parameters
-    ----------
-    value
-        Figure on all rows.
-    without_group
-        [G] figure without each group.
-
-    Examples
-    --------
-    >>> jackknife_interval(1.0, np.array([1.0]))
-    (None, None)
-    """
-    from scipy.stats import t
-
-    groups = len(without_group)
-    if groups < 2:
-        return None, None
-    squares = ((without_group - without_group.mean()) ** 2).sum()
-    half = float(t.ppf(0.975, groups - 1) * np.sqrt((groups - 1) / groups * squares))
-    return value - half, value + half
-
-
-def embedding_geometry(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    embeddings: Embeddings,
-    parameters: Mapping[str, Any],
-    encoder: str,
-) -> pl.DataFrame:
-    """Moments, spectrum and mean cosine of one encoder's tiles.
-
-    Kurtosis and spectra depend on the number of rows: they are taken on a fixed number of tiles,
-    balanced over slides; the number used stands in the setting. Intervals of moments: bootstrap
-    over patients, centred on the figure, since resampled kurtosis is biased low. Intervals of
-    spectra and mean cosine: jackknife over groups of patients, since a bootstrap repeats rows and
-    repeated rows lower the rank and raise the cosine. Null: the same figures for Gaussian noise of
-    the same shape. Descriptive: no threshold.
-
-    Parameters
-    ----------
-    slides, tiles
-        The cohort's tables.
-    embeddings
-        Vectors of one encoder.
-    parameters
-        ``n_tiles``, ``draws``, ``n_groups``, ``null_draws``, ``seed``.
-    encoder
-        Name for the table.
-    """
+def gaussian_null(n_rows: int, n_dimensions: int, samples: int, seed: int) -> dict[str, Null]:
+    """Range of every figure over seeded samples of [n_rows, n_dimensions] Gaussian noise."""
     from threadpoolctl import threadpool_limits
 
-    rows = tile_rows(slides, tiles, embeddings.slide_ids)
-    chosen = balanced_tiles(rows, parameters["n_tiles"], parameters["seed"])
-    vectors = read_vectors(rows, chosen, embeddings)
-    rows = rows[chosen]
-    patients, n_patients = patient_codes(rows["patient_id"].to_numpy())
-    name: dict[str, Any] = {
-        "experiment": EXPERIMENT,
-        "encoder": encoder,
-        "setting": {"n_tiles": len(rows)},
-    }
-    support: dict[str, Any] = {"n": len(rows), "n_patients": n_patients}
-    if len(rows) < 2 or not vectors.any():
-        every = (*MOMENTS, *SPECTRAL, "mean_cosine", "constant_dimensions")
-        reason = "the figure needs two embedded tiles that are not all zero: embed more slides"
-        return measurement_table(not_applicable(**name, **support, metrics=every, reason=reason))
-    varying = varying_dimensions(vectors)
-    # Small decompositions: more threads cost more than they give, and change the last digits.
-    with threadpool_limits(1):
-        null = gaussian_null(
-            len(rows), vectors.shape[1], parameters["null_draws"], parameters["seed"]
-        )
-        estimates = _shape_estimates(vectors, patients, parameters["n_groups"])
-    constant = Estimate(float((~varying).sum()), None, None, **support)
-    table = [measurement(**name, metric="constant_dimensions", estimate=constant)]
-    if varying.any():
-        weights = bootstrap_weights(n_patients, parameters["draws"], parameters["seed"])
-        estimates.update(_moment_estimates(vectors[:, varying], patients, weights))
-    else:
-        reason = "every dimension is constant, so that moments are undefined: check the encoder"
-        table += not_applicable(**name, **support, metrics=MOMENTS, reason=reason)
-    table += [
-        measurement(**name, metric=metric, estimate=estimate, null=null[metric])
-        for metric, estimate in estimates.items()
-    ]
-    return measurement_table(table)
-
-
-def gaussian_null(n_rows: int, n_dimensions: int, draws: int, seed: int) -> dict[str, Null]:
-    """Range of every figure over seeded draws of [n_rows, n_dimensions] Gaussian noise."""
     found: list[dict[str, float]] = []
-    for generator in np.random.default_rng(seed).spawn(draws):
-        noise = generator.standard_normal((n_rows, n_dimensions))
-        moment = {name: float(x) for name, x in moments(power_sums(noise).sum(axis=0)).items()}
-        found.append({**moment, **shape_figures(rotated_into_rows(noise))})
+    with threadpool_limits(1):
+        for generator in np.random.default_rng(seed).spawn(samples):
+            noise = generator.standard_normal((n_rows, n_dimensions))
+            moment = {name: float(x) for name, x in moments(power_sums(noise).sum(axis=0)).items()}
+            found.append({**moment, **shape_figures(rotated_into_rows(noise))})
     return {
-        metric: Null(min(draw[metric] for draw in found), max(draw[metric] for draw in found))
-        for metric in (*MOMENTS, *SPECTRAL, "mean_cosine")
+        metric: Null(min(one[metric] for one in found), max(one[metric] for one in found))
+        for metric in (*MOMENTS, *SHAPE)
     }
-
-
-def _moment_estimates(
-    vectors: Floats, patients: Ints, weights: Floats
-) -> Iterator[tuple[str, Estimate]]:
-    n_patients = weights.shape[1]
-    sums = sum_by_patient(power_sums(vectors), patients, n_patients)
-    step = max(1, _BATCH_ENTRIES // sums[0].size)
-    batches = [
-        moments(np.tensordot(weights[start : start + step], sums, axes=1))
-        for start in range(0, len(weights), step)
-    ]
-    for metric, value in moments(sums.sum(axis=0)).items():
-        draws = np.concatenate([batch[metric] for batch in batches])
-        low, high = (
-            percentile_interval(draws - np.nanmean(draws) + value)
-            if n_patients > 1
-            else (None, None)
-        )
-        yield metric, Estimate(float(value), low, high, len(vectors), n_patients)
-
-
-def _shape_estimates(vectors: Floats, patients: Ints, n_groups: int) -> dict[str, Estimate]:
-    rows = rotated_into_rows(vectors)
-    groups = patient_groups(patients, n_groups)
-    kept = [rows[groups != group] for group in range(int(groups.max()) + 1)]
-    without = [shape_figures(part) for part in kept if len(part) > 1 and part.any()]
-    n_patients = int(patients.max()) + 1
-    estimates = {}
-    for metric, value in shape_figures(rows).items():
-        parts = np.array([part[metric] for part in without])
-        low, high = jackknife_interval(value, parts)
-        estimates[metric] = Estimate(value, low, high, len(rows), n_patients)
-    return estimates
-
-
-def _turns(tiles: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Row, random key and turn (1, 2, … within its slide) of each tile, whatever their order."""
-    return (
-        tiles.select("slide_id", "tile_id")
-        .with_row_index("row")
-        .sort("slide_id", "tile_id")
-        .with_columns(key=np.random.default_rng(seed).random(len(tiles)))
-        .with_columns(turn=pl.col("key").rank("ordinal").over("slide_id"))
-    )
 
 
 def _mean_over_dimensions(values: Floats) -> Floats:

@@ -1,176 +1,74 @@
-"""What a linear model reads from embeddings: the label, and the center it should not know."""
+"""What a linear model reads from embeddings: the label, and the center it should not know.
+
+``balanced_accuracy`` of a logistic regression on the tiles of patients it never saw
+(:mod:`~pathfm_kedro.statistics.cross_validation`), for the label and for the center, on a capped number
+of tiles per slide. Null: 1 / number of classes, what any guess that ignores the vector reaches. Classes
+of fewer patients than folds are left out and listed.
+
+A trustworthy encoder knows the label (``above``) and does not know the center (``below``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.inheritance.geometry import capped_tiles, read_vectors
-from pathfm_kedro.statistics.bootstrap import (
-    bootstrap_weights,
-    patient_codes,
-    percentile_interval,
-    sum_by_patient,
+from pathfm_kedro.statistics.cross_validation import (
+    ProbeSettings,
+    probe_accuracy,
+    probed,
 )
-from pathfm_kedro.statistics.measurements import (
-    Direction,
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
-)
-from pathfm_kedro.statistics.tables import Embeddings, tile_rows
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.measurements import Null
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.sampling import capped_tiles
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-EXPERIMENT = "linear_probe"
 METRIC = "balanced_accuracy"
-#: An encoder should know the label and should not know the center.
-DIRECTIONS: dict[str, Direction] = {"label": "above", "center": "below"}
-#: Variance of a cross-validated score over that of independent patients. Each patient is tested and
-#: trains the models that test the others: two patients in different folds, alike, are right or
-#: wrong together. Under random labels this doubles the variance of the linear score (every pair
-#: counts twice) and multiplies that of its sign by 1 + 2/π; 2 is the cautious end. In simulations
-#: of 60 to 100 patients the ratio was 1.4 to 1.8. Bates et al. (JASA 2023) discuss the effect.
-CROSS_VALIDATION_EFFECT = 2.0
+#: What is read from the vectors.
+TARGETS = ("label", "center")
+
+#: One row per target, class and patient: its tiles, and how many are correctly classified; null where
+#: the class is left out or nothing could be probed, with the reason.
+LINEAR_PROBE_SCHEMA: dict[str, pl.DataType] = {
+    "target": pl.String(),
+    "value": pl.String(),
+    "patient_id": pl.String(),
+    "n_tiles": pl.Int64(),
+    "n_correct": pl.Int64(),
+    "problem": pl.String(),
+}
 
 
-def cross_validated(
-    vectors: Floats,
-    targets: Ints,
-    patients: Ints,
-    folds: int,
-    regularisation: float,
-    max_iter: int,
-    seed: int,
-) -> Ints:
-    """Predict every row by a model that saw no row of its patient.
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class LinearProbe(ExperimentParameters):
+    """Parameters of the experiment.
 
-    Standardisation and logistic regression, classes weighted equally, are fitted on the other
-    folds; folds hold whole patients and are stratified by target.
-
-    Parameters
+    Attributes
     ----------
-    vectors
-        [n, d].
-    targets, patients
-        [n] codes; each target needs at least `folds` patients.
-    folds
-        Number of folds.
-    regularisation
-        Inverse strength C of the L2 penalty.
-    max_iter
-        Iterations of the solver at most.
-    seed
-        Seed of the folds.
-
-    Returns
-    -------
-    ndarray
-        [n] predicted targets.
-
-    Examples
-    --------
-    >>> vectors = np.repeat([[0.0], [1.0]], 4, axis=0)
-    >>> targets = np.repeat([0, 1], 4)
-    >>> cross_validated(vectors, targets, np.arange(8), 2, 1.0, 100, seed=0).tolist()
-    [0, 0, 0, 0, 1, 1, 1, 1]
+    max_tiles_per_slide
+        Tiles per slide that the probe sees, so that large slides do not rule.
+    probe
+        Of label and center.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    predicted = np.empty_like(targets)
-    with threadpool_limits(1):  # sums in one order: the same figures on any number of cores
-        for train, test in splitter.split(vectors, targets, patients):
-            model = make_pipeline(
-                StandardScaler(),
-                LogisticRegression(C=regularisation, max_iter=max_iter, class_weight="balanced"),
-            )
-            predicted[test] = model.fit(vectors[train], targets[train]).predict(vectors[test])
-    return predicted
+    max_tiles_per_slide: Annotated[int, Field(ge=1)]
+    probe: ProbeSettings
 
 
-def patient_counts(
-    targets: Ints, predicted: Ints, patients: Ints, shape: tuple[int, int]
-) -> Floats:
-    """Right and all rows per patient and target: [n_patients, 2, n_targets].
-
-    Parameters
-    ----------
-    targets, predicted, patients
-        [n] codes.
-    shape
-        Number of patients, number of targets.
-    """
-    own = np.eye(shape[1])[targets]
-    right = own * (targets == predicted)[:, None]
-    return sum_by_patient(np.stack([right, own], axis=1), patients, shape[0])
-
-
-def balanced_accuracy(counts: Floats) -> Floats:
-    """Mean over targets of the share of right rows; targets without rows are left out.
-
-    Parameters
-    ----------
-    counts
-        [..., 2, n_targets]: right and all rows.
-
-    Examples
-    --------
-    >>> float(balanced_accuracy(np.array([[3.0, 1.0], [4.0, 4.0]])))
-    0.5
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = counts[..., 0, :] / counts[..., 1, :]
-        found = np.isfinite(recall)
-        return cast(Floats, np.where(found, recall, 0).sum(axis=-1) / found.sum(axis=-1))
-
-
-def probe_estimate(counts: Floats, weights: Floats) -> Estimate:
-    """Balanced accuracy with its interval from counts per patient.
-
-    Bootstrap over patients, centred on the figure and widened by the root of
-    ``CROSS_VALIDATION_EFFECT``.
-
-    Parameters
-    ----------
-    counts
-        [n_patients, 2, n_targets] from :func:`patient_counts`.
-    weights
-        [draws, n_patients] from ``bootstrap_weights``.
-    """
-    total = counts.sum(axis=0)
-    value = float(balanced_accuracy(total))
-    draws = balanced_accuracy(np.tensordot(weights, counts, axes=1))
-    spread = np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - np.nanmean(draws))
-    low, high = percentile_interval(value + spread)
-    low = None if low is None else max(0.0, low)
-    high = None if high is None else min(1.0, high)
-    return Estimate(value, low, high, int(total[1].sum()), len(counts))
-
-
-def linear_probe(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    embeddings: Embeddings,
-    parameters: Mapping[str, Any],
-    encoder: str,
+def linear_probe_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: LinearProbe
 ) -> pl.DataFrame:
-    """Balanced accuracy of a linear probe for the label and for the center.
-
-    Cross-validated over patients, on a capped number of tiles per slide. Labels and centers with
-    fewer patients than folds are left out and listed. Null: 1 / number of classes, what any guess
-    that ignores the embedding reaches.
+    """Correctly classified tiles per target, class and patient.
 
     Parameters
     ----------
@@ -178,73 +76,87 @@ def linear_probe(
         The cohort's tables.
     embeddings
         Vectors of one encoder.
-    parameters
-        ``max_tiles_per_slide``, ``folds``, ``C``, ``max_iter``, ``draws``, ``seed``,
-        ``thresholds`` (label, center; null for none).
-    encoder
-        Name for the table.
+    p
+        The parameters.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`LINEAR_PROBE_SCHEMA`.
     """
     rows = tile_rows(slides, tiles, embeddings.slide_ids)
-    chosen = capped_tiles(rows, parameters["max_tiles_per_slide"], parameters["seed"])
-    vectors = read_vectors(rows, chosen, embeddings)
-    return measurement_table(
-        row
-        for target in DIRECTIONS
-        for row in _target_rows(rows[chosen], vectors, target, parameters, encoder)
+    chosen = capped_tiles(rows, p.max_tiles_per_slide, p.seed)
+    vectors = chosen_vectors(rows, chosen, embeddings)
+    return pl.concat([_of_target(rows[chosen], vectors, target, p) for target in TARGETS])
+
+
+def _of_target(
+    rows: pl.DataFrame, vectors: NDArray[np.float64], target: str, p: LinearProbe
+) -> pl.DataFrame:
+    mend = "add patients or lower linear_probe.probe.folds"
+    patients = rows["patient_id"]
+    probe = probed(vectors, vectors[:, None], rows[target], patients, p.probe, p.seed, mend)
+    return (
+        rows.select("patient_id", value=target, probed=probe.rows, correct=probe.correct[:, 0])
+        .drop_nulls("value")
+        .group_by("value", "patient_id")
+        .agg(
+            n_tiles=pl.len(),
+            n_correct=pl.when(pl.col("probed").any()).then(pl.col("correct").sum()),
+        )
+        .sort("value", "patient_id")
+        .with_columns(target=pl.lit(target), problem=pl.lit(probe.problem))
+        .select(pl.col(name).cast(kind) for name, kind in LINEAR_PROBE_SCHEMA.items())
     )
 
 
-def _target_rows(
-    rows: pl.DataFrame, vectors: Floats, target: str, parameters: Mapping[str, Any], encoder: str
-) -> Iterator[dict[str, Any]]:
-    name: dict[str, Any] = {
-        "experiment": EXPERIMENT,
-        "encoder": encoder,
-        "setting": {"target": target},
-    }
-    judged: dict[str, Any] = {
-        "threshold": parameters["thresholds"][target],
-        "direction": DIRECTIONS[target],
-    }
-    folds = parameters["folds"]
-    support = rows.group_by(target).agg(n=pl.len(), patients=pl.col("patient_id").n_unique())
-    for few in support.filter(pl.col("patients") < folds).sort(target).iter_rows(named=True):
-        yield from not_applicable(
-            **name,
-            metrics=[METRIC],
-            stratum=f"{target}={few[target]}",
-            n=few["n"],
-            n_patients=few["patients"],
-            reason=f"{few['patients']} patient(s) for {folds} folds: left out of the probe; "
-            "add patients or take fewer folds",
-        )
-    enough = support.filter(pl.col("patients") >= folds)[target].to_list()
-    if len(enough) < 2:
-        reason = (
-            f"{len(enough)} {target}(s) with {folds} patients, two are needed: add patients or "
-            "take fewer folds"
-        )
-        yield from not_applicable(**name, **judged, metrics=[METRIC], n=len(rows), reason=reason)
-        return
-    keep = rows[target].is_in(enough).to_numpy()
-    patients, n_patients = patient_codes(rows["patient_id"].to_numpy()[keep])
-    targets = np.unique(rows[target].to_numpy()[keep], return_inverse=True)[1].astype(np.int64)
-    predicted = cross_validated(
-        vectors[keep],
-        targets,
-        patients,
-        folds,
-        parameters["C"],
-        parameters["max_iter"],
-        parameters["seed"],
-    )
-    counts = patient_counts(targets, predicted, patients, (n_patients, len(enough)))
-    weights = bootstrap_weights(n_patients, parameters["draws"], parameters["seed"])
-    chance = 1 / len(enough)
-    yield measurement(
-        **name,
-        **judged,
-        metric=METRIC,
-        estimate=probe_estimate(counts, weights),
-        null=Null(chance, chance),
+def linear_probe_figures(statistics: pl.DataFrame, p: LinearProbe) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order: the classes that are left out, then the probe.
+
+    Parameters
+    ----------
+    statistics
+        From :func:`linear_probe_statistics`.
+    p
+        The parameters.
+    """
+    for target in TARGETS:
+        of_target = PatientStatistics(statistics, p).at(target=target)
+        for of_class in of_target.within("value"):
+            if of_class.n_patients < p.probe.folds:
+                named = replace(of_class, stratum=of_class.stratum.replace("value", target))
+                yield named.figure(METRIC, partial(left_out, folds=p.probe.folds))
+        yield of_target.figure(METRIC, accuracy)
+
+
+def accuracy(target: PatientStatistics) -> Value:
+    """Balanced accuracy over the classes that were probed; null 1 / their number.
+
+    Raises
+    ------
+    Undefined
+        If nothing was probed.
+    """
+    table = target.table
+    if table.is_empty():
+        raise Undefined("no slide has embedded tiles, so that nothing can be probed: embed slides")
+    if table["problem"][0]:
+        raise Undefined(str(table["problem"][0]))
+    tested = replace(target, table=table.drop_nulls("n_correct"))
+    correct, n = (tested.matrix(name, "value", "n_tiles") for name in ("n_correct", "n_tiles"))
+    chance = 1 / tested.table["value"].n_unique()
+    return Value(probe_accuracy(correct, n, tested.weights), Null(chance, chance))
+
+
+def left_out(of_class: PatientStatistics, folds: int) -> Value:
+    """Say why a class is not probed.
+
+    Raises
+    ------
+    Undefined
+        Always.
+    """
+    raise Undefined(
+        f"{of_class.n_patients} patient(s) for {folds} folds: left out of the probe; add patients or "
+        "lower linear_probe.probe.folds"
     )

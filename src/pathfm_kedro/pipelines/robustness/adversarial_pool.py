@@ -19,8 +19,8 @@ from pathfm_kedro.statistics.cross_validation import ProbeSettings
 from pathfm_kedro.statistics.harmonisation import patient_folds
 from pathfm_kedro.statistics.linear_classifier import LinearClassifier, fit_linear_classifier
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.sampling import in_turns
-from pathfm_kedro.statistics.tables import Embeddings, read_vectors, tile_rows
+from pathfm_kedro.statistics.sampling import shuffled_turns
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 
 #: Attacks. PGD's name has its number of steps: :func:`pgd_name`.
 CLEAN, FGSM, UNIVERSAL = "none", "fgsm", "universal"
@@ -211,10 +211,10 @@ def choose_adversarial_pool(
     if len(labels) < 2:
         return pl.DataFrame(schema=POOL_SCHEMA)
     rows = rows.filter(pl.col("label").is_in(labels)).with_row_index("_row").sort("tile_id")
-    of_slides = in_turns(rows, [["slide_id"]], p.seed)
+    of_slides = shuffled_turns(rows, [["slide_id"]], p.seed)
     trains = of_slides.filter(pl.int_range(pl.len()).over("slide_id") < p.probe_tiles_per_slide)
     cells = [["label", "center", "patient_id"], ["label", "center"]]
-    attacked = in_turns(rows, cells, p.seed).head(p.max_tiles)
+    attacked = shuffled_turns(rows, cells, p.seed).head(p.max_tiles)
     return (
         rows.with_columns(
             fold=_folds(rows, p),
@@ -265,7 +265,7 @@ def fit_adversarial_probes(
     training = rows.select("tile_id", "_row").join(chosen, on="tile_id", maintain_order="left")
     if training.is_empty():
         return pl.DataFrame(schema=PROBE_SCHEMA)
-    vectors = read_vectors(rows, training["_row"].to_numpy().astype(np.int64), embeddings)
+    vectors = chosen_vectors(rows, training["_row"].to_numpy().astype(np.int64), embeddings)
     folds, labels = training["fold"].to_numpy(), training["label"].to_numpy()
     found: list[dict[str, Any]] = []
     for fold in np.unique(folds).tolist():

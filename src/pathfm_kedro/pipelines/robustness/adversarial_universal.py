@@ -28,7 +28,7 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial, Univ
 from pathfm_kedro.pipelines.robustness.views import Tensors, encoder_header
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.statistics.sampling import in_turns
+from pathfm_kedro.statistics.sampling import shuffled_turns
 from pathfm_kedro.statistics.tables import digest_of_tiles
 
 #: Raised with any change of what a fit makes of the same tiles.
@@ -164,5 +164,5 @@ def name_of_half(fold: int) -> str:
 def _training_tiles(pool: pl.DataFrame, half: int, n: int, seed: int) -> pl.DataFrame:
     """Training tiles of patients in the other half of the folds: labels take turns, then slides."""
     others = pool.filter("trains", pl.col("fold") % _HALVES != half).with_row_index("_row")
-    sampled = in_turns(others, [["label", "slide_id"], ["label"]], seed).head(n)
+    sampled = shuffled_turns(others, [["label", "slide_id"], ["label"]], seed).head(n)
     return sampled.sort("slide_id", "_row").select(pool.columns)

@@ -10,93 +10,111 @@ It is measured on the embedding as it is, and on what is left of it after a line
 tile's colour (mean, spread and quantiles of optical density per channel), fitted on training patients
 only. What a probe still tells is not linear in colour: sharpness, noise, compression, tissue
 handling, or colour in ways that the regression does not know. Beside both stands a probe of colour
-alone.
+alone. ``center_auc_drop`` is the AUC of the embedding minus that without colour.
 
-:func:`center_wins` leaves won and all pairs for each pair of patients; :func:`center_auc` works on
-these. The interval resamples patients, about the figure, widened by the root of
-``CROSS_VALIDATION_EFFECT``. Null: the same probes for centers permuted over patients within labels. In
-small cohorts it lies below ½: the centers of the tested patients are rarer among those that teach.
+Patients are resampled in both roles, given the probes; the interval is widened for cross-validation.
+Null: the same probes for centers permuted over patients within labels. In small cohorts it lies
+below ½: the centers of the tested patients are rarer among those that teach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.robustness.designs import (
-    Cohort,
     deal_tags,
     draw_subsamples,
     read_rows,
     tagged_rows,
 )
-from pathfm_kedro.statistics.bootstrap import bootstrap_weights, percentile_interval
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
-)
+from pathfm_kedro.statistics.auc import ordered_pairs, rank_auc
+from pathfm_kedro.statistics.bootstrap import percentile_interval
+from pathfm_kedro.statistics.cross_validation import patient_folds, widened_interval
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
-from pathfm_kedro.statistics.ridge import CROSS_VALIDATION_EFFECT, dual_ridge, standardised
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.ridge import ridge_scores, standardised
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+#: Features and center to [1 + draws] AUC, as measured and in every resampled cohort.
+Resampled = Callable[[str, str], Floats]
 
-EXPERIMENT = "center_auc"
+#: What the probe sees.
+EMBEDDING, WITHOUT_COLOUR, COLOUR = "embedding", "embedding_without_colour", "colour"
+FEATURES = (EMBEDDING, WITHOUT_COLOUR, COLOUR)
 
-#: What the probe sees: the embedding, the embedding without colour, colour alone.
-FEATURES = ("embedding", "embedding_without_colour", "colour")
-
-#: One row per features, center, patient of that center and patient of another one: pairs of tiles, and
-#: how many of them the first won. Rows without patient: in `permuted` the AUC of the center under each
-#: permutation (without center: their mean), or in `reason` why there is no probe.
-WINS_SCHEMA: dict[str, pl.DataType] = {
+#: Three kinds of rows by features:
+#:
+#: - with other_patient: pairs of a tile of the patient, at the center, and of the other, elsewhere; how
+#:   many of them are correctly ordered; and the n_tiles tiles of the center;
+#: - with permuted: AUC of the center under each permutation (without center: their mean);
+#: - with reason: why there is no probe.
+CENTER_AUC_SCHEMA: dict[str, pl.DataType] = {
     "features": pl.String(),
     "center": pl.String(),
     "patient_id": pl.String(),
     "other_patient": pl.String(),
-    "won": pl.Float64(),
-    "pairs": pl.Float64(),
-    "n": pl.Int64(),
+    "n_correct": pl.Float64(),
+    "n_pairs": pl.Float64(),
+    "n_tiles": pl.Int64(),
     "permuted": pl.List(pl.Float64()),
     "reason": pl.String(),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CenterAuc(ExperimentParameters):
+    """Parameters of the experiment.
+
+    Attributes
+    ----------
+    max_tiles
+        Of the balanced subsample.
+    min_patients_per_cell, min_tiles_per_cell
+        Cells of label and center with fewer are left out.
+    folds
+        Groups of patients.
+    ridge
+        Penalty; see :func:`~pathfm_kedro.statistics.ridge.dual_ridge`.
+    n_permutations
+        Of the null.
+    """
+
+    max_tiles: Annotated[int, Field(ge=1)]
+    min_patients_per_cell: Annotated[int, Field(ge=1)]
+    min_tiles_per_cell: Annotated[int, Field(ge=1)]
+    folds: Annotated[int, Field(ge=2)]
+    ridge: Annotated[float, Field(gt=0)]
+    n_permutations: Annotated[int, Field(ge=0)]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """Tiles of the subsample; arrays are [n] codes and follow the vectors."""
+    """Tiles of the subsample: codes [n], and the names that they stand for."""
 
     patients: Ints
     centers: Ints
-    units: Ints
     folds: Ints
+    patient_names: pl.Series
+    center_names: pl.Series
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """Tested tiles of a fold with their scores, one column per target."""
-
-    rows: Ints
-    scores: Floats
-
-
-def center_wins(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    embeddings: Embeddings,
-    colours: Embeddings,
-    parameters: Mapping[str, Any],
+def center_auc_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, *more: Any
 ) -> pl.DataFrame:
-    """Cross-validate the probes and count the pairs of tiles that they order rightly.
+    """Cross-validate the probes and count the pairs of tiles that they order correctly.
 
     Parameters
     ----------
@@ -104,123 +122,84 @@ def center_wins(
         The slides and tiles tables.
     embeddings
         Vectors of one encoder.
-    colours
-        Colour of the same tiles: the control ``stain_statistics``.
-    parameters
-        ``center_auc``: max_tiles, min_patients_per_cell, min_tiles_per_cell, folds, ridge,
-        n_permutations, seed.
+    more
+        Colour of the same tiles, which are the vectors of the control ``stain_statistics`` where the
+        cohort has it (slides without are left out), and the parameters.
 
     Returns
     -------
     DataFrame
-        :data:`WINS_SCHEMA`.
+        Columns :data:`CENTER_AUC_SCHEMA`.
     """
     from threadpoolctl import threadpool_limits
 
-    known = _Among(embeddings, tuple(sorted({*embeddings.slide_ids} & {*colours.slide_ids})))
-    asked = {"designs": ["all"], "draws": 1, "exclude": "patient", **parameters}
-    drawn = draw_subsamples(slides, tiles, known, asked)
-    if not drawn.scopes or drawn.cohort is None:
-        return _reason(drawn.obstacle("all"))
-    scope, cohort = drawn.scopes[0], drawn.cohort
-    held = _held(cohort, scope.rows, parameters["folds"], parameters["seed"])
-    fewest = min(len(np.unique(held.folds[held.centers == c])) for c in np.unique(held.centers))
-    if fewest < 2:
-        return _reason(
-            "a center has one patient: none can test what the other taught; add patients"
-        )
-    colour = read_rows(colours, tagged_rows(slides, tiles, known.slide_ids)[scope.rows])
-    dealt = next(deal_tags(cohort, [scope], parameters["n_permutations"], parameters["seed"]))
-    place = np.searchsorted(dealt.units, held.units)
-    targets = np.column_stack([held.centers, dealt.center[place]])
-    names = cohort.unit_table["center"].unique().sort()
+    *colours, p = more
+    if colours:
+        slides = slides.filter(pl.col("slide_id").is_in(list(colours[0].slide_ids)))
+    sampled = draw_subsamples(slides, tiles, embeddings, _asked(p))
+    if not sampled.scopes or sampled.cohort is None:
+        return _undefined(sampled.obstacle("all"), FEATURES)
+    cohort, scope = sampled.cohort, sampled.scopes[0]
+    patients, centers = cohort.patients[scope.rows], cohort.centers[scope.rows]
+    folds = patient_folds(patients, p.folds, p.seed, cohort.cells[scope.rows])
+    names = (cohort.unit_table[name].unique().sort() for name in ("patient_id", "center"))
+    known = _Tiles(patients, centers, folds, *names)
+    if min(len(np.unique(folds[centers == c])) for c in np.unique(centers)) < 2:
+        reason = "a center has one patient: none can test what the other taught; add patients"
+        return _undefined(reason, FEATURES)
+    permuted = next(deal_tags(cohort, [scope], p.n_permutations, p.seed))
+    place = np.searchsorted(permuted.units, cohort.units[scope.rows])
+    # The true centers first.
+    targets = np.column_stack([centers, permuted.center[place]])
+    vectors, colour = sampled.vectors_of(scope), None
+    if colours:
+        rows = tagged_rows(slides, tiles, embeddings.slide_ids)[scope.rows]
+        colour = read_rows(colours[0], rows)
+    frames = []
     with threadpool_limits(1):  # sums in one order: the same scores on any number of cores
-        frames = [
-            _feature_wins(cohort, held, found, targets, names, features)
-            for features, found in _scores(
-                held, drawn.vectors_of(scope), colour, targets, parameters
-            )
-        ]
+        for features, seen in _features(vectors, colour).items():
+            scores = _tested(seen, targets, folds, p.ridge)
+            frames.append(_pairs(features, scores[:, 0], known))
+            frames.append(_nulls(features, scores[:, 1:], targets[:, 1:], known))
+    if colour is None:
+        reason = (
+            "colour is taken from the control stain_statistics, which this cohort leaves out: keep it "
+            "among the encoders"
+        )
+        frames.append(_undefined(reason, FEATURES[1:]))
     return pl.concat(frames)
 
 
-def no_center_wins(parameters: Mapping[str, Any]) -> pl.DataFrame:
-    """What a cohort without the control that knows the colour gets: the reason.
-
-    Parameters
-    ----------
-    parameters
-        ``center_auc``.
-    """
-    return _reason(
-        "colour is taken from the control stain_statistics, which this cohort leaves out: keep it "
-        "among the encoders"
-    )
+def _asked(p: CenterAuc) -> dict[str, Any]:
+    return {
+        "designs": ["all"],
+        "draws": 1,
+        "exclude": "patient",
+        "max_tiles": p.max_tiles,
+        "min_patients_per_cell": p.min_patients_per_cell,
+        "min_tiles_per_cell": p.min_tiles_per_cell,
+        "seed": p.seed,
+    }
 
 
-@dataclass(frozen=True)
-class _Among:
-    """Embeddings of some of the slides."""
-
-    embeddings: Embeddings
-    slide_ids: tuple[str, ...]
-
-    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
-        return self.embeddings.stack(slide_ids, name)
+def _undefined(reason: str, features: Sequence[str]) -> pl.DataFrame:
+    rows = [{"features": name, "reason": reason} for name in features]
+    return to_schema(rows, CENTER_AUC_SCHEMA)
 
 
-def _reason(reason: str) -> pl.DataFrame:
-    return pl.DataFrame([{"reason": reason}], schema=WINS_SCHEMA)
-
-
-def _held(cohort: Cohort, rows: Ints, folds: int, seed: int) -> _Tiles:
-    patients, cells = cohort.patients[rows], cohort.cells[rows]
-    return _Tiles(
-        patients,
-        cohort.centers[rows],
-        cohort.units[rows],
-        patient_folds(patients, cells, folds, seed),
-    )
-
-
-def patient_folds(patients: Ints, cells: Ints, folds: int, seed: int) -> Ints:
-    """[n] fold of each tile: whole patients, dealt round the folds cell by cell.
-
-    Examples
-    --------
-    >>> folds = patient_folds(np.array([0, 0, 1, 2, 3]), np.array([0, 0, 0, 1, 1]), 2, seed=0)
-    >>> bool(folds[0] == folds[1] != folds[2]), bool(folds[3] != folds[4])
-    (True, True)
-    """
-    names, first, where = np.unique(patients, return_index=True, return_inverse=True)
-    order = np.lexsort((np.random.default_rng(seed).random(len(names)), cells[first]))
-    fold = np.empty(len(names), dtype=np.int64)
-    # Dealt on from where the last cell ended, so that folds are of equal size.
-    fold[order] = np.arange(len(names)) % folds
-    return np.asarray(fold[where])
-
-
-def _scores(
-    held: _Tiles,
-    vectors: NDArray[np.float32],
-    colour: NDArray[np.float32],
-    targets: Ints,
-    parameters: Mapping[str, Any],
-) -> Iterator[tuple[str, list[_Fold]]]:
-    """Scores of every tile's target columns (center one-hot, true and permuted), per features."""
-    size = int(targets.max()) + 1
-    columns = (targets[:, :, None] == np.arange(size)).reshape(len(targets), -1).astype(np.float64)
-    found: dict[str, list[_Fold]] = {name: [] for name in FEATURES}
-    for fold in np.unique(held.folds):
-        train, test = np.flatnonzero(held.folds != fold), np.flatnonzero(held.folds == fold)
-        whole, shade = standardised(vectors, train), standardised(colour, train)
-        seen = dict(zip(FEATURES, (whole, without_colour(whole, shade, train), shade), strict=True))
-        for name, rows in seen.items():
-            gram = rows[train] @ rows[train].T
-            cross = rows[test] @ rows[train].T
-            scores = dual_ridge(gram, cross, columns[train], parameters["ridge"])
-            found[name].append(_Fold(test, scores))
-    yield from found.items()
+def _features(
+    vectors: NDArray[np.float32], colour: NDArray[np.float32] | None
+) -> dict[str, Callable[[Ints], Floats]]:
+    """What a probe sees [n, …], given the rows that it is trained on."""
+    if colour is None:
+        return {EMBEDDING: partial(standardised, vectors)}
+    return {
+        EMBEDDING: partial(standardised, vectors),
+        WITHOUT_COLOUR: lambda train: without_colour(
+            standardised(vectors, train), standardised(colour, train), train
+        ),
+        COLOUR: partial(standardised, colour),
+    }
 
 
 def without_colour(vectors: Floats, colour: Floats, train: Ints) -> Floats:
@@ -244,198 +223,133 @@ def without_colour(vectors: Floats, colour: Floats, train: Ints) -> Floats:
     return np.asarray(vectors - design @ slopes)
 
 
-def _feature_wins(
-    cohort: Cohort,
-    held: _Tiles,
-    found: list[_Fold],
-    targets: Ints,
-    names: pl.Series,
-    features: str,
-) -> pl.DataFrame:
-    size = int(targets.max()) + 1
-    centers = np.unique(held.centers)
-    patient_names = cohort.unit_table["patient_id"].unique().sort().to_numpy()
-    frames = [
-        pl.DataFrame(
-            {
-                "features": features,
-                "center": names[int(center)],
-                "patient_id": patient_names[mine],
-                "other_patient": patient_names[others],
-                "won": won,
-                "pairs": pairs,
-                "n": int((held.centers == center).sum()),
-            }
-        )
-        for center in centers
-        for mine, others, won, pairs in _pair_wins(held, found, int(center))
-    ]
-    # The first target is the true one.
-    permuted = np.array(
-        [
-            [_rank_auc(found, targets[:, i], int(c), i * size) for c in centers]
-            for i in range(1, targets.shape[1])
-        ]
-    ).reshape(-1, len(centers))
-    worlds = [(None, np.nanmean(permuted, axis=1)), *zip(centers, permuted.T, strict=True)]
-    last = [
-        {
+def _tested(seen: Callable[[Ints], Floats], targets: Ints, folds: Ints, ridge: float) -> Floats:
+    """[n, targets, centers] score of every tile for every center, from models of the other folds."""
+    one_hot = targets[:, :, None] == np.arange(int(targets.max()) + 1)
+    columns = one_hot.reshape(len(targets), -1).astype(np.float64)
+    scores = np.empty_like(columns)
+    for fold in np.unique(folds):
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        scores[test] = ridge_scores(seen(train), columns, train, test, ridge)
+    return np.asarray(scores.reshape(one_hot.shape))
+
+
+def _pairs(features: str, scores: Floats, tiles: _Tiles) -> pl.DataFrame:
+    """Correctly ordered and all pairs of tiles, of every center and two patients of one fold."""
+    frames = []
+    for center in np.unique(tiles.centers):
+        own = tiles.centers == center
+        correct, pairs = ordered_pairs(scores[:, center], own, tiles.patients, tiles.folds)
+        first, second = np.nonzero(pairs)
+        found = {
             "features": features,
-            "center": None if center is None else names[int(center)],
-            "permuted": aucs[np.isfinite(aucs)].tolist(),
+            "center": tiles.center_names[int(center)],
+            "patient_id": tiles.patient_names.gather(first),
+            "other_patient": tiles.patient_names.gather(second),
+            "n_correct": correct[first, second],
+            "n_pairs": pairs[first, second],
+            "n_tiles": int(own.sum()),
         }
-        for center, aucs in worlds
+        frames.append(to_schema(pl.DataFrame(found), CENTER_AUC_SCHEMA))
+    return pl.concat(frames)
+
+
+def _nulls(features: str, scores: Floats, permuted: Ints, tiles: _Tiles) -> pl.DataFrame:
+    """AUC of each center, and their mean, under every permutation."""
+    centers = np.unique(tiles.centers)
+    aucs = np.array([rank_auc(scores[..., c], permuted == c, tiles.folds) for c in centers])
+    names = tiles.center_names.gather(centers)
+    rows = [
+        {"features": features, "center": name, "permuted": auc[np.isfinite(auc)].tolist()}
+        for name, auc in [(None, np.nanmean(aucs, axis=0)), *zip(names, aucs, strict=True)]
     ]
-    nulls = pl.DataFrame(last, schema=WINS_SCHEMA)
-    return pl.concat([_in_schema(frame) for frame in [*frames, nulls]])
+    return to_schema(rows, CENTER_AUC_SCHEMA)
 
 
-def _in_schema(rows: pl.DataFrame) -> pl.DataFrame:
-    absent = [pl.lit(None).alias(name) for name in WINS_SCHEMA if name not in rows.columns]
-    rows = rows.with_columns(absent)
-    return rows.select(pl.col(name).cast(kind) for name, kind in WINS_SCHEMA.items())
-
-
-def _pair_wins(
-    held: _Tiles, found: list[_Fold], center: int
-) -> Iterator[tuple[Ints, Ints, Floats, Floats]]:
-    """Patients at the center and elsewhere in each fold, with won and all pairs of their tiles."""
-    for fold in found:
-        own = held.centers[fold.rows] == center
-        if own.all() or not own.any():
-            continue
-        score, patient = fold.scores[:, center], held.patients[fold.rows]
-        ahead = np.sign(score[own][:, None] - score[~own]) / 2 + 0.5
-        (mine, first), (others, second) = (
-            np.unique(patient[part], return_inverse=True) for part in (own, ~own)
-        )
-        of_mine, of_others = np.eye(len(mine))[first], np.eye(len(others))[second]
-        won = of_mine.T @ ahead @ of_others
-        pairs = np.outer(of_mine.sum(axis=0), of_others.sum(axis=0))
-        yield (
-            np.repeat(mine, len(others)),
-            np.tile(others, len(mine)),
-            won.ravel(),
-            pairs.ravel(),
-        )
-
-
-def _rank_auc(found: list[_Fold], target: Ints, center: int, first: int) -> float:
-    """AUC of a center for one target, over pairs of the same fold, from ranks; NaN without pairs."""
-    from scipy.stats import rankdata
-
-    won = pairs = 0.0
-    for fold in found:
-        own = target[fold.rows] == center
-        n, others = int(own.sum()), int((~own).sum())
-        won += rankdata(fold.scores[:, first + center])[own].sum() - n * (n + 1) / 2
-        pairs += n * others
-    return won / pairs if pairs else float("nan")
-
-
-def center_auc(wins: pl.DataFrame, parameters: Mapping[str, Any], encoder: str) -> pl.DataFrame:
-    """AUC of the center with and without colour, and what colour explains of it.
+def center_auc_figures(statistics: pl.DataFrame, p: CenterAuc) -> Iterator[Figure]:
+    """AUC of the center with and without colour, per center where there are three or more, and drop.
 
     Parameters
     ----------
-    wins
-        Output of :func:`center_wins`.
-    parameters
-        ``center_auc``: bootstrap_draws, seed, thresholds.
-    encoder
-        Name of the encoder.
-
-    Returns
-    -------
-    DataFrame
-        Measurements center_auc (setting features; with three or more centers also per center as
-        strata, but for colour alone) and center_auc_drop, the AUC of the embedding less that without
-        colour, on the same draws.
+    statistics
+        From :func:`center_auc_statistics`.
+    p
+        The parameters.
     """
-    name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder}
-    judged = parameters["thresholds"].get("center_auc") or {}
-    rows = wins.filter(pl.col("pairs").is_not_null())
-    if rows.is_empty():
-        return measurement_table(
-            not_applicable(
-                **name,
-                metrics=["center_auc"],
-                setting={"features": FEATURES[0]},
-                reason=wins["reason"][0],
-                **judged,
-            )
-        )
-    told: list[dict[str, Any]] = []
-    drawn: dict[str, Floats] = {}
-    names = pl.concat([rows["patient_id"], rows["other_patient"]]).unique().sort()
-    weights = bootstrap_weights(len(names), parameters["bootstrap_draws"], parameters["seed"])
+    # By features and center.
+    resampled = cache(partial(_resampled_auc, statistics, p))
     for features in FEATURES:
-        own = rows.filter(pl.col("features") == features)
-        by_center = [
-            (center, _resampled_auc(own.filter(pl.col("center") == center), names, weights))
-            for center in own["center"].unique().sort()
-        ]
-        every = np.mean([auc for _, auc in by_center], axis=0)
-        n = int(own.select("center", "n").unique()["n"].sum())
-        drawn[features] = every
-        told.append(
-            measurement(
-                **name,
-                metric="center_auc",
-                setting={"features": features},
-                estimate=_estimate(every, n, len(names)),
-                null=_permuted(wins, features),
-                **(judged if features == FEATURES[0] else {}),
+        of = partial(center_auc, statistics, resampled, features)
+        yield Figure("center_auc", of, {"features": features})
+        centers = _centers(statistics, features) if features != COLOUR else []
+        for center in centers if len(centers) > 2 else []:
+            yield Figure(
+                "center_auc", partial(of, center), {"features": features}, f"center={center}"
             )
-        )
-        told += [
-            measurement(
-                **name,
-                metric="center_auc",
-                stratum=center,
-                setting={"features": features},
-                estimate=_estimate(auc, n, len(names)),
-                null=_permuted(wins, features, center),
-            )
-            for center, auc in by_center
-            if len(by_center) > 2 and features != "colour"
-        ]
-    drop = drawn[FEATURES[0]] - drawn[FEATURES[1]]
-    estimate = _estimate(drop, told[0]["n"], len(names), (-1.0, 1.0))
-    told.append(
-        measurement(**name, metric="center_auc_drop", estimate=estimate, null=Null(0.0, 0.0))
+    yield Figure("center_auc_drop", partial(center_auc_drop, statistics, resampled))
+
+
+def center_auc(
+    statistics: pl.DataFrame, resampled: Resampled, features: str, center: str | None = None
+) -> Value:
+    """AUC of one center, or the mean over centers."""
+    aucs = resampled(features, center) if center else _mean_auc(statistics, resampled, features)
+    permuted = statistics.filter(
+        pl.col("permuted").is_not_null(),
+        pl.col("features") == features,
+        pl.col("center").eq_missing(pl.lit(center)),
+    )["permuted"][0]
+    null = Null(*percentile_interval(permuted.to_numpy())) if len(permuted) else Null(0.5, 0.5)
+    return Value(_estimate(statistics, aucs, (0.0, 1.0)), null)
+
+
+def center_auc_drop(statistics: pl.DataFrame, resampled: Resampled) -> Value:
+    """AUC of the embedding minus that without colour, on the same resampled patients; null 0."""
+    whole, left = (_mean_auc(statistics, resampled, name) for name in (EMBEDDING, WITHOUT_COLOUR))
+    return Value(_estimate(statistics, whole - left, (-1.0, 1.0)), Null(0.0, 0.0))
+
+
+def _mean_auc(statistics: pl.DataFrame, resampled: Resampled, features: str) -> Floats:
+    reasons = statistics.filter(features=features)["reason"].drop_nulls()
+    if len(reasons):
+        raise Undefined(reasons[0])
+    aucs = [resampled(features, c) for c in _centers(statistics, features)]
+    return np.asarray(np.mean(aucs, axis=0))
+
+
+def _centers(statistics: pl.DataFrame, features: str) -> list[str]:
+    return statistics.filter(features=features)["center"].drop_nulls().unique().sort().to_list()
+
+
+def _resampled_auc(statistics: pl.DataFrame, p: CenterAuc, features: str, center: str) -> Floats:
+    """[1 + draws] AUC as measured and in every resampled cohort."""
+    names = _patients(statistics)
+    rows = statistics.filter(pl.col("n_pairs").is_not_null(), features=features, center=center)
+    codes = tuple(
+        rows[key].replace_strict(names, range(len(names))).to_numpy()
+        for key in ("patient_id", "other_patient")
     )
-    return measurement_table(told)
-
-
-def _permuted(wins: pl.DataFrame, features: str, center: str | None = None) -> Null:
-    """95% of the permutations of a center's AUC, or of their mean; ½ where there are none."""
-    own = (pl.col("features") == features) & pl.col("center").eq_missing(pl.lit(center))
-    drawn = wins.filter(own, pl.col("permuted").is_not_null())["permuted"][0].to_numpy()
-    return Null(*percentile_interval(drawn)) if len(drawn) else Null(0.5, 0.5)
-
-
-def _resampled_auc(rows: pl.DataFrame, names: pl.Series, weights: Floats) -> Floats:
-    """[1 + draws] AUC of one center, as measured and in every resampled cohort."""
-    place = {name: i for i, name in enumerate(names)}
-    codes = [rows[key].replace_strict(place).to_numpy() for key in ("patient_id", "other_patient")]
-    size = len(names)
-    won, pairs = (
-        np.bincount(codes[0] * size + codes[1], rows[key].to_numpy(), size * size).reshape(size, -1)
-        for key in ("won", "pairs")
-    )
-    drawn = np.vstack([np.ones((1, size)), weights])
-    with np.errstate(invalid="ignore", divide="ignore"):
+    weights = np.vstack([np.ones(len(names)), p.weights(len(names))])
+    totals = []
+    for column in ("n_correct", "n_pairs"):
+        matrix = np.zeros((len(names), len(names)))
         # Halves of pairs: twice the numbers are whole.
-        return np.asarray(resampled_total(2 * won, drawn) / resampled_total(2 * pairs, drawn))
+        np.add.at(matrix, codes, 2 * rows[column].to_numpy())
+        totals.append(resampled_total(matrix, weights))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(totals[0] / totals[1])
 
 
-def _estimate(
-    auc: Floats, n: int, n_patients: int, limits: tuple[float, float] = (0.0, 1.0)
-) -> Estimate:
-    value, draws = float(auc[0]), auc[1:]
-    spread = np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - np.nanmean(draws))
-    low, high = percentile_interval(value + spread)
-    if low is None or high is None:
-        return Estimate(value, None, None, n, n_patients)
-    return Estimate(value, max(low, limits[0]), min(high, limits[1]), n, n_patients)
+def _patients(statistics: pl.DataFrame) -> list[str]:
+    both = pl.concat([statistics["patient_id"], statistics["other_patient"]])
+    return both.drop_nulls().unique().sort().to_list()
+
+
+def _estimate(statistics: pl.DataFrame, aucs: Floats, limits: tuple[float, float]) -> Estimate:
+    """The first of the numbers, its interval from the others."""
+    value = float(aucs[0])
+    of_centers = statistics.filter(features=EMBEDDING).select("center", "n_tiles").unique()
+    n = int(of_centers["n_tiles"].sum())
+    return Estimate(
+        value, *widened_interval(value, aucs[1:], limits), n, len(_patients(statistics))
+    )

@@ -15,50 +15,83 @@ protocol keeps slides apart; every two labels × two centers is a cohort of its 
 tying them taken in turn.
 
 A probe at chance has nothing to lose: where the accuracy at v = 0 is not above ½, both are undefined.
+Intervals resample test patients given the probes, widened for cross-validation since the same patients
+train other repeats' probes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.robustness.designs import Cohort, Scope, draw_subsamples
-from pathfm_kedro.statistics.bootstrap import bootstrap_weights, percentile_interval
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
-)
-from pathfm_kedro.statistics.ridge import CROSS_VALIDATION_EFFECT, dual_ridge, standardised
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.correlated_samples import equal_cells, split_patients, training_rows
+from pathfm_kedro.statistics.cross_validation import widened_interval
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.ridge import dual_ridge, standardised
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-EXPERIMENT = "performance_drop"
-
-#: Right and all tested tiles of each patient and label, per repeat (of one pair) and v; a row without
-#: patient says why nothing was trained.
-HITS_SCHEMA: dict[str, pl.DataType] = {
+#: Correctly classified and all tested tiles of each patient and label, per repeat (of one pair) and v;
+#: a row without patient says why nothing was trained.
+PERFORMANCE_DROP_SCHEMA: dict[str, pl.DataType] = {
     "pair": pl.String(),
     "repeat": pl.Int32(),
     "v": pl.Float64(),
     "patient_id": pl.String(),
     "label": pl.String(),
-    "right": pl.Int64(),
-    "n": pl.Int64(),
+    "n_correct": pl.Int64(),
+    "n_tested": pl.Int64(),
     "reason": pl.String(),
 }
 
 
-@dataclass(frozen=True)
+def _rising(strengths: tuple[float, ...]) -> tuple[float, ...]:
+    if strengths[0] != 0 or strengths[-1] != 1 or tuple(sorted(set(strengths))) != strengths:
+        raise ValueError("it must rise from 0 to 1")
+    return strengths
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PerformanceDrop(ExperimentParameters):
+    """Parameters of the experiment.
+
+    Attributes
+    ----------
+    cramers_v
+        Correlation of label and center in the training sets, rising from 0 to 1.
+    repeats
+        Splits of the patients of a pair.
+    max_pairs, max_tiles_per_pair
+        How many pairs of labels and centers, and tiles of each; None for every pair.
+    min_patients_per_cell, min_tiles_per_cell
+        Cells with fewer are left out; one patient trains and one tests, so 2 at least.
+    ridge
+        Penalty; see :func:`~pathfm_kedro.statistics.ridge.dual_ridge`.
+    """
+
+    cramers_v: Annotated[tuple[float, ...], Field(min_length=2), AfterValidator(_rising)]
+    repeats: Annotated[int, Field(ge=1)]
+    max_pairs: Annotated[int, Field(ge=1)] | None
+    max_tiles_per_pair: Annotated[int, Field(ge=1)]
+    min_patients_per_cell: Annotated[int, Field(ge=2)]
+    min_tiles_per_cell: Annotated[int, Field(ge=1)]
+    ridge: Annotated[float, Field(gt=0)]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Pair:
     """Tiles of two labels × two centers; arrays are [n], label and center 0 or 1."""
 
@@ -69,25 +102,10 @@ class _Pair:
     centers: Ints
 
 
-@dataclass(frozen=True)
-class _Hits:
-    """[P, repeats, v, 2] right and all tested tiles of each patient, by label of the pair."""
-
-    right: Floats
-    asked: Floats
-
-    @property
-    def n_patients(self) -> int:
-        return len(self.right)
-
-
-def train_biased_probes(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    embeddings: Embeddings,
-    parameters: Mapping[str, Any],
+def performance_drop_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: PerformanceDrop
 ) -> pl.DataFrame:
-    """Train probes at each strength of correlation and count what they get right.
+    """Train probes at each strength of correlation and count what they classify correctly.
 
     Parameters
     ----------
@@ -95,78 +113,81 @@ def train_biased_probes(
         The slides and tiles tables.
     embeddings
         Vectors of one encoder.
-    parameters
-        ``performance_drop``: cramers_v (ascending from 0 to 1), repeats, max_pairs,
-        max_tiles_per_pair, min_patients_per_cell, min_tiles_per_cell, ridge, seed.
+    p
+        The parameters.
 
     Returns
     -------
     DataFrame
-        :data:`HITS_SCHEMA`.
+        Columns :data:`PERFORMANCE_DROP_SCHEMA`.
     """
-    drawn = draw_subsamples(
-        slides,
-        tiles,
-        embeddings,
-        {
-            "designs": ["paired_2x2"],
-            "exclude": "patient",
-            "draws": 1,
-            "max_tiles": parameters["max_tiles_per_pair"],
-            **parameters,
-            # One patient trains and one tests in every cell.
-            "min_patients_per_cell": max(parameters["min_patients_per_cell"], 2),
-        },
-    )
-    strengths = parameters["cramers_v"]
-    if strengths[0] != 0 or strengths[-1] != 1 or sorted(set(strengths)) != list(strengths):
-        raise ValueError(f"cramers_v is {list(strengths)}: it must rise from 0 to 1")
-    if not drawn.scopes or drawn.cohort is None:
-        return pl.DataFrame([{"reason": drawn.obstacle("paired_2x2")}], schema=HITS_SCHEMA)
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # sums in one order: the same hits on any number of cores
+    sampled = draw_subsamples(slides, tiles, embeddings, _asked(p))
+    if not sampled.scopes or sampled.cohort is None:
+        return _undefined(sampled.obstacle("paired_2x2"))
+    with threadpool_limits(1):  # sums in one order: the same counts on any number of cores
         rows = [
             row
-            for scope in drawn.scopes
-            for row in _pair_hits(drawn.cohort, scope, drawn.vectors_of(scope), parameters)
+            for scope in sampled.scopes
+            for row in _tested_tiles(sampled.cohort, scope, sampled.vectors_of(scope), p)
         ]
-    reason = "in no split of the patients has every cell tiles on both sides: add patients"
-    return pl.DataFrame(rows or [{"reason": reason}], schema=HITS_SCHEMA)
+    if not rows:
+        reason = "in no split of the patients has every cell tiles on both sides: add patients"
+        return _undefined(reason)
+    return to_schema(rows, PERFORMANCE_DROP_SCHEMA)
 
 
-def _pair_hits(
-    cohort: Cohort, scope: Scope, vectors: NDArray[np.float32], parameters: Mapping[str, Any]
+def _asked(p: PerformanceDrop) -> dict[str, Any]:
+    return {
+        "designs": ["paired_2x2"],
+        "exclude": "patient",
+        "draws": 1,
+        "max_tiles": p.max_tiles_per_pair,
+        "max_tiles_per_pair": p.max_tiles_per_pair,
+        "max_pairs": p.max_pairs,
+        "min_patients_per_cell": p.min_patients_per_cell,
+        "min_tiles_per_cell": p.min_tiles_per_cell,
+        "seed": p.seed,
+    }
+
+
+def _undefined(reason: str) -> pl.DataFrame:
+    return to_schema([{"reason": reason}], PERFORMANCE_DROP_SCHEMA)
+
+
+def _tested_tiles(
+    cohort: Cohort, scope: Scope, vectors: NDArray[np.float32], p: PerformanceDrop
 ) -> Iterator[dict[str, Any]]:
     pair, names, labels = _pair(cohort, scope, vectors)
-    for repeat in range(parameters["repeats"]):
-        generator = np.random.default_rng([parameters["seed"], scope.draw, repeat])
+    for repeat in range(p.repeats):
+        generator = np.random.default_rng([p.seed, scope.draw, repeat])
         split = split_patients(pair.patients, pair.labels, pair.centers, generator)
         if split is None:
             continue
-        luck = generator.random(len(pair.patients))
-        for v in parameters["cramers_v"]:
-            train = training_rows(split, pair.labels, pair.centers, luck, v, repeat % 2)
-            test = _equal_cells(np.flatnonzero(~split), pair.labels, pair.centers, luck)
+        random_key = generator.random(len(pair.patients))
+        test = equal_cells(np.flatnonzero(~split), pair.labels, pair.centers, random_key)
+        for v in p.cramers_v:
+            train = training_rows(split, pair.labels, pair.centers, random_key, v, repeat % 2)
             scores = dual_ridge(
                 pair.products[np.ix_(train, train)],
                 pair.products[np.ix_(test, train)],
                 pair.labels[train][:, None].astype(np.float64),
-                parameters["ridge"],
+                p.ridge,
             )
-            right = (scores[:, 0] > 0.5) == pair.labels[test]
+            correct = (scores[:, 0] > 0.5) == pair.labels[test]
             cells = np.stack([pair.patients[test], pair.labels[test]])
-            codes, where = np.unique(cells, axis=1, return_inverse=True)
-            hits = np.bincount(where, right)
-            for (patient, label), hit, n in zip(codes.T, hits, np.bincount(where), strict=True):
+            codes, cell_of = np.unique(cells, axis=1, return_inverse=True)
+            counts = np.bincount(cell_of, correct), np.bincount(cell_of)
+            for (patient, label), n_correct, n in zip(codes.T, *counts, strict=True):
                 yield {
                     "pair": pair.name,
                     "repeat": repeat,
-                    "v": float(v),
+                    "v": v,
                     "patient_id": names[patient],
                     "label": labels[label],
-                    "right": int(hit),
-                    "n": int(n),
+                    "n_correct": int(n_correct),
+                    "n_tested": int(n),
                 }
 
 
@@ -186,81 +207,6 @@ def _pair(
     name = f"{' / '.join(what)} × {' / '.join(where)}"
     pair = _Pair(name, rows @ rows.T, patients, labels, centers)
     return pair, who.tolist(), what.tolist()
-
-
-def split_patients(
-    patients: Ints, labels: Ints, centers: Ints, generator: np.random.Generator
-) -> NDArray[np.bool_] | None:
-    """[n] whether a tile may train: half of each cell's patients, so that no patient is on both sides.
-
-    Parameters
-    ----------
-    patients, labels, centers
-        [n] codes; labels and centers 0 or 1.
-    generator
-        Source of the order of patients.
-
-    Returns
-    -------
-    ndarray or None
-        None where patients with several cells leave a cell empty on one side.
-    """
-    cells = 2 * labels + centers
-    first = np.unique(patients, return_index=True)[1]
-    order = np.lexsort((generator.random(len(first)), cells[first]))
-    turn = np.arange(len(first)) - np.searchsorted(cells[first][order], cells[first][order])
-    trains = np.empty(len(first), dtype=np.bool_)
-    # Of an odd number the larger part trains.
-    trains[order] = turn % 2 == 0
-    side = trains[patients]
-    filled = np.bincount(4 * side + cells, minlength=8)
-    return side if filled.all() else None
-
-
-def training_rows(
-    trains: NDArray[np.bool_], labels: Ints, centers: Ints, luck: Floats, v: float, way: int
-) -> Ints:
-    """Training tiles in which Cramér's V between label and center is v (but for rounding).
-
-    The number of tiles is the same for every v: half of it is the smaller of the diagonal's two cells,
-    of either way of tying labels to centers.
-
-    Parameters
-    ----------
-    trains
-        [n] whether a tile may train.
-    labels, centers
-        [n] 0 or 1.
-    luck
-        [n] random numbers: the smaller are taken first, so that the sets of different v overlap.
-    v
-        0 … 1.
-    way
-        0 ties label 0 to center 0, 1 to center 1.
-
-    Returns
-    -------
-    ndarray
-        Rows, sorted.
-    """
-    cells = 2 * labels + centers
-    half = int(np.bincount(cells[trains], minlength=4).min())
-    tied = np.array([0, 3]) if way == 0 else np.array([1, 2])
-    more = round(half * (1 + v) / 2)
-    wanted = np.full(4, half - more)
-    wanted[tied] = more
-    rows = np.flatnonzero(trains)
-    order = rows[np.lexsort((luck[rows], cells[rows]))]
-    turn = np.arange(len(order)) - np.searchsorted(cells[order], cells[order])
-    return np.sort(order[turn < wanted[cells[order]]])
-
-
-def _equal_cells(rows: Ints, labels: Ints, centers: Ints, luck: Floats) -> Ints:
-    """As many of the rows from each cell."""
-    cells = 2 * labels[rows] + centers[rows]
-    order = np.lexsort((luck[rows], cells))
-    turn = np.arange(len(rows)) - np.searchsorted(cells[order], cells[order])
-    return np.sort(rows[order[turn < np.bincount(cells).min()]])
 
 
 def average_performance_drop(accuracies: Floats) -> Floats:
@@ -311,151 +257,84 @@ def _known_mean(values: Floats, axis: int) -> Floats:
         return np.asarray(np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis))
 
 
-def performance_drop(
-    hits: pl.DataFrame, parameters: Mapping[str, Any], encoder: str
-) -> pl.DataFrame:
-    """APD, nIPD and the accuracy at every strength of correlation.
-
-    The interval resamples test patients given the probes, about the figure, widened by the root of
-    ``CROSS_VALIDATION_EFFECT`` since the same patients train other repeats' probes.
+def performance_drop_figures(statistics: pl.DataFrame, p: PerformanceDrop) -> Iterator[Figure]:
+    """Accuracy at every strength of correlation, APD and nIPD, and APD by pair where there are several.
 
     Parameters
     ----------
-    hits
-        Output of :func:`train_biased_probes`.
-    parameters
-        ``performance_drop``: bootstrap_draws, seed, thresholds.
-    encoder
-        Name of the encoder.
-
-    Returns
-    -------
-    DataFrame
-        Measurements apd, nipd, accuracy (setting v) over all pairs, apd by pair.
+    statistics
+        From :func:`performance_drop_statistics`.
+    p
+        The parameters.
     """
-    name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder}
-    rows = hits.filter(pl.col("n").is_not_null())
-    if rows.is_empty():
-        return _undefined(hits["reason"][0], name, parameters)
-    strengths = rows["v"].unique().sort().to_list()
-    held = _held(rows)
-    weights = bootstrap_weights(held.n_patients, parameters["bootstrap_draws"], parameters["seed"])
-    point, drawn = (_accuracies(held, w) for w in (np.ones((1, held.n_patients)), weights))
-    # Tiles tested in one repeat of one pair, the mean over all of them: the same ones at every v.
-    n = int(held.asked[:, :, 0].sum(axis=(1, 2)).sum() // held.asked.shape[1])
-    told = []
-    for i, v in enumerate(strengths):
-        draws = _known_mean(drawn[:, :, i], axis=1)
-        value = float(_known_mean(point[0, :, i], axis=0))
-        estimate = _estimate(value, draws, n, held.n_patients, (0.0, 1.0))
-        told.append(
-            measurement(
-                **name,
-                metric="accuracy",
-                estimate=estimate,
-                setting={"v": v},
-                null=Null(0.5, 0.5),
-            )
-        )
-    baseline = told[0]
-    if baseline["ci_low"] is None or baseline["ci_low"] <= 0.5:
-        reason = (
+    # By pair, None for all of them.
+    tested = cache(partial(_resampled, statistics, p))
+    normalised = partial(normalised_degradation, strengths=p.cramers_v, chance=0.5)
+    for place, v in enumerate(p.cramers_v):
+        yield Figure("accuracy", partial(_accuracy, tested, place), {"v": v})
+    yield Figure("apd", partial(_drop, tested, average_performance_drop))
+    yield Figure("nipd", partial(_drop, tested, normalised))
+    pairs = statistics["pair"].drop_nulls().unique().sort()
+    for pair in pairs if len(pairs) > 1 else []:
+        of_pair = partial(_drop, tested, average_performance_drop, pair)
+        yield Figure("apd", of_pair, stratum=pair)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resampled:
+    """[1 + draws, repeats, v] accuracies, as measured and of resampled patients."""
+
+    accuracies: Floats
+    n: int
+    n_patients: int
+
+    def estimate(self, values: Floats, limits: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+        """The first of the figures [1 + draws], its interval from the others."""
+        value = float(values[0])
+        interval = widened_interval(value, values[1:], limits)
+        return Estimate(value, *interval, self.n, self.n_patients)
+
+
+def _accuracy(tested: Callable[[str | None], _Resampled], place: int) -> Value:
+    """Balanced accuracy at one strength of correlation, mean over repeats of all pairs."""
+    means = _known_mean(tested(None).accuracies[:, :, place], axis=1)
+    return Value(tested(None).estimate(means, (0.0, 1.0)), Null(0.5, 0.5))
+
+
+def _drop(
+    tested: Callable[[str | None], _Resampled],
+    reduce: Callable[[Floats], Floats],
+    pair: str | None = None,
+) -> Value:
+    """A reduction of the accuracies of all pairs or of one; chance has nothing to lose: no null."""
+    unbiased = _accuracy(tested, 0).estimate
+    if unbiased.ci_low is None or unbiased.ci_low <= 0.5:
+        raise Undefined(
             "without any correlation the probe is not above chance (see accuracy at v = 0), so there "
             "is nothing to lose: add patients, or take this encoder as knowing nothing of the label"
         )
-        return pl.concat([_undefined(reason, name, parameters), measurement_table(told)])
-    told += [
-        measurement(
-            **name,
-            metric=metric,
-            estimate=_estimate(float(of(point)[0]), of(drawn), n, held.n_patients),
-            null=Null(0.0, 0.0),
-            **(parameters["thresholds"].get(metric) or {}),
-        )
-        for metric, of in (
-            ("apd", average_performance_drop),
-            ("nipd", lambda a: normalised_degradation(a, strengths, 0.5)),
-        )
-    ]
-    return measurement_table([*told, *_by_pair(rows, parameters, name)])
+    return Value(tested(pair).estimate(reduce(tested(pair).accuracies)))
 
 
-def _undefined(reason: str, name: Mapping[str, Any], parameters: Mapping[str, Any]) -> pl.DataFrame:
-    return measurement_table(
-        row
-        for metric in ("apd", "nipd")
-        for row in not_applicable(
-            **name,
-            metrics=[metric],
-            reason=reason,
-            **(parameters["thresholds"].get(metric) or {}),
-        )
-    )
-
-
-def _by_pair(
-    rows: pl.DataFrame, parameters: Mapping[str, Any], name: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """APD of each pair, where there are several."""
-    pairs = rows["pair"].unique().sort()
-    for pair in pairs if len(pairs) > 1 else []:
-        held = _held(rows.filter(pl.col("pair") == pair))
-        weights = bootstrap_weights(
-            held.n_patients, parameters["bootstrap_draws"], parameters["seed"]
-        )
-        value, draws = (
-            average_performance_drop(_accuracies(held, w))
-            for w in (np.ones((1, held.n_patients)), weights)
-        )
-        n = int(held.asked[:, :, 0].sum() // held.asked.shape[1])
-        yield measurement(
-            **name,
-            metric="apd",
-            stratum=pair,
-            estimate=_estimate(float(value[0]), draws, n, held.n_patients),
-            null=Null(0.0, 0.0),
-        )
-
-
-def _held(rows: pl.DataFrame) -> _Hits:
-    """Hits as arrays; a repeat of a pair is a repeat of its own, its labels 0 and 1."""
-    rows = rows.with_columns(
+def _resampled(statistics: pl.DataFrame, p: PerformanceDrop, pair: str | None) -> _Resampled:
+    """A repeat of a pair is a repeat of its own; NaN where a label has no tested patient."""
+    if statistics["reason"].count():
+        raise Undefined(statistics["reason"][0])
+    rows = (statistics if pair is None else statistics.filter(pair=pair)).with_columns(
         repeat=pl.struct("pair", "repeat").rank("dense") - 1,
         label=pl.col("label").rank("dense").over("pair") - 1,
         v=pl.col("v").rank("dense") - 1,
         patient=pl.col("patient_id").rank("dense") - 1,
     )
-    codes = [rows[name].to_numpy().astype(np.int64) for name in ("patient", "repeat", "v", "label")]
+    keys = ("patient", "repeat", "v", "label")
+    codes = tuple(rows[name].to_numpy().astype(np.int64) for name in keys)
     shape = tuple(int(code.max()) + 1 for code in codes)
-    cell = np.ravel_multi_index(codes, shape)
-    right, asked = (
-        np.bincount(cell, rows[name].to_numpy(), int(np.prod(shape)))
-        .reshape(shape)
-        .astype(np.float64)
-        for name in ("right", "n")
-    )
-    return _Hits(right, asked)
-
-
-def _accuracies(held: _Hits, weights: Floats) -> Floats:
-    """[draws, repeats, v] balanced accuracy; NaN where a label has no tested patient."""
-    right, asked = (
-        (weights @ part.reshape(len(part), -1)).reshape(-1, *part.shape[1:])
-        for part in (held.right, held.asked)
-    )
+    correct, tested = np.zeros((2, *shape))
+    np.add.at(correct, codes, rows["n_correct"].to_numpy())
+    np.add.at(tested, codes, rows["n_tested"].to_numpy())
+    weights = np.vstack([np.ones(shape[0]), p.weights(shape[0])])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((right / asked).mean(axis=-1))
-
-
-def _estimate(
-    value: float,
-    draws: Floats,
-    n: int,
-    n_patients: int,
-    limits: tuple[float, float] = (-np.inf, np.inf),
-) -> Estimate:
-    spread = np.sqrt(CROSS_VALIDATION_EFFECT) * (draws - np.nanmean(draws))
-    low, high = percentile_interval(value + spread)
-    if low is None or high is None:
-        return Estimate(value, None, None, n, n_patients)
-    return Estimate(value, max(low, limits[0]), min(high, limits[1]), n, n_patients)
+        recall = np.tensordot(weights, correct, 1) / np.tensordot(weights, tested, 1)
+    # Tiles tested in one repeat of one pair, the mean over all of them: the same ones at every v.
+    n = int(tested[:, :, 0].sum() // shape[1])
+    return _Resampled(recall.mean(axis=-1), n, shape[0])

@@ -34,7 +34,8 @@ from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.cross_validation import (
     ProbeSettings,
     balanced_accuracy,
-    cross_validated,
+    probe_accuracy,
+    probed,
     widened_interval,
 )
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
@@ -158,12 +159,14 @@ def texture_statistics(views: Embeddings, pool: pl.DataFrame, p: Texture) -> pl.
         return pl.DataFrame(schema=TEXTURE_SCHEMA)
     keys = ["patient_id", "label"]
     clean = ReferenceTiles.of(found.at(CLEAN), found.tiles, p.k, keys)
-    enough, correct, problem = _probed(found.vectors, found.tiles, p)
-    probed = found.tiles["label"].is_in(enough).fill_null(False) if not problem else False
+    vectors = found.vectors.astype(np.float64)
+    labels, patients = found.tiles["label"], found.tiles["patient_id"]
+    mend = "add patients, raise tile_pool.max_tiles or lower texture.probe.folds"
+    probe = probed(vectors[:, 0], vectors, labels, patients, p.probe, p.seed, mend)
     frames = []
     for i, setting in enumerate(found.settings):
         counts = (
-            found.tiles.select(*keys, n_probed=pl.lit(probed), n_correct=pl.Series(correct[:, i]))
+            found.tiles.select(*keys, n_probed=probe.rows, n_correct=probe.correct[:, i])
             .group_by(keys)
             .agg(pl.col("n_probed", "n_correct").sum())
         )
@@ -171,38 +174,9 @@ def texture_statistics(views: Embeddings, pool: pl.DataFrame, p: Texture) -> pl.
         frames.append(sums.join(counts, on=keys, how="left", nulls_equal=True))
     return (
         pl.concat(frames, how="vertical_relaxed")
-        .with_columns(n_labels=pl.lit(len(enough)), probe_problem=pl.lit(problem))
+        .with_columns(n_labels=pl.lit(len(probe.classes)), probe_problem=pl.lit(probe.problem))
         .select(pl.col(name).cast(kind) for name, kind in TEXTURE_SCHEMA.items())
     )
-
-
-def _probed(
-    vectors: NDArray[np.float32], tiles: pl.DataFrame, p: Texture
-) -> tuple[list[str], NDArray[np.bool_], str]:
-    """Labels that are probed, which views [n, views] are correctly classified, or why none is."""
-    patients_of = tiles.group_by("label").agg(patients=pl.col("patient_id").n_unique())
-    labelled = patients_of.filter(
-        pl.col("label").is_not_null(), pl.col("patients") >= p.probe.folds
-    )
-    enough = labelled["label"].sort().to_list()
-    correct = np.zeros(vectors.shape[:2], np.bool_)
-    if len(enough) < 2:
-        problem = (
-            f"{len(enough)} label(s) of the pool have {p.probe.folds} patients, two are needed to "
-            "train and test a probe; add patients, raise tile_pool.max_tiles or lower "
-            "texture.probe.folds"
-        )
-        return enough, correct, problem
-    rows = tiles["label"].is_in(enough).fill_null(False).to_numpy()
-    labels = np.unique(tiles["label"].to_numpy()[rows], return_inverse=True)[1]
-    views = vectors[rows].astype(np.float64)
-    patients = tiles["patient_id"].to_numpy()[rows]
-    try:
-        predicted = cross_validated(views[:, 0], views, labels, patients, p.probe, p.seed)
-    except Undefined as problem:
-        return enough, correct, str(problem)
-    correct[rows] = predicted == labels[:, None]
-    return enough, correct, ""
 
 
 def texture_figures(statistics: pl.DataFrame, p: Texture) -> Iterator[Figure]:
@@ -233,11 +207,9 @@ def texture_figures(statistics: pl.DataFrame, p: Texture) -> Iterator[Figure]:
 
 def label_accuracy(view: PatientStatistics) -> Value:
     """Balanced accuracy of the probe on one view."""
-    value, draws = _accuracy(view)
-    low, high = widened_interval(value, draws)
-    within = (None if low is None else max(low, 0.0), None if high is None else min(high, 1.0))
+    correct, tested = _counts(view)
     chance = _chance(view)
-    return Value(Estimate(value, *within, _n_probed(view), view.n_patients), Null(chance, chance))
+    return Value(probe_accuracy(correct, tested, view.weights), Null(chance, chance))
 
 
 def label_survival(view: PatientStatistics, clean: PatientStatistics) -> Value:
@@ -265,12 +237,17 @@ def label_survival(view: PatientStatistics, clean: PatientStatistics) -> Value:
 
 def _accuracy(view: PatientStatistics) -> tuple[float, Floats]:
     """The probe's balanced accuracy, and the same in every bootstrap draw [draws]."""
+    correct, tested = _counts(view)
+    whole = float(balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)))
+    return whole, balanced_accuracy(view.weights @ correct, view.weights @ tested)
+
+
+def _counts(view: PatientStatistics) -> tuple[Floats, Floats]:
+    """Correctly classified and probed tiles, [patients, labels] each."""
     if not view.table.is_empty() and view.table["probe_problem"][0]:
         raise Undefined(str(view.table["probe_problem"][0]))
     view.require_interval()
-    correct, probed = (view.matrix(c, "label", "n_probed") for c in ("n_correct", "n_probed"))
-    whole = float(balanced_accuracy(correct.sum(axis=0), probed.sum(axis=0)))
-    return whole, balanced_accuracy(view.weights @ correct, view.weights @ probed)
+    return tuple(view.matrix(c, "label", "n_probed") for c in ("n_correct", "n_probed"))  # type: ignore[return-value]
 
 
 def _n_probed(view: PatientStatistics) -> int:

@@ -1,4 +1,4 @@
-"""The fixed set of tiles whose views are compared: drawn once, the same for every encoder."""
+"""The fixed set of tiles whose views are compared: sampled once, the same for every encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.slides.views import wide_side
-from pathfm_kedro.statistics.sampling import in_turns
+from pathfm_kedro.statistics.sampling import balanced_over_cells
 
 POOL_COLUMNS = [
     "tile_id",
@@ -28,10 +28,10 @@ POOL_COLUMNS = [
 def choose_pool(
     slides: pl.DataFrame, tiles: pl.DataFrame, parameters: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """Draw the pool of tiles whose views are compared, balanced over label x center x patient.
+    """Sample the pool of tiles whose views are compared, balanced over label x center x patient.
 
     Cells of label and center take turns, in each its patients, in each their slides, until
-    ``max_tiles`` are drawn. A tile whose wide field (:func:`~pathfm_kedro.slides.views.wide_side`)
+    ``max_tiles`` are sampled. A tile whose wide field (:func:`~pathfm_kedro.slides.views.wide_side`)
     lies on the slide has field ``wide``. A slide without any such tile, as a pre-cut image, gives
     its tiles as ``inscribed``: the tile itself is the wide field and its inner square the view.
 
@@ -50,7 +50,7 @@ def choose_pool(
     -------
     DataFrame
         Columns ``POOL_COLUMNS``, slides in sorted order, each slide's tiles in the tiles' order.
-        The draw does not depend on the order of either table's rows.
+        The sample does not depend on the order of either table's rows.
 
     Examples
     --------
@@ -59,8 +59,8 @@ def choose_pool(
     ...     "height": [4000], "mpp": [0.5]})
     >>> tiles = pl.DataFrame({"tile_id": ["s-0", "s-1"], "slide_id": ["s", "s"], "x": [0, 1000],
     ...     "y": [0, 1000], "field_um": [112.0, 112.0], "mpp": [0.5, 0.5]})
-    >>> told = {"max_tiles": 72, "seed": 0}
-    >>> choose_pool(slides, tiles, told).select("tile_id", "field").rows()
+    >>> parameters = {"max_tiles": 72, "seed": 0}
+    >>> choose_pool(slides, tiles, parameters).select("tile_id", "field").rows()
     [('s-1', 'wide')]
     """
     carried = slides.filter(pl.col("status") == "usable").select(
@@ -83,17 +83,12 @@ def choose_pool(
         )
         .sort("tile_id")
     )
-    cells = [
-        ["label", "center", "patient_id", "slide_id"],
-        ["label", "center", "patient_id"],
-        ["label", "center"],
-    ]
-    sampled = in_turns(candidates, cells, parameters["seed"]).head(int(parameters["max_tiles"]))
+    sampled = balanced_over_cells(candidates, parameters["seed"]).head(int(parameters["max_tiles"]))
     return sampled.sort("slide_id", "_row").select(POOL_COLUMNS)
 
 
 def _wide_field_on_slide(tiles: pl.DataFrame) -> pl.Expr:
-    """Whether the field that turning needs lies inside the slide; false where mpp is unknown."""
+    """Whether the field that a rotation needs lies inside the slide; false where mpp is unknown."""
     size = (pl.col("field_um") / pl.col("mpp")).round().cast(pl.Int64)
     sizes = tiles.select(size.alias("size"))["size"].unique().drop_nulls().to_list()
     wide = size.replace_strict(sizes, [wide_side(side) for side in sizes], return_dtype=pl.Int64)
