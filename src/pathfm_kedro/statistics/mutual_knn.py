@@ -32,7 +32,7 @@ def mknn(
     k: int,
     distance: str,
 ) -> Floats:
-    """Share of each tile's k nearest neighbours that stay when the whole pool is turned.
+    """Share of each tile's k nearest neighbours that stay when the whole pool is rotated.
 
     ``mknn_i = |N_k(f(x))_i ∩ N_k(f(R x))_i| / k``: neighbours of tile i among the pool's tiles of
     other patients, once in the space of the tiles as they are and once in that of their views.
@@ -178,7 +178,7 @@ def _membership(neighbours: NDArray[np.intp]) -> NDArray[np.bool_]:
 def candidate_effects(home: NDArray[np.intp], away: NDArray[np.intp], k: int) -> Floats:
     """Sum over the pool's queries of what each tile's presence as a candidate adds to mknn.
 
-    Tiles are one another's neighbours: a patient who is drawn twice, or not at all, changes the
+    Tiles are one another's neighbours: a patient who is resampled twice, or not at all, changes the
     overlaps of everybody else's tiles. Resampling queries alone misses this, and its 95% intervals
     hold the truth in 70 to 90 of 100 simulated pools. If candidate j leaves, the next neighbour
     moves up in each list that held it, and the overlap of that query changes by (in units of 1/k)
@@ -246,7 +246,7 @@ def cosine_distance_chance(
     """Mean cosine distance of each tile to the views of other patients' tiles, [n].
 
     What the distance would be if a view said nothing about its tile: the mean over all
-    permutations across patients, without drawing one. Where there is one patient it is 1.
+    permutations across patients, without sampling one. Where there is one patient it is 1.
 
     Examples
     --------

@@ -273,8 +273,8 @@ def cue_conflict_figures(statistics: pl.DataFrame, p: CueConflict) -> Iterator[F
         figure = partial(Figure, n=counts.n, n_patients=counts.n_patients)
         for view, scope in product(VIEWS, SCOPES):
             follows = partial(follows_morphology, counts, view, scope)
-            told = {**setting, "view": view, "scope": scope}
-            yield figure("follows_morphology", follows, told)
+            at = {**setting, "view": view, "scope": scope}
+            yield figure("follows_morphology", follows, at)
         minus_null = partial(follows_morphology_minus_null, counts)
         yield figure("follows_morphology_minus_null", minus_null, setting)
         yield figure("morphology_loss", partial(morphology_loss, counts), setting)
