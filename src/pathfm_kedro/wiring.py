@@ -225,6 +225,7 @@ def calibration_node(
     truth: str,
     mix: Callable[..., Any],
     dose_response: Callable[..., Any],
+    encoders: Sequence[str],
 ) -> Node | None:
     """A node that runs an experiment on encoders with a known dose of nuisance; None without one.
 
@@ -240,9 +241,11 @@ def calibration_node(
         The control that knows the truth.
     mix, dose_response
         Functions that make the dosed vectors and table the checks.
+    encoders
+        The cohort's: without the control that is mixed in there is no calibration.
     """
     calibration = x.read(parameters).calibration
-    if calibration is None:
+    if calibration is None or (calibration.nuisance and calibration.nuisance not in encoders):
         return None
     nuisance = calibration.nuisance
     data = [name.format(e=truth) for name in x.inputs]

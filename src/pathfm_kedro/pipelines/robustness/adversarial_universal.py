@@ -102,7 +102,7 @@ def plan_universal_perturbation(
     tile_parameters: Mapping[str, Any],
     engine: Mapping[str, Any],
     encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
+    runtimes: Mapping[str, Mapping[str, Any]],
     p: Adversarial,
     *,
     name: str,
@@ -128,7 +128,7 @@ def plan_universal_perturbation(
     name
         The encoder's name.
     """
-    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
+    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name])
     jobs: list[FitUniversal] = []
     if p.universal is not None:
         pixels = int(tile_parameters["pixels"])

@@ -268,7 +268,7 @@ def plan_attacks(
     tile_parameters: Mapping[str, Any],
     engine: Mapping[str, Any],
     encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
+    runtimes: Mapping[str, Mapping[str, Any]],
     p: Adversarial,
     *,
     name: str,
@@ -277,7 +277,7 @@ def plan_attacks(
 
     Parameters
     ----------
-    slides, pool, files, tile_parameters, engine, encoder, runtime, p, name
+    slides, pool, files, tile_parameters, engine, encoder, runtimes, p, name
         As of :func:`~.adversarial_universal.plan_universal_perturbation`.
     probes
         From :func:`~.adversarial_pool.fit_adversarial_probes`.
@@ -296,7 +296,7 @@ def plan_attacks(
         attacked_tiles(pool, probes),
         files,
         work,
-        EncoderSpec.from_parameters(name, encoder).with_runtime(runtime),
+        EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
         int(tile_parameters["pixels"]),
         engine,
         f"attacking {name}",
@@ -311,7 +311,7 @@ def plan_transfer(
     tile_parameters: Mapping[str, Any],
     engine: Mapping[str, Any],
     encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
+    runtimes: Mapping[str, Mapping[str, Any]],
     *attacks: Embeddings,
     name: str,
     sources: Sequence[str],
@@ -320,7 +320,7 @@ def plan_transfer(
 
     Parameters
     ----------
-    slides, pool, files, tile_parameters, engine, encoder, runtime, name
+    slides, pool, files, tile_parameters, engine, encoder, runtimes, name
         As of :func:`plan_attacks`; the encoder is the one that is shown the tiles.
     probes
         Of that encoder.
@@ -340,7 +340,7 @@ def plan_transfer(
         attacked_tiles(pool, probes),
         files,
         work,
-        EncoderSpec.from_parameters(name, encoder).with_runtime(runtime),
+        EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
         int(tile_parameters["pixels"]),
         engine,
         f"showing adversarial tiles to {name}",
