@@ -12,11 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from pathfm_kedro.pipelines.robustness.attention_pooling import (
+    AttentionSettings,
+    attention_neighbours,
+)
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     ARMS,
-    ATTENTION,
     COST,
     EQUIVALENCE,
+    FIELD_OF_VIEW_SCHEMA,
     GAIN,
     MEAN,
     NATIVE,
@@ -27,26 +31,34 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     SAME_TISSUE,
     TILE,
     WHOLE,
-    Ballot,
-    FieldParameters,
-    Layout,
-    attention_neighbours,
-    choose_field_pool,
-    field_of_view,
-    field_votes,
-    gain,
-    score,
-    sub_tiles,
-    tost_p,
+    FieldOfView,
+    field_of_view_figures,
+    field_of_view_statistics,
 )
+from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
+from pathfm_kedro.slides.nested_fields import Layout, sub_tiles
+from pathfm_kedro.statistics.bootstrap import bootstrap_weights
+from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.neighbours import nearest_indices
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.vote_gain import macro_f1_gain, tost_p
+from pathfm_kedro.statistics.votes import (
+    LabelledQueries,
+    label_counts,
+    macro_f1_influence,
+    majority_vote,
+    patient_votes,
+)
+from pathfm_kedro.wiring import Experiment
 
 PARAMETERS = {
     "fields": [224, 512],
-    "signature_field": 512,
     "k": 5,
     "max_tiles": 48,
-    "thresholds": {GAIN: 0.05, SAME_TISSUE: 0.05},
+    "criteria": [
+        {"metric": GAIN, "at": {"field": "512", "arm": WHOLE, "over": TILE}, "below": 0.05},
+        {"metric": SAME_TISSUE, "at": {"field": "512", "arm": WHOLE, "over": MEAN}, "below": 0.05},
+    ],
     "equivalence_margin": 0.05,
     "attention": {
         "folds": 4,
@@ -60,11 +72,43 @@ PARAMETERS = {
     "n_permutations": 100,
     "seed": 0,
 }
-TOLD = FieldParameters.parse(PARAMETERS)
+FIELD_OF_VIEW = Experiment(
+    "field_of_view", FieldOfView, field_of_view_statistics, field_of_view_figures, []
+)
+ATTENTION = AttentionSettings(**PARAMETERS["attention"])
 
 
-def parse(**changes):
-    return FieldParameters.parse(PARAMETERS | changes)
+def parameters_with(**changes):
+    return read_parameters(FieldOfView, "field_of_view", PARAMETERS | changes)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Labels of places whose neighbours vote."""
+
+    queries: LabelledQueries
+    searchable: np.ndarray
+    permuted: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, labels, patients, n_permutations=100):
+        patient, label = (np.unique(names, return_inverse=True)[1] for names in (patients, labels))
+        shape = (patient.max() + 1, label.max() + 1)
+        queries = LabelledQueries(patient, label, np.zeros_like(patient), *shape)
+        permuted = queries.permuted(n_permutations, seed=0)
+        weights = bootstrap_weights(shape[0], 400, seed=0)
+        return cls(queries, queries.support >= 2, permuted, weights)
+
+    def votes(self, neighbours):
+        return patient_votes(self.queries, neighbours, self.searchable, self.permuted, self.weights)
+
+    def gain(self, neighbours, over):
+        return macro_f1_gain(self.votes(neighbours), self.votes(over), 0.05)
+
+
+def attended(subs, labels, patients, **changes):
+    return attention_neighbours(subs, labels, patients, 5, replace(ATTENTION, **changes), seed=0)
 
 
 def cohort(n_patients=40, each=2, labels=4, seed=0):
@@ -99,26 +143,31 @@ def test_scores_and_gain_equal_brute_force(signal):
         f1_score(labels, brute_force_vote(space, labels, patients, 5), average="macro")
         for space in spaces
     ]
-    ballot = Ballot.of(labels, patients, TOLD)
+    places = Cohort.of(labels, patients)
     found = [nearest_indices(space, patients, 5) for space in spaces]
     for neighbours, value in zip(found, expected, strict=True):
-        assert score(ballot, neighbours).estimate.value == pytest.approx(value)
-    gained = gain(ballot, found[1], found[0], 0.05).estimate.value
+        assert places.votes(neighbours).macro_f1.value == pytest.approx(value)
+    gained = places.gain(found[1], found[0]).estimate.value
     assert gained == pytest.approx(expected[1] - expected[0])
 
 
 def test_influence_is_the_change_that_one_place_makes():
     """First-order effects add up as those of numerical weights on places do."""
     labels, patients = cohort(12, 2, labels=3)
-    ballot = Ballot.of(labels, patients, parse(n_permutations=3))
+    places = Cohort.of(labels, patients, 3)
     neighbours = nearest_indices(vectors(labels, 1.0, 3), patients, 5)
-    _, influence = ballot.permuted_counts(neighbours)
-    for row, truth in zip(influence, ballot.permuted, strict=True):
-        voted = ballot.voted(neighbours, truth)
+    voted = np.stack([majority_vote(truth[neighbours]) for truth in places.permuted])
+    draw = np.broadcast_to(np.arange(3)[:, None], voted.shape)
+    counts = label_counts(places.permuted, voted, draw, (3, 3))
+    influence = macro_f1_influence(counts, places.permuted, voted)
+    for row, truth, predicted in zip(influence, places.permuted, voted, strict=True):
         for place in range(len(truth)):
             f1 = [
                 f1_score(
-                    truth, voted, average="macro", sample_weight=1 + h * (np.arange(24) == place)
+                    truth,
+                    predicted,
+                    average="macro",
+                    sample_weight=1 + h * (np.arange(24) == place),
                 )
                 for h in (-1e-4, 1e-4)
             ]
@@ -130,7 +179,7 @@ def test_influence_is_the_change_that_one_place_makes():
 def test_identical_arms_gain_nothing_and_are_equivalent(seed, signal):
     labels, patients = cohort(seed=seed)
     neighbours = nearest_indices(vectors(labels, signal, seed), patients, 5)
-    figure = gain(Ballot.of(labels, patients, TOLD), neighbours, neighbours.copy(), 0.05)
+    figure = Cohort.of(labels, patients).gain(neighbours, neighbours.copy())
     estimate = figure.estimate
     assert (estimate.value, estimate.ci_low, estimate.ci_high) == (0, 0, 0)
     assert figure.equivalence_p == 0
@@ -141,7 +190,7 @@ def test_arms_that_only_answer_alike_are_equivalent_where_patients_are_many(n_pa
     """Of P patients none differs: the rule of three, 59 of them exclude a share of 5%."""
     labels, patients = cohort(n_patients, 1)
     both = [nearest_indices(vectors(labels, 60, seed), patients, 5) for seed in (1, 2)]
-    figure = gain(Ballot.of(labels, patients, TOLD), *both, 0.05)
+    figure = Cohort.of(labels, patients).gain(*both)
     assert figure.estimate.value == 0
     reach = 1 - 0.025 ** (1 / n_patients)
     assert (figure.estimate.ci_low, figure.estimate.ci_high) == pytest.approx((-reach, reach))
@@ -150,7 +199,7 @@ def test_arms_that_only_answer_alike_are_equivalent_where_patients_are_many(n_pa
 
 
 def answers(labels, patients, wrong):
-    """Neighbours that name all places rightly, but those of the first so many patients."""
+    """Neighbours that classify all places correctly, but those of the first so many patients."""
     own = np.array(
         [
             np.flatnonzero((labels == a) & (patients != p))
@@ -165,10 +214,10 @@ def answers(labels, patients, wrong):
 def test_losing_places_never_makes_a_pass_easier(each):
     """24 patients who gain nothing exclude no gain below 0.142, however many lose."""
     labels, patients = cohort(24, each, labels=2)
-    ballot = Ballot.of(labels, patients, TOLD)
+    places = Cohort.of(labels, patients)
     right = answers(labels, patients, 0)
     for lost in (1, 2, 5, 12):
-        figure = gain(ballot, answers(labels, patients, lost), right, 0.05)
+        figure = places.gain(answers(labels, patients, lost), right)
         assert figure.estimate.value < 0
         assert figure.estimate.ci_high >= 1 - 0.025 ** (1 / 24) - 1e-9
         assert figure.equivalence_p > 0.05
@@ -179,8 +228,8 @@ def test_a_gain_reaches_as_far_as_scipys_binomial_test(gained):
     from scipy.stats import binomtest
 
     labels, patients = cohort(24, 1, labels=2)
-    ballot = Ballot.of(labels, patients, TOLD)
-    found = gain(ballot, answers(labels, patients, 0), answers(labels, patients, gained), 0.05)
+    places = Cohort.of(labels, patients)
+    found = places.gain(answers(labels, patients, 0), answers(labels, patients, gained))
     exact = binomtest(gained, 24).proportion_ci()
     assert found.estimate.ci_low <= exact.low + 1e-9
     assert found.estimate.ci_high >= exact.high - 1e-9
@@ -189,7 +238,8 @@ def test_a_gain_reaches_as_far_as_scipys_binomial_test(gained):
 def test_equal_labels_of_too_few_places_say_so_to_attention():
     subs, _, patients = bags(1.0, n_patients=8)
     labels = np.array(list("wwxxyyzz"))
-    assert "of 2 places at most" in attention_neighbours(subs, labels, patients, TOLD)
+    with pytest.raises(Undefined, match="of 2 places at most"):
+        attended(subs, labels, patients)
 
 
 @pytest.mark.parametrize(("side", "fields"), [(128, ["512"]), (512, []), (125, []), (600, [])])
@@ -209,9 +259,9 @@ def test_the_first_field_is_the_tile_that_is_audited(side, fields):
 @given(st.integers(0, 10_000))
 def test_swapping_arms_turns_the_gain_around(seed):
     labels, patients = cohort(seed=seed)
-    ballot = Ballot.of(labels, patients, TOLD)
+    places = Cohort.of(labels, patients)
     a, b = (nearest_indices(vectors(labels, 1, seed + s), patients, 5) for s in (1, 2))
-    one, other = gain(ballot, a, b, 0.05), gain(ballot, b, a, 0.05)
+    one, other = places.gain(a, b), places.gain(b, a)
     assert one.estimate.value == pytest.approx(-other.estimate.value)
     # Where more gain than lose, the other way round keeps the end that no patient can exclude.
     least = 1 - 0.025 ** (1 / 40)
@@ -229,11 +279,9 @@ def test_neither_order_nor_names_of_patients_matter(seed):
     names = dict(zip(np.unique(patients), generator.permutation(np.unique(patients)), strict=True))
     renamed = np.array([names[p] for p in patients])
     values = [
-        gain(
-            Ballot.of(labels[rows], owners[rows], TOLD),
-            *(nearest_indices(space[rows], owners[rows], 5) for space in spaces),
-            0.05,
-        ).estimate.value
+        Cohort.of(labels[rows], owners[rows])
+        .gain(*(nearest_indices(space[rows], owners[rows], 5) for space in spaces))
+        .estimate.value
         for rows, owners in ((np.arange(len(order)), patients), (order, patients), (order, renamed))
     ]
     assert values[1:] == pytest.approx(values[:1] * 2)
@@ -241,28 +289,28 @@ def test_neither_order_nor_names_of_patients_matter(seed):
 
 def test_permuted_gains_are_centred_on_nothing():
     labels, patients = cohort()
-    ballot = Ballot.of(labels, patients, parse(n_permutations=400))
+    places = Cohort.of(labels, patients, 400)
     a, b = (nearest_indices(vectors(labels, 3, seed), patients, 5) for seed in (1, 2))
-    null = gain(ballot, a, b, 0.05).null
+    null = places.gain(a, b).null
     assert null.low < 0 < null.high
-    chance = score(ballot, a).null
+    chance = places.votes(a).macro_f1.null
     assert chance.low < 1 / 4 < chance.high < 0.5
 
 
 def test_a_label_of_one_patient_is_no_query_but_stays_a_neighbour():
     labels, patients = cohort()
     labels = np.where(patients == "p000", "lone", labels)
-    ballot = Ballot.of(labels, patients, TOLD)
-    assert ballot.n == (labels != "lone").sum()
-    assert ballot.n_patients == 39
+    places = Cohort.of(labels, patients)
     space = vectors(np.where(labels == "lone", "w", labels), 2, 1)
     neighbours = nearest_indices(space, patients, 5)
+    assert places.votes(neighbours).n == (labels != "lone").sum()
+    assert places.votes(neighbours).n_patients == 39
     kept = labels != "lone"
     voted = np.array(brute_force_vote(space, labels, patients, 5))
     expected = f1_score(
         labels[kept], voted[kept], labels=list("wxyz"), average="macro", zero_division=0
     )
-    assert score(ballot, neighbours).estimate.value == pytest.approx(expected)
+    assert places.votes(neighbours).macro_f1.value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shift", [-0.04, 0.0, 0.03, 0.2])
@@ -318,15 +366,16 @@ def test_parts_keep_their_index_in_a_larger_field():
     [
         ({"fields": [224]}, "one wider field"),
         ({"fields": [512, 224]}, "does not lie inside"),
-        ({"fields": [224, [512, 200]], "signature_field": [512, 200]}, "does not lie inside"),
-        ({"fields": [224, 511], "signature_field": 511}, "no common centre px"),
-        ({"signature_field": 1024}, "not among the wider fields"),
+        ({"fields": [224, [512, 200]]}, "does not lie inside"),
+        ({"fields": [224, 511]}, "no common centre px"),
+        ({"attention": PARAMETERS["attention"] | {"folds": 1}}, "attention.folds is 1"),
+        ({"signature_field": 512}, "signature_field: no such parameter"),
         ({"fields": [224, "512"]}, "neither a side"),
     ],
 )
 def test_unfit_parameters_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        parse(**changes)
+        parameters_with(**changes)
 
 
 def tables(n_patients=16, size=3000, mpp=0.5):
@@ -392,8 +441,8 @@ def test_a_slide_takes_part_up_to_its_largest_field():
     tiles = tiles.join(slides.select("slide_id", "width"), on="slide_id").filter(
         pl.max_horizontal("x", "y") + 224 <= pl.col("width")
     )
-    told = {"fields": [224, 512, 1024, [2048, 1536]], "max_tiles": 400}
-    pool, room = choose_field_pool(slides, tiles, PARAMETERS | told)
+    changes = {"fields": [224, 512, 1024, [2048, 1536]], "max_tiles": 400}
+    pool, room = choose_field_pool(slides, tiles, PARAMETERS | changes)
     largest = dict(pool.select("slide_id", "field").unique().iter_rows())
     assert {largest.get(f"s{i:02d}") for i in (0, 4, 8)} == {"2048x1536"}
     assert [largest.get(f"s{i:02d}") for i in (1, 2, 3)] == ["1024", "512", None]
@@ -419,7 +468,8 @@ def make_views(pool, base, wide, problem=0, seed=0):
     """Vectors whose signal at the tile is `base` and in the wider fields `wide`."""
     shards = {}
     for (slide, field), rows in pool.group_by(["slide_id", "field"], maintain_order=True):
-        fields = TOLD.fields if field == "512" else parse(fields=[224, 512, 1024]).fields
+        sides = (224, 512) if field == "512" else (224, 512, 1024)
+        fields = tuple((side, side) for side in sides)
         layout = Layout.of(fields)
         labels = [{"x": "w", "y": "x"}[label] for label in rows["label"]]
         own = seed + int(slide[1:])
@@ -442,7 +492,9 @@ def make_views(pool, base, wide, problem=0, seed=0):
 
 
 def measured(views, pool, room, parameters=PARAMETERS):
-    table = field_of_view(field_votes(views, pool, parameters), room, parameters, "e")
+    statistics = FIELD_OF_VIEW.statistics(views, pool, parameters)
+    assert dict(statistics.schema) == FIELD_OF_VIEW_SCHEMA
+    table = FIELD_OF_VIEW.measurements(statistics, room, parameters, encoder="e")
     return [row | json.loads(row["setting"]) for row in table.to_dicts()]
 
 
@@ -476,15 +528,14 @@ def test_an_encoder_that_sees_the_label_in_a_tile_passes(large):
         assert (row["verdict"], row["value"]) == ("pass", 0)
     row = row_of(rows, EQUIVALENCE, over=TILE)
     assert (row["value"], row["margin"]) == (0, 0.05)
-    assert "is shown" in row["reason"]
 
 
 def test_an_encoder_that_knows_nothing_has_nothing_to_gain(large):
     pool, room = large
     rows = measured(make_views(pool, 0.0, 0.0, seed=100), pool, room)
     row = row_of(rows, GAIN, arm=WHOLE)
-    assert row["verdict"] == "not_applicable"
-    assert "nothing to gain" in row["reason"]
+    assert row["verdict"] == "inconclusive"
+    assert "nothing to gain" in row["caveat"]
 
 
 def test_rows_are_few_and_never_empty_of_reason(large):
@@ -524,15 +575,15 @@ def test_images_cut_beforehand_have_no_wider_field():
     pool, room = choose_field_pool(slides, tiles, PARAMETERS)
     assert pool.is_empty()
     rows = measured(Views({}), pool, room)
-    assert [row["metric"] for row in rows] == [GAIN, SAME_TISSUE]
+    assert [r["metric"] for r in rows if r["threshold"] == 0.05] == [GAIN, SAME_TISSUE]
     for row in rows:
-        assert (row["verdict"], row["threshold"]) == ("not_applicable", 0.05)
+        assert (row["verdict"], row["value"]) == ("not_applicable", None)
         assert "none of 16 slides has room for a field of 512 px" in row["reason"]
         assert "cut beforehand" in row["reason"]
 
 
 def test_slides_of_other_largest_fields_are_compared_where_both_have_room():
-    told = PARAMETERS | {"fields": [224, 512, 1024], "max_tiles": 96}
+    parameters = PARAMETERS | {"fields": [224, 512, 1024], "max_tiles": 96}
     slides, tiles = tables(24)
     slides = slides.with_columns(
         width=pl.when(pl.col("slide_id") < "s12").then(1000).otherwise(3000)
@@ -540,13 +591,13 @@ def test_slides_of_other_largest_fields_are_compared_where_both_have_room():
     tiles = tiles.join(slides.select("slide_id", "width"), on="slide_id").filter(
         pl.col("x") + 224 <= pl.col("width")
     )
-    pool, room = choose_field_pool(slides, tiles, told)
-    votes = field_votes(make_views(pool, 1.0, 2.0), pool, told)
-    counted = votes.group_by("field").agg(pl.col("patient_id").n_unique())
+    pool, room = choose_field_pool(slides, tiles, parameters)
+    found = FIELD_OF_VIEW.statistics(make_views(pool, 1.0, 2.0), pool, parameters)
+    counted = found.group_by("field").agg(pl.col("patient_id").n_unique())
     assert dict(counted.iter_rows()) == {"512": 24, "1024": 12}
-    rows = measured(make_views(pool, 1.0, 2.0), pool, room, told)
-    held = [r for r in rows if r["threshold"] is not None]
-    assert {r["field"] for r in held} == {"512"}
+    rows = measured(make_views(pool, 1.0, 2.0), pool, room, parameters)
+    judged = [r for r in rows if r["threshold"] is not None]
+    assert {r["field"] for r in judged} == {"512"}
 
 
 def test_a_slide_that_failed_is_left_out(large):
@@ -562,7 +613,7 @@ def test_shards_of_other_parameters_are_refused(large):
     views = make_views(pool, 1.0, 2.0)
     views.shards["s00"][PARTS] = views.shards["s00"][PARTS][:-1]
     with pytest.raises(ValueError, match="embed the fields again"):
-        field_votes(views, pool, PARAMETERS)
+        FIELD_OF_VIEW.statistics(views, pool, PARAMETERS)
 
 
 def test_one_label_is_nothing_to_tell_apart(large):
@@ -584,20 +635,22 @@ def bags(signal, seed=0, n_patients=48, subs=25):
     return found.astype(np.float32), labels, np.array([f"p{i:02d}" for i in range(n_patients)])
 
 
+def score(places, neighbours):
+    return places.votes(neighbours).macro_f1.value
+
+
 def test_attention_finds_the_sub_tile_that_matters():
     subs, labels, patients = bags(6.0)
-    ballot = Ballot.of(labels, patients, TOLD)
-    told = replace(TOLD, attention=replace(TOLD.attention, steps=200))
-    attended = score(ballot, attention_neighbours(subs, labels, patients, told)).estimate.value
-    mean = score(ballot, nearest_indices(subs.mean(axis=1), patients, 5)).estimate.value
-    assert attended > mean + 0.1
-    assert attended > 0.9
+    places = Cohort.of(labels, patients)
+    found = score(places, attended(subs, labels, patients, steps=200))
+    mean = score(places, nearest_indices(subs.mean(axis=1), patients, 5))
+    assert found > mean + 0.1
+    assert found > 0.9
 
 
 def test_attention_without_steps_is_the_mean():
     subs, labels, patients = bags(6.0)
-    told = replace(TOLD, attention=replace(TOLD.attention, steps=0))
-    found = attention_neighbours(subs, labels, patients, told)
+    found = attended(subs, labels, patients, steps=0)
     np.testing.assert_array_equal(found, nearest_indices(subs.mean(axis=1), patients, 5))
 
 
@@ -606,13 +659,11 @@ def test_attention_learns_nothing_from_noise():
     values = []
     for seed in range(6):
         subs, labels, patients = bags(0.0, seed)
-        ballot = Ballot.of(labels, patients, TOLD)
-        found = attention_neighbours(subs, labels, patients, TOLD)
-        values.append(score(ballot, found).estimate.value)
+        values.append(score(Cohort.of(labels, patients), attended(subs, labels, patients)))
     assert abs(np.mean(values) - 0.5) < 0.12
 
 
 def test_too_few_patients_for_attention_say_so():
     subs, labels, patients = bags(1.0, n_patients=3)
-    assert "3 patients" in attention_neighbours(subs, labels, patients, TOLD)
-    assert ATTENTION in ARMS
+    with pytest.raises(Undefined, match="3 patients"):
+        attended(subs, labels, patients)

@@ -17,20 +17,21 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     NATIVES,
     PARTS,
     PROBLEMS,
-    Layout,
-    choose_field_pool,
+    FieldOfView,
 )
-from pathfm_kedro.pipelines.robustness.field_views import plan_field_views
+from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
+from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
+from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.slides import fields as slide_fields_module
 from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.nested_fields import Layout
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, tile_truth, write_pyramid
+from pathfm_kedro.wiring import Views
 
 PARAMETERS = {
     "fields": [32, 72, [120, 96]],
-    "signature_field": 72,
     "k": 2,
     "max_tiles": 100,
-    "thresholds": {},
     "equivalence_margin": 0.05,
     "attention": {
         "folds": 2,
@@ -75,14 +76,15 @@ def table(size, path, mpp=0.5, tile=32):
 
 
 def plan(root, slides, tiles, encoder, **changes):
-    told = PARAMETERS | changes
-    pool, _ = choose_field_pool(slides, tiles, told)
-    made = plan_field_views(
-        slides, tiles, pool, SlideFiles(root), encoder, RUNTIME, {"pixels": 32}, told, {}, name="e"
-    )
+    parameters = PARAMETERS | changes
+    pool, _ = choose_field_pool(slides, tiles, parameters)
+    files, beside = SlideFiles(root), (encoder, RUNTIME, parameters)
+    how = {"name": "e", "work": view_of_fields, "read": VIEWS.read, "title": "fields of view"}
+    made = plan_views(slides, tiles, pool, files, {"pixels": 32}, {}, *beside, **how)
     return pool, made
 
 
+VIEWS = Views("field_of_view", "field_of_view", FieldOfView, view_of_fields, "", pool="field_pool")
 RUNTIME = {"runtime": "eager", "precision": "float32", "device": "cpu"}
 STAIN = {"model": "control:stain_statistics", "role": "control"}
 
@@ -119,9 +121,9 @@ def test_every_part_is_a_crop_of_the_slide(noise):
 def test_the_tile_is_that_of_the_audit_whatever_the_fields_say(noise):
     root, image = noise
     slides, tiles = table(256, "a.png")
-    pool, made = plan(root, slides, tiles, STAIN, fields=[24, 72], signature_field=72)
+    pool, made = plan(root, slides, tiles, STAIN, fields=[24, 72])
     [job] = made.jobs
-    assert job.sizes == ((32, 32), (72, 72))
+    assert job.work.sizes == ((32, 32), (72, 72))
     encoder = load_encoder(EncoderSpec.from_parameters("e", STAIN))
     crops = np.stack([image[y : y + 32, x : x + 32] for x, y in pool.select("x", "y").iter_rows()])
     np.testing.assert_allclose(job.compute()[PARTS][:, 0], encoder.embed(crops))
@@ -134,7 +136,7 @@ def test_the_pixels_of_a_place_are_read_once(noise, monkeypatch):
     asked = []
     read = slide_fields_module.read_field
     monkeypatch.setattr(
-        slide_fields_module, "read_field", lambda *told: asked.append(told[1:3]) or read(*told)
+        slide_fields_module, "read_field", lambda *field: asked.append(field[1:3]) or read(*field)
     )
     made.jobs[0].compute()
     assert len(asked) == len(set(asked)) == pool.height
@@ -171,7 +173,7 @@ def test_the_header_knows_fields_and_job_travels(noise):
     root, _ = noise
     slides, tiles = table(256, "a.png")
     _, one = plan(root, slides, tiles, STAIN, fields=[32, 72])
-    _, other = plan(root, slides, tiles, STAIN, fields=[32, 64], signature_field=64)
+    _, other = plan(root, slides, tiles, STAIN, fields=[32, 64])
     assert one.jobs[0].header()["view"] != other.jobs[0].header()["view"]
     job = pickle.loads(pickle.dumps(one.jobs[0]))
     assert job.header() == one.jobs[0].header()

@@ -1,33 +1,28 @@
-"""Embed fields of view and their parts slide by slide; the pixels of a place are read once."""
+"""Embed fields of view and their parts; the pixels of a place are read once."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
 from pathfm_kedro.encoders.input_size import native_encoder
-from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     COST,
     NATIVES,
     PARTS,
     PROBLEMS,
-    FieldParameters,
-    Layout,
-    Size,
-    name_of,
+    FieldOfView,
 )
-from pathfm_kedro.slides.fields import Box, TileFields, slide_fields
-from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.statistics.tables import digests_by_slide
+from pathfm_kedro.pipelines.robustness.views import Tensors
+from pathfm_kedro.slides.fields import Box
+from pathfm_kedro.slides.nested_fields import Layout, Size, name_of
 
 #: Raised with any change of how fields and parts are made from pixels.
 _REVISION = "1"
@@ -37,129 +32,94 @@ _HELD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class EmbedFields:
-    """The fields of one slide's places.
+    """Nested fields around each place: a :class:`~pathfm_kedro.pipelines.robustness.views.PartsWork`.
 
     Attributes
     ----------
-    slide_id, slide_fingerprint
-        Which slide, and its content.
-    fields
-        The largest field around each place.
-    tiles_digest
-        Digest of the tiles' ids.
     sizes
-        Width and height of the nested fields, the tile first.
-    spec
-        The encoder.
+        Width and height of the fields, the tile first.
     """
 
-    slide_id: str
-    slide_fingerprint: str
-    fields: TileFields
-    tiles_digest: str
     sizes: tuple[Size, ...]
-    spec: EncoderSpec
+    units: str = "place x part x dimension, as the encoder gives it, not normalised"
 
-    def header(self) -> dict[str, str]:
-        """What the shard depends on."""
-        encoder = load_encoder(self.spec)
-        return {
-            "slide": self.slide_fingerprint,
-            "fields": self.fields.digest(),
-            "tile_ids": self.tiles_digest,
-            "view": json.dumps([_REVISION, self.sizes]),
-            "encoder": encoder.fingerprint,
-            "preprocessing": json.dumps(dict(encoder.preprocessing), sort_keys=True),
-            "units": "place x part x dimension, as the encoder gives it, not normalised",
-        }
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the parts lie."""
+        return Layout.of(self.sizes)
 
-    def compute(self) -> dict[str, NDArray[np.generic]]:
+    @property
+    def side(self) -> Size:
+        """The largest field."""
+        return self.sizes[-1]
+
+    @property
+    def parts(self) -> tuple[Box, ...]:
+        """Parts of the largest field that are embedded."""
+        return self.layout.parts
+
+    @property
+    def batch(self) -> int:
+        """Fields that are held at once."""
+        each = sum(3 * part.width * part.height for part in self.parts)
+        return max(1, _HELD_BYTES // each)
+
+    def describe(self) -> Any:
+        """Everything beside pixels and encoder that decides the vectors."""
+        return [_REVISION, self.sizes]
+
+    def compute(
+        self,
+        encoder: Encoder | None,
+        pixels: Pixels,
+        truth: Vectors | None,
+        tile_ids: Sequence[str],
+    ) -> Tensors:
         """``parts`` [n, parts, d], ``native`` [n, wider, d] and what the experiment says of them.
 
         ``native_problem`` [n, wider] is 0 where the native vectors are real, else they are zero and
-        it says why (:data:`~pathfm_kedro.encoders.input_size.NATIVE_PROBLEMS`).
-        ``cost`` [n, fields, 3, 2]: forward passes and pixels forwarded, of the whole field, of its
-        sub-tiles and at native size. Both are integers: no vectors.
+        it says why (:data:`~pathfm_kedro.encoders.input_size.NATIVE_PROBLEMS`). ``cost``
+        [n, fields, 3, 2]: forward passes and pixels forwarded, of the whole field, of its sub-tiles
+        and at native size. Both are integers: no vectors.
 
         Raises
         ------
         ValueError
-            If a field reaches over the slide's edge or the encoder gives a number that is not finite.
+            If the encoder gives a number that is not finite.
         """
-        self.fields.refuse_over_edge()
-        encoder, layout = load_encoder(self.spec), Layout.of(self.sizes)
+        assert encoder is not None
         natives = [native_encoder(encoder, size) for size in self.sizes[1:]]
-        truth = self.fields.truth_of_parts(layout.parts)
-        found: list[tuple[Vectors, Vectors]] = []
-        start = 0
-        for pixels, _ in self.fields.batches(_fields_at_once(layout)):
-            own = None if truth is None else truth[start : start + len(pixels)]
-            parts = _embed_parts(encoder, pixels, layout.parts, own)
-            found.append((parts, _embed_natives(natives, pixels, layout, own, parts.shape[-1])))
-            start += len(pixels)
-        parts, native = (np.concatenate(vectors) for vectors in zip(*found, strict=True))
-        if not (np.isfinite(parts).all() and np.isfinite(native).all()):
-            raise ValueError("the encoder gives NaN or infinity on a field of view")
+        parts = _embed_parts(encoder, pixels, self.parts, truth)
+        native = _embed_natives(natives, pixels, self.layout, truth, parts.shape[-1])
+        broken = ~(np.isfinite(parts).all(axis=(1, 2)) & np.isfinite(native).all(axis=(1, 2)))
+        if broken.any():
+            tile_id = tile_ids[int(broken.argmax())]
+            raise ValueError(f"the encoder gives NaN or infinity on a field around tile {tile_id}")
         problems = np.array([code for _, code in natives], np.int8)
         return {
             PARTS: parts,
             NATIVES: native,
-            PROBLEMS: np.tile(problems, (start, 1)),
-            COST: np.tile(_costs(encoder, layout, natives), (start, 1, 1, 1)),
+            PROBLEMS: np.tile(problems, (len(pixels), 1)),
+            COST: np.tile(_costs(encoder, self.layout, natives), (len(pixels), 1, 1, 1)),
         }
 
 
-def plan_field_views(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    pool: pl.DataFrame,
-    files: SlideFiles,
-    encoder: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    tile_parameters: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    *,
-    name: str,
-) -> ShardPlan:
-    """One job per slide of the pool.
+def view_of_fields(tiles: pl.DataFrame, pixels: int, p: FieldOfView) -> EmbedFields:
+    """Fields up to the largest that a slide's places have room for.
 
     Parameters
     ----------
-    slides, tiles
-        The tables.
-    pool
-        From :func:`~pathfm_kedro.pipelines.robustness.field_of_view.choose_field_pool`.
-    files
-        The cohort's folder.
-    encoder
-        The entry of ``encoders``.
-    runtime
-        Its recorded runtime.
-    tile_parameters
-        ``pixels``: side of a tile, the first field whatever ``parameters`` says of it.
-    parameters
-        Of the field-of-view experiment.
-    engine
-        Where jobs run.
-    name
-        The encoder's name.
+    tiles
+        Places of one slide, from
+        :func:`~pathfm_kedro.pipelines.robustness.field_pool.choose_field_pool`.
+    pixels
+        Side of a tile, the first field whatever the parameters say of it.
+    p
+        The parameters.
     """
-    told = FieldParameters.parse(parameters).around(int(tile_parameters["pixels"]))
-    spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
-    chosen = tiles.join(pool.select("tile_id"), on="tile_id", maintain_order="left")
-    largest = dict(pool.select("slide_id", "field").iter_rows())
-    digests = digests_by_slide(chosen)
-    jobs = []
-    for slide, fields in slide_fields(slides, chosen, files, int(tile_parameters["pixels"])):
-        slide_id = slide["slide_id"]
-        sizes = told.up_to(largest[slide_id])
-        wide = fields.widened(*sizes[-1])
-        jobs.append(
-            EmbedFields(slide_id, slide["fingerprint"], wide, digests[slide_id], sizes, spec)
-        )
-    title = f"fields up to {name_of(told.fields[-1])} px with {name}"
-    return ShardPlan(jobs, EngineSettings(**engine), title, lambda: load_encoder(spec))
+    fields = p.fields_around(pixels)
+    names = [name_of(field) for field in fields]
+    return EmbedFields(fields[: names.index(tiles["field"][0]) + 1])
 
 
 def _embed_parts(
@@ -209,11 +169,6 @@ def _embed(encoder: Encoder, pixels: Pixels, truth: Vectors | None) -> Vectors:
 def _of_one_size(parts: tuple[Box, ...]) -> Iterator[list[int]]:
     for size in dict.fromkeys(part[2:] for part in parts):
         yield [i for i, part in enumerate(parts) if part[2:] == size]
-
-
-def _fields_at_once(layout: Layout) -> int:
-    each = sum(3 * part.width * part.height for part in layout.parts)
-    return max(1, _HELD_BYTES // each)
 
 
 def _costs(

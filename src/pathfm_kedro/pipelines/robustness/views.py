@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.fields import Box, TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide
@@ -111,6 +111,19 @@ class TileWork(Protocol):
         tile_ids
             Their ids.
         """
+        ...
+
+
+@runtime_checkable
+class PartsWork(TileWork, Protocol):
+    """Work on parts of a field: `compute` is given what was drawn at the centre of each [n, parts, m].
+
+    Every field must lie on its slide.
+    """
+
+    @property
+    def parts(self) -> Sequence[Box]:
+        """Where the parts lie in the field."""
         ...
 
 
@@ -240,10 +253,14 @@ class TileJob:
     def compute(self) -> Tensors:
         """The work's tensors of all tiles, one below the other."""
         encoder = None if self.spec is None else load_encoder(self.spec)
-        found, start = [], 0
+        found, start, of_parts = [], 0, None
+        if isinstance(self.work, PartsWork):
+            self.fields.refuse_over_edge()
+            of_parts = self.fields.truth_of_parts(self.work.parts)
         for pixels, truth in cancellable(self.fields.batches(self.work.batch)):
-            ids = self.tile_ids[start : start + len(pixels)]
-            found.append(self.work.compute(encoder, pixels, truth, ids))
+            rows = slice(start, start + len(pixels))
+            own = truth if of_parts is None else of_parts[rows]
+            found.append(self.work.compute(encoder, pixels, own, self.tile_ids[rows]))
             start += len(pixels)
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 

@@ -1,0 +1,163 @@
+"""Fields of view that lie inside one another around one centre, and the sub-tiles that cover them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pathfm_kedro.slides.fields import Box
+
+#: Width and height in px.
+Size = tuple[int, int]
+
+
+def name_of(field: Size) -> str:
+    """A field's name: one side of a square, else width x height.
+
+    Examples
+    --------
+    >>> name_of((512, 512)), name_of((2048, 1536))
+    ('512', '2048x1536')
+    """
+    return str(field[0]) if field[0] == field[1] else f"{field[0]}x{field[1]}"
+
+
+def size_of(field: Any) -> Any:
+    """Width and height of a field that is given as its side or as [width, height].
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> size_of(512), size_of([2048, 1536])
+    ((512, 512), (2048, 1536))
+    """
+    sides = [field, field] if isinstance(field, int) else field
+    known = isinstance(sides, list | tuple) and len(sides) == 2
+    if not (known and all(isinstance(side, int) and side > 0 for side in sides)):
+        raise ValueError("neither a side in px nor [width, height]")
+    return tuple(sides)
+
+
+def require_nested(fields: tuple[Size, ...]) -> tuple[Size, ...]:
+    """The fields, if each lies inside the next with the same centre px.
+
+    Raises
+    ------
+    ValueError
+        Naming the fields that do not; or if there are fewer than two.
+    """
+    if len(fields) < 2:
+        raise ValueError("needs the tile and one wider field")
+    for small, large in pairwise(fields):
+        if small == large or small[0] > large[0] or small[1] > large[1]:
+            raise ValueError(
+                f"{name_of(small)} does not lie inside {name_of(large)}; list them from small to "
+                "large"
+            )
+        if (large[0] - small[0]) % 2 or (large[1] - small[1]) % 2:
+            raise ValueError(
+                f"{name_of(small)} and {name_of(large)} have no common centre px; make all sides "
+                "even, or all odd"
+            )
+    return fields
+
+
+def fields_around(fields: Sequence[Size], side: int) -> tuple[Size, ...]:
+    """A tile, and those of the wider fields that lie around it with its centre px.
+
+    Parameters
+    ----------
+    fields
+        The first stands for the tile.
+    side
+        Of the tile, px.
+
+    Examples
+    --------
+    >>> fields_around([(224, 224), (512, 512), (1025, 1025)], 256)
+    ((256, 256), (512, 512))
+    """
+    return ((side, side), *(field for field in fields[1:] if _is_around(field, side)))
+
+
+def _is_around(field: Size, side: int) -> bool:
+    """Whether a field holds a tile of this side, more than it, and has its centre px."""
+    beyond = [length - side for length in field]
+    return min(beyond) >= 0 < max(beyond) and not any(length % 2 for length in beyond)
+
+
+def sub_tiles(field: Size, tile: Size) -> list[Box]:
+    """Fewest sub-tiles that cover a field, evenly spaced, row by row; they may overlap.
+
+    Where a side takes an odd number of them, one lies in the middle.
+
+    Examples
+    --------
+    >>> [(box.left, box.top) for box in sub_tiles((512, 224), (224, 224))]
+    [(0, 0), (144, 0), (288, 0)]
+    """
+
+    def starts(whole: int, part: int) -> list[int]:
+        steps = math.ceil(whole / part) - 1
+        return [round(i * (whole - part) / max(steps, 1)) for i in range(steps + 1)]
+
+    return [
+        Box(left, top, *tile)
+        for top in starts(field[1], tile[1])
+        for left in starts(field[0], tile[0])
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of the largest of nested fields that are embedded, each once.
+
+    Parts of a smaller field come before those that a larger one adds, so that a part has the same
+    index whatever the largest field is.
+
+    Attributes
+    ----------
+    fields
+        Width and height of the fields, small to large.
+    parts
+        Where they lie in the largest.
+    wholes
+        Per field, the index of the part that is the field itself.
+    subs
+        Per field, the indices of its sub-tiles.
+    """
+
+    fields: tuple[Size, ...]
+    parts: tuple[Box, ...]
+    wholes: tuple[int, ...]
+    subs: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, fields: Sequence[Size]) -> Layout:
+        """Lay out nested fields; the first is the tile.
+
+        Examples
+        --------
+        >>> layout = Layout.of([(224, 224), (512, 512)])
+        >>> len(layout.parts), layout.wholes, len(layout.subs[1])
+        (10, (0, 1), 9)
+        """
+        index: dict[Box, int] = {}
+        wholes, subs = [], []
+        for field in fields:
+            left, top = ((fields[-1][axis] - field[axis]) // 2 for axis in (0, 1))
+            whole = Box(left, top, *field)
+            wholes.append(index.setdefault(whole, len(index)))
+            boxes = [
+                box._replace(left=box.left + left, top=box.top + top)
+                for box in sub_tiles(field, fields[0])
+            ]
+            subs.append(tuple(index.setdefault(box, len(index)) for box in boxes))
+        return cls(tuple(fields), tuple(index), tuple(wholes), tuple(subs))
