@@ -12,8 +12,12 @@ from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
+from kedro.pipeline import Pipeline
+from kedro.runner import ParallelRunner
 
 from pathfm_kedro.cohorts import CONF_VARIABLE, PIN_VARIABLE, RUNTIME_VARIABLE
+from pathfm_kedro.engine.run_display import end_display
+from pathfm_kedro.screen import log_only, prepare_screen
 
 
 class CohortSession(KedroSession):
@@ -40,6 +44,20 @@ class CohortSession(KedroSession):
         session._environment_before = before  # type: ignore[attr-defined]
         return session
 
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run pipelines: progress, warnings and verdicts on the screen, all else in the run's log."""
+        told = inspect.signature(KedroSession.run).bind(self, *args, **kwargs).arguments
+        put_back = prepare_screen(self._project_path)
+        try:
+            _refuse_processes(told.get("runner"))
+            return super().run(*args, **kwargs)
+        except Exception as error:
+            log_only(f"the run ended: {error}", error)
+            raise
+        finally:
+            end_display()
+            put_back()
+
     def close(self) -> None:
         """Close the session and leave the process's environment as it was."""
         super().close()
@@ -49,6 +67,24 @@ class CohortSession(KedroSession):
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _refuse_processes(runner: object) -> None:
+    if isinstance(runner, ParallelRunner):
+        raise ValueError(
+            "ParallelRunner cannot run this project: it sends steps to processes, and here each step "
+            "hands out its own work per slide. Leave --runner out: engine.workers says how many cores "
+            "are used (all by default), engine.scheduler whether on this machine or on a cluster"
+        )
+
+
+def every_pipeline() -> dict[str, Pipeline]:
+    """All pipelines of the cohort by name, whichever were asked for."""
+    requested = pipelines._requested_pipelines
+    pipelines.set_requested(None)
+    everything = dict(pipelines)
+    pipelines.set_requested(requested)
+    return everything
 
 
 class CohortContext(KedroContext):
@@ -78,9 +114,6 @@ class CohortContext(KedroContext):
         resolver = CatalogConfigResolver(
             self.config_loader["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
         )
-        requested = pipelines._requested_pipelines
-        pipelines.set_requested(None)
-        names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
-        pipelines.set_requested(requested)
+        names = {name for pipeline in every_pipeline().values() for name in pipeline.datasets()}
         configured = {name: resolver.resolve_pattern(name) for name in sorted(names)}
         return [name for name, entry in configured.items() if entry and entry.get("versioned")]
