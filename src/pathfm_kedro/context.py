@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
@@ -16,6 +17,7 @@ from kedro.pipeline import Pipeline
 from kedro.runner import ParallelRunner
 
 from pathfm_kedro.cohorts import CONF_VARIABLE, PIN_VARIABLE, RUNTIME_VARIABLE
+from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
 from pathfm_kedro.screen import log_only, prepare_screen
 
@@ -93,6 +95,11 @@ class CohortContext(KedroContext):
     Where ``PATHFM_PIN_VERSION`` is set (`dvc repro` sets it), every versioned dataset is loaded from
     and saved to that version; otherwise Kedro's timestamps apply.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.config_loader, OmegaConfigLoader):
+            refuse_unknown_keys(self.config_loader)
 
     def _get_catalog(
         self,
