@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from kedro.pipeline.node import Node
 
 from pathfm_kedro.cohorts import DEFAULT_COHORT, PIN_VARIABLE
 from pathfm_kedro.context import every_pipeline
+from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.engine.progress import terminal
 from pathfm_kedro.engine.run_display import RunDisplay, end_display, show
 from pathfm_kedro.screen import RUN_LOG, log_only, say
@@ -24,36 +26,113 @@ if TYPE_CHECKING:
 
 #: In the order of the data.
 PIPELINES = ("ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report")
-#: Stacked vectors, and the table whose rows they stand for.
-_ROWS_OF = {
-    "embeddings.": "tiles",
-    "rotation_views.": "tile_pool",
-    "appearance_views.": "tile_pool",
-    "texture_views.": "tile_pool",
-    "crop_views.": "tile_pool",
-}
+#: Keys of an encoder's entry that decide nothing about its vectors.
+_NOT_OF_THE_VECTORS = frozenset({"name", "role", "batch_size"})
+_ENTRY = "params:encoders."
 
 
-class TileHooks:
-    """Refuse vectors that were made from other tiles than the table at hand.
+class VectorHooks:
+    """Refuse vectors that were made from other tiles, slides or encoders than those at hand.
 
-    A person may cut tiles anew and run an experiment without embedding again; rows would then be
-    paired by position alone.
+    A person may cut tiles anew, replace a slide's file or change an encoder's entry, and run an
+    experiment without embedding again; rows would then be paired by position alone. Whatever the
+    family, vectors are held against every table of tiles that the node gets with them, against the
+    slides table of the cohort, against the encoder's entry in the parameters, and against the
+    encoder's own embeddings.
     """
 
     @hook_impl
-    def before_node_run(self, inputs: Mapping[str, Any]) -> None:
-        """Compare digests wherever a node gets vectors together with their table."""
-        from pathfm_kedro.statistics.tables import TracedEmbeddings, refuse_other_tiles
+    def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Let the shards that this node makes remember the encoder's entry."""
+        entries = [name for name in node.inputs if name.startswith(_ENTRY)]
+        if len(entries) != 1:
+            return
+        encoder = entries[0].removeprefix(_ENTRY)
+        for name in node.outputs:
+            dataset = catalog[name]
+            if isinstance(dataset, ShardedTensorDataset):
+                entry = _decisive(encoder, catalog.load(entries[0]))
+                dataset.made_by = {"encoder": encoder, "entry": entry}
 
-        for name, data in inputs.items():
-            for prefix, table in _ROWS_OF.items():
-                if (
-                    name.startswith(prefix)
-                    and table in inputs
-                    and isinstance(data, TracedEmbeddings)
-                ):
-                    refuse_other_tiles(inputs[table], data)
+    @hook_impl(specname="before_node_run")
+    def check_vectors(
+        self, node: Node, catalog: CatalogProtocol[Any, Any], inputs: Mapping[str, Any]
+    ) -> None:
+        """Check all vectors that a node gets."""
+        from pathfm_kedro.statistics.tables import (
+            TracedEmbeddings,
+            refuse_other_slides,
+            refuse_other_tiles,
+        )
+
+        vectors = {k: v for k, v in inputs.items() if isinstance(v, TracedEmbeddings)}
+        if not vectors:
+            return
+        tables = {name: data for name, data in inputs.items() if _lists_tiles(data)}
+        slides = inputs.get("slides")
+        if slides is None and catalog["slides"].exists():
+            slides = catalog.load("slides")
+        for name, data in vectors.items():
+            mend = _mend(name)
+            refuse_other_tiles(tables, data, name, mend)
+            if slides is not None:
+                refuse_other_slides(slides, data, name, mend)
+            _refuse_other_encoder(name, data, catalog, mend)
+
+
+def _lists_tiles(data: object) -> bool:
+    columns = getattr(data, "columns", ())
+    return isinstance(columns, list) and {"slide_id", "tile_id"} <= set(columns)
+
+
+def _mend(name: str) -> str:
+    """The command that makes a dataset again."""
+    makers = [
+        maker
+        for maker, whole in every_pipeline().items()
+        if maker != "__default__" and name in whole.all_outputs()
+    ]
+    cohort = os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
+    maker = makers[0] if makers else "embed"
+    return f"run the {maker} pipeline again: kedro run --env {cohort} --pipelines {maker}"
+
+
+def _decisive(encoder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an encoder's entry decides about its vectors, defaults written out."""
+    from pathfm_kedro.encoders import EncoderSpec
+
+    told: dict[str, Any] = json.loads(EncoderSpec.from_parameters(encoder, entry).key())
+    return {key: value for key, value in told.items() if key not in _NOT_OF_THE_VECTORS}
+
+
+def _refuse_other_encoder(
+    name: str, vectors: Any, catalog: CatalogProtocol[Any, Any], mend: str
+) -> None:
+    """Hold vectors against the encoder's entry, and views against the encoder's embeddings."""
+    from pathfm_kedro.statistics.tables import counted
+
+    encoder = getattr(vectors, "made_by", {}).get("encoder")
+    if encoder is None or f"{_ENTRY}{encoder}" not in catalog:
+        return
+    made = vectors.made_by["entry"]
+    now = _decisive(encoder, catalog.load(f"{_ENTRY}{encoder}"))
+    changed = [key for key in now if made.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{name}: the vectors were made with encoders.{encoder}.{key} = {made.get(key)!r}, and "
+            f"it is {now[key]!r} now: {mend}"
+        )
+    own = f"embeddings.{encoder}"
+    if name == own or not catalog[own].exists():
+        return
+    expected = catalog.load(own).header.get("encoder")
+    other = [s for s in vectors.slide_ids if vectors.slide_header(s).get("encoder") != expected]
+    if expected and other:
+        raise ValueError(
+            f"{name}: the vectors of {counted(other)} come from another state of encoder {encoder} "
+            f"than {own} (weights, precision or runtime): {mend}"
+        )
 
 
 class RunHooks:

@@ -175,7 +175,9 @@ class RunDisplay:
             return
         with self._lock:
             if not row.step and self._bars is None:
-                self.say(f"{pipeline}: {row.tally.total} steps")
+                self.say(
+                    f"{pipeline}: {row.tally.total} {'step' if row.tally.total == 1 else 'steps'}"
+                )
             row.step, row.since = step, self.clock()
         self._here.row, self._here.since = row, row.since
 
