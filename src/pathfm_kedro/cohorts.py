@@ -74,7 +74,7 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
 
     source = conf_source or os.environ.get(CONF_VARIABLE) or str(project_root() / "conf")
     cohort = env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
-    _refuse_unknown(cohort, Path(source))
+    refuse_unknown_cohort(cohort, Path(source))
     loader = OmegaConfigLoader(
         conf_source=source,
         env=cohort,
@@ -91,7 +91,14 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
     return CohortPlan(str(parameters["cohort"]["source"]), encoders)
 
 
-def _refuse_unknown(cohort: str, source: Path) -> None:
+def refuse_unknown_cohort(cohort: str, source: Path) -> None:
+    """Check that a cohort has a folder in the configuration.
+
+    Raises
+    ------
+    ValueError
+        Naming those there are.
+    """
     # A configuration may also come as an archive, which Kedro opens itself.
     if not source.is_dir() or (source / cohort).is_dir():
         return

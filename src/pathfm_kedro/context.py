@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
@@ -16,35 +18,32 @@ from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogCon
 from kedro.pipeline import Pipeline
 from kedro.runner import ParallelRunner
 
-from pathfm_kedro.cohorts import CONF_VARIABLE, PIN_VARIABLE, RUNTIME_VARIABLE
+from pathfm_kedro.cohorts import (
+    CONF_VARIABLE,
+    DEFAULT_COHORT,
+    PIN_VARIABLE,
+    RUNTIME_VARIABLE,
+    refuse_unknown_cohort,
+)
 from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
 from pathfm_kedro.screen import log_only, prepare_screen
 
+#: By which the registry learns what a context was made with.
+_TOLD = ("KEDRO_ENV", CONF_VARIABLE, RUNTIME_VARIABLE)
+_registered_for: list[tuple[str | None, ...]] = []
+
 
 class CohortSession(KedroSession):
-    """A session that tells the pipeline registry which cohort it is about."""
+    """A session that shows its run, and leaves the process's environment as it found it."""
 
-    @classmethod
-    def create(cls, *args: Any, **kwargs: Any) -> KedroSession:
-        """Create the session and export its environment.
+    _environment_before: Mapping[str, str | None] | None = None
 
-        Kedro registers the pipelines before it makes a context, and the encoders' namespaces depend
-        on the cohort, so the choice travels in the process's environment.
-        """
-        told = inspect.signature(KedroSession.create).bind(*args, **kwargs).arguments
-        wanted = {
-            "KEDRO_ENV": told.get("env"),
-            CONF_VARIABLE: told.get("conf_source"),
-            RUNTIME_VARIABLE: json.dumps(told.get("runtime_params") or {}, sort_keys=True),
-        }
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update({name: str(value) for name, value in wanted.items() if value})
-        if before != {name: os.environ.get(name) for name in wanted}:
-            pipelines.configure(pipelines._pipelines_module)
-        session = super().create(*args, **kwargs)
-        session._environment_before = before  # type: ignore[attr-defined]
-        return session
+    def load_context(self) -> KedroContext:
+        """The context; the first one's making changes the environment, see :class:`CohortContext`."""
+        if self._environment_before is None:
+            self._environment_before = {name: os.environ.get(name) for name in _TOLD}
+        return super().load_context()
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run pipelines: progress, warnings and verdicts on the screen, all else in the run's log."""
@@ -63,8 +62,7 @@ class CohortSession(KedroSession):
     def close(self) -> None:
         """Close the session and leave the process's environment as it was."""
         super().close()
-        before: dict[str, str | None] = getattr(self, "_environment_before", {})
-        for name, value in before.items():
+        for name, value in (self._environment_before or {}).items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -89,8 +87,23 @@ def every_pipeline() -> dict[str, Pipeline]:
     return everything
 
 
+def _tell_registry(told: Mapping[str, str | None]) -> None:
+    """Export what a context was made with, and let the pipelines be registered anew if that changed."""
+    os.environ.update({name: value for name, value in told.items() if value})
+    effective = tuple(os.environ.get(name) for name in _TOLD)
+    if _registered_for != [effective]:
+        requested = pipelines._requested_pipelines
+        pipelines.configure(pipelines._pipelines_module)
+        pipelines.set_requested(requested)
+        _registered_for[:] = [effective]
+
+
 class CohortContext(KedroContext):
-    """A context whose catalog can be pinned to one version.
+    """A context that tells the pipeline registry its cohort, and whose catalog can be pinned.
+
+    Pipelines have a part for each encoder of the cohort, and the registry knows no context: the choice
+    of cohort, configuration folder and parameters travels in the process's environment. Every session
+    makes its context before it asks for pipelines, Kedro's own commands and kedro-viz's alike.
 
     Where ``PATHFM_PIN_VERSION`` is set (`dvc repro` sets it), every versioned dataset is loaded from
     and saved to that version; otherwise Kedro's timestamps apply.
@@ -98,6 +111,10 @@ class CohortContext(KedroContext):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        parameters = json.dumps(self._runtime_params or {}, sort_keys=True, default=str)
+        source = str(self.config_loader.conf_source)
+        _tell_registry(dict(zip(_TOLD, (self.env, source, parameters), strict=True)))
+        refuse_unknown_cohort(self.env or DEFAULT_COHORT, Path(source))
         if isinstance(self.config_loader, OmegaConfigLoader):
             refuse_unknown_keys(self.config_loader)
 
