@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from kedro.framework.cli.utils import LazyGroup
 
 from pathfm_kedro.cohorts import harmonised_bases, project_root, read_cohort_plan
+from pathfm_kedro.screen import show_errors
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -41,12 +43,14 @@ def cohort() -> None:
     """Add and list the cohorts of this project: one per institution's audit."""
 
 
-@click.group()
+#: Loaded when called for: Kedro asks for this group whatever the command is.
+@click.group(cls=LazyGroup, lazy_subcommands={"run": "pathfm_kedro.kedro_commands.run"})
 def cli() -> None:
     """Commands of this project."""
 
 
 cli.add_command(cohort)
+show_errors()
 
 
 @cohort.command("new")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,13 @@ class CohortPlan:
         ``phantom`` where the project draws the slides, ``manifest`` where an institution brings them.
     encoders
         Entries of ``encoders`` in the parameters by name, those set to null left out.
+    parameters
+        All parameters.
     """
 
     source: str
     encoders: Mapping[str, Mapping[str, Any]]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def project_root() -> Path:
@@ -74,7 +77,7 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
 
     source = conf_source or os.environ.get(CONF_VARIABLE) or str(project_root() / "conf")
     cohort = env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
-    _refuse_unknown(cohort, Path(source))
+    refuse_unknown_cohort(cohort, Path(source))
     loader = OmegaConfigLoader(
         conf_source=source,
         env=cohort,
@@ -88,10 +91,17 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
             raise ValueError(
                 f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
             )
-    return CohortPlan(str(parameters["cohort"]["source"]), encoders)
+    return CohortPlan(str(parameters["cohort"]["source"]), encoders, parameters)
 
 
-def _refuse_unknown(cohort: str, source: Path) -> None:
+def refuse_unknown_cohort(cohort: str, source: Path) -> None:
+    """Check that a cohort has a folder in the configuration.
+
+    Raises
+    ------
+    ValueError
+        Naming those there are.
+    """
     # A configuration may also come as an archive, which Kedro opens itself.
     if not source.is_dir() or (source / cohort).is_dir():
         return

@@ -5,58 +5,118 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
+from kedro.pipeline import Pipeline
+from kedro.runner import ParallelRunner
 
-from pathfm_kedro.cohorts import CONF_VARIABLE, PIN_VARIABLE, RUNTIME_VARIABLE
+from pathfm_kedro.cohorts import (
+    CONF_VARIABLE,
+    DEFAULT_COHORT,
+    PIN_VARIABLE,
+    RUNTIME_VARIABLE,
+    refuse_unknown_cohort,
+)
+from pathfm_kedro.configuration import refuse_unknown_keys
+from pathfm_kedro.engine.run_display import end_display
+from pathfm_kedro.screen import log_only, prepare_screen
+
+#: By which the registry learns what a context was made with.
+_TOLD = ("KEDRO_ENV", CONF_VARIABLE, RUNTIME_VARIABLE)
+_registered_for: list[tuple[str | None, ...]] = []
 
 
 class CohortSession(KedroSession):
-    """A session that tells the pipeline registry which cohort it is about."""
+    """A session that shows its run, and leaves the process's environment as it found it."""
 
-    @classmethod
-    def create(cls, *args: Any, **kwargs: Any) -> KedroSession:
-        """Create the session and export its environment.
+    _environment_before: Mapping[str, str | None] | None = None
 
-        Kedro registers the pipelines before it makes a context, and the encoders' namespaces depend
-        on the cohort, so the choice travels in the process's environment.
-        """
-        told = inspect.signature(KedroSession.create).bind(*args, **kwargs).arguments
-        wanted = {
-            "KEDRO_ENV": told.get("env"),
-            CONF_VARIABLE: told.get("conf_source"),
-            RUNTIME_VARIABLE: json.dumps(told.get("runtime_params") or {}, sort_keys=True),
-        }
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update({name: str(value) for name, value in wanted.items() if value})
-        if before != {name: os.environ.get(name) for name in wanted}:
-            pipelines.configure(pipelines._pipelines_module)
-        session = super().create(*args, **kwargs)
-        session._environment_before = before  # type: ignore[attr-defined]
-        return session
+    def load_context(self) -> KedroContext:
+        """The context; the first one's making changes the environment, see :class:`CohortContext`."""
+        if self._environment_before is None:
+            self._environment_before = {name: os.environ.get(name) for name in _TOLD}
+        return super().load_context()
+
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run pipelines: progress, warnings and verdicts on the screen, all else in the run's log."""
+        told = inspect.signature(KedroSession.run).bind(self, *args, **kwargs).arguments
+        put_back = prepare_screen(self._project_path)
+        try:
+            _refuse_processes(told.get("runner"))
+            return super().run(*args, **kwargs)
+        except Exception as error:
+            log_only(f"the run ended: {error}", error)
+            raise
+        finally:
+            end_display()
+            put_back()
 
     def close(self) -> None:
         """Close the session and leave the process's environment as it was."""
         super().close()
-        before: dict[str, str | None] = getattr(self, "_environment_before", {})
-        for name, value in before.items():
+        for name, value in (self._environment_before or {}).items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
 
+def _refuse_processes(runner: object) -> None:
+    if isinstance(runner, ParallelRunner):
+        raise ValueError(
+            "ParallelRunner cannot run this project: it sends steps to processes, and here each step "
+            "hands out its own work per slide. Leave --runner out: engine.workers says how many cores "
+            "are used (all by default), engine.scheduler whether on this machine or on a cluster"
+        )
+
+
+def every_pipeline() -> dict[str, Pipeline]:
+    """All pipelines of the cohort by name, whichever were asked for."""
+    requested = pipelines._requested_pipelines
+    pipelines.set_requested(None)
+    everything = dict(pipelines)
+    pipelines.set_requested(requested)
+    return everything
+
+
+def _tell_registry(told: Mapping[str, str | None]) -> None:
+    """Export what a context was made with, and let the pipelines be registered anew if that changed."""
+    os.environ.update({name: value for name, value in told.items() if value})
+    effective = tuple(os.environ.get(name) for name in _TOLD)
+    if _registered_for != [effective]:
+        requested = pipelines._requested_pipelines
+        pipelines.configure(pipelines._pipelines_module)
+        pipelines.set_requested(requested)
+        _registered_for[:] = [effective]
+
+
 class CohortContext(KedroContext):
-    """A context whose catalog can be pinned to one version.
+    """A context that tells the pipeline registry its cohort, and whose catalog can be pinned.
+
+    Pipelines have a part for each encoder of the cohort, and the registry knows no context: the choice
+    of cohort, configuration folder and parameters travels in the process's environment. Every session
+    makes its context before it asks for pipelines, Kedro's own commands and kedro-viz's alike.
 
     Where ``PATHFM_PIN_VERSION`` is set (`dvc repro` sets it), every versioned dataset is loaded from
     and saved to that version; otherwise Kedro's timestamps apply.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        parameters = json.dumps(self._runtime_params or {}, sort_keys=True, default=str)
+        source = str(self.config_loader.conf_source)
+        _tell_registry(dict(zip(_TOLD, (self.env, source, parameters), strict=True)))
+        refuse_unknown_cohort(self.env or DEFAULT_COHORT, Path(source))
+        if isinstance(self.config_loader, OmegaConfigLoader):
+            refuse_unknown_keys(self.config_loader)
 
     def _get_catalog(
         self,
@@ -78,9 +138,6 @@ class CohortContext(KedroContext):
         resolver = CatalogConfigResolver(
             self.config_loader["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
         )
-        requested = pipelines._requested_pipelines
-        pipelines.set_requested(None)
-        names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
-        pipelines.set_requested(requested)
+        names = {name for pipeline in every_pipeline().values() for name in pipeline.datasets()}
         configured = {name: resolver.resolve_pattern(name) for name in sorted(names)}
         return [name for name, entry in configured.items() if entry and entry.get("versioned")]

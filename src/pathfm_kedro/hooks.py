@@ -1,63 +1,265 @@
-"""What happens around a run: vectors are held against the tiles table, the report is pointed to."""
+"""What happens around a run: vectors are held against their tables, progress and verdicts are shown."""
 
 from __future__ import annotations
 
-import logging
+import json
+import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
+from kedro.io import AbstractVersionedDataset, CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
-logger = logging.getLogger(__name__)
+from pathfm_kedro.cohorts import DEFAULT_COHORT, PIN_VARIABLE
+from pathfm_kedro.context import every_pipeline
+from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
+from pathfm_kedro.engine.progress import terminal
+from pathfm_kedro.engine.run_display import RunDisplay, end_display, show
+from pathfm_kedro.screen import RUN_LOG, log_only, say
 
-#: Stacked vectors, and the table whose rows they stand for.
-_ROWS_OF = {
-    "embeddings.": "tiles",
-    "rotation_views.": "tile_pool",
-    "appearance_views.": "tile_pool",
-    "texture_views.": "tile_pool",
-    "crop_views.": "tile_pool",
-}
+if TYPE_CHECKING:
+    import polars as pl
+
+#: In the order of the data.
+PIPELINES = ("ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report")
+#: Keys of an encoder's entry that decide nothing about its vectors.
+_NOT_OF_THE_VECTORS = frozenset({"name", "role", "batch_size"})
+_ENTRY = "params:encoders."
 
 
-class TileHooks:
-    """Refuse vectors that were made from other tiles than the table at hand.
+class VectorHooks:
+    """Refuse vectors that were made from other tiles, slides or encoders than those at hand.
 
-    A person may cut tiles anew and run an experiment without embedding again; rows would then be
-    paired by position alone.
+    A person may cut tiles anew, replace a slide's file or change an encoder's entry, and run an
+    experiment without embedding again; rows would then be paired by position alone. Whatever the
+    family, vectors are held against every table of tiles that the node gets with them, against the
+    slides table of the cohort, against the encoder's entry in the parameters, and against the
+    encoder's own embeddings.
     """
 
     @hook_impl
-    def before_node_run(self, inputs: Mapping[str, Any]) -> None:
-        """Compare digests wherever a node gets vectors together with their table."""
-        from pathfm_kedro.statistics.tables import TracedEmbeddings, refuse_other_tiles
+    def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Let the shards that this node makes remember the encoder's entry."""
+        entries = [name for name in node.inputs if name.startswith(_ENTRY)]
+        if len(entries) != 1:
+            return
+        encoder = entries[0].removeprefix(_ENTRY)
+        for name in node.outputs:
+            dataset = catalog[name]
+            if isinstance(dataset, ShardedTensorDataset):
+                entry = _decisive(encoder, catalog.load(entries[0]))
+                dataset.made_by = {"encoder": encoder, "entry": entry}
 
-        for name, data in inputs.items():
-            for prefix, table in _ROWS_OF.items():
-                if (
-                    name.startswith(prefix)
-                    and table in inputs
-                    and isinstance(data, TracedEmbeddings)
-                ):
-                    refuse_other_tiles(inputs[table], data)
+    @hook_impl(specname="before_node_run")
+    def check_vectors(
+        self, node: Node, catalog: CatalogProtocol[Any, Any], inputs: Mapping[str, Any]
+    ) -> None:
+        """Check all vectors that a node gets."""
+        from pathfm_kedro.statistics.tables import (
+            TracedEmbeddings,
+            refuse_other_slides,
+            refuse_other_tiles,
+        )
+
+        vectors = {k: v for k, v in inputs.items() if isinstance(v, TracedEmbeddings)}
+        if not vectors:
+            return
+        tables = {name: data for name, data in inputs.items() if _lists_tiles(data)}
+        slides = inputs.get("slides")
+        if slides is None and catalog["slides"].exists():
+            slides = catalog.load("slides")
+        for name, data in vectors.items():
+            mend = _mend(name)
+            refuse_other_tiles(tables, data, name, mend)
+            if slides is not None:
+                refuse_other_slides(slides, data, name, mend)
+            _refuse_other_encoder(name, data, catalog, mend)
 
 
-class ReportHooks:
-    """Print where the report lies once it is written."""
+def _lists_tiles(data: object) -> bool:
+    columns = getattr(data, "columns", ())
+    return isinstance(columns, list) and {"slide_id", "tile_id"} <= set(columns)
+
+
+def _mend(name: str) -> str:
+    """The command that makes a dataset again."""
+    makers = [
+        maker
+        for maker, whole in every_pipeline().items()
+        if maker != "__default__" and name in whole.all_outputs()
+    ]
+    cohort = os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
+    maker = makers[0] if makers else "embed"
+    return f"run the {maker} pipeline again: kedro run --env {cohort} --pipelines {maker}"
+
+
+def _decisive(encoder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an encoder's entry decides about its vectors, defaults written out."""
+    from pathfm_kedro.encoders import EncoderSpec
+
+    told: dict[str, Any] = json.loads(EncoderSpec.from_parameters(encoder, entry).key())
+    return {key: value for key, value in told.items() if key not in _NOT_OF_THE_VECTORS}
+
+
+def _refuse_other_encoder(
+    name: str, vectors: Any, catalog: CatalogProtocol[Any, Any], mend: str
+) -> None:
+    """Hold vectors against the encoder's entry, and views against the encoder's embeddings."""
+    from pathfm_kedro.statistics.tables import counted
+
+    encoder = getattr(vectors, "made_by", {}).get("encoder")
+    if encoder is None or f"{_ENTRY}{encoder}" not in catalog:
+        return
+    made = vectors.made_by["entry"]
+    now = _decisive(encoder, catalog.load(f"{_ENTRY}{encoder}"))
+    changed = [key for key in now if made.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{name}: the vectors were made with encoders.{encoder}.{key} = {made.get(key)!r}, and "
+            f"it is {now[key]!r} now: {mend}"
+        )
+    own = f"embeddings.{encoder}"
+    if name == own or not catalog[own].exists():
+        return
+    expected = catalog.load(own).header.get("encoder")
+    other = [s for s in vectors.slide_ids if vectors.slide_header(s).get("encoder") != expected]
+    if expected and other:
+        raise ValueError(
+            f"{name}: the vectors of {counted(other)} come from another state of encoder {encoder} "
+            f"than {own} (weights, precision or runtime): {mend}"
+        )
+
+
+class RunHooks:
+    """Show how far a run is, and at its end the verdicts and where the report lies."""
+
+    def __init__(self) -> None:
+        self._display: RunDisplay | None = None
+        self._open: dict[str, set[str]] = {}
+        self._saved: set[str] = set()
 
     @hook_impl
-    def after_dataset_saved(self, dataset_name: str) -> None:
-        """Remember that this run wrote a report."""
-        if dataset_name == "report":
-            self._wrote_report = True
+    def before_pipeline_run(
+        self, run_params: Mapping[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+    ) -> None:
+        """Say what runs, and draw a bar for every pipeline."""
+        steps = Counter(_pipeline_of(node) for node in pipeline.nodes)
+        order = {name: place for place, name in enumerate(PIPELINES)}
+        names = sorted(steps, key=lambda name: (order.get(name, len(order)), name))
+        cohort = run_params.get("env") or DEFAULT_COHORT
+        _refuse_missing_inputs(pipeline, catalog, cohort)
+        _say(f"cohort {cohort}: {', '.join(names)}; details in {RUN_LOG}")
+        self._open, self._saved = {}, set()
+        self._display = RunDisplay({name: steps[name] for name in names}, _say, terminal())
+        show(self._display)
 
     @hook_impl
-    def after_pipeline_run(self, catalog: Any) -> None:
-        """Say where the report is."""
-        if getattr(self, "_wrote_report", False):
-            self._wrote_report = False
+    def before_dataset_loaded(self, node: Node) -> None:
+        """A node begins with its first input."""
+        self._begin(node)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """A node without inputs begins here."""
+        self._begin(node)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """A node has ended once its last output is saved: saving does the work of per-slide jobs."""
+        self._saved.add(dataset_name)
+        waiting = self._open.get(node.name)
+        if self._display is None or waiting is None:
+            return
+        waiting.discard(dataset_name)
+        if not waiting:
+            del self._open[node.name]
+            self._display.step_done(_pipeline_of(node))
+
+    @hook_impl
+    def after_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        """End the display; say what was found and where to read it."""
+        end_display()
+        if "verdicts" in self._saved:
+            _say("Verdicts:")
+            for line in verdict_lines(catalog.load("verdicts")):
+                _say(f"  {line}")
+        if "report" in self._saved:
             path = Path(catalog["report"]._get_load_path())
             if path.is_relative_to(Path.cwd()):
                 path = path.relative_to(Path.cwd())
-            logger.info("The report: %s", path)
+            _say(f"The report: {path}")
+
+    def _begin(self, node: Node) -> None:
+        if self._display is not None and node.name not in self._open:
+            self._open[node.name] = set(node.outputs)
+            self._display.step_started(_pipeline_of(node), _step_of(node))
+
+
+def _pipeline_of(node: Node) -> str:
+    return (node.namespace or "other").split(".")[0]
+
+
+def _step_of(node: Node) -> str:
+    """A node without its pipeline: experiment and encoder, where the namespaces say so."""
+    parts = (node.namespace or "").split(".")[1:]
+    return " ".join(parts) or node.name.rpartition(".")[2]
+
+
+def _say(line: str) -> None:
+    log_only(line)
+    say(line)
+
+
+def _refuse_missing_inputs(
+    pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], cohort: str
+) -> None:
+    """Say before the first step what other pipelines have to make first."""
+    missing = [
+        name
+        for name in sorted(pipeline.inputs())
+        if isinstance(found := catalog.get(name), AbstractVersionedDataset) and not found.exists()
+    ]
+    if not missing:
+        return
+    makers = {
+        maker: None
+        for maker, whole in every_pipeline().items()
+        if maker != "__default__" and not whole.all_outputs().isdisjoint(missing)
+    }
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    first = f"kedro run --env {cohort} --pipelines {','.join(makers)}"
+    if os.environ.get(PIN_VARIABLE):
+        first = f"dvc repro report@{cohort}"
+    raise ValueError(f"{missing[0]}{more}: not made yet for cohort {cohort}. Run first: {first}")
+
+
+def verdict_lines(verdicts: pl.DataFrame) -> list[str]:
+    """One line per encoder: its verdict and how many checks came to which end.
+
+    Parameters
+    ----------
+    verdicts
+        encoder, role, verdict, and a column ``n_<verdict>`` for each verdict a check can have.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> verdict_lines(pl.DataFrame({"encoder": ["uni"], "role": ["encoder"], "verdict": ["fail"],
+    ...                             "n_fail": [1], "n_pass": [3], "n_inconclusive": [0]}))
+    ['uni  fail  (1 fail, 3 pass)']
+    """
+    counted = [name for name in verdicts.columns if name.startswith("n_")]
+    wide, high = (max(map(len, verdicts[c]), default=0) for c in ("encoder", "verdict"))
+    lines = []
+    for row in verdicts.iter_rows(named=True):
+        counts = ", ".join(f"{row[c]} {c[2:].replace('_', ' ')}" for c in counted if row[c])
+        role = "" if row["role"] == "encoder" else f"{row['role']}: "
+        lines.append(
+            f"{row['encoder']:<{wide}}  {row['verdict']:<{high}}  ({role}{counts or 'no check'})"
+        )
+    return lines

@@ -10,9 +10,11 @@ import polars as pl
 import pytest
 import yaml
 from click.testing import CliRunner
+from kedro.config import OmegaConfigLoader
 
 from pathfm_kedro.cli import cli
-from pathfm_kedro.cohorts import read_cohort_plan
+from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, read_cohort_plan
+from pathfm_kedro.configuration import OPEN_GROUPS, refuse_unknown_keys, unknown_keys
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.engine import EngineSettings
 from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
@@ -278,3 +280,125 @@ def test_two_images_whose_names_differ_in_case_only_are_refused(tmp_path):
         pytest.skip("this disk takes the two for one")
     with pytest.raises(FolderError, match="differ in case only"):
         list_folder(tmp_path, ("center", "label"), tmp_path)
+
+
+def base_parameters() -> dict:
+    merged: dict = {}
+    for file in sorted((PROJECT / "conf" / "base").glob("parameters*.yml")):
+        merged |= yaml.safe_load(file.read_text()) or {}
+    return merged
+
+
+def paths_of(group: dict, above: str = ""):
+    """Every key below a group that a cohort may change, as a path of names."""
+    for key, value in group.items():
+        path = f"{above}{key}"
+        if path not in OPEN_GROUPS:
+            yield path
+            if isinstance(value, dict):
+                yield from paths_of(value, f"{path}.")
+
+
+def nested(path: str, value: object) -> dict:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def configured(conf, typed: dict | None = None) -> OmegaConfigLoader:
+    return OmegaConfigLoader(str(conf), env="clinic", runtime_params=typed, **CONFIG_LOADER_ARGS)
+
+
+def test_every_cohort_of_the_project_has_known_keys_only():
+    for file in sorted((PROJECT / "conf").glob("*/globals.yml")):
+        refuse_unknown_keys(
+            OmegaConfigLoader(str(PROJECT / "conf"), env=file.parent.name, **CONFIG_LOADER_ARGS)
+        )
+
+
+def test_each_key_misspelt_is_refused_with_what_was_meant():
+    base = base_parameters()
+    paths = list(paths_of(base))
+    assert len(paths) > 100
+    for path in paths:
+        group, _, key = path.rpartition(".")
+        wrong = f"{path[:-1]}{'y' if path[-1] != 'y' else 'z'}x"
+        (told,) = unknown_keys(nested(wrong, 0.9), base)
+        assert told.startswith(f"there is no {wrong}:")
+        # Names of one or two letters have nothing close to them: those that there are stand there.
+        assert key in told
+        assert group in told
+
+
+def test_each_key_may_be_given_and_each_leaf_may_take_any_value():
+    base = base_parameters()
+    for path in paths_of(base):
+        value = base
+        for key in path.split("."):
+            value = value[key]
+        for given in (None, [1], 0.5, value):
+            told = unknown_keys(nested(path, given), base)
+            is_group = isinstance(value, dict) and value
+            refused = is_group and given != value and not (given is None and "." in path)
+            assert bool(told) == bool(refused), (path, given, told)
+
+
+UNKNOWN = {
+    "group": ({"retreive": {"k": 5}}, "there is no retreive: did you mean retrieve?"),
+    "key": ({"retrieve": {"threshold": 1}}, "no retrieve.threshold: did you mean retrieve.thresh"),
+    "key_of_another_group": ({"retrieve": {"mpp_bounds": 1}}, "did you mean ingest.mpp_bounds?"),
+    "value_for_a_group": (
+        {"retrieve": {"primary": "mv5"}},
+        "retrieve.primary is 'mv5': it has the keys family, vote, scope",
+    ),
+    "empty_group": ({"tile": None}, "tile is empty: remove the line"),
+    "no_encoders": ({"encoders": None}, "encoders is empty: remove the line"),
+    "encoders_as_a_list": ({"encoders": ["uni"]}, "encoders is ['uni']: write its keys below it"),
+    "encoder_not_left_out": (
+        {"encoders": {"eficientnet_lite0": None}},
+        "encoders.eficientnet_lite0 is null and leaves out nothing: did you mean "
+        "encoders.efficientnet_lite0?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_a_key_that_nothing_reads_is_refused_before_anything_runs(conf, case):
+    content, message = UNKNOWN[case]
+    (conf / "clinic" / "parameters_mine.yml").write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        ValueError, match=re.escape("conf/clinic/parameters_mine.yml: ") + ".*" + re.escape(message)
+    ):
+        refuse_unknown_keys(configured(conf))
+
+
+def test_open_groups_take_names_of_ones_own(conf):
+    content = {
+        "encoders": {"mine": {"model": "timm:resnet18"}, "efficientnet_lite0": None},
+        "engine": {"dask": {"options": {"queue": "gpu"}}},
+        "phantom": {"labels": {"breast_lobular": "breast"}},
+        "words": {"anything": {"title": "of one's own"}},
+        "_helper": 3,
+    }
+    (conf / "clinic" / "parameters_mine.yml").write_text(yaml.safe_dump(content))
+    refuse_unknown_keys(configured(conf, {"encoders": {"mine": {"batch_size": 4}}}))
+
+
+def test_several_faults_are_told_at_once(conf):
+    (conf / "clinic" / "parameters_tile.yml").write_text("tile: {pixel: 1, mppp: 2}\n")
+    with pytest.raises(
+        ValueError, match=r"tile\.pixel:(.|\n)*tile\.mppp:(.|\n)*--params: .*tile\.x"
+    ):
+        refuse_unknown_keys(configured(conf, {"tile": {"x": 1}}))
+
+
+def test_files_and_globals_whose_names_have_a_slip_are_refused(conf):
+    (conf / "clinic" / "paramters_tile.yml").write_text("tile: {mpp: 1}\n")
+    (conf / "clinic" / "globals.yml").write_text("root: data/clinic\nslide_root: /x\nmine: 1\n")
+    with pytest.raises(ValueError, match="did you mean") as info:
+        refuse_unknown_keys(configured(conf))
+    assert str(info.value).splitlines() == [
+        "conf/clinic/paramters_tile.yml: nothing reads a file of this name: did you mean "
+        "parameters_tile.yml?",
+        "conf/clinic/globals.yml: there is no slide_root: did you mean slides_root?",
+    ]

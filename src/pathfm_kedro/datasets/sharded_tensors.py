@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,10 +101,13 @@ class ShardedTensors:
         Where the shards lie.
     index
         Per slide: rows, status ("done" or "failed"), reason.
+    made_by
+        The encoder's name and its entry in the parameters, where there was one.
     """
 
     folder: Path
     index: Mapping[str, Mapping[str, Any]]
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def slide_ids(self) -> tuple[str, ...]:
@@ -122,11 +125,6 @@ class ShardedTensors:
         for slide_id in self.slide_ids:
             return read_header(self.folder / shard_name(slide_id)) or {}
         return {}
-
-    def tiles_digest(self, slide_id: str) -> str:
-        """Digest of the tile ids that a slide's rows stand for; empty where the shard has none."""
-        header = read_header(self.folder / shard_name(slide_id)) or {}
-        return header.get("tile_ids", "")
 
     def slide_header(self, slide_id: str) -> dict[str, str]:
         """What a slide's shard depends on; empty where it is broken."""
@@ -220,6 +218,9 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self.metadata = metadata
+        #: Written into the index of the next save: headers tell what a shard depends on, and reading an
+        #: encoder's fingerprint anew means loading the encoder.
+        self.made_by: Mapping[str, Any] = {}
         super().__init__(
             filepath=PurePosixPath(filepath), version=version, exists_function=_is_finished
         )
@@ -231,13 +232,14 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         """Open the newest finished version; no tensor is read yet."""
         folder = Path(self._get_load_path())
         try:
-            index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["slides"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+            slides, made_by = index["slides"], index.get("made_by", {})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
                 f"{folder} holds no finished shards ({type(error).__name__}: {error}): run the "
                 "pipeline that makes them again; shards that are whole are kept"
             ) from error
-        return ShardedTensors(folder, index)
+        return ShardedTensors(folder, slides, made_by)
 
     def save(self, data: ShardPlan) -> None:
         """Run the plan's jobs, each into its own shard."""
@@ -250,8 +252,9 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
             slides = self._finish_all(folder, data)
             _refuse_failures(slides, data)
             with writing_to(folder), atomic_path(folder / INDEX_NAME) as temporary:
-                index = json.dumps({"slides": slides}, indent=1, sort_keys=True)
-                temporary.write_text(f"{index}\n", encoding="utf-8")
+                index = {"slides": slides} | ({"made_by": self.made_by} if self.made_by else {})
+                text = json.dumps(index, indent=1, sort_keys=True)
+                temporary.write_text(f"{text}\n", encoding="utf-8")
         except (CannotWriteError, TooManyFailedError) as error:
             raise DatasetError(f"{error}. Finished shards are kept") from error
 

@@ -3,12 +3,12 @@
 from pathfm_kedro.engine.cancelling import cancellable
 from pathfm_kedro.engine.files import FileJob, FilePlan
 from pathfm_kedro.engine.jobs import (
-    Outcome,
     ShardJob,
     ShardPlan,
     map_in_order,
     run_each,
 )
+from pathfm_kedro.engine.outcomes import Outcome
 from pathfm_kedro.engine.settings import DaskSettings, EngineSettings
 from pathfm_kedro.engine.slides_log import Note
 

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pathfm_kedro.engine.failures import CannotWriteError
-from pathfm_kedro.engine.jobs import Outcome, attempt
+from pathfm_kedro.engine.outcomes import Outcome, attempt
 from pathfm_kedro.engine.settings import EngineSettings
 
 if TYPE_CHECKING:

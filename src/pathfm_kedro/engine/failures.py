@@ -15,7 +15,7 @@ _FULL = "free space there, or move the cohort's data to a larger disk ('root' in
 _DENIED = "let the user who runs this write there"
 _BROKEN = "look after the disk or the network it hangs on"
 #: What strikes every slide alike, and the mend.
-_ENDS_RUN = {
+ENDS_RUN = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EACCES: _DENIED,
@@ -87,7 +87,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = _system_number(error)
-        mend = _ENDS_RUN.get(number)
+        mend = ENDS_RUN.get(number)
         if mend is None:
             raise
         raise CannotWriteError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_kedro.engine.cancelling import listen_to
-from pathfm_kedro.engine.failures import CannotWriteError
+from pathfm_kedro.engine.cluster import run_on_dask
+from pathfm_kedro.engine.outcomes import Outcome, attempt
 from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.settings import EngineSettings
 from pathfm_kedro.engine.slides_log import Note, log_slide, prepare_log, slide_of
@@ -72,28 +72,6 @@ class ShardPlan:
     engine: EngineSettings = field(default_factory=EngineSettings)
     title: str = "slides"
     prepare: Callable[[], object] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one item: a result or the reason why there is none.
-
-    Attributes
-    ----------
-    item
-        What the job was about.
-    result
-        What its function gave.
-    reason
-        Why there is no result.
-    seconds
-        How long the job took where it ran; outcomes that differ in nothing else are equal.
-    """
-
-    item: Any
-    result: Any = None
-    reason: str | None = None
-    seconds: float = field(default=0.0, compare=False)
 
 
 def no_tiles(_: object) -> Note:
@@ -195,8 +173,6 @@ def _outcomes(
     function: Callable[[Item], Result], items: Sequence[Item], engine: EngineSettings
 ) -> Generator[Outcome, None, None]:
     if engine.scheduler == "dask":
-        from pathfm_kedro.engine.cluster import run_on_dask
-
         yield from run_on_dask(function, items, engine)
         return
     with _one_thread_each():
@@ -204,26 +180,6 @@ def _outcomes(
             yield from (attempt(function, item) for item in items)
         else:
             yield from _on_threads(function, items, engine.n_workers)
-
-
-def attempt(function: Callable[[Item], Result], item: Item) -> Outcome:
-    """The function's result, or the reason why there is none.
-
-    Raises
-    ------
-    CannotWriteError, MemoryError
-        What the next item would meet as well.
-    """
-    start = time.perf_counter()
-    try:
-        result = function(item)
-    except (CannotWriteError, MemoryError):
-        raise
-    except Exception as error:
-        logger.debug("job failed", exc_info=True)
-        reason = f"{type(error).__name__}: {error}"
-        return Outcome(item, reason=reason, seconds=time.perf_counter() - start)
-    return Outcome(item, result, seconds=time.perf_counter() - start)
 
 
 def _on_threads(

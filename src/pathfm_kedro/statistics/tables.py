@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,20 +26,32 @@ class Embeddings(Protocol):
 
 @runtime_checkable
 class TracedEmbeddings(Protocol):
-    """Embeddings that know which tiles they were made from."""
+    """Embeddings that know what they were made from."""
 
     @property
     def slide_ids(self) -> tuple[str, ...]:
         """Slides with a whole shard, sorted."""
         ...
 
-    def tiles_digest(self, slide_id: str) -> str:
-        """Digest of the ids of a slide's tiles, as :func:`digest_of_tiles` gives it."""
+    def slide_header(self, slide_id: str) -> Mapping[str, str]:
+        """What a slide's vectors depend on.
+
+        ``tile_ids`` is a digest as :func:`digests_by_slide` gives it, ``slide`` the fingerprint of the
+        slide's file, ``encoder`` that of the encoder.
+        """
         ...
 
 
 class OtherTilesError(ValueError):
     """Vectors that stand for other tiles than the table at hand."""
+
+
+class OtherSlidesError(ValueError):
+    """Vectors of files that were replaced since."""
+
+
+#: What decides about a tile's pixels beside its slide; a table without them is told by ids alone.
+_OF_A_TILE = ("x", "y", "field_um", "mpp")
 
 
 def digest_of_tiles(tile_ids: Iterable[str]) -> str:
@@ -54,32 +66,124 @@ def digest_of_tiles(tile_ids: Iterable[str]) -> str:
 
 
 def digests_by_slide(tiles: pl.DataFrame) -> dict[str, str]:
-    """Digest of every slide's tiles, in the order of the table."""
-    listed = tiles.group_by("slide_id", maintain_order=True).agg("tile_id")
-    return {slide: digest_of_tiles(ids) for slide, ids in listed.iter_rows()}
+    """Digest of every slide's tiles, in the order of the table: ids, places and resolution.
+
+    Tiles cut anew at another resolution keep their places and ids where the field is as wide: their
+    pixels differ all the same.
+
+    Examples
+    --------
+    >>> tiles = pl.DataFrame({"slide_id": ["s"], "tile_id": ["s-0"], "x": [0], "y": [0],
+    ...                       "field_um": [112.0], "mpp": [0.5]})
+    >>> digests_by_slide(tiles) == digests_by_slide(tiles.with_columns(mpp=1.0))
+    False
+    """
+    told = [pl.col(name).cast(pl.Float64).round(6) for name in _OF_A_TILE if name in tiles.columns]
+    described = [pl.concat_str("tile_id", *told, separator="\t", ignore_nulls=False)]
+    if not told:
+        described = [pl.col("tile_id")]
+    listed = tiles.select("slide_id", *(d.alias("tile") for d in described))
+    grouped = listed.group_by("slide_id", maintain_order=True).agg("tile")
+    return {slide: digest_of_tiles(lines) for slide, lines in grouped.iter_rows()}
 
 
-def refuse_other_tiles(tiles: pl.DataFrame, embeddings: TracedEmbeddings) -> None:
+def refuse_other_tiles(
+    tables: pl.DataFrame | Mapping[str, pl.DataFrame],
+    embeddings: TracedEmbeddings,
+    family: str = "embeddings",
+    mend: str = "run the embed pipeline again",
+) -> None:
     """Check that row i of every slide's vectors stands for row i of the slide's tiles.
 
     Parameters
     ----------
-    tiles
-        slide_id and tile_id, in the order in which tiles were embedded.
+    tables
+        slide_id and tile_id, in the order in which tiles were embedded, and where there are, their
+        places and resolution. Of several, by name, one must be the vectors' table: whole, or its rows
+        that a Boolean column marks. Tables about other slides are passed over.
     embeddings
         What was embedded.
+    family
+        What the vectors are called.
+    mend
+        What to do where they do not fit.
 
     Raises
     ------
     OtherTilesError
         If tiles were cut anew since, naming the slides and the mend.
     """
-    expected = digests_by_slide(tiles)
-    other = [s for s in embeddings.slide_ids if embeddings.tiles_digest(s) != expected.get(s)]
-    if other:
+    named = {"tiles": tables} if isinstance(tables, pl.DataFrame) else dict(tables)
+    actual = {
+        slide: embeddings.slide_header(slide).get("tile_ids") for slide in embeddings.slide_ids
+    }
+    traced = {slide for slide, digest in actual.items() if digest}
+    fewest: tuple[list[str], str] | None = None
+    for name, table in named.items():
+        if traced.isdisjoint(table["slide_id"].to_list()):
+            continue
+        for part in _parts(table):
+            expected = digests_by_slide(part)
+            other = sorted(s for s in traced if actual[s] != expected.get(s))
+            if not other:
+                return
+            if fewest is None or len(other) < len(fewest[0]):
+                fewest = (other, name)
+    if fewest is not None:
+        other, name = fewest
         raise OtherTilesError(
-            f"the vectors of {len(other)} slides, {other[0]} first, were made from other tiles than "
-            "the table holds: run the embed pipeline again"
+            f"{family}: the vectors of {counted(other)} were made from other tiles than the table "
+            f"'{name}' holds (other ones, or at another place or resolution): {mend}"
+        )
+
+
+def counted(slides: Sequence[str]) -> str:
+    """How many slides, and which one to look at first.
+
+    Examples
+    --------
+    >>> counted(["S-1"]), counted(["S-1", "S-2"])
+    ('slide S-1', '2 slides, S-1 first,')
+    """
+    return f"slide {slides[0]}" if len(slides) == 1 else f"{len(slides)} slides, {slides[0]} first,"
+
+
+def _parts(table: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """A table, then its rows that each Boolean column marks."""
+    yield table
+    for name, kind in table.schema.items():
+        if kind == pl.Boolean:
+            yield table.filter(name)
+
+
+def refuse_other_slides(
+    slides: pl.DataFrame, embeddings: TracedEmbeddings, family: str, mend: str
+) -> None:
+    """Check that every slide's vectors were read from the file that the table describes.
+
+    Parameters
+    ----------
+    slides
+        slide_id and fingerprint.
+    embeddings
+        Vectors of slides; those of slides that the table does not list are passed over.
+    family
+        What the vectors are called.
+    mend
+        What to do where they do not fit.
+
+    Raises
+    ------
+    OtherSlidesError
+        If a slide's file was replaced since, naming the slides and the mend.
+    """
+    known = dict(slides.select("slide_id", "fingerprint").iter_rows())
+    made = {slide: embeddings.slide_header(slide).get("slide") for slide in embeddings.slide_ids}
+    other = sorted(s for s, told in made.items() if told and s in known and told != known[s])
+    if other:
+        raise OtherSlidesError(
+            f"{family}: the vectors of {counted(other)} were made from another file than the slides "
+            f"table describes, which was replaced since: {mend}"
         )
 
 

@@ -1,0 +1,92 @@
+"""Whoever makes a context gets the cohort's own pipelines; sessions leave no trace; runs keep apart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from kedro.framework.project import configure_project, pipelines
+from kedro.framework.session import KedroSession
+
+from pathfm_kedro.context import CohortSession
+from tests.conftest import PROJECT
+
+ENCODERS = {
+    "north": {"efficientnet_lite0", "stain_statistics", "random_projection", "mine"},
+    "south": {"random_projection"},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with two cohorts whose encoders differ."""
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    (tmp_path / "src").mkdir()
+    for name, text in {
+        "north": "encoders: {mine: {model: 'control:stain_statistics', role: control}}\n",
+        "south": "encoders: {efficientnet_lite0: null, stain_statistics: null}\n",
+    }.items():
+        folder = tmp_path / "conf" / name
+        folder.mkdir()
+        (folder / "globals.yml").write_text(f"root: data/{name}\n")
+        (folder / "parameters_encoders.yml").write_text(text)
+        (folder / "parameters.yml").write_text(f"cohort: {{name: {name}, source: manifest}}\n")
+    monkeypatch.chdir(tmp_path)
+    for variable in ("KEDRO_ENV", "PATHFM_CONF_SOURCE", "PATHFM_RUNTIME_PARAMS"):
+        # Set, so that whatever a context exports is taken back after the test.
+        monkeypatch.setenv(variable, "")
+    configure_project("pathfm_kedro")
+    return tmp_path
+
+
+def embedded() -> set[str]:
+    outputs = pipelines["embed"].all_outputs()
+    return {name.partition(".")[2] for name in outputs if name.startswith("embeddings.")}
+
+
+@pytest.mark.parametrize("session", [CohortSession, KedroSession])
+def test_every_kind_of_session_has_the_pipelines_of_its_cohort(project, session):
+    for cohort in ("north", "south", "north"):
+        with session.create(project_path=project, env=cohort) as opened:
+            catalog = opened.load_context().catalog
+            assert embedded() == ENCODERS[cohort]
+            assert f"params:encoders.{min(ENCODERS[cohort])}" in catalog
+
+
+def test_kedro_viz_shows_the_cohort_that_was_asked_for(project):
+    from kedro_viz.integrations.kedro.data_loader import load_data
+
+    for cohort in ("south", "north"):
+        _, shown, _ = load_data(project, env=cohort, package_name="pathfm_kedro")
+        tags = {tag for node in shown["embed"].nodes for tag in node.tags}
+        assert tags == ENCODERS[cohort]
+
+
+def test_a_session_leaves_the_environment_as_it_was(project, monkeypatch):
+    monkeypatch.setenv("KEDRO_ENV", "south")
+    with CohortSession.create(project_path=project, env="north") as session:
+        session.load_context()
+        assert os.environ["KEDRO_ENV"] == "north"
+    assert os.environ["KEDRO_ENV"] == "south"
+    with CohortSession.create(project_path=project) as session:
+        session.load_context()
+        assert embedded() == ENCODERS["south"]
+
+
+def test_parameters_of_the_command_line_reach_the_pipelines(project):
+    with CohortSession.create(
+        project_path=project, env="south", runtime_params={"encoders": {"random_projection": None,
+        "other": {"model": "control:stain_statistics"}}},
+    ) as session:  # fmt: skip
+        session.load_context()
+        assert embedded() == {"other"}
+
+
+def test_a_cohort_that_is_not_there_is_named(project):
+    with (
+        CohortSession.create(project_path=project, env="west") as session,
+        pytest.raises(ValueError, match=r"there is no cohort 'west': .* has north, phantom, south"),
+    ):
+        session.load_context()
