@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -120,4 +120,22 @@ def tile_rows(slides: pl.DataFrame, tiles: pl.DataFrame, slide_ids: Sequence[str
         .join(carried, on="slide_id", how="left")
         .sort("_order", "_row")
         .drop("_order", "_row")
+    )
+
+
+def to_schema(
+    rows: pl.DataFrame | Sequence[Mapping[str, Any]], schema: Mapping[str, pl.DataType]
+) -> pl.DataFrame:
+    """Rows in the order and types of a schema; columns that are not given are null.
+
+    Examples
+    --------
+    >>> to_schema([{"n": 1}], {"n": pl.Int32(), "reason": pl.String()}).row(0)
+    (1, None)
+    """
+    if not isinstance(rows, pl.DataFrame):
+        return pl.DataFrame(list(rows), schema=dict(schema))
+    absent = [pl.lit(None).alias(name) for name in schema if name not in rows.columns]
+    return rows.with_columns(absent).select(
+        pl.col(name).cast(kind) for name, kind in schema.items()
     )
