@@ -24,34 +24,38 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
 from pathfm_kedro.pipelines.robustness.margins import (
-    count_neighbours_and_margins,
-    robustness_margins,
+    RobustnessMargins,
+    robustness_margins_figures,
 )
 from pathfm_kedro.pipelines.robustness.robustness_index import (
+    RobustnessIndex,
     choose_k,
-    count_neighbours,
-    robustness_index,
+    robustness_index_figures,
+    robustness_index_statistics,
 )
+from pathfm_kedro.statistics.figures import measure
+from pathfm_kedro.statistics.parameters import read_parameters
 
 PARAMETERS = {
     "k_grid": [1, 3, 5, 7, 9, 11, 21, 31],
     "designs": ["all"],
     "k_design": "all",
-    "metric": "cosine",
+    "distance": "cosine",
     "exclude": "patient",
-    "draws": 5,
+    "subsamples": 5,
     "max_tiles": 1_000_000,
     "max_tiles_per_pair": 2000,
     "max_pairs": 100,
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 1,
-    "bootstrap_draws": 2000,
+    "draws": 2000,
     "n_permutations": 0,
     "seed": 0,
-    "thresholds": {},
 }
-MARGINS = {"m": [5], "sampled_queries": 1000, "thresholds": {}}
+MARGINS = {"m": [5], "sampled_queries": 1000, "draws": 2000, "n_permutations": 0, "seed": 0}
+INDEX = read_parameters(RobustnessIndex, "robustness_index", PARAMETERS)
 
 
 class _InMemory:
@@ -119,18 +123,22 @@ def cohort(
 
 def index_alone(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str, float]:
     """The robustness index with its interval and nulls."""
-    counts = count_neighbours(*data, PARAMETERS)
-    chosen = choose_k(PARAMETERS, encoder=counts)
-    table = robustness_index(counts, chosen, PARAMETERS, "encoder")
+    statistics = robustness_index_statistics(*data, INDEX)
+    chosen = choose_k(PARAMETERS, encoder=statistics)
+    figures = robustness_index_figures(statistics, chosen, INDEX)
+    table = measure(figures, "robustness_index", "encoder")
     return {"ri": figure(table, "ri", "cohort_k"), "k": chosen["k"]}
 
 
 def whole_family(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str, float]:
     """Index, MaRI, CRoMa and its tail with intervals, from one search."""
-    counts, margins = count_neighbours_and_margins(*data, PARAMETERS, MARGINS)
-    chosen = choose_k(PARAMETERS, encoder=counts)
-    index = robustness_index(counts, chosen, PARAMETERS, "encoder")
-    table = robustness_margins(margins, chosen, PARAMETERS, MARGINS, "encoder")
+    statistics, margins = index_and_margin_statistics(*data, PARAMETERS, MARGINS)
+    chosen = choose_k(PARAMETERS, encoder=statistics)
+    figures = robustness_index_figures(statistics, chosen, INDEX)
+    index = measure(figures, "robustness_index", "encoder")
+    p = read_parameters(RobustnessMargins, "robustness_margins", MARGINS)
+    figures = robustness_margins_figures(margins, chosen, p)
+    table = measure(figures, "robustness_margins", "encoder")
     return {
         "ri": figure(index, "ri", "cohort_k"),
         "mari": figure(table, "mari", "cohort_k"),

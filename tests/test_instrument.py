@@ -21,12 +21,15 @@ from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_accuracy
 from pathfm_kedro.pipelines.retrieve.search import search_slides
 from pathfm_kedro.pipelines.robustness.robustness_index import (
+    RobustnessIndex,
     choose_k,
-    count_neighbours,
-    robustness_index,
+    robustness_index_figures,
+    robustness_index_statistics,
 )
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.statistics.figures import measure
+from pathfm_kedro.statistics.parameters import read_parameters
 from tests.conftest import PROJECT
 
 CONTROLS = ("stain_statistics", "random_projection", "phantom_truth")
@@ -93,19 +96,21 @@ def cohorts(tmp_path_factory) -> dict[float, Cohort]:
 @pytest.fixture(scope="module")
 def indices(cohorts) -> dict[tuple[str, float], dict[str, dict]]:
     """Rows of the robustness index at the cohort's k, by metric."""
-    told = PARAMETERS["robustness_index"] | {"designs": ["all"], "n_permutations": 50}
+    asked = PARAMETERS["robustness_index"] | {"designs": ["all"], "n_permutations": 50}
+    p = read_parameters(RobustnessIndex, "robustness_index", asked)
     found = {}
     for strength, cohort in cohorts.items():
-        counts = {
-            name: count_neighbours(
-                cohort.slides, cohort.tiles, cohort.embed(name, {"model": f"control:{name}"}), told
+        statistics = {
+            name: robustness_index_statistics(
+                cohort.slides, cohort.tiles, cohort.embed(name, {"model": f"control:{name}"}), p
             )
             for name in CONTROLS
         }
         for name in CONTROLS:
             # Each control is read at its own k: none of them has a say in another's.
-            k = choose_k(told, **{name: counts[name]})
-            table = robustness_index(counts[name], k, told, name)
+            k = choose_k(asked, **{name: statistics[name]})
+            figures = robustness_index_figures(statistics[name], k, p)
+            table = measure(figures, "robustness_index", name, p.criteria)
             chosen = table.filter(
                 pl.col("setting").map_elements(
                     lambda text: json.loads(text).get("role") == "cohort_k", pl.Boolean

@@ -9,11 +9,18 @@ import pandas as pd
 import pytest
 from croma import CRoMa, MaRI
 
+from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
 from pathfm_kedro.pipelines.robustness.margins import (
-    count_neighbours_and_margins,
-    robustness_margins,
+    RobustnessMargins,
+    robustness_margins_figures,
 )
-from pathfm_kedro.pipelines.robustness.robustness_index import choose_k, count_neighbours
+from pathfm_kedro.pipelines.robustness.robustness_index import (
+    RobustnessIndex,
+    choose_k,
+    robustness_index_statistics,
+)
+from pathfm_kedro.statistics.figures import measure
+from pathfm_kedro.statistics.parameters import read_parameters
 from tests.oracles.cohorts import balanced_cohort
 
 GRID = [1, 3, 5, 7, 9, 11, 21, 31]
@@ -21,31 +28,32 @@ M = [5, 1, 3]
 PARAMETERS = {
     "k_grid": GRID,
     "designs": ["all", "paired_2x2"],
-    "metric": "cosine",
+    "distance": "cosine",
     "exclude": "patient",
-    "draws": 1,
+    "subsamples": 1,
     "max_tiles": 10_000,
     "max_tiles_per_pair": 10_000,
     "max_pairs": None,
     "min_patients_per_cell": 1,
     "min_tiles_per_cell": 1,
-    "bootstrap_draws": 20,
+    "draws": 20,
     "n_permutations": 3,
     "seed": 0,
 }
-MARGINS = {"m": M, "sampled_queries": 100, "thresholds": {}}
+MARGINS = {"m": M, "sampled_queries": 100, "draws": 20, "n_permutations": 3, "seed": 0}
 
 
 def ours(slides, tiles, embeddings, design):
     parameters = PARAMETERS | {"k_design": design}
-    counts, margins = count_neighbours_and_margins(slides, tiles, embeddings, parameters, MARGINS)
+    counts, margins = index_and_margin_statistics(slides, tiles, embeddings, parameters, MARGINS)
     chosen = choose_k(parameters, encoder=counts)
-    table = robustness_margins(margins, chosen, parameters, MARGINS, "encoder")
+    p = read_parameters(RobustnessMargins, "robustness_margins", MARGINS)
+    table = measure(robustness_margins_figures(margins, chosen, p), "robustness_margins", "encoder")
     found = {}
     for row in table.iter_rows(named=True):
         setting = json.loads(row["setting"])
         if setting["design"] == design and row["stratum"] == "all":
-            key = setting.get("m", (setting.get("k"), setting.get("role")))
+            key = setting.get("m", ("k", setting.get("k")))
             found[row["metric"], key] = row["value"]
     return chosen["per_encoder"]["encoder"], found
 
@@ -97,18 +105,19 @@ def test_margins_and_mari_equal_croma(labels, centers, design):
         tau = MaRI.recommend_tau(features, manifest, k=k, **shared)
         curve = MaRI.compute_curve(features, manifest, k_values=GRID, tau=tau, **shared)
         result = MaRI.compute(features, manifest, k_candidates=GRID, **shared)
-    assert found["mari_temperature", (k, None)] == pytest.approx(tau, abs=1e-9)
+    assert found["mari_temperature", ("k", k)] == pytest.approx(tau, abs=1e-9)
     for each, value in curve.items():
-        assert found["mari", (each, "curve")] == pytest.approx(value, abs=1e-9)
+        assert found["mari", ("k", each)] == pytest.approx(value, abs=1e-9)
     # With more than two labels votes can tie, which croma gives to the label met first in the
     # manifest and this project to the nearest neighbour's: then another k may be chosen.
     if labels == 2:
         assert result.k == k
-        assert found["mari", (k, "encoder_k")] == pytest.approx(result.value, abs=1e-9)
+        assert found["mari", ("k", k)] == pytest.approx(result.value, abs=1e-9)
 
 
 def test_counts_are_those_of_the_search_without_margins():
     data = balanced_cohort(3, 2)
     parameters = PARAMETERS | {"k_design": "all"}
-    counts, _ = count_neighbours_and_margins(*data, parameters, MARGINS)
-    assert counts.equals(count_neighbours(*data, parameters))
+    counts, _ = index_and_margin_statistics(*data, parameters, MARGINS)
+    p = read_parameters(RobustnessIndex, "robustness_index", parameters)
+    assert counts.equals(robustness_index_statistics(*data, p))

@@ -9,41 +9,44 @@ import pytest
 from croma import RI
 
 from pathfm_kedro.pipelines.robustness.robustness_index import (
-    choose_k,
-    count_neighbours,
-    robustness_index,
+    RobustnessIndex,
+    best_k,
+    robustness_index_figures,
+    robustness_index_statistics,
 )
+from pathfm_kedro.statistics.figures import measure
+from pathfm_kedro.statistics.parameters import read_parameters
 from tests.oracles.cohorts import balanced_cohort
 
 PARAMETERS = {
     "k_grid": [1, 3, 5, 7, 9, 11, 21, 31],
     "designs": ["all", "paired_2x2"],
-    "metric": "cosine",
+    "distance": "cosine",
     "exclude": "patient",
-    "draws": 1,
+    "subsamples": 1,
     "max_tiles": 10_000,
     "max_tiles_per_pair": 10_000,
     "max_pairs": None,
     "min_patients_per_cell": 1,
     "min_tiles_per_cell": 1,
-    "bootstrap_draws": 20,
+    "draws": 20,
     "n_permutations": 5,
     "seed": 0,
-    "thresholds": {},
 }
 
 
 def ours(slides, tiles, embeddings, design):
-    parameters = PARAMETERS | {"k_design": design}
-    counts = count_neighbours(slides, tiles, embeddings, parameters)
-    chosen = choose_k(parameters, encoder=counts)
-    table = robustness_index(counts, chosen, parameters, "encoder")
+    asked = PARAMETERS | {"k_design": design}
+    p = read_parameters(RobustnessIndex, "robustness_index", asked)
+    statistics = robustness_index_statistics(slides, tiles, embeddings, p)
+    k = best_k(statistics, design)
+    figures = robustness_index_figures(statistics, {"k": k}, p)
+    table = measure(figures, "robustness_index", "encoder")
     rows = [
         (json.loads(row["setting"]), row["value"])
         for row in table.filter(pl.col("metric") == "ri").iter_rows(named=True)
     ]
-    curve = {s["k"]: v for s, v in rows if s["design"] == design and s["role"] == "curve"}
-    return chosen["per_encoder"]["encoder"], curve
+    return k, {setting["k"]: v for setting, v in rows if setting["design"] == design}
 
 
 def theirs(slides, tiles, embeddings, design):

@@ -49,11 +49,15 @@ class Value:
         What it would be if the encoder knew nothing.
     caveat
         Why no verdict may rest on the figure although it was measured; empty where one may.
+    reason
+        What a reader must be told of the figure in place of what the judge says; None for the judge's
+        words.
     """
 
     estimate: Estimate
     null: Null = field(default_factory=Null)
     caveat: str = ""
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,15 @@ class Figure:
     stratum: str = "all"
     n: int = 0
     n_patients: int = 0
+
+
+def undefined(reason: str) -> Callable[[], Value]:
+    """Give a computation of what the design cannot support: it raises :class:`Undefined`."""
+
+    def refuse() -> Value:
+        raise Undefined(reason)
+
+    return refuse
 
 
 @dataclass(frozen=True)
@@ -211,7 +224,13 @@ def _row(
         nothing = Estimate(None, None, None, n, patients)
         return measurement(**common, estimate=nothing, reason=str(problem))
     value = found if isinstance(found, Value) else Value(found)
-    return measurement(**common, estimate=value.estimate, null=value.null, caveat=value.caveat)
+    return measurement(
+        **common,
+        estimate=value.estimate,
+        null=value.null,
+        caveat=value.caveat,
+        reason=value.reason,
+    )
 
 
 def _refuse_unasked(

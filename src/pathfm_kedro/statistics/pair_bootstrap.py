@@ -95,18 +95,59 @@ def pair_ratio(
     value = float(numerator.sum()) / below
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = drawn[0] / drawn[1]
+    interval = scaled_interval(value, draws, pair_variance(numerator, denominator), 0.0, most)
+    return Estimate(value, *interval, n, size)
+
+
+def scaled_interval(
+    value: float, draws: Floats, variance: float, least: float, most: float
+) -> tuple[float | None, float | None]:
+    """Percentile interval of draws, scaled about the value to another variance than theirs.
+
+    Parameters
+    ----------
+    value
+        The figure.
+    draws
+        [draws] of a bootstrap; None bounds where more than 5% are undefined.
+    variance
+        That the figure has.
+    least, most
+        Smallest and largest value that it can have.
+
+    Examples
+    --------
+    >>> draws = np.linspace(-1, 1, 101)
+    >>> low, high = scaled_interval(0.0, draws, 4 * draws.var(), -9.0, 1.5)
+    >>> round(low, 3), high
+    (-1.9, 1.5)
+    """
     low, high = percentile_interval(draws)
     if low is None or high is None:
-        return Estimate(value, None, None, n, size)
+        return None, None
     spread = float(np.var(draws[np.isfinite(draws)]))
-    shrink = np.sqrt(pair_variance(numerator, denominator) / spread) if spread > 0 else 1.0
-    return Estimate(
-        value,
-        max(value + shrink * (low - value), 0.0),
-        min(value + shrink * (high - value), most),
-        n,
-        size,
-    )
+    scale = np.sqrt(variance / spread) if spread > 0 else 1.0
+    return max(value + scale * (low - value), least), min(value + scale * (high - value), most)
+
+
+def jackknife_variance(changes: Floats) -> float:
+    """(P − 1)/P · Σ a_p·b_p about their means, a and b being two measures of each change.
+
+    Parameters
+    ----------
+    changes
+        [2, P] change of a figure without each patient, measured twice with independent errors.
+
+    Examples
+    --------
+    >>> values = np.array([1.0, 2.0, 3.0])
+    >>> change = (values.sum() - values) / 2 - 2.0
+    >>> round(jackknife_variance(np.stack([change, change])), 6)  # variance of the mean
+    0.333333
+    """
+    size = changes.shape[1]
+    centred = changes - changes.mean(axis=1, keepdims=True)
+    return float((size - 1) / size * max(centred[0] @ centred[1], 0.0))
 
 
 def pair_variance(numerator: Any, denominator: Any) -> float:

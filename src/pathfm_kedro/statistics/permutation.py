@@ -7,9 +7,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.statistics.figures import Value
+from pathfm_kedro.statistics.bootstrap import percentile_interval
+from pathfm_kedro.statistics.figures import Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -91,6 +93,11 @@ def permuted_blocks(patients: Ints, draws: int, seed: int) -> Ints:
     return out
 
 
+def null_range(permuted: Floats) -> Null:
+    """95% of a figure's permutations; unknown where there are none."""
+    return Null(*percentile_interval(permuted)) if len(permuted) else Null()
+
+
 def less_chance(estimate: Estimate, null: Null, chance: float) -> Value:
     """A figure, its interval and its null, each minus what chance gives."""
     value, ci_low, ci_high, low, high = (
@@ -98,3 +105,27 @@ def less_chance(estimate: Estimate, null: Null, chance: float) -> Value:
         for figure in (estimate.value, estimate.ci_low, estimate.ci_high, null.low, null.high)
     )
     return Value(Estimate(value, ci_low, ci_high, estimate.n, estimate.n_patients), Null(low, high))
+
+
+def minus_null(estimate: Estimate, permuted: Floats) -> Value:
+    """A figure minus the mean of its permutations.
+
+    Raises
+    ------
+    Undefined
+        If there is no permutation.
+
+    Examples
+    --------
+    >>> minus_null(Estimate(0.5, 0.25, 0.75, 9, 9), np.array([0.25, 0.25])).estimate.value
+    0.25
+    """
+    known = permuted[np.isfinite(permuted)]
+    if not len(known):
+        raise Undefined(
+            "no permutation to compare with: set n_permutations to 200",
+            estimate.n,
+            estimate.n_patients,
+        )
+    chance = float(known.mean())
+    return less_chance(estimate, null_range(permuted), chance)

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Resampled values held at once: 8 MB as 32-bit integers.
-_HELD = 2**21
+#: Resampled values in memory at once: 8 MB as 32-bit integers.
+_IN_MEMORY = 2**21
+
+#: What is told of a set of values: their median, mean, lower tail's mean, share ≤ 0.
+SUMMARIES = ("median", "mean", "tail", "below")
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the resampled values look like; every array is [draws], NaN where no value is drawn.
+    """What the resampled values look like; every array is [draws], NaN where no value is resampled.
 
     Attributes
     ----------
@@ -73,7 +76,7 @@ def resampled_distribution(
     values, owners = values[order], owners[order]
     kinds = np.zeros(len(values), dtype=np.int64) if cells is None else cells[order]
     member = np.eye(n_cells)[kinds]
-    step = max(_HELD // max(len(values), 1), 1)
+    step = max(_IN_MEMORY // max(len(values), 1), 1)
     parts = [
         _of_draws(values, owners, weights[start : start + step], share, member)
         for start in range(0, len(weights), step)
@@ -84,6 +87,42 @@ def resampled_distribution(
             for name in ("median", "mean", "tail", "below", "shares")
         )
     )
+
+
+def summaries(values: Floats, share: float) -> dict[str, Floats]:
+    """Median, mean, lower tail's mean and share ≤ 0 along the last axis, without NaN.
+
+    Parameters
+    ----------
+    values
+        [..., n].
+    share
+        The tail's share, such as 0.1.
+
+    Examples
+    --------
+    >>> found = summaries(np.array([-1.0, 0.5, np.nan, 1.0]), 0.1)
+    >>> float(found["median"]), float(found["tail"])
+    (0.5, -1.0)
+    """
+    values = np.sort(values, axis=-1)
+    size = np.isfinite(values).sum(axis=-1, keepdims=True)
+    some = np.maximum(size, 1)
+
+    def at(rank: Ints) -> Floats:
+        return np.take_along_axis(values, rank, axis=-1)
+
+    place = (some - 1) * share
+    low = np.floor(place).astype(np.int64)
+    bound = at(low) + (at(np.minimum(low + 1, some - 1)) - at(low)) * (place - low)
+    inside = values <= bound
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "median": 0.5 * (at((some - 1) // 2) + at(some // 2))[..., 0],
+            "mean": np.nansum(values, axis=-1) / size[..., 0],
+            "tail": np.where(inside, values, 0).sum(axis=-1) / inside.sum(axis=-1),
+            "below": (values <= 0).sum(axis=-1) / size[..., 0],
+        }
 
 
 def _of_draws(

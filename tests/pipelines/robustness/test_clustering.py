@@ -8,12 +8,16 @@ import pytest
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pathfm_kedro.pipelines.robustness.clustering import (
+    CLUSTERING_SCHEMA,
+    ClusteringScore,
     chosen_clusters,
-    cluster_tiles,
-    clustering_score,
+    clustering_figures,
+    clustering_statistics,
     resampled_ari,
     silhouette_of,
 )
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
 
 PARAMETERS = {
@@ -22,11 +26,30 @@ PARAMETERS = {
     "min_tiles_per_cell": 2,
     "k_range": [2, 8],
     "restarts": 5,
-    "bootstrap_draws": 300,
+    "draws": 300,
     "n_permutations": 60,
     "seed": 0,
-    "thresholds": {"clustering_score_minus_null": {"threshold": 0.0, "direction": "above"}},
+    "criteria": [{"metric": "clustering_score_minus_null", "above": 0.0}],
 }
+CLUSTERING = Experiment(
+    "clustering_score",
+    ClusteringScore,
+    clustering_statistics,
+    clustering_figures,
+    ["slides", "tiles", "embeddings.{e}"],
+)
+
+
+def parameters_with(**changes):
+    return read_parameters(ClusteringScore, "clustering_score", PARAMETERS | changes)
+
+
+def judged(statistics, **changes):
+    return CLUSTERING.measurements(statistics, PARAMETERS | changes, encoder="encoder")
+
+
+def measured_on(data, **changes):
+    return judged(CLUSTERING.statistics(*data, PARAMETERS | changes), **changes)
 
 
 def cohort(seed, effects, patients=8, tiles=5, d=10):
@@ -47,10 +70,7 @@ def cohort(seed, effects, patients=8, tiles=5, d=10):
 
 
 def measured(seed, effects, **changes):
-    parameters = PARAMETERS | changes
-    table = clustering_score(
-        cluster_tiles(*cohort(seed, effects), parameters), parameters, "encoder"
-    )
+    table = measured_on(cohort(seed, effects), **changes)
     return {row["metric"]: row for row in table.iter_rows(named=True)}
 
 
@@ -105,7 +125,7 @@ def test_finds_the_number_of_clusters(k):
     vectors = (centres[truth] + 0.08 * generator.standard_normal((90, 8))).astype(np.float32)
     # Lengths must not matter: clusters are of directions.
     vectors *= generator.uniform(0.2, 5, (90, 1)).astype(np.float32)
-    clusters, silhouette = chosen_clusters(vectors, PARAMETERS)
+    clusters, silhouette = chosen_clusters(vectors, parameters_with())
     assert adjusted_rand_score(truth, clusters) == 1
     assert silhouette > 0.6
 
@@ -126,45 +146,43 @@ def test_random_embeddings_sit_on_the_null():
 
 
 def test_interval_covers_what_other_patients_of_these_clusters_would_give():
-    """Given the clusters: units drawn from a known distribution over clusters."""
+    """Given the clusters: units sampled from a known distribution over clusters."""
     generator = np.random.default_rng(5)
     tags, patients = np.arange(24) % 2, np.arange(24)
     shares = np.array([[0.7, 0.3], [0.4, 0.6]])
     weights = generator.multinomial(24, np.full(24, 1 / 24), 300).astype(float)
-    values, hits = [], []
+    values, bounds = [], []
     for _ in range(200):
         own = np.clip(shares[tags, 0] + 0.15 * generator.standard_normal(24), 0, 1)
         first = generator.binomial(10, own)
         counts = np.stack([first, 10 - first], axis=1).astype(float)
         values.append(resampled_ari(counts, tags, patients, np.ones((1, 24)))[0])
-        hits.append(np.percentile(resampled_ari(counts, tags, patients, weights), [2.5, 97.5]))
-    truth, hits = np.mean(values), np.array(hits)
-    assert ((hits[:, 0] <= truth) & (truth <= hits[:, 1])).mean() > 0.88
+        bounds.append(np.percentile(resampled_ari(counts, tags, patients, weights), [2.5, 97.5]))
+    truth, bounds = np.mean(values), np.array(bounds)
+    assert ((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean() > 0.88
 
 
 def test_the_same_seed_gives_the_same_clusters():
     data = cohort(1, (0.5, 0.5))
-    assert cluster_tiles(*data, PARAMETERS).equals(cluster_tiles(*data, PARAMETERS))
-    drawn = cluster_tiles(*data, PARAMETERS | {"max_tiles": 40})
-    assert drawn["n"].sum() == 40
+    once, again = (clustering_statistics(*data, parameters_with()) for _ in range(2))
+    assert once.equals(again)
+    assert dict(once.schema) == CLUSTERING_SCHEMA
+    assert clustering_statistics(*data, parameters_with(max_tiles=40))["n"].sum() == 40
 
 
 def test_a_cohort_that_cannot_be_clustered_says_why():
     slides, tiles, embeddings = cohort(0, (1.0, 0.0))
     one = slides.with_columns(center=pl.lit("C0"))
-    table = clustering_score(
-        cluster_tiles(one, tiles, embeddings, PARAMETERS), PARAMETERS, "encoder"
-    )
+    table = measured_on((one, tiles, embeddings))
     assert table["verdict"].unique().to_list() == ["not_applicable"]
     assert table["reason"].str.contains("second center").all()
-    few = PARAMETERS | {"k_range": [200, 300]}
-    table = clustering_score(cluster_tiles(slides, tiles, embeddings, few), few, "encoder")
+    table = measured_on((slides, tiles, embeddings), k_range=[200, 300])
     assert "take fewer clusters" in table["reason"][0]
     assert table.filter(metric="clustering_score_minus_null")["threshold"][0] == 0.0
 
 
 def clusters_of_patients(seed, labels, centers, patients=5, tiles=8, n_clusters=6):
-    """What `cluster_tiles` leaves where each patient is in a cluster drawn at random."""
+    """Statistics where each patient is in a cluster taken at random."""
     generator = np.random.default_rng(seed)
     cells = itertools.product(range(labels), range(centers), range(patients))
     rows = [
@@ -178,10 +196,7 @@ def clusters_of_patients(seed, labels, centers, patients=5, tiles=8, n_clusters=
 
 @pytest.mark.parametrize(("labels", "centers"), [(2, 4), (4, 2), (3, 3)])
 def test_random_clusters_of_patients_are_not_judged_by_the_shape_of_the_design(labels, centers):
-    tables = [
-        clustering_score(clusters_of_patients(seed, labels, centers), PARAMETERS, "encoder")
-        for seed in range(20)
-    ]
+    tables = [judged(clusters_of_patients(seed, labels, centers)) for seed in range(20)]
     rows = [t.filter(metric="clustering_score_minus_null").row(0, named=True) for t in tables]
     assert [row["verdict"] for row in rows].count("inconclusive") >= 18
     assert abs(np.mean([row["value"] for row in rows])) < 0.02
@@ -210,7 +225,7 @@ def test_patients_that_show_every_label_do_not_keep_their_labels_in_the_null():
     columns = ["patient_id", "label", "center", "cluster", "n"]
     table = pl.DataFrame(rows, schema=columns, orient="row")
     table = table.with_columns(n_clusters=pl.lit(2), silhouette=0.1, reason=pl.lit(None))
-    found = clustering_score(table, PARAMETERS, "encoder")
+    found = judged(table)
     of_label = found.filter(metric="ari_label").row(0, named=True)
     assert of_label["value"] == 1
     assert of_label["null_high"] < 0.5

@@ -8,32 +8,38 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.pipelines.robustness.index_comparison import compare_encoders
+from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
 from pathfm_kedro.pipelines.robustness.margins import (
-    count_neighbours_and_margins,
-    robustness_margins,
+    RobustnessMargins,
+    robustness_margins_figures,
 )
-from pathfm_kedro.pipelines.robustness.robustness_index import choose_k, robustness_index
+from pathfm_kedro.pipelines.robustness.robustness_index import (
+    RobustnessIndex,
+    choose_k,
+    robustness_index_figures,
+)
+from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.paired_comparison import simultaneous_intervals
+from pathfm_kedro.statistics.parameters import read_parameters
 from tests.in_memory import InMemory
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
     "designs": ["all"],
     "k_design": "all",
-    "metric": "cosine",
+    "distance": "cosine",
     "exclude": "patient",
-    "draws": 1,
+    "subsamples": 1,
     "max_tiles": 10_000,
     "max_tiles_per_pair": 2000,
     "max_pairs": None,
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 2,
-    "bootstrap_draws": 400,
+    "draws": 400,
     "n_permutations": 0,
     "seed": 0,
-    "thresholds": {},
 }
-MARGINS = {"m": [3], "sampled_queries": 1000, "thresholds": {}}
+MARGINS = {"m": [3], "sampled_queries": 1000, "draws": 400, "n_permutations": 0, "seed": 0}
 
 
 def encoders(seed, effects, patients=7, tiles=4, d=12):
@@ -59,8 +65,8 @@ def encoders(seed, effects, patients=7, tiles=4, d=12):
 def tables_of(slides, tiles, embeddings):
     tables, counts_of = {}, {}
     for name, each in embeddings.items():
-        counts, margins = count_neighbours_and_margins(slides, tiles, each, PARAMETERS, MARGINS)
-        tables |= {f"counts_{name}": counts, f"margins_{name}": margins}
+        counts, margins = index_and_margin_statistics(slides, tiles, each, PARAMETERS, MARGINS)
+        tables |= {f"index_{name}": counts, f"margins_{name}": margins}
         counts_of[name] = counts
     return tables, choose_k(PARAMETERS, **counts_of)
 
@@ -84,8 +90,24 @@ def test_differences_are_those_of_the_figures():
     found = compare_encoders(chosen, PARAMETERS, MARGINS, encoders=["a", "b", "c"], **tables)
     own = {}
     for name in "abc":
-        index = robustness_index(tables[f"counts_{name}"], chosen, PARAMETERS, name)
-        margin = robustness_margins(tables[f"margins_{name}"], chosen, PARAMETERS, MARGINS, name)
+        index = measure(
+            robustness_index_figures(
+                tables[f"index_{name}"],
+                chosen,
+                read_parameters(RobustnessIndex, "robustness_index", PARAMETERS),
+            ),
+            "robustness_index",
+            name,
+        )
+        margin = measure(
+            robustness_margins_figures(
+                tables[f"margins_{name}"],
+                chosen,
+                read_parameters(RobustnessMargins, "robustness_margins", MARGINS),
+            ),
+            "robustness_margins",
+            name,
+        )
         cohort_k = pl.col("setting").str.contains("cohort_k")
         own[name] = (
             index.filter(cohort_k, metric="ri_minus_null")["value"][0],

@@ -9,44 +9,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pathfm_kedro.pipelines.robustness.margin_tables import summaries
+from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
 from pathfm_kedro.pipelines.robustness.margins import (
-    count_neighbours_and_margins,
-    jackknife_variance,
-    robustness_margins,
+    ROBUSTNESS_MARGINS_SCHEMA,
+    RobustnessMargins,
+    robustness_margins_figures,
 )
 from pathfm_kedro.pipelines.robustness.robustness_index import choose_k
-from pathfm_kedro.pipelines.robustness.typed_distances import (
+from pathfm_kedro.statistics.figures import measure
+from pathfm_kedro.statistics.neighbours import nearest_by_type, nearest_neighbours
+from pathfm_kedro.statistics.pair_bootstrap import jackknife_variance
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.resampled_tail import resampled_distribution, summaries
+from pathfm_kedro.statistics.typed_distances import (
     margins_under,
     margins_without,
     nearest_of_units,
     sampled_queries,
     split_by_center,
 )
-from pathfm_kedro.statistics.neighbours import nearest_by_type, nearest_neighbours
-from pathfm_kedro.statistics.resampled_tail import resampled_distribution
 from tests.in_memory import InMemory
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
     "designs": ["all", "paired_2x2"],
     "k_design": "all",
-    "metric": "cosine",
+    "distance": "cosine",
     "exclude": "patient",
-    "draws": 3,
+    "subsamples": 3,
     "max_tiles": 10_000,
     "max_tiles_per_pair": 2000,
     "max_pairs": None,
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 2,
-    "bootstrap_draws": 200,
-    "n_permutations": 50,
     "seed": 0,
 }
 MARGINS = {
     "m": [3, 1],
     "sampled_queries": 1000,
-    "thresholds": {"croma_minus_null": {"threshold": 0.0, "direction": "above"}},
+    "criteria": [{"metric": "croma_minus_null", "at": {"design": "all"}, "above": 0.0}],
+    "draws": 200,
+    "n_permutations": 50,
+    "seed": 0,
 }
 
 
@@ -77,11 +81,21 @@ def tiles_of(shards):
     )
 
 
+def statistics_of(slides, tiles, embeddings, margins=MARGINS, **changes):
+    """Statistics of the margins, and the chosen k."""
+    parameters = PARAMETERS | {"n_permutations": 0} | changes
+    counts, table = index_and_margin_statistics(slides, tiles, embeddings, parameters, margins)
+    return table, choose_k(parameters, encoder=counts)
+
+
+def judged(statistics, chosen, margins=MARGINS):
+    p = read_parameters(RobustnessMargins, "robustness_margins", margins)
+    figures = robustness_margins_figures(statistics, chosen, p)
+    return measure(figures, "robustness_margins", "encoder", p.criteria)
+
+
 def measured(slides, tiles, embeddings, margins=MARGINS, **changes):
-    parameters = PARAMETERS | changes
-    counts, table = count_neighbours_and_margins(slides, tiles, embeddings, parameters, margins)
-    chosen = choose_k(parameters, encoder=counts)
-    return robustness_margins(table, chosen, parameters, margins, "encoder")
+    return judged(*statistics_of(slides, tiles, embeddings, margins, **changes), margins)
 
 
 def pick(table, metric, design="all", **setting):
@@ -190,9 +204,9 @@ def test_margins_under_other_labels_and_without_a_patient_equal_plain_loops(m):
     # Vectors rounded to whole numbers: right to about 10⁻³ of a margin.
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(first))
-        dealt = label[first][order]
-        expected = looped(vectors, patient, dealt[patient], center, m)
-        np.testing.assert_allclose(margins_under(sample, dealt, m), expected, atol=2e-3)
+        permuted = label[first][order]
+        expected = looped(vectors, patient, permuted[patient], center, m)
+        np.testing.assert_allclose(margins_under(sample, permuted, m), expected, atol=2e-3)
     margins, met, left = margins_without(sample, label[first], np.arange(len(first)), m)
     np.testing.assert_allclose(margins, looped(vectors, patient, label, center, m), atol=2e-3)
     for out in range(len(first)):
@@ -222,19 +236,20 @@ def test_resampled_distribution_equals_a_repeated_sample(seed, n):
     found = resampled_distribution(values, owners, weights, 0.1, cells, 3)
     for i, weight in enumerate(weights):
         times = weight[owners].astype(int)
-        drawn, kinds = np.repeat(values, times), np.repeat(cells, times)
-        if not len(drawn):
+        resampled, kinds = np.repeat(values, times), np.repeat(cells, times)
+        if not len(resampled):
             assert np.isnan([found.median[i], found.mean[i], found.tail[i]]).all()
             continue
-        low = drawn <= np.percentile(drawn, 10)
-        expected = [np.median(drawn), drawn.mean(), drawn[low].mean(), (drawn <= 0).mean()]
+        low = resampled <= np.percentile(resampled, 10)
+        tail, below = resampled[low].mean(), (resampled <= 0).mean()
+        expected = [np.median(resampled), resampled.mean(), tail, below]
         ours = [found.median[i], found.mean[i], found.tail[i], found.below[i]]
         np.testing.assert_allclose(ours, expected, atol=1e-12)
         np.testing.assert_allclose(
             found.shares[i], np.bincount(kinds[low], minlength=3) / low.sum()
         )
-        told = summaries(np.append(drawn, np.nan))
-        np.testing.assert_allclose([float(v) for v in told.values()], expected, atol=1e-12)
+        found_once = summaries(np.append(resampled, np.nan), 0.1)
+        np.testing.assert_allclose([float(v) for v in found_once.values()], expected, atol=1e-12)
 
 
 def test_jackknife_of_a_mean_is_its_variance():
@@ -246,9 +261,11 @@ def test_jackknife_of_a_mean_is_its_variance():
 
 @pytest.mark.parametrize("effects", [(0.0, 0.0), (0.5, 0.3)])
 def test_intervals_cover(effects):
-    quick = {"designs": ["all"], "n_permutations": 0, "draws": 1}
+    quick = {"designs": ["all"], "subsamples": 1}
+    unjudged = MARGINS | {"n_permutations": 0, "criteria": []}
     tables = [
-        measured(*cohort(seed, patients=8, tiles=5, effects=effects), **quick) for seed in range(60)
+        measured(*cohort(seed, patients=8, tiles=5, effects=effects), unjudged, **quick)
+        for seed in range(60)
     ]
     for metric in ("croma", "croma_mean", "croma_lower_tail", "confounder_dominant"):
         rows = [pick(table, metric, m=3) for table in tables]
@@ -262,13 +279,14 @@ def test_intervals_cover(effects):
 
 def test_random_embeddings_sit_on_the_null():
     # With three labels and two centers a margin of nothing is not 0: impostors are more.
-    quick = {"designs": ["all"], "draws": 1}
+    quick = {"designs": ["all"], "subsamples": 1}
     tables = [measured(*cohort(seed, 3, 2, 5), **quick) for seed in range(12)]
     rows = [pick(table, "croma_minus_null") for table in tables]
     inside = [row["null_low"] <= row["value"] <= row["null_high"] for row in rows]
     assert np.mean(inside) >= 0.75
     assert sum(row["verdict"] != "inconclusive" for row in rows) <= 2
-    many = [measured(*cohort(seed, 6, 2, 4), n_permutations=0, **quick) for seed in range(4)]
+    few = MARGINS | {"n_permutations": 0}
+    many = [measured(*cohort(seed, 6, 2, 4), few, **quick) for seed in range(4)]
     raw = [pick(table, "croma", m=3)["value"] for table in many]
     assert np.mean(raw) < -0.03
 
@@ -280,8 +298,8 @@ def test_known_encoders_are_judged():
     assert pick(of_label, "croma", m=3)["value"] > 0.3
     assert pick(of_label, "mari_minus_null", role="cohort_k")["value"] > 0.2
     assert pick(of_center, "croma", m=3)["value"] < -0.3
-    judged = of_label.filter(pl.col("threshold").is_not_null())
-    assert judged["metric"].to_list() == ["croma_minus_null"]
+    with_criterion = of_label.filter(pl.col("threshold").is_not_null())
+    assert with_criterion["metric"].to_list() == ["croma_minus_null"]
     assert of_label.height <= 60
 
 
@@ -292,7 +310,7 @@ def test_exchanging_label_and_center_turns_the_sign():
     for m in (3, 1):
         value, other = (pick(table, "croma", m=m)["value"] for table in (ours, mirrored))
         assert value == pytest.approx(-other, abs=1e-12)
-    value, other = (pick(t, "mari", role="curve", k=5)["value"] for t in (ours, mirrored))
+    value, other = (pick(t, "mari", k=5)["value"] for t in (ours, mirrored))
     # The temperature is that of the k which names the label, or the center, best.
     assert (value - 0.5) * (other - 0.5) < 0
 
@@ -303,12 +321,12 @@ def test_rotating_and_scaling_change_nothing(seed, scale):
     slides, tiles, embeddings = cohort(2, effects=(0.5, 0.3))
     rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((12, 12)))[0]
     shards = embeddings.shards.items()
-    turned = InMemory({name: (scale * each @ rotation).astype("f4") for name, each in shards})
-    quick = {"n_permutations": 0, "bootstrap_draws": 20}
-    for metric, setting in (("croma", {"m": 3}), ("mari", {"role": "curve", "k": 5})):
+    rotated = InMemory({name: (scale * each @ rotation).astype("f4") for name, each in shards})
+    quick = MARGINS | {"n_permutations": 0, "draws": 20}
+    for metric, setting in (("croma", {"m": 3}), ("mari", {"k": 5})):
         before, after = (
-            pick(measured(slides, tiles, each, **quick), metric, **setting)["value"]
-            for each in (embeddings, turned)
+            pick(measured(slides, tiles, each, quick), metric, **setting)["value"]
+            for each in (embeddings, rotated)
         )
         assert after == pytest.approx(before, abs=1e-5)
 
@@ -327,8 +345,8 @@ def test_a_cohort_that_cannot_be_measured_says_why():
     table = measured(slides.with_columns(center=pl.lit("C0")), tiles, embeddings)
     assert table["verdict"].unique().to_list() == ["not_applicable"]
     assert table["reason"].str.contains("add slides from a second center").all()
-    judged = table.filter(pl.col("threshold").is_not_null())
-    assert judged["metric"].to_list() == ["croma_minus_null"]
+    with_criterion = table.filter(pl.col("threshold").is_not_null())
+    assert with_criterion["metric"].to_list() == ["croma_minus_null"]
 
 
 def test_too_few_neighbours_of_a_type_leave_a_reason_and_no_number():
@@ -339,7 +357,7 @@ def test_too_few_neighbours_of_a_type_leave_a_reason_and_no_number():
 
 
 def test_no_permutations_no_comparison_with_the_null():
-    row = pick(measured(*cohort(0), n_permutations=0), "croma_minus_null")
+    row = pick(measured(*cohort(0), MARGINS | {"n_permutations": 0}), "croma_minus_null")
     assert row["value"] is None
     assert row["verdict"] == "not_applicable"
     assert "n_permutations" in row["reason"]
@@ -355,9 +373,10 @@ def test_margins_of_part_of_the_tiles_are_said_to_be():
     assert pick(table, "margin_support")["value"] == pytest.approx(0.8)
 
 
-def test_patients_without_a_margin_or_evidence_do_not_count():
+def test_patients_without_a_margin_or_weighted_neighbours_do_not_count():
     slides, tiles, embeddings = cohort(1, patients=3, effects=(1.0, 0.0))
-    counts, table = count_neighbours_and_margins(slides, tiles, embeddings, PARAMETERS, MARGINS)
+    table, chosen = statistics_of(slides, tiles, embeddings)
+    assert dict(table.schema) == ROBUSTNESS_MARGINS_SCHEMA
     assert pick(measured(slides, tiles, embeddings), "croma_minus_null")["verdict"] == "pass"
     few = pl.col("patient_id").is_in([f"p{i:03d}" for i in (0, 3, 6, 9, 1)])
     silent = table.with_columns(
@@ -366,29 +385,24 @@ def test_patients_without_a_margin_or_evidence_do_not_count():
         .otherwise(pl.lit([], dtype=table.schema["margins"]))
         .alias("margins"),
         *(
-            pl.when(few | (pl.col("kind") != "evidence")).then(name).alias(name)
+            pl.when(few | (pl.col("kind") != "weighted_neighbours")).then(name).alias(name)
             for name in ("neighbours", "neighbour_unit")
         ),
     )
-    chosen = choose_k(PARAMETERS, encoder=counts)
-    told = MARGINS | {
-        "thresholds": MARGINS["thresholds"]
-        | {"mari_minus_null": {"threshold": 0.0, "direction": "above"}}
-    }
-    found = robustness_margins(silent, chosen, PARAMETERS, told, "encoder")
+    of_mari = {"metric": "mari_minus_null", "at": {"design": "all"}, "above": 0.0}
+    found = judged(silent, chosen, MARGINS | {"criteria": [*MARGINS["criteria"], of_mari]})
     settings = {"croma": {"m": 3}, "croma_minus_null": {"m": 3}, "croma_lower_tail": {"m": 3}}
     mari = {"role": "cohort_k"}
     for metric, setting in (settings | {"mari": mari, "mari_minus_null": mari}).items():
         row = pick(found, metric, **setting)
         assert row["n_patients"] == 5, metric
         if metric.endswith("minus_null"):
-            assert row["verdict"] == "inconclusive"
+            assert row["verdict"] == "undecidable"
             assert row["reason"].startswith("rests on 5 patients")
 
 
-def test_a_threshold_of_null_judges_nothing():
+def test_no_criterion_judges_nothing():
     slides, tiles, embeddings = cohort(1, effects=(1.0, 0.0))
-    told = MARGINS | {"thresholds": {"croma_minus_null": None}}
-    row = pick(measured(slides, tiles, embeddings, told), "croma_minus_null")
+    row = pick(measured(slides, tiles, embeddings, MARGINS | {"criteria": []}), "croma_minus_null")
     assert row["threshold"] is None
     assert row["value"] > 0

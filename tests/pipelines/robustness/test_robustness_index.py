@@ -10,36 +10,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pathfm_kedro.pipelines.robustness import neighbour_counts
-from pathfm_kedro.pipelines.robustness import robustness_index as module
 from pathfm_kedro.pipelines.robustness.robustness_index import (
+    ROBUSTNESS_INDEX_SCHEMA,
+    RobustnessIndex,
     choose_k,
-    count_neighbours,
-    robustness_index,
+    robustness_index_figures,
+    robustness_index_statistics,
 )
+from pathfm_kedro.statistics import neighbour_votes, unit_neighbours
+from pathfm_kedro.statistics.neighbour_votes import permuted_accuracies
 from pathfm_kedro.statistics.pair_bootstrap import pair_variance, resampled_total
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
 
 PARAMETERS = {
     "k_grid": [1, 3, 5],
     "designs": ["all", "paired_2x2"],
     "k_design": "all",
-    "metric": "cosine",
+    "distance": "cosine",
     "exclude": "patient",
-    "draws": 3,
+    "subsamples": 3,
     "max_tiles": 10_000,
     "max_tiles_per_pair": 2000,
     "max_pairs": None,
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 2,
-    "bootstrap_draws": 200,
+    "draws": 200,
     "n_permutations": 50,
     "seed": 0,
-    "thresholds": {
-        "ri": {"threshold": 0.5, "direction": "above"},
-        "ri_minus_null": {"threshold": 0.0, "direction": "above"},
-    },
+    "criteria": [
+        {"metric": "ri", "at": {"design": "all", "role": "cohort_k"}, "above": 0.5},
+        {"metric": "ri_minus_null", "at": {"design": "all", "role": "cohort_k"}, "above": 0.0},
+    ],
 }
+INDEX = Experiment(
+    "robustness_index",
+    RobustnessIndex,
+    robustness_index_statistics,
+    robustness_index_figures,
+    ["slides", "tiles", "embeddings.{e}"],
+    ["robustness_k"],
+)
 
 
 def cohort(
@@ -73,22 +85,28 @@ def tiles_of(shards):
     )
 
 
+def statistics_of(slides, tiles, embeddings, **changes):
+    p = read_parameters(RobustnessIndex, "robustness_index", PARAMETERS | changes)
+    return robustness_index_statistics(slides, tiles, embeddings, p)
+
+
 def measured(slides, tiles, embeddings, k=None, **changes):
     parameters = PARAMETERS | changes
-    counts = count_neighbours(slides, tiles, embeddings, parameters)
-    chosen = choose_k(parameters, encoder=counts)
-    if k is not None:
-        chosen = {"k": k, "per_encoder": {"encoder": k}}
-    return robustness_index(counts, chosen, parameters, "encoder")
+    if parameters["designs"] == ["paired_2x2"]:
+        parameters["criteria"] = []
+    statistics = INDEX.statistics(slides, tiles, embeddings, parameters)
+    chosen = choose_k(parameters, encoder=statistics) if k is None else {"k": k}
+    return INDEX.measurements(statistics, chosen, parameters, encoder="encoder")
 
 
-def pick(table, metric, design="all", role="cohort_k", k=None):
+def pick(table, metric, design="all", k=None):
+    """The row at k, or at the cohort's."""
+    at = {"role": "cohort_k"} if k is None else {"k": k}
+    wanted = {"design": design} | at
     rows = [
         row
         for row in table.iter_rows(named=True)
-        if row["metric"] == metric
-        and {"design": design, "role": role}.items() <= json.loads(row["setting"]).items()
-        and (k is None or json.loads(row["setting"])["k"] == k)
+        if row["metric"] == metric and wanted.items() <= json.loads(row["setting"]).items()
     ]
     assert len(rows) == 1
     return rows[0]
@@ -102,7 +120,7 @@ def brute_force(slides, embeddings, k):
         for slide in embeddings.slide_ids
         for vector in embeddings.shards[slide]
     ]
-    counts, supported, right = Counter(), 0, defaultdict(list)
+    counts, supported, correct = Counter(), 0, defaultdict(list)
     for own, vector in points:
         others = [p for p in points if p[0]["patient_id"] != own["patient_id"]]
         nearest = sorted(others, key=lambda p: -float(p[1] @ vector))[:k]
@@ -115,8 +133,8 @@ def brute_force(slides, embeddings, k):
         supported += any(kind in ("so", "os") for kind in kinds)
         votes = Counter(p["label"] for p, _ in nearest)
         top = [p["label"] for p, _ in nearest if votes[p["label"]] == max(votes.values())]
-        right[own["label"]].append(top[0] == own["label"])
-    accuracy = np.mean([np.mean(hits) for hits in right.values()])
+        correct[own["label"]].append(top[0] == own["label"])
+    accuracy = np.mean([np.mean(each) for each in correct.values()])
     return counts, supported / len(points), accuracy
 
 
@@ -130,7 +148,7 @@ def test_equals_a_count_with_plain_loops(k):
     for metric, value in {
         "ri": ri, "ri_ratio": ratio, "support": support, "knn_accuracy_label": accuracy,
     }.items():  # fmt: skip
-        assert pick(table, metric, role="curve", k=k)["value"] == pytest.approx(value, abs=1e-12)
+        assert pick(table, metric, k=k)["value"] == pytest.approx(value, abs=1e-12)
 
 
 @pytest.mark.parametrize(("labels", "centers"), [(2, 2), (3, 2), (2, 4), (6, 4)])
@@ -223,7 +241,7 @@ NULL_COLUMNS = ("value", "null_low", "null_high")
 
 def votes_of_nothing(labels, centers, k, design, seeds, tiles=4):
     """[seeds, 2, 3] accuracy of label and center with both ends of its null, without knowledge."""
-    changes = {"k_grid": [k], "designs": [design], "k_design": design, "bootstrap_draws": 2}
+    changes = {"k_grid": [k], "designs": [design], "k_design": design, "draws": 2}
     return np.array(
         [
             [
@@ -263,7 +281,7 @@ def test_null_of_a_single_neighbours_vote_has_a_closed_form():
     np.testing.assert_allclose(means, expected, atol=0.01)
 
 
-def test_dealt_votes_equal_plain_loops():
+def test_permuted_votes_equal_plain_loops():
     generator = np.random.default_rng(0)
     units, tags = np.repeat(np.arange(6), 4), generator.integers(0, 3, (6, 5))
     found = generator.integers(-1, 24, (24, 6))
@@ -273,23 +291,21 @@ def test_dealt_votes_equal_plain_loops():
     by_loops = np.zeros((3, 5))
     for i, k in enumerate(grid):
         for draw in range(5):
-            right = defaultdict(list)
+            correct = defaultdict(list)
             for query in range(24):
                 met = [tags[units[row], draw] for row in found[query, :k] if row >= 0]
                 most = max(Counter(met).values(), default=0)
                 vote = next((m for m in met if Counter(met)[m] == most), None)
                 own = tags[units[query], draw]
-                right[own].append(vote == own)
-            by_loops[i, draw] = np.mean([np.mean(hits) for hits in right.values()])
-    np.testing.assert_allclose(
-        neighbour_counts._dealt_accuracies(units, found, grid, tags), by_loops
-    )
+                correct[own].append(vote == own)
+            by_loops[i, draw] = np.mean([np.mean(each) for each in correct.values()])
+    np.testing.assert_allclose(permuted_accuracies(units, found, grid, tags), by_loops)
 
 
 def test_chunks_of_queries_change_nothing(monkeypatch):
     data = cohort(0, 3, 2, effects=(0.5, 0.5))
     whole = measured(*data)
-    monkeypatch.setattr(neighbour_counts, "_VOTE_SCORES", 1)
+    monkeypatch.setattr(neighbour_votes, "_VOTE_SCORES", 1)
     assert measured(*data).equals(whole)
 
 
@@ -314,7 +330,7 @@ def test_known_encoders_are_judged():
         assert pick(tissue, metric)["verdict"] == "pass"
         assert pick(stain, metric)["verdict"] == "fail"
         assert pick(tissue, metric, "paired_2x2")["threshold"] is None
-        assert pick(tissue, metric, role="encoder_k")["threshold"] is None
+        assert pick(tissue, metric, k=1)["threshold"] is None
 
 
 def test_exchanging_label_and_center_mirrors_the_index():
@@ -356,7 +372,7 @@ def test_many_patients_in_sparse_matrices_give_the_same_figures(monkeypatch):
     for exclude in ("patient", "none"):
         dense = measured(*data, exclude=exclude)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_DENSE_PATIENTS", 0)
+            patch.setattr(unit_neighbours, "_DENSE_PATIENTS", 0)
             sparse = measured(*data, exclude=exclude)
         for name in ("value", "ci_low", "ci_high", "null_low", "null_high"):
             np.testing.assert_allclose(
@@ -367,16 +383,17 @@ def test_many_patients_in_sparse_matrices_give_the_same_figures(monkeypatch):
 def test_subsample_is_equal_over_cells_and_even_over_patients():
     slides, _, embeddings = cohort(0, 2, 2, patients=4, tiles=10)
     big = {s: np.repeat(v, 3 if s < "s004" else 1, axis=0) for s, v in embeddings.shards.items()}
-    counts = count_neighbours(slides, tiles_of(big), InMemory(big), PARAMETERS)
+    counts = statistics_of(slides, tiles_of(big), InMemory(big))
     rows = counts.filter(pl.col("design") == "all", pl.col("k") == 1, pl.col("unit").is_not_null())
-    assert rows["draw"].unique().sort().to_list() == [0, 1, 2]
-    assert (rows.group_by("draw", "label", "center").agg(pl.col("n").sum())["n"] == 40).all()
+    assert rows["scope"].unique().sort().to_list() == [0, 1, 2]
+    assert (rows.group_by("scope", "label", "center").agg(pl.col("n").sum())["n"] == 40).all()
     assert (rows["n"] == 10).all()
 
 
 def test_counts_hold_every_neighbour_once():
     data = cohort(0, 2, 2, patients=3, tiles=4)
-    counts = count_neighbours(*data, PARAMETERS).filter(pl.col("design") == "all")
+    counts = statistics_of(*data).filter(pl.col("design") == "all")
+    assert dict(counts.schema) == ROBUSTNESS_INDEX_SCHEMA
     assert counts["neighbours"].list.sum().sum() == 48 * 5
     assert counts.select(pl.col("^expected_.*$").filter(pl.col("k") == 5).sum()).sum_horizontal()[
         0
@@ -434,17 +451,17 @@ def test_a_patient_with_two_labels_is_two_units():
         .then(pl.lit("both"))
         .otherwise("patient_id")
     )
-    counts = count_neighbours(shared, tiles, embeddings, PARAMETERS)
+    counts = statistics_of(shared, tiles, embeddings)
     assert counts["unit"].drop_nulls().n_unique() == 16
     assert pick(measured(shared, tiles, embeddings), "ri")["n_patients"] == 15
 
 
-def votes(hits):
-    """Counts of one class pair with these hits of 10 at k = 1, 3, 5."""
+def votes(n_correct):
+    """Counts of one class pair, so many of 10 correctly classified at k = 1, 3, 5."""
     return pl.DataFrame(
         {
-            "design": "all", "draw": 0, "k": [1, 3, 5], "patient_id": "p", "label": "x", "n": 10,
-            "hits_label": hits,
+            "design": "all", "scope": 0, "k": [1, 3, 5], "patient_id": "p", "label": "x", "n": 10,
+            "n_correct_label": n_correct,
         }
     )  # fmt: skip
 
@@ -457,8 +474,49 @@ def test_k_is_the_first_peak_and_the_lower_median_over_encoders():
     assert choose_k(PARAMETERS, controls=("control",), control=tables["control"])["k"] == 5
 
 
-def test_a_threshold_of_null_judges_nothing():
-    told = {"ri_minus_null": None, "ri": {"threshold": 0.5, "direction": "above"}}
-    table = measured(*relabelled(), thresholds=told)
+def test_no_criterion_judges_nothing_and_one_of_no_figure_is_refused():
+    table = measured(*relabelled(), criteria=PARAMETERS["criteria"][:1])
     assert pick(table, "ri_minus_null")["threshold"] is None
     assert pick(table, "ri")["threshold"] == 0.5
+    with pytest.raises(ValueError, match=r"no figure ri at .*k.: 4"):
+        measured(*relabelled(), criteria=[{"metric": "ri", "at": {"k": 4}, "above": 0.5}])
+
+
+def test_a_figure_stands_once_and_the_encoders_own_k_beside_it():
+    table = measured(*cohort(0, 2, 2, patients=4, effects=(0.6, 0.2)), k=3)
+    ks = [json.loads(row)["k"] for row in table.filter(metric="ri")["setting"]]
+    assert ks == [3, 1, 5] * 2
+    accuracy = {k: pick(table, "knn_accuracy_label", k=k)["value"] for k in (1, 3, 5)}
+    own = table.filter(metric="own_k")
+    assert own["value"].to_list() == [max(accuracy, key=accuracy.get)]
+
+
+def test_a_cohort_whose_design_chooses_no_k_says_so():
+    """Every two labels share one center: no 2 × 2 pair is complete, yet all cells are compared."""
+    slides, tiles, embeddings = cohort(0, 3, 3, patients=3)
+    kept = slides.filter(pl.concat_str("label", "center").is_in(
+        ["L0C0", "L0C1", "L1C1", "L1C2", "L2C2", "L2C0"]
+    ))  # fmt: skip
+    shards = {slide: embeddings.shards[slide] for slide in kept["slide_id"]}
+    table = measured(
+        kept, tiles.join(kept, on="slide_id", how="semi"), InMemory(shards), k_design="paired_2x2"
+    )
+    row = pick(table, "ri_minus_null")
+    assert row["threshold"] == 0.0
+    assert "robustness_index.k_design" in row["reason"]
+    assert pick(table, "ri", k=3)["value"] is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"designs": ["pairs"]}, "designs.0 is 'pairs'"),
+        ({"exclude": "center"}, "exclude is 'center'"),
+        ({"distance": "manhattan"}, "distance is 'manhattan'"),
+        ({"k_grid": [0, 3]}, "k_grid.0 is 0"),
+        ({"bootstrap_draws": 10}, "bootstrap_draws: no such parameter"),
+    ],
+)
+def test_parameters_that_are_not_allowed_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_parameters(RobustnessIndex, "robustness_index", PARAMETERS | changes)

@@ -2,12 +2,11 @@ r"""Clustering score: whether tiles gather by biology or by center.
 
 ``clustering_score = ARI(clusters, labels) − ARI(clusters, centers)`` (Kömen et al. 2025, PathoROB),
 with k-means on unit vectors of a balanced subsample and the number of clusters that has the largest
-silhouette. :func:`cluster_tiles` leaves counts of each unit's tiles per cluster;
-:func:`clustering_score` works on these.
+silhouette.
 
 0 is neutral only with as many labels as centers: clusters of patients that know neither agree better
 with the finer of the two. ``clustering_score_minus_null`` is the difference from the mean over
-permutations of (label, center), and what the verdict rests on.
+permutations of (label, center).
 
 The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
 another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
@@ -16,31 +15,34 @@ with its own copy, and pairs within a patient count once for each copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass as record
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.designs import Subsamples, codes_of, draw_subsamples
-from pathfm_kedro.statistics.bootstrap import bootstrap_weights, percentile_interval
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
+from pathfm_kedro.statistics.balanced_designs import (
+    Subsamples,
+    Subsampling,
+    balanced_subsamples,
+    codes_of,
 )
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.bootstrap import percentile_interval
+from pathfm_kedro.statistics.figures import Figure, Value, undefined
+from pathfm_kedro.statistics.measurements import Estimate
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.permutation import minus_null, null_range
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-EXPERIMENT = "clustering_score"
-SIGNATURE = "clustering_score_minus_null"
 
 #: Fewer tiles than this many per cluster make no cluster.
 _TILES_PER_CLUSTER = 3
@@ -49,8 +51,9 @@ _TILES_PER_CLUSTER = 3
 #: the chosen number gets `restarts`.
 _STARTS = 1
 
-#: One row per unit and cluster; a row without unit says why nothing was clustered.
-CLUSTERS_SCHEMA: dict[str, pl.DataType] = {
+#: One row per unit (patient, label, center) and cluster: its n tiles; a row without unit says why
+#: nothing was clustered.
+CLUSTERING_SCHEMA: dict[str, pl.DataType] = {
     "patient_id": pl.String(),
     "label": pl.String(),
     "center": pl.String(),
@@ -62,25 +65,34 @@ CLUSTERS_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
-@dataclass(frozen=True)
-class _Clustered:
-    """Counts per unit: [u] codes, [u, K] tiles."""
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ClusteringScore(ExperimentParameters):
+    """Parameters of the experiment.
 
-    patients: Ints
-    labels: Ints
-    centers: Ints
-    counts: Floats
+    Attributes
+    ----------
+    max_tiles
+        Of the balanced subsample.
+    min_patients_per_cell, min_tiles_per_cell
+        Cells of label and center with fewer are left out.
+    k_range
+        Smallest and largest number of clusters.
+    restarts
+        Of k-means, for the chosen number.
+    n_permutations
+        Of (label, center) over patients.
+    """
 
-    @property
-    def n_patients(self) -> int:
-        return int(self.patients.max()) + 1
+    max_tiles: Annotated[int, Field(ge=1)]
+    min_patients_per_cell: Annotated[int, Field(ge=0)]
+    min_tiles_per_cell: Annotated[int, Field(ge=0)]
+    k_range: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]]
+    restarts: Annotated[int, Field(ge=1)]
+    n_permutations: Annotated[int, Field(ge=0)] = 200
 
 
-def cluster_tiles(
-    slides: pl.DataFrame,
-    tiles: pl.DataFrame,
-    embeddings: Embeddings,
-    parameters: Mapping[str, Any],
+def clustering_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: ClusteringScore
 ) -> pl.DataFrame:
     """Tiles of each unit (patient, label, center) per k-means cluster.
 
@@ -90,59 +102,53 @@ def cluster_tiles(
         The slides and tiles tables.
     embeddings
         Vectors of one encoder.
-    parameters
-        ``clustering_score``: max_tiles, min_patients_per_cell, min_tiles_per_cell, k_range (smallest
-        and largest number of clusters), restarts, seed.
+    p
+        The parameters.
 
     Returns
     -------
     DataFrame
-        :data:`CLUSTERS_SCHEMA`.
+        Columns :data:`CLUSTERING_SCHEMA`.
     """
-    drawn = draw_subsamples(
-        slides,
-        tiles,
-        embeddings,
-        {"designs": ["all"], "draws": 1, "exclude": "patient", **parameters},
+    asked = Subsampling(
+        max_tiles=p.max_tiles,
+        min_patients_per_cell=p.min_patients_per_cell,
+        min_tiles_per_cell=p.min_tiles_per_cell,
     )
-    reason = _obstacle(drawn, parameters)
-    if reason or drawn.cohort is None:
-        return pl.DataFrame([{"reason": reason}], schema=CLUSTERS_SCHEMA)
-    scope = drawn.scopes[0]
-    clusters, silhouette = chosen_clusters(drawn.vectors_of(scope), parameters)
-    units = drawn.cohort.unit_table.with_columns(pl.col("unit").cast(pl.Int64))
-    found = pl.DataFrame({"unit": drawn.cohort.units[scope.rows], "cluster": clusters})
-    return (
+    sampled = balanced_subsamples(slides, tiles, embeddings, asked, p.seed)
+    problem = _problem(sampled, p)
+    if problem:
+        return to_schema([{"reason": problem}], CLUSTERING_SCHEMA)
+    scope = sampled.scopes[0]
+    clusters, silhouette = chosen_clusters(sampled.vectors_of(scope), p)
+    found = pl.DataFrame({"unit": sampled.cohort.units[scope.rows], "cluster": clusters})
+    counts = (
         found.group_by("unit", "cluster")
         .agg(n=pl.len())
-        .join(units, on="unit", how="left")
+        .join(sampled.cohort.unit_table, on="unit", how="left")
         .sort("unit", "cluster")
-        .with_columns(
-            pl.lit(int(clusters.max()) + 1).alias("n_clusters"),
-            pl.lit(silhouette).alias("silhouette"),
-            pl.lit(None).alias("reason"),
-        )
-        .select(pl.col(name).cast(kind) for name, kind in CLUSTERS_SCHEMA.items())
+        .with_columns(n_clusters=pl.lit(int(clusters.max()) + 1), silhouette=pl.lit(silhouette))
     )
+    return to_schema(counts, CLUSTERING_SCHEMA)
 
 
-def _obstacle(drawn: Subsamples, parameters: Mapping[str, Any]) -> str:
-    if not drawn.scopes:
-        return drawn.obstacle("all")
-    n, fewest = len(drawn.scopes[0].rows), _TILES_PER_CLUSTER * parameters["k_range"][0]
+def _problem(sampled: Subsamples, p: ClusteringScore) -> str:
+    if not sampled.scopes:
+        return sampled.obstacle("all")
+    n, fewest = len(sampled.scopes[0].rows), _TILES_PER_CLUSTER * p.k_range[0]
     if n < fewest:
         return f"{n} tiles for at least {fewest}: add tiles, or take fewer clusters in k_range"
     return ""
 
 
-def chosen_clusters(vectors: Floats32, parameters: Mapping[str, Any]) -> tuple[Ints, float]:
+def chosen_clusters(vectors: Floats32, p: ClusteringScore) -> tuple[Ints, float]:
     """Clusters of the unit vectors for the number of clusters with the largest silhouette.
 
     Parameters
     ----------
     vectors
         [n, d], no row zero.
-    parameters
+    p
         k_range, restarts, seed.
 
     Returns
@@ -155,11 +161,11 @@ def chosen_clusters(vectors: Floats32, parameters: Mapping[str, Any]) -> tuple[I
 
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     unit = vectors / lengths[:, None].astype(np.float32)
-    fewest, most = parameters["k_range"]
+    fewest, most = p.k_range
     most = min(most, len(unit) // _TILES_PER_CLUSTER)
 
     def fitted(k: int, starts: int) -> Ints:
-        means = KMeans(k, n_init=starts, random_state=parameters["seed"])
+        means = KMeans(k, n_init=starts, random_state=p.seed)
         return np.unique(means.fit_predict(unit), return_inverse=True)[1]
 
     with threadpool_limits(1):  # sums in one order: the same clusters on any number of cores
@@ -167,7 +173,7 @@ def chosen_clusters(vectors: Floats32, parameters: Mapping[str, Any]) -> tuple[I
         best = max(
             range(fewest, most + 1), key=lambda k: silhouette_of(distances, fitted(k, _STARTS))
         )
-        clusters = fitted(best, parameters["restarts"])
+        clusters = fitted(best, p.restarts)
         return clusters, silhouette_of(distances, clusters)
 
 
@@ -213,137 +219,119 @@ def silhouette_of(distances: NDArray[np.floating], clusters: Ints) -> float:
     return float(np.where(sizes[clusters] > 1, np.nan_to_num(each), 0).mean())
 
 
-def clustering_score(
-    clusters: pl.DataFrame, parameters: Mapping[str, Any], encoder: str
-) -> pl.DataFrame:
-    """ARI of the clusters with labels and with centers, and their difference.
+@record(frozen=True)
+class ClusteredUnits:
+    """Tiles of each unit per cluster.
+
+    Attributes
+    ----------
+    patients, labels, centers
+        [u] codes.
+    counts
+        [u, K] tiles.
+    p
+        The parameters.
+    """
+
+    patients: Ints
+    labels: Ints
+    centers: Ints
+    counts: Floats
+    p: ClusteringScore
+
+    @classmethod
+    def of(cls, statistics: pl.DataFrame, p: ClusteringScore) -> ClusteredUnits:
+        """Read the statistics back."""
+        rows = statistics.filter(pl.col("n").is_not_null())
+        key = ["patient_id", "label", "center"]
+        units = rows.select(key).unique().sort(key)
+        place = units.with_row_index("unit").join(rows, on=key, how="right", maintain_order="right")
+        counts = np.zeros((units.height, int(rows["n_clusters"][0])))
+        counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
+        return cls(*(codes_of(units[name]) for name in key), counts, p)
+
+    @property
+    def n_patients(self) -> int:
+        """How many patients there are."""
+        return int(self.patients.max()) + 1
+
+    def estimate(self, value: float, draws: Floats | None = None) -> Estimate:
+        """A figure of all tiles, with the interval of its draws."""
+        interval = (None, None) if draws is None else percentile_interval(draws)
+        return Estimate(value, *interval, int(self.counts.sum()), self.n_patients)
+
+    def scores(self, weights: Floats) -> dict[str, Floats]:
+        """[draws] each score with patients resampled."""
+        of_label, of_center = (
+            resampled_ari(self.counts, tags, self.patients, weights)
+            for tags in (self.labels, self.centers)
+        )
+        return {
+            "clustering_score": of_label - of_center,
+            "ari_label": of_label,
+            "ari_center": of_center,
+        }
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """The scores with their intervals."""
+        point = self.scores(np.ones((1, self.n_patients)))
+        draws = self.scores(self.p.weights(self.n_patients))
+        return {name: self.estimate(float(point[name][0]), draws[name]) for name in point}
+
+    @cached_property
+    def permuted(self) -> dict[str, Floats]:
+        """[permutations] the scores when patients exchange label and center together.
+
+        Units lie side by side by patient, once in the patients' order and once in a random one, and
+        each takes the tags that lie beside it: a patient's units take those of one other patient
+        where all have equally many. The order within a patient is random too, or patients that show
+        every label would give each label to itself.
+        """
+        generator = np.random.default_rng(self.p.seed)
+        ones = np.ones((1, self.n_patients))
+        found = []
+        for _ in range(self.p.n_permutations):
+            patient, unit = generator.random(self.n_patients), generator.random(len(self.labels))
+            order = np.lexsort((unit, patient[self.patients]))
+            other = replace(self, labels=self.labels[order], centers=self.centers[order])
+            found.append({name: float(value[0]) for name, value in other.scores(ones).items()})
+        return {name: np.array([one[name] for one in found]) for name in self.estimates}
+
+
+def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order.
 
     Parameters
     ----------
-    clusters
-        Output of :func:`cluster_tiles`.
-    parameters
-        ``clustering_score``: bootstrap_draws, n_permutations, seed, thresholds.
-    encoder
-        Name of the encoder.
-
-    Returns
-    -------
-    DataFrame
-        Measurements clustering_score_minus_null, clustering_score, ari_label, ari_center, n_clusters,
-        silhouette. Null: 95% of permutations of (label, center) over patients, so that clusters know
-        neither.
+    statistics
+        From :func:`clustering_statistics`.
+    p
+        The parameters.
     """
-    rows = clusters.filter(pl.col("n").is_not_null())
-    name: dict[str, Any] = {"experiment": EXPERIMENT, "encoder": encoder}
-    thresholds = parameters["thresholds"]
-    if rows.is_empty():
-        return measurement_table(
-            row
-            for metric in (SIGNATURE, "clustering_score", "ari_label", "ari_center")
-            for row in not_applicable(
-                **name,
-                metrics=[metric],
-                reason=clusters["reason"][0],
-                **(thresholds.get(metric) or {}),
-            )
-        )
-    held = _held(rows)
-    weights = bootstrap_weights(held.n_patients, parameters["bootstrap_draws"], parameters["seed"])
-    point, drawn = (_scores(held, w) for w in (np.ones((1, held.n_patients)), weights))
-    nulls = _permuted(held, parameters["n_permutations"], parameters["seed"])
-    n = int(held.counts.sum())
-    estimates = {
-        metric: Estimate(
-            float(point[metric][0]), *percentile_interval(drawn[metric]), n, held.n_patients
-        )
-        for metric in point
-    }
-    score = "clustering_score"
-    judged = thresholds.get(SIGNATURE) or {}
-    told = [_minus_null(estimates[score], nulls[score], {**name, **judged})]
-    told += [
-        measurement(
-            **name,
-            metric=metric,
-            estimate=estimate,
-            null=Null(*percentile_interval(nulls[metric])) if len(nulls[metric]) else Null(),
-            **(thresholds.get(metric) or {}),
-        )
-        for metric, estimate in estimates.items()
-    ]
-    for metric in ("n_clusters", "silhouette"):
-        value = float(rows[metric][0])
-        estimate = Estimate(value, None, None, n, held.n_patients)
-        told.append(measurement(**name, metric=metric, estimate=estimate))
-    return measurement_table(told)
+    scores = ("clustering_score", "ari_label", "ari_center")
+    of_clusters = ("n_clusters", "silhouette")
+    problem = statistics["reason"].drop_nulls()
+    if len(problem):
+        metrics = ("clustering_score_minus_null", *scores, *of_clusters)
+        yield from (Figure(metric, undefined(problem[0])) for metric in metrics)
+        return
+    units = ClusteredUnits.of(statistics, p)
+    yield Figure("clustering_score_minus_null", partial(score_minus_null, units))
+    for metric in scores:
+        yield Figure(metric, partial(score, units, metric))
+    for metric in of_clusters:
+        yield Figure(metric, partial(units.estimate, float(statistics[metric][0])))
 
 
-def _minus_null(estimate: Estimate, permuted: Floats, common: Mapping[str, Any]) -> dict[str, Any]:
-    """The score minus the mean of its permutations."""
-    known = permuted[np.isfinite(permuted)]
-    if not len(known):
-        reason = "no permutation to compare with: set n_permutations to 200"
-        return not_applicable(
-            **common,
-            metrics=[SIGNATURE],
-            reason=reason,
-            n=estimate.n,
-            n_patients=estimate.n_patients,
-        )[0]
-    chance = float(known.mean())
-    value, low, high = (
-        None if figure is None else figure - chance
-        for figure in (estimate.value, estimate.ci_low, estimate.ci_high)
-    )
-    return measurement(
-        **common,
-        metric=SIGNATURE,
-        estimate=Estimate(value, low, high, estimate.n, estimate.n_patients),
-        null=Null(*percentile_interval(permuted - chance)),
-    )
+def score(units: ClusteredUnits, metric: str) -> Value:
+    """One score; null: permutations of (label, center) over patients."""
+    return Value(units.estimates[metric], null_range(units.permuted[metric]))
 
 
-def _held(rows: pl.DataFrame) -> _Clustered:
-    key = ["patient_id", "label", "center"]
-    units = rows.select(key).unique().sort(key)
-    place = units.with_row_index("unit").join(rows, on=key, how="right", maintain_order="right")
-    counts = np.zeros((units.height, int(rows["n_clusters"][0])))
-    counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
-    patients, labels, centers = (codes_of(units[name]) for name in key)
-    return _Clustered(patients, labels, centers, counts)
-
-
-def _scores(held: _Clustered, weights: Floats) -> dict[str, Floats]:
-    of_label, of_center = (
-        resampled_ari(held.counts, tags, held.patients, weights)
-        for tags in (held.labels, held.centers)
-    )
-    return {
-        "clustering_score": of_label - of_center,
-        "ari_label": of_label,
-        "ari_center": of_center,
-    }
-
-
-def _permuted(held: _Clustered, permutations: int, seed: int) -> dict[str, Floats]:
-    """[permutations] the scores when patients exchange label and center together.
-
-    Units lie side by side by patient, once in the patients' order and once in a random one, and each
-    takes the tags that lie beside it: a patient's units take those of one other patient where all
-    have equally many. The order within a patient is random too, or patients that show every label
-    would give each label to itself.
-    """
-    generator = np.random.default_rng(seed)
-    ones = np.ones((1, held.n_patients))
-    worlds = []
-    for _ in range(permutations):
-        patient, unit = generator.random(held.n_patients), generator.random(len(held.labels))
-        order = np.lexsort((unit, patient[held.patients]))
-        other = _Clustered(held.patients, held.labels[order], held.centers[order], held.counts)
-        worlds.append({metric: float(value[0]) for metric, value in _scores(other, ones).items()})
-    metrics = ("clustering_score", "ari_label", "ari_center")
-    return {metric: np.array([world[metric] for world in worlds]) for metric in metrics}
+def score_minus_null(units: ClusteredUnits) -> Value:
+    """The difference of both ARI minus the mean of its permutations."""
+    return minus_null(units.estimates["clustering_score"], units.permuted["clustering_score"])
 
 
 def resampled_ari(counts: Floats, tags: Ints, patients: Ints, weights: Floats) -> Floats:

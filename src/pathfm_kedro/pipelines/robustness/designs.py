@@ -1,106 +1,41 @@
-"""Who is compared with whom: balanced subsamples of tiles, and every two labels × two centers.
-
-A *cell* is one label at one center; a *unit* is the tiles of one patient with one label from one
-center (usually: a patient). Design ``all`` draws equally many tiles from every cell that has enough
-patients and tiles, dealt round the cell's patients; ``paired_2x2`` does the same for every two labels
-× two centers whose four cells are filled. A *scope* is one such draw or pair.
-"""
+"""Former names of :mod:`pathfm_kedro.statistics.balanced_designs`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from pathfm_kedro.statistics.permutation import permuted_within
-from pathfm_kedro.statistics.tables import Embeddings, tile_rows
+from pathfm_kedro.statistics.balanced_designs import (
+    Cohort,
+    PermutedTags,
+    Scope,
+    Subsamples,
+    Subsampling,
+    balanced_subsamples,
+    codes_of,
+    permuted_tags,
+    read_rows,
+    tagged_rows,
+)
+from pathfm_kedro.statistics.tables import Embeddings
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+__all__ = [
+    "Cohort",
+    "Dealt",
+    "Scope",
+    "Subsamples",
+    "codes_of",
+    "deal_tags",
+    "draw_subsamples",
+    "read_rows",
+    "tagged_rows",
+]
 
-
-@dataclass(frozen=True)
-class Cohort:
-    """Tiles that can ask or answer, as codes; all arrays are [n] and follow the embeddings."""
-
-    patients: Ints
-    labels: Ints
-    centers: Ints
-    groups: Ints
-    units: Ints
-    unit_table: pl.DataFrame
-
-    @property
-    def n_labels(self) -> int:
-        """Number of labels."""
-        return int(self.labels.max(initial=-1)) + 1
-
-    @property
-    def n_centers(self) -> int:
-        """Number of centers."""
-        return int(self.centers.max(initial=-1)) + 1
-
-    @property
-    def cells(self) -> Ints:
-        """[n] label × center cell of each tile."""
-        return self.labels * self.n_centers + self.centers
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Tiles among which neighbours are sought: one balanced draw, or one 2 × 2 pair."""
-
-    design: str
-    draw: int
-    rows: Ints
-
-
-@dataclass(frozen=True)
-class Dealt:
-    """Labels and centers of a scope's units, dealt anew over them; codes, [units, permutations]."""
-
-    units: Ints
-    label: Ints
-    center: Ints
-
-
-@dataclass(frozen=True)
-class Subsamples:
-    """Scopes of a cohort with the vectors of their tiles.
-
-    Attributes
-    ----------
-    cohort
-        Labels, centers, patients of all embedded tiles; None where there is none with all three.
-    scopes
-        Draws and pairs, in the order of the designs asked for.
-    unused
-        Why designs and cells are not used, with the mend.
-    rows
-        [m] rows of the cohort that stand in any scope, sorted.
-    vectors
-        [m, d] their vectors.
-    """
-
-    cohort: Cohort | None
-    scopes: list[Scope]
-    unused: list[dict[str, Any]]
-    rows: Ints
-    vectors: NDArray[np.float32]
-
-    def vectors_of(self, scope: Scope) -> NDArray[np.float32]:
-        """[n, d] vectors of a scope's tiles."""
-        return self.vectors[np.searchsorted(self.rows, scope.rows)]
-
-    def obstacle(self, design: str) -> str:
-        """Why a design cannot be measured, with the mend; empty if it can."""
-        reasons = (r["reason"] for r in self.unused if r["design"] == design and r["label"] is None)
-        return str(next(reasons, ""))
+Dealt, deal_tags = PermutedTags, permuted_tags
+Scope.draw = property(lambda self: self.number)  # type: ignore[attr-defined]
 
 
 def draw_subsamples(
@@ -109,277 +44,7 @@ def draw_subsamples(
     embeddings: Embeddings,
     parameters: Mapping[str, Any],
 ) -> Subsamples:
-    """Scopes of every design asked for, and the vectors of the tiles in them.
-
-    Parameters
-    ----------
-    slides, tiles
-        The slides and tiles tables.
-    embeddings
-        Vectors of one encoder.
-    parameters
-        designs, exclude, draws, max_tiles, max_tiles_per_pair, max_pairs, min_patients_per_cell,
-        min_tiles_per_cell, seed.
-
-    Returns
-    -------
-    Subsamples
-        Without scopes where no design can be measured; `unused` says why.
-    """
-    table = tagged_rows(slides, tiles, embeddings.slide_ids)
-    nothing = np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
-    if table.is_empty():
-        reason = "no embedded tile has a patient, a label and a center: complete the manifest"
-        unused = [unused_row(design, reason) for design in parameters["designs"]]
-        return Subsamples(None, [], unused, *nothing)
-    cohort = cohort_of(table, parameters["exclude"])
-    scopes, unused = scopes_of(cohort, parameters)
-    if not scopes:
-        return Subsamples(cohort, [], unused, *nothing)
-    wanted = np.unique(np.concatenate([scope.rows for scope in scopes]))
-    return Subsamples(cohort, scopes, unused, wanted, read_rows(embeddings, table[wanted]))
-
-
-def tagged_rows(
-    slides: pl.DataFrame, tiles: pl.DataFrame, slide_ids: Sequence[str]
-) -> pl.DataFrame:
-    """Embedded tiles that have a patient, a label and a center.
-
-    Returns
-    -------
-    DataFrame
-        As ``tile_rows``, with `place` (row of the tile in its slide's shard) and `height` (rows
-        that the shard must have).
-    """
-    table = tile_rows(slides, tiles, slide_ids).with_columns(
-        pl.int_range(pl.len()).over("slide_id").alias("place"),
-        pl.len().over("slide_id").alias("height"),
-    )
-    return table.drop_nulls(["patient_id", "label", "center"])
-
-
-def cohort_of(table: pl.DataFrame, exclude: str) -> Cohort:
-    """Codes of the table's patients, labels, centers and units.
-
-    Raises
-    ------
-    ValueError
-        If `exclude` is none of patient, slide, none.
-    """
-    unit_key = ["patient_id", "label", "center"]
-    units = table.select(unit_key).unique().sort(unit_key).with_row_index("unit")
-    codes = table.join(units, on=unit_key, how="left", maintain_order="left")["unit"]
-    groups = {"patient": table["patient_id"], "slide": table["slide_id"], "none": table["tile_id"]}
-    if exclude not in groups:
-        raise ValueError(f"exclude is {exclude!r}: use one of {', '.join(groups)}")
-    return Cohort(
-        patients=codes_of(table["patient_id"]),
-        labels=codes_of(table["label"]),
-        centers=codes_of(table["center"]),
-        groups=codes_of(groups[exclude]),
-        units=codes.to_numpy().astype(np.int64),
-        unit_table=units,
-    )
-
-
-def codes_of(names: pl.Series) -> Ints:
-    """Names as integers 0, 1, … in sorted order.
-
-    Examples
-    --------
-    >>> codes_of(pl.Series(["b", "a", "b"])).tolist()
-    [1, 0, 1]
-    """
-    return names.rank("dense").to_numpy().astype(np.int64) - 1
-
-
-def read_rows(embeddings: Embeddings, rows: pl.DataFrame) -> NDArray[np.float32]:
-    """Vectors of the given rows of the table.
-
-    Slides are read one at a time: the stack of a whole cohort may not fit in memory.
-    """
-    chosen = rows.group_by("slide_id", "height", maintain_order=True).agg("place")
-    parts = []
-    for slide_id, height, places in chosen.iter_rows():
-        shard = embeddings.stack([slide_id])
-        if len(shard) != height:
-            raise ValueError(
-                f"slide {slide_id!r} has {height} tiles and {len(shard)} vectors: embed it again"
-            )
-        parts.append(shard[places])
-    return np.concatenate(parts)
-
-
-def scopes_of(
-    cohort: Cohort, parameters: Mapping[str, Any]
-) -> tuple[list[Scope], list[dict[str, Any]]]:
-    """Scopes of every design asked for, and why designs and cells are not used."""
-    usable, unused_cells = _usable_cells(cohort, parameters)
-    scopes: list[Scope] = []
-    unused: list[dict[str, Any]] = []
-    builders = {"all": _balanced_draws, "paired_2x2": _pairs}
-    for design in parameters["designs"]:
-        if design not in builders:
-            raise ValueError(f"unknown design {design!r}: use one of {', '.join(builders)}")
-        reason = _obstacle(cohort, usable, design)
-        if reason:
-            unused.append(unused_row(design, reason))
-            continue
-        scopes += builders[design](cohort, usable, parameters)
-        unused += [unused_row(design, why, label, center) for label, center, why in unused_cells]
-    return scopes, unused
-
-
-def _usable_cells(
-    cohort: Cohort, parameters: Mapping[str, Any]
-) -> tuple[NDArray[np.bool_], list[tuple[str, str, str]]]:
-    """[labels, centers] cells with enough patients and tiles, and the others with the reason."""
-    shape = (cohort.n_labels, cohort.n_centers)
-    size = shape[0] * shape[1]
-    tiles = np.bincount(cohort.cells, minlength=size).reshape(shape)
-    cell_of_patient = np.unique(np.stack([cohort.cells, cohort.patients]), axis=1)[0]
-    patients = np.bincount(cell_of_patient, minlength=size).reshape(shape)
-    fewest = (parameters["min_patients_per_cell"], parameters["min_tiles_per_cell"])
-    usable = (patients >= max(fewest[0], 1)) & (tiles >= max(fewest[1], 1))
-    labels = cohort.unit_table["label"].unique().sort()
-    centers = cohort.unit_table["center"].unique().sort()
-    left_out = [
-        (
-            labels[int(i)],
-            centers[int(j)],
-            f"{patients[i, j]} patients with {tiles[i, j]} tiles: a cell needs {fewest[0]} "
-            f"patients and {fewest[1]} tiles",
-        )
-        for i, j in np.argwhere(~usable & (tiles > 0))
-    ]
-    return usable, left_out
-
-
-def _obstacle(cohort: Cohort, usable: NDArray[np.bool_], design: str) -> str:
-    """Why a design cannot be measured, with the mend; empty if it can."""
-    if cohort.n_centers < 2:
-        return "one center: add slides from a second center with the same labels"
-    if cohort.n_labels < 2:
-        return "one label: add slides of a second label from the same centers"
-    per_label, per_center = usable.sum(axis=1), usable.sum(axis=0)
-    if not usable.any():
-        return "no label × center cell has enough patients and tiles: see min_*_per_cell"
-    if per_label.max() < 2:
-        return (
-            "label and center are confounded: no label stands at two centers with enough patients "
-            "and tiles, so no neighbour can share biology across centers"
-        )
-    if per_center.max() < 2:
-        return (
-            "no center has two labels with enough patients and tiles, so no neighbour can share "
-            "the center across labels: add labels to a center"
-        )
-    if design == "paired_2x2" and next(_complete_pairs(usable), None) is None:
-        return "no two labels stand at the same two centers with enough patients and tiles"
-    return ""
-
-
-def _complete_pairs(usable: NDArray[np.bool_]) -> Iterator[Ints]:
-    """Cells of every 2 labels × 2 centers that are all usable."""
-    n_centers = usable.shape[1]
-    for a, b in itertools.combinations(range(usable.shape[0]), 2):
-        shared = np.flatnonzero(usable[a] & usable[b])
-        for c, d in itertools.combinations(shared, 2):
-            yield np.array(
-                [a * n_centers + c, a * n_centers + d, b * n_centers + c, b * n_centers + d]
-            )
-
-
-def _balanced_draws(
-    cohort: Cohort, usable: NDArray[np.bool_], parameters: Mapping[str, Any]
-) -> list[Scope]:
-    cells = np.flatnonzero(usable)
-    first = _balanced(cohort, cells, parameters["max_tiles"], parameters["seed"])
-    everything = int(np.isin(cohort.cells, cells).sum())
-    draws = 1 if len(first) == everything else int(parameters["draws"])
-    rest = (
-        _balanced(cohort, cells, parameters["max_tiles"], [parameters["seed"], draw])
-        for draw in range(1, draws)
-    )
-    return [Scope("all", draw, rows) for draw, rows in enumerate([first, *rest])]
-
-
-def _pairs(cohort: Cohort, usable: NDArray[np.bool_], parameters: Mapping[str, Any]) -> list[Scope]:
-    pairs = list(_complete_pairs(usable))
-    limit = parameters["max_pairs"]
-    if limit is not None and len(pairs) > limit:
-        generator = np.random.default_rng(parameters["seed"])
-        kept = np.sort(generator.choice(len(pairs), limit, replace=False))
-        pairs = [pairs[i] for i in kept]
-    most = parameters["max_tiles_per_pair"]
-    return [
-        Scope("paired_2x2", i, _balanced(cohort, cells, most, [parameters["seed"], 0, i]))
-        for i, cells in enumerate(pairs)
-    ]
-
-
-def _balanced(cohort: Cohort, cells: Ints, most: int, seed: int | Sequence[int]) -> Ints:
-    """Rows with as many tiles from each cell, dealt round its patients; sorted.
-
-    Parameters
-    ----------
-    cells
-        Codes of the cells to fill.
-    most
-        Tiles in all, at most.
-    seed
-        Seed of the draw.
-    """
-    rows = np.flatnonzero(np.isin(cohort.cells, cells))
-    cell, patient = cohort.cells[rows], cohort.patients[rows]
-    luck, patient_luck = np.random.default_rng(seed).random((2, len(rows)))
-    turn = _rank_within(np.stack([cell, patient]), luck)
-    place = _rank_within(cell[None, :], turn + patient_luck)
-    size = min(int(np.bincount(cell)[cells].min()), max(most // len(cells), 1))
-    return rows[place < size]
-
-
-def _rank_within(keys: Ints, values: Floats) -> Ints:
-    """Rank of each value among those with the same keys, from 0."""
-    order = np.lexsort((values, *keys))
-    new = np.ones(len(values), dtype=bool)
-    new[1:] = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
-    starts = np.flatnonzero(new)
-    ranks = np.empty(len(values), dtype=np.int64)
-    ranks[order] = np.arange(len(values)) - np.repeat(starts, np.diff([*starts, len(values)]))
-    return ranks
-
-
-def deal_tags(
-    cohort: Cohort, scopes: Sequence[Scope], permutations: int, seed: int
-) -> Iterator[Dealt]:
-    """Labels dealt anew within centers and centers within labels, for each scope.
-
-    The draws of design ``all`` share one dealing; in the pairs a unit keeps its place in the order
-    of all its pairs, so that they depend on each other as the measured ones do.
-    """
-    first = np.unique(cohort.units, return_index=True)[1]
-    labels, centers = cohort.labels[first], cohort.centers[first]
-    members = [np.unique(cohort.units[scope.rows]) for scope in scopes]
-    for design, group in itertools.groupby(range(len(scopes)), lambda i: scopes[i].design):
-        chosen = list(group)
-        stratum = [0 if design == "all" else i for i in chosen]
-        keys = [part * len(first) + members[i] for part, i in zip(stratum, chosen, strict=True)]
-        nodes = np.unique(np.concatenate(keys))
-        part, unit = np.divmod(nodes, len(first))
-        label, center = (
-            permuted_within(
-                own[unit], part * (int(other.max()) + 1) + other[unit], permutations, seed, unit
-            )
-            for own, other in ((labels, centers), (centers, labels))
-        )
-        for key, i in zip(keys, chosen, strict=True):
-            place = np.searchsorted(nodes, key)
-            yield Dealt(members[i], label[place], center[place])
-
-
-def unused_row(
-    design: str, reason: str, label: str | None = None, center: str | None = None
-) -> dict[str, Any]:
-    """Why a design, or a cell of it, is not used."""
-    return {"design": design, "reason": reason, "label": label, "center": center}
+    """As :func:`balanced_subsamples`, from a mapping."""
+    named = {**parameters, "subsamples": parameters.get("draws", 1)}
+    asked = {f.name: named[f.name] for f in fields(Subsampling) if f.name in named}
+    return balanced_subsamples(slides, tiles, embeddings, Subsampling(**asked), named["seed"])

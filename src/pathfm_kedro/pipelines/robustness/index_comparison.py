@@ -10,7 +10,7 @@ margin by the jackknife of patients in both roles. Intervals and p-values allow 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,34 +18,57 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.robustness.margins import CromaDraws, croma_draws, jackknife_variance
-from pathfm_kedro.pipelines.robustness.robustness_index import IndexDraws, index_draws
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
+from pathfm_kedro.pipelines.robustness.margins import MeasuredMargins, RobustnessMargins
+from pathfm_kedro.pipelines.robustness.robustness_index import RobustnessIndex, counted
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value, measure
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.pair_bootstrap import (
+    jackknife_variance,
+    pair_variance,
+    resampled_total,
 )
-from pathfm_kedro.statistics.pair_bootstrap import pair_variance
 from pathfm_kedro.statistics.paired_comparison import simultaneous_intervals
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.unit_neighbours import OS, SO, UnitNeighbours
 
 Floats = NDArray[np.float64]
 
 EXPERIMENT = "robustness_index_comparison"
+
+#: The design in which encoders are compared.
+_DESIGN = "all"
 
 #: Two encoders are told apart below this adjusted p-value.
 _ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class _Difference:
-    first: str
-    second: str
+class Compared:
+    """A figure of one encoder with what its difference from another's needs.
+
+    Attributes
+    ----------
+    value
+        The figure.
+    draws
+        [draws] in each resampled cohort.
+    influence
+        What patients add to it: [P, P] influence of each two of them for the index, [2, P] change
+        without each of them for the margin.
+    weight
+        [P, P] part of each two patients in the index's denominator; None for the margin.
+    patients
+        Names, in order.
+    n
+        Queries behind the figure.
+    """
+
     value: float
     draws: Floats
+    influence: Any
+    weight: Any
+    patients: tuple[str, ...]
     n: int
-    n_patients: int
 
 
 def compare_encoders(
@@ -54,7 +77,7 @@ def compare_encoders(
     margin_parameters: Mapping[str, Any],
     *,
     encoders: Sequence[str],
-    **tables: pl.DataFrame,
+    **statistics: pl.DataFrame,
 ) -> dict[str, pl.DataFrame]:
     """Differences between every two encoders, in the design ``all``.
 
@@ -62,15 +85,14 @@ def compare_encoders(
     ----------
     chosen_k
         Output of ``choose_k``; the cohort's k is used.
-    parameters
-        ``robustness_index``: bootstrap_draws, seed.
-    margin_parameters
-        ``robustness_margins``: m, of which the first is used.
+    parameters, margin_parameters
+        The blocks ``robustness_index`` and ``robustness_margins``; of the latter's m the first is
+        used.
     encoders
         Names of the encoders.
-    tables
-        ``counts_<encoder>`` and ``margins_<encoder>``: both outputs of
-        ``count_neighbours_and_margins``.
+    statistics
+        ``index_<encoder>`` and ``margins_<encoder>``: both outputs of
+        ``index_and_margin_statistics``.
 
     Returns
     -------
@@ -79,75 +101,100 @@ def compare_encoders(
         (setting other): its figure less the other's. All descriptive; the reason says whether they
         are told apart.
     """
-    m, k = margin_parameters["m"][0], chosen_k["k"]
-    indices = {
-        name: None
-        if k is None
-        else index_draws(tables[f"counts_{name}"], "all", int(k), parameters)
-        for name in encoders
-    }
-    margins = {
-        name: croma_draws(tables[f"margins_{name}"], "all", m, parameters) for name in encoders
-    }
-    rows = [
-        *_rows("ri_difference", indices, _index_difference, {"design": "all", "k": k}),
-        *_rows("croma_difference", margins, _margin_difference, {"design": "all", "m": m}),
+    index = read_parameters(RobustnessIndex, "robustness_index", parameters)
+    margins = read_parameters(RobustnessMargins, "robustness_margins", margin_parameters)
+    k, m = chosen_k["k"], margins.m[0]
+    indices = {e: compared_index(statistics[f"index_{e}"], k, index) for e in encoders}
+    medians = {e: compared_margin(statistics[f"margins_{e}"], m, margins) for e in encoders}
+    figures = [
+        *_figures("ri_difference", indices, _index_variance, {"design": _DESIGN, "k": k}),
+        *_figures("croma_difference", medians, _margin_variance, {"design": _DESIGN, "m": m}),
     ]
-    return {
-        name: measurement_table(row for row in rows if row["encoder"] == name) for name in encoders
-    }
+    return {e: measure((f for own, f in figures if own == e), EXPERIMENT, e) for e in encoders}
 
 
-def _rows(
+def compared_index(statistics: pl.DataFrame, k: int | None, p: RobustnessIndex) -> Compared | None:
+    """Index of an encoder at k in every resampled cohort; None if it is undefined."""
+    rows = counted(statistics, _DESIGN)
+    if rows.is_empty() or k not in rows["k"]:
+        return None
+    found = UnitNeighbours.of(rows, _DESIGN)
+    near = found.band <= found.k_grid.index(k)
+    matching = found.matrix(near & (found.kind == SO))
+    typed = found.matrix(near & ((found.kind == SO) | (found.kind == OS)))
+    below = float(typed.sum())
+    if below == 0:
+        return None
+    weights = p.weights(found.n_patients)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = resampled_total(matching, weights) / resampled_total(typed, weights)
+    value = float(matching.sum()) / below
+    patients = tuple(rows["patient_id"].unique().sort())
+    influence = (matching - value * typed) / below
+    return Compared(value, draws, influence, typed / below, patients, found.n)
+
+
+def compared_margin(statistics: pl.DataFrame, m: int, p: RobustnessMargins) -> Compared | None:
+    """Median margin of an encoder in every resampled cohort; None if it has none."""
+    margins = MeasuredMargins(statistics, _DESIGN, m, p)
+    if not margins.patients or not margins.answered.sum():
+        return None
+    return Compared(
+        float(margins.point.median[0]),
+        margins.resampled.median,
+        margins.changes["median"],
+        None,
+        tuple(margins.patients),
+        margins.n,
+    )
+
+
+def _figures(
     metric: str,
-    figures: Mapping[str, Any],
-    difference: Callable[[Any, Any], tuple[float, Floats]],
+    of: Mapping[str, Compared | None],
+    variance: Callable[[Compared, Compared, Floats], float],
     setting: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Rows of every two encoders in both directions."""
-    told, rows = [], []
-    for first, second in itertools.combinations(sorted(figures), 2):
-        reason = _obstacle(first, second, figures)
-        if reason:
-            for name, other in ((first, second), (second, first)):
-                rows += not_applicable(
-                    experiment=EXPERIMENT,
-                    encoder=name,
-                    metrics=[metric],
-                    reason=reason,
-                    setting={**setting, "other": other},
-                )
-            continue
-        value, draws = difference(figures[first], figures[second])
-        held = figures[first]
-        told.append(_Difference(first, second, value, draws, held.n, len(held.patients)))
-    if not told:
-        return rows
-    values = np.array([each.value for each in told])
-    found = simultaneous_intervals(values, np.array([each.draws for each in told]))
-    bounds = zip(told, found.low, found.high, found.p_value, strict=True)
-    for each, low, high, p_value in bounds:
-        directions = (
-            (each.first, each.second, each.value, low, high),
-            (each.second, each.first, -each.value, -high, -low),
-        )
-        for name, other, value, bottom, top in directions:
-            rows.append(
-                measurement(
-                    experiment=EXPERIMENT,
-                    encoder=name,
-                    metric=metric,
-                    setting={**setting, "other": other},
-                    estimate=Estimate(value, _known(bottom), _known(top), each.n, each.n_patients),
-                    null=Null(0.0, 0.0),
-                    reason=_told_apart(value, other, float(p_value), len(told)),
-                )
+) -> Iterator[tuple[str, Figure]]:
+    """Every two encoders in both directions: the encoder that a figure belongs to, and the figure."""
+    pairs = list(itertools.combinations(sorted(of), 2))
+    problems = {pair: _obstacle(*pair, of) for pair in pairs}
+    known = [pair for pair in pairs if not problems[pair]]
+    drawn = {pair: _difference(of[pair[0]], of[pair[1]], variance) for pair in known}
+    values = _told_together(drawn, of)
+    for first, second in pairs:
+        for name, other in ((first, second), (second, first)):
+
+            def compute(name: str = name, other: str = other) -> Value:
+                problem = problems.get((name, other)) or problems.get((other, name))
+                if problem:
+                    raise Undefined(problem)
+                return values[name, other]
+
+            yield name, Figure(metric, compute, {**setting, "other": other})
+
+
+def _told_together(
+    drawn: Mapping[tuple[str, str], tuple[float, Floats]], of: Mapping[str, Any]
+) -> dict[tuple[str, str], Value]:
+    """Differences, in both directions, with intervals that hold together."""
+    if not drawn:
+        return {}
+    values = np.array([value for value, _ in drawn.values()])
+    found = simultaneous_intervals(values, np.array([draws for _, draws in drawn.values()]))
+    told = {}
+    bounds = zip(drawn, values.tolist(), found.low, found.high, found.p_value, strict=True)
+    for (first, second), value, low, high, p_value in bounds:
+        support = of[first].n, len(of[first].patients)
+        for name, other, figure, ends in (
+            (first, second, value, (low, high)),
+            (second, first, -value, (-high, -low)),
+        ):
+            interval = (float(end) if np.isfinite(end) else None for end in ends)
+            reason = _told_apart(figure, other, float(p_value), len(drawn))
+            told[name, other] = Value(
+                Estimate(figure, *interval, *support), Null(0.0, 0.0), reason=reason
             )
-    return rows
-
-
-def _known(bound: float) -> float | None:
-    return float(bound) if np.isfinite(bound) else None
+    return told
 
 
 def _told_apart(value: float, other: str, p_value: float, pairs: int) -> str:
@@ -159,12 +206,12 @@ def _told_apart(value: float, other: str, p_value: float, pairs: int) -> str:
     return f"{'higher' if value > 0 else 'lower'} than {other}: {among}"
 
 
-def _obstacle(first: str, second: str, figures: Mapping[str, Any]) -> str:
+def _obstacle(first: str, second: str, of: Mapping[str, Any]) -> str:
     """Why two encoders cannot be compared; empty if they can."""
     for name in (first, second):
-        if figures[name] is None:
+        if of[name] is None:
             return f"{name} has no such figure: see its own rows for the reason"
-    if figures[first].patients != figures[second].patients:
+    if of[first].patients != of[second].patients:
         return (
             f"{first} and {second} were measured on other patients, so that draws are not shared: "
             "embed the same slides with both"
@@ -172,23 +219,21 @@ def _obstacle(first: str, second: str, figures: Mapping[str, Any]) -> str:
     return ""
 
 
-def _index_difference(first: IndexDraws, second: IndexDraws) -> tuple[float, Floats]:
+def _difference(
+    first: Any, second: Any, variance_of: Callable[[Any, Any, Floats], float]
+) -> tuple[float, Floats]:
+    """Difference, and its draws about it with the corrected variance."""
     value, draws = first.value - second.value, first.draws - second.draws
-    variance = pair_variance(
-        first.influence - second.influence, 0.5 * (first.weight + second.weight)
-    )
-    return value, _rescaled(value, draws, variance)
-
-
-def _margin_difference(first: CromaDraws, second: CromaDraws) -> tuple[float, Floats]:
-    value, draws = first.value - second.value, first.draws - second.draws
-    variance = jackknife_variance(first.left_out - second.left_out)
-    return value, _rescaled(value, draws, max(variance, float(np.nanvar(draws))))
-
-
-def _rescaled(value: float, draws: Floats, variance: float) -> Floats:
-    """Draws about the value with the given variance."""
     spread = float(np.nanvar(draws))
     if spread <= np.finfo(np.float64).eps ** 2:
-        return np.full_like(draws, value)
-    return np.asarray(value + np.sqrt(variance / spread) * (draws - np.nanmean(draws)))
+        return value, np.full_like(draws, value)
+    scale = np.sqrt(variance_of(first, second, draws) / spread)
+    return value, np.asarray(value + scale * (draws - np.nanmean(draws)))
+
+
+def _index_variance(first: Compared, second: Compared, draws: Floats) -> float:
+    return pair_variance(first.influence - second.influence, 0.5 * (first.weight + second.weight))
+
+
+def _margin_variance(first: Compared, second: Compared, draws: Floats) -> float:
+    return max(jackknife_variance(first.influence - second.influence), float(np.nanvar(draws)))

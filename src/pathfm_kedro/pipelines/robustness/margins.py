@@ -7,7 +7,8 @@ at other centers (SO) and with other labels at its center (OS).
   tiles are nearer to their biology. In ``paired_2x2`` the median over pairs of each pair's median.
 - ``croma_lower_tail``: mean of the margins up to their 10% quantile, the tiles that fare worst;
   ``croma_mean``; ``confounder_dominant``, the share of margins ≤ 0; ``worst_patients``, the same tail
-  of patients' mean margins; ``worst_decile_share``, which cells the lower tail comes from.
+  of patients' mean margins; ``worst_decile_share``, which cells the lower tail comes from;
+  ``margin_support``, the share of tiles that have a margin.
 - ``mari = Σ_SO exp(−d/τ) / Σ_{SO,OS} exp(−d/τ)`` over the k nearest neighbours: the robustness index
   with near neighbours counting more. τ is the median distance of the SO and OS neighbours at the k
   that the encoder's own accuracy chooses, the same for every k.
@@ -28,257 +29,314 @@ independent, and the products of the two changes are summed in place of squares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass as record
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.designs import codes_of
-from pathfm_kedro.pipelines.robustness.margin_tables import (
-    MARGINS_SCHEMA,
-    SUMMARIES,
-    TAIL,
-    count_neighbours_and_margins,
-)
-from pathfm_kedro.pipelines.robustness.neighbour_counts import OS, SO
-from pathfm_kedro.pipelines.robustness.robustness_index import (
-    Design,
-    design_arrays,
-    patient_matrix,
-    permuted_indices,
-)
+from pathfm_kedro.pipelines.robustness.robustness_index import design_problem
+from pathfm_kedro.statistics.balanced_designs import codes_of
 from pathfm_kedro.statistics.bootstrap import (
-    bootstrap_weights,
     percentile_interval,
     ratio_estimate,
     sum_by_patient,
 )
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.pair_bootstrap import (
+    jackknife_variance,
+    pair_ratio,
+    resampled_total,
+    scaled_interval,
 )
-from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, resampled_total
-from pathfm_kedro.statistics.resampled_tail import Distribution, resampled_distribution
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.permutation import minus_null, null_range
+from pathfm_kedro.statistics.resampled_tail import (
+    SUMMARIES,
+    Distribution,
+    resampled_distribution,
+)
+from pathfm_kedro.statistics.unit_neighbours import OS, SO, UnitNeighbours
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Count = Annotated[int, Field(ge=1)]
 
-__all__ = ["MARGINS_SCHEMA", "count_neighbours_and_margins", "robustness_margins"]
-
-EXPERIMENT = "robustness_margins"
-
-#: Names of the summaries as metrics, and the smallest and largest value that each can have.
-METRICS = {
-    "median": ("croma", -1.0, 1.0),
-    "mean": ("croma_mean", -1.0, 1.0),
-    "tail": ("croma_lower_tail", -1.0, 1.0),
-    "below": ("confounder_dominant", 0.0, 1.0),
-}
+#: Share of the queries that makes the lower tail, as in Grisi et al. 2026.
+TAIL = 0.10
 
 #: Cells named as the source of the lower tail.
 _WORST_CELLS = 4
 
+#: One row of a *kind* for each design and scope (subsample or pair) and
+#:
+#: - margins: unit and m. `margins` of its queries, ascending, of those that have one; n: queries;
+#: - without_patient: m, half. How the summaries of half of the sampled margins change if each of
+#:   `patients` is no neighbour any more (it still asks);
+#: - permuted: m. The summaries of the sample's margins in each permutation of labels over the units
+#:   of each center;
+#: - weighted_neighbours: unit and k. Units met at ranks above the previous k and ≤ k, and the sum of
+#:   exp(−distance / tau) over those neighbours; own_k: the k at which tau was set;
+#: - unused: why a design, or a cell of it, is not used.
+ROBUSTNESS_MARGINS_SCHEMA: dict[str, pl.DataType] = {
+    "kind": pl.String(),
+    "design": pl.String(),
+    "scope": pl.Int32(),
+    "m": pl.Int32(),
+    "half": pl.Int32(),
+    "k": pl.Int32(),
+    "tau": pl.Float64(),
+    "own_k": pl.Int32(),
+    "unit": pl.Int32(),
+    "patient_id": pl.String(),
+    "label": pl.String(),
+    "center": pl.String(),
+    "n": pl.Int64(),
+    "margins": pl.List(pl.Float64()),
+    "neighbour_unit": pl.List(pl.Int32()),
+    "neighbours": pl.List(pl.Float64()),
+    "patients": pl.List(pl.String()),
+    **{name: pl.List(pl.Float64()) for name in SUMMARIES},
+    "reason": pl.String(),
+}
 
-@dataclass(frozen=True)
-class _Margins:
-    """Margins of one design and m; arrays of a scope are [n] and follow its margins."""
 
-    design: str
-    scopes: tuple[tuple[Floats, Ints, Ints], ...]
-    cells: tuple[str, ...]
-    cell_shares: Floats
-    asked: Floats
-    answered: Floats
-    n: int
-
-    @property
-    def n_patients(self) -> int:
-        return len(self.asked)
-
-    @property
-    def n_answered(self) -> int:
-        """Patients with a margin: the others carry nothing of the figure."""
-        return int((self.answered > 0).sum())
-
-
-@dataclass(frozen=True)
-class CromaDraws:
-    """The median margin with what a comparison of encoders needs.
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RobustnessMargins(ExperimentParameters):
+    """Parameters of the experiment; tiles and distances are those of the robustness index.
 
     Attributes
     ----------
-    value
-        The figure.
-    draws
-        [draws] in each resampled cohort.
-    left_out
-        [2, P] its change if each patient is taken out, from each half of the sampled queries.
-    patients
-        Names of the patients, in order.
-    n
-        Queries behind the figure.
+    m
+        Nearest tiles of each type; the first is the headline's, of the others only ``croma`` is
+        shown.
+    sampled_queries
+        Queries from which the null and the patients' part as neighbours are estimated, per design.
+    n_permutations
+        Of labels within centers.
     """
 
-    value: float
-    draws: Floats
-    left_out: Floats
-    patients: tuple[str, ...]
-    n: int
+    m: Annotated[tuple[Count, ...], Field(min_length=1)]
+    sampled_queries: Count
+    n_permutations: Annotated[int, Field(ge=0)] = 200
 
 
-def robustness_margins(
-    margins: pl.DataFrame,
-    chosen_k: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    margin_parameters: Mapping[str, Any],
-    encoder: str,
-) -> pl.DataFrame:
-    """CRoMa, its lower tail and MaRI of one encoder, with intervals and nulls.
+def robustness_margins_figures(
+    statistics: pl.DataFrame, chosen_k: Mapping[str, Any], p: RobustnessMargins
+) -> Iterator[Figure]:
+    """Figures of the experiment, for every design.
 
     Parameters
     ----------
-    margins
-        Margins of :func:`count_neighbours_and_margins`.
+    statistics
+        Margins of ``index_and_margin_statistics``.
     chosen_k
-        Output of ``choose_k``.
-    parameters
-        ``robustness_index``: designs, bootstrap_draws, n_permutations, seed.
-    margin_parameters
-        ``robustness_margins``: m, thresholds.
-    encoder
-        Name of the encoder.
-
-    Returns
-    -------
-    DataFrame
-        Measurements per design. Thresholds hold for the design ``all`` at the first m.
+        From ``choose_k``.
+    p
+        The parameters.
     """
-    ks = {"cohort_k": chosen_k["k"], "encoder_k": chosen_k["per_encoder"].get(encoder)}
-    rows: list[dict[str, Any]] = []
-    for design in parameters["designs"]:
-        own = margins.filter(pl.col("design") == design, pl.col("kind") != "unused")
-        if own.is_empty():
-            rows += _impossible(margins, design, margin_parameters, encoder)
+    for design in statistics["design"].unique(maintain_order=True):
+        yield from _croma_figures(statistics, design, p)
+        yield from _mari_figures(statistics, design, chosen_k["k"], p)
+
+
+def _croma_figures(statistics: pl.DataFrame, design: str, p: RobustnessMargins) -> Iterator[Figure]:
+    problem = design_problem(statistics, design)
+    if problem:
+        for metric in ("croma", "croma_minus_null", "croma_lower_tail"):
+            yield Figure(metric, undefined(problem), {"design": design, "m": p.m[0]})
+        return
+    for m in p.m:
+        margins = MeasuredMargins(statistics, design, m, p)
+        figure = partial(Figure, setting={"design": design, "m": m}, n=margins.n)
+        yield figure("croma", partial(croma, margins, "median"))
+        if m != p.m[0]:
             continue
-        for m in margin_parameters["m"]:
-            rows += _croma_rows(own, design, m, parameters, margin_parameters, encoder)
-        rows += _mari_rows(own, design, ks, parameters, margin_parameters, encoder)
-    return measurement_table(rows)
+        yield figure("croma_minus_null", partial(croma_minus_null, margins))
+        yield figure("croma_mean", partial(croma, margins, "mean"))
+        yield figure("croma_lower_tail", partial(croma, margins, "tail"))
+        yield figure("confounder_dominant", partial(croma, margins, "below"))
+        yield figure("worst_patients", partial(worst_patients, margins))
+        yield figure("margin_support", partial(margin_support, margins))
+        for i in margins.worst_cells:
+            share = partial(worst_decile_share, margins, i)
+            yield figure("worst_decile_share", share, stratum=margins.cells[i])
 
 
-def croma_draws(
-    margins: pl.DataFrame, design: str, m: int, parameters: Mapping[str, Any]
-) -> CromaDraws | None:
-    """Median margin of an encoder in every resampled cohort; None if it has none.
-
-    Parameters
-    ----------
-    margins
-        Margins of :func:`count_neighbours_and_margins`.
-    design, m
-        Which margins.
-    parameters
-        ``robustness_index``: bootstrap_draws, seed.
-    """
-    own = margins.filter(pl.col("design") == design, pl.col("kind") != "unused")
-    if own.is_empty():
-        return None
-    held = _held(own, design, m)
-    if not held.answered.sum():
-        return None
-    weights = bootstrap_weights(held.n_patients, parameters["bootstrap_draws"], parameters["seed"])
-    drawn = _distribution(held, weights)
-    names = own.filter(pl.col("kind") == "margins")["patient_id"].unique().sort()
-    return CromaDraws(
-        float(_distribution(held, np.ones((1, held.n_patients))).median[0]),
-        drawn.median,
-        _left_out(own, held, m, names.to_list())["median"],
-        tuple(names),
-        held.n,
-    )
-
-
-def _impossible(
-    margins: pl.DataFrame, design: str, margin_parameters: Mapping[str, Any], encoder: str
-) -> list[dict[str, Any]]:
-    why = margins.filter(
-        pl.col("design") == design, pl.col("kind") == "unused", pl.col("label").is_null()
-    )["reason"]
-    reason = why[0] if len(why) else f"design {design!r} was not measured: add it to designs"
-    return [
-        row
-        for metric in ("croma", "croma_minus_null", "croma_lower_tail", "mari")
-        for row in not_applicable(
-            experiment=EXPERIMENT,
-            encoder=encoder,
-            metrics=[metric],
-            reason=reason,
-            setting={"design": design},
-            **_threshold(metric, design, True, margin_parameters),
+def _mari_figures(
+    statistics: pl.DataFrame, design: str, cohort_k: int | None, p: RobustnessMargins
+) -> Iterator[Figure]:
+    """MaRI for every k of the grid, the cohort's first."""
+    rows = statistics.filter(pl.col("design") == design, pl.col("kind") == "weighted_neighbours")
+    at_cohort_k = {"design": design, "k": cohort_k, "role": "cohort_k"}
+    if rows.is_empty() or cohort_k is None:
+        problem = design_problem(statistics, design) or (
+            "no neighbour has the label and another center, or the center and another label, so "
+            "there is no distance to set the temperature by: take larger k in k_grid"
         )
-    ]
+        yield from (Figure(m, undefined(problem), at_cohort_k) for m in ("mari", "mari_minus_null"))
+        return
+    weighted = WeightedIndex(UnitNeighbours.of(rows, design), p)
+    k_grid, n = weighted.neighbours.k_grid, weighted.neighbours.n
+    for k in sorted(k_grid, key=lambda k: (k != cohort_k, k)):
+        setting = at_cohort_k if k == cohort_k else {"design": design, "k": k}
+        yield Figure("mari", partial(mari, weighted, k), setting, n=n)
+        if k == cohort_k:
+            yield Figure("mari_minus_null", partial(mari_minus_null, weighted, k), setting, n=n)
+    tau = Estimate(float(rows["tau"][0]), None, None, n, weighted.neighbours.n_patients)
+    yield Figure("mari_temperature", lambda: tau, {"design": design, "k": int(rows["own_k"][0])})
 
 
-def _threshold(
-    metric: str, design: str, headline: bool, margin_parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    if design != "all" or not headline:
-        return {}
-    return dict(margin_parameters["thresholds"].get(metric) or {})
+@record(frozen=True)
+class MeasuredMargins:
+    """Margins of one design and m."""
 
+    statistics: pl.DataFrame
+    design: str
+    m: int
+    p: RobustnessMargins
 
-def _held(own: pl.DataFrame, design: str, m: int) -> _Margins:
-    rows = own.filter(pl.col("kind") == "margins", pl.col("m") == m).sort("draw", "unit")
-    cell = rows.select(pl.format("{} × {}", "label", "center").alias("cell"))["cell"]
-    names = cell.unique().sort()
-    sizes = rows["margins"].list.len().to_numpy()
-    values = rows["margins"].explode().drop_nulls().to_numpy().astype(np.float64)
-    patients, cells = codes_of(rows["patient_id"]), codes_of(cell)
-    n_patients = rows["patient_id"].n_unique()
-    of_row = (patients, cells, codes_of(rows["draw"]))
-    owners, kinds, scope = (np.repeat(codes, sizes) for codes in of_row)
-    scopes = rows["draw"].n_unique()
-    asked = int(rows["n"].sum())
-    return _Margins(
-        design=design,
-        scopes=tuple(
-            (values[scope == i], owners[scope == i], kinds[scope == i]) for i in range(scopes)
-        ),
-        cells=tuple(names),
-        cell_shares=np.bincount(kinds, minlength=len(names)) / max(len(kinds), 1),
-        asked=sum_by_patient(rows["n"].to_numpy(), patients, n_patients),
-        answered=sum_by_patient(sizes, patients, n_patients),
-        n=asked // scopes if design == "all" else asked,
-    )
+    def _rows(self, kind: str) -> pl.DataFrame:
+        return self.statistics.filter(
+            pl.col("design") == self.design, pl.col("kind") == kind, pl.col("m") == self.m
+        ).sort("scope", "half", "unit")
 
+    @cached_property
+    def _margins(self) -> pl.DataFrame:
+        cell = pl.format("{} × {}", "label", "center").alias("cell")
+        return self._rows("margins").with_columns(cell, answered=pl.col("margins").list.len())
 
-def _distribution(held: _Margins, weights: Floats) -> Distribution:
-    """Draws of design ``all`` averaged; pairs pooled, but for the median of the pairs' medians."""
-    n_cells = len(held.cells)
-    # Every cell stands in the table once, so that all scopes tell the shares of the same cells.
-    each = [
-        resampled_distribution(values, owners, weights, TAIL, cells, n_cells)
-        for values, owners, cells in held.scopes
-    ]
-    if held.design == "all":
-        told = (
-            np.mean([getattr(one, name) for one in each], axis=0)
-            for name in ("median", "mean", "tail", "below", "shares")
+    @cached_property
+    def patients(self) -> list[str]:
+        """Names of the patients, sorted."""
+        return self._margins["patient_id"].unique().sort().to_list()
+
+    @cached_property
+    def cells(self) -> list[str]:
+        """Names of the cells of label and center, sorted."""
+        return self._margins["cell"].unique().sort().to_list()
+
+    @cached_property
+    def scopes(self) -> list[tuple[Floats, Ints, Ints]]:
+        """Margins [n] of each scope, with their patients and cells [n]."""
+        rows = self._margins
+        values = rows["margins"].explode().drop_nulls().to_numpy().astype(np.float64)
+        owners, cells, scope = (
+            np.repeat(codes_of(rows[name]), rows["answered"].to_numpy())
+            for name in ("patient_id", "cell", "scope")
         )
-        return Distribution(*told)
-    values, owners, cells = (np.concatenate(parts) for parts in zip(*held.scopes, strict=True))
-    pooled = resampled_distribution(values, owners, weights, TAIL, cells, n_cells)
-    medians = _nan_median(np.array([one.median for one in each]))
-    return Distribution(medians, pooled.mean, pooled.tail, pooled.below, pooled.shares)
+        return [
+            (values[scope == i], owners[scope == i], cells[scope == i])
+            for i in range(rows["scope"].n_unique())
+        ]
+
+    def _by_patient(self, column: str) -> Floats:
+        codes = codes_of(self._margins["patient_id"])
+        return sum_by_patient(self._margins[column].to_numpy(), codes, len(self.patients))
+
+    @cached_property
+    def asked(self) -> Floats:
+        """[patients] queries."""
+        return self._by_patient("n")
+
+    @cached_property
+    def answered(self) -> Floats:
+        """[patients] queries that have a margin."""
+        return self._by_patient("answered")
+
+    @cached_property
+    def n(self) -> int:
+        """Queries: of one subsample, or of all pairs."""
+        total = int(self._margins["n"].sum())
+        return total // self._margins["scope"].n_unique() if self.design == "all" else total
+
+    @cached_property
+    def n_patients(self) -> int:
+        """Patients with a margin: the others carry nothing of the figure."""
+        return int((self.answered > 0).sum())
+
+    def require_margins(self) -> None:
+        """Refuse where no query has a margin."""
+        if not self.answered.sum():
+            raise Undefined(
+                f"no tile has {self.m} neighbours of its label at another center and {self.m} of "
+                "another label at its center, from other patients: add patients, or take a smaller m"
+            )
+
+    @cached_property
+    def weights(self) -> Floats:
+        """[draws, patients] of the bootstrap."""
+        return self.p.weights(len(self.patients))
+
+    @cached_property
+    def point(self) -> Distribution:
+        """Of the margins as measured."""
+        return self._distribution(np.ones((1, len(self.patients))))
+
+    @cached_property
+    def resampled(self) -> Distribution:
+        """Of the margins in every bootstrap draw."""
+        return self._distribution(self.weights)
+
+    def _distribution(self, weights: Floats) -> Distribution:
+        """Subsamples of ``all`` averaged; pairs pooled, but for the median of the pairs' medians."""
+        n_cells = len(self.cells)
+        # Every cell stands in the table once, so that all scopes have the shares of the same cells.
+        each = [
+            resampled_distribution(values, owners, weights, TAIL, cells, n_cells)
+            for values, owners, cells in self.scopes
+        ]
+        if self.design == "all":
+            names = ("median", "mean", "tail", "below", "shares")
+            return Distribution(
+                *(np.mean([getattr(one, name) for one in each], axis=0) for name in names)
+            )
+        values, owners, cells = (np.concatenate(parts) for parts in zip(*self.scopes, strict=True))
+        pooled = resampled_distribution(values, owners, weights, TAIL, cells, n_cells)
+        return replace(pooled, median=_median(np.array([one.median for one in each])))
+
+    @cached_property
+    def changes(self) -> dict[str, Floats]:
+        """[2, P] change of each summary without each patient, from each half of the sample."""
+        size = len(self.patients)
+        # The first row is the cohort as it is, the others lack one patient's queries each.
+        lacking = self._distribution(np.vstack([np.ones(size), 1 - np.eye(size)]))
+        rows = self._rows("without_patient")
+        place = {name: i for i, name in enumerate(self.patients)}
+        changes = {}
+        for summary in SUMMARIES:
+            as_query = getattr(lacking, summary)
+            as_neighbour = np.zeros((rows.height // 2, 2, size))
+            for i, (who, found) in enumerate(zip(rows["patients"], rows[summary], strict=True)):
+                as_neighbour[i // 2, i % 2, [place[name] for name in who]] = found.to_numpy()
+            changes[summary] = np.nan_to_num(as_query[1:] - as_query[0]) + np.nan_to_num(
+                as_neighbour
+            ).mean(axis=0)
+        return changes
+
+    @cached_property
+    def permuted(self) -> Floats:
+        """[permutations] of the median."""
+        rows = self._rows("permuted")
+        medians = np.array([found.to_numpy() for found in rows["median"]], dtype=np.float64)
+        return _median(medians) if self.design == "paired_2x2" else np.mean(medians, axis=0)
+
+    @cached_property
+    def worst_cells(self) -> list[int]:
+        """Cells that most of the lower tail comes from; none where there is no margin."""
+        if not self.answered.sum():
+            return []
+        return np.argsort(-self.point.shares[0], kind="stable")[:_WORST_CELLS].tolist()
 
 
-def _nan_median(values: Floats) -> Floats:
+def _median(values: Floats) -> Floats:
     """Median over the first axis of what is not NaN; NaN where nothing is."""
     ordered: Floats = np.sort(values, axis=0)
     size = np.maximum(np.isfinite(values).sum(axis=0), 1)[None]
@@ -286,326 +344,133 @@ def _nan_median(values: Floats) -> Floats:
     return np.asarray(0.5 * (low + high))
 
 
-def _left_out(own: pl.DataFrame, held: _Margins, m: int, names: Sequence[str]) -> dict[str, Floats]:
-    """[2, P] change of each summary without each patient, from each half of the sampled queries."""
-    size = len(names)
-    # The first draw is the cohort as it is, the others lack one patient's queries each.
-    worlds = _distribution(held, np.vstack([np.ones(size), 1 - np.eye(size)]))
-    rows = own.filter(pl.col("kind") == "without", pl.col("m") == m).sort("draw", "half")
-    place = {name: i for i, name in enumerate(names)}
-    scopes = rows.height // 2
-    changes = {}
-    for summary in SUMMARIES:
-        as_query = getattr(worlds, summary)
-        as_neighbour = np.zeros((scopes, 2, size))
-        for i, (who, told) in enumerate(zip(rows["patients"], rows[summary], strict=True)):
-            as_neighbour[i // 2, i % 2, [place[name] for name in who]] = told.to_numpy()
-        both = np.nan_to_num(as_query[1:] - as_query[0]) + np.nan_to_num(as_neighbour).mean(axis=0)
-        changes[summary] = both
-    return changes
-
-
-def jackknife_variance(changes: Floats) -> float:
-    """(P − 1)/P · Σ a_p·b_p about their means, a and b being two measures of each change.
-
-    Parameters
-    ----------
-    changes
-        [2, P] change of a figure without each patient, measured twice with independent errors.
-
-    Examples
-    --------
-    >>> values = np.array([1.0, 2.0, 3.0])
-    >>> change = (values.sum() - values) / 2 - 2.0
-    >>> round(jackknife_variance(np.stack([change, change])), 6)  # variance of the mean
-    0.333333
-    """
-    size = changes.shape[1]
-    centred = changes - changes.mean(axis=1, keepdims=True)
-    return float((size - 1) / size * max(centred[0] @ centred[1], 0.0))
-
-
-def widened_interval(
-    value: float, draws: Floats, variance: float, least: float, most: float
+def _widened(
+    value: float, draws: Floats, variance: float, least: float = -1.0
 ) -> tuple[float | None, float | None]:
-    """Percentile interval widened about the value where `variance` exceeds that of the draws."""
-    low, high = percentile_interval(draws)
-    if low is None or high is None:
-        return None, None
+    """Interval of the draws, widened about the value where `variance` exceeds theirs."""
     spread = float(np.var(draws[np.isfinite(draws)]))
-    wide = max(np.sqrt(variance / spread), 1.0) if spread > 0 else 1.0
-    return max(value + wide * (low - value), least), min(value + wide * (high - value), most)
+    return scaled_interval(value, draws, max(variance, spread), least, 1.0)
 
 
-def _nulls(own: pl.DataFrame, design: str, m: int) -> dict[str, Floats]:
-    """[permutations] of each summary; empty if there were none."""
-    rows = own.filter(pl.col("kind") == "null", pl.col("m") == m)
-    worlds = {name: [told.to_numpy() for told in rows[name]] for name in SUMMARIES}
-    return {
-        name: (
-            np.zeros(0)
-            if not rows.height
-            else _nan_median(np.array(told, dtype=np.float64))
-            if design == "paired_2x2" and name == "median"
-            else np.mean(np.array(told, dtype=np.float64), axis=0)
-        )
-        for name, told in worlds.items()
-    }
+def croma(margins: MeasuredMargins, summary: str) -> Value:
+    """Median, mean, lower tail or share ≤ 0 of the margins; null: permuted labels, of the median."""
+    margins.require_margins()
+    value = float(getattr(margins.point, summary)[0])
+    draws, variance = getattr(margins.resampled, summary), margins.changes[summary]
+    least = 0.0 if summary == "below" else -1.0
+    interval = _widened(value, draws, jackknife_variance(variance), least)
+    return Value(
+        Estimate(value, *interval, margins.n, margins.n_patients),
+        _null(margins, summary),
+        reason=_partly(margins),
+    )
 
 
-def _croma_rows(
-    own: pl.DataFrame,
-    design: str,
-    m: int,
-    parameters: Mapping[str, Any],
-    margin_parameters: Mapping[str, Any],
-    encoder: str,
-) -> list[dict[str, Any]]:
-    """Rows of one m; of all but the first only the median."""
-    held = _held(own, design, m)
-    name: dict[str, Any] = {
-        "experiment": EXPERIMENT,
-        "encoder": encoder,
-        "setting": {"design": design, "m": m},
-    }
-    headline = m == margin_parameters["m"][0]
-    if not held.answered.sum():
-        reason = (
-            f"no tile has {m} neighbours of its label at another center and {m} of another label at "
-            "its center, from other patients: add patients, or take a smaller m"
-        )
-        judged = _threshold("croma_minus_null", design, headline, margin_parameters)
-        return [
-            *not_applicable(**name, metrics=["croma"], reason=reason, n=held.n),
-            *not_applicable(
-                **name, metrics=["croma_minus_null"], reason=reason, n=held.n, **judged
-            ),
-        ]
-    weights = bootstrap_weights(held.n_patients, parameters["bootstrap_draws"], parameters["seed"])
-    point, drawn = (_distribution(held, w) for w in (np.ones((1, held.n_patients)), weights))
-    names = own.filter(pl.col("kind") == "margins")["patient_id"].unique().sort().to_list()
-    changes = _left_out(own, held, m, names)
-    nulls = _nulls(own, design, m)
-    told = SUMMARIES if headline else ("median",)
-    rows = []
-    for summary in told:
-        metric, least, most = METRICS[summary]
-        value = float(getattr(point, summary)[0])
-        interval = widened_interval(
-            value, getattr(drawn, summary), jackknife_variance(changes[summary]), least, most
-        )
-        estimate = Estimate(value, *interval, held.n, held.n_answered)
-        rows.append(
-            measurement(
-                **name,
-                metric=metric,
-                estimate=estimate,
-                null=_range(nulls[summary]),
-                reason=_partly(held, m),
-                **_threshold(metric, design, headline, margin_parameters),
-            )
-        )
-        if summary == "median" and headline:
-            rows.append(
-                _minus_null(name, "croma_minus_null", estimate, nulls[summary], margin_parameters)
-            )
-    if headline:
-        rows += _worst_rows(held, point, drawn, weights, changes["mean"], name)
-    return rows
+def _null(margins: MeasuredMargins, summary: str) -> Null:
+    rows = margins._rows("permuted")
+    if summary == "median":
+        return null_range(margins.permuted) if rows.height else Null()
+    found = [values.to_numpy() for values in rows[summary]]
+    return null_range(np.mean(np.array(found, dtype=np.float64), axis=0)) if found else Null()
 
 
-def _range(permuted: Floats) -> Null:
-    return Null(*percentile_interval(permuted)) if len(permuted) else Null()
-
-
-def _partly(held: _Margins, m: int) -> str | None:
+def _partly(margins: MeasuredMargins) -> str | None:
     """What the figure does not speak of; None if every query has a margin."""
-    share = float(held.answered.sum() / held.asked.sum())
+    share = float(margins.answered.sum() / margins.asked.sum())
     if share == 1:
         return None
     return (
-        f"speaks of {share:.0%} of the tiles: the others lack {m} neighbours of their label at another "
-        f"center, or {m} of another label at their center, from other patients"
+        f"speaks of {share:.0%} of the tiles: the others lack {margins.m} neighbours of their label "
+        f"at another center, or {margins.m} of another label at their center, from other patients"
     )
 
 
-def _minus_null(
-    name: Mapping[str, Any],
-    metric: str,
-    estimate: Estimate,
-    permuted: Floats,
-    margin_parameters: Mapping[str, Any],
-    role: str = "cohort_k",
-) -> dict[str, Any]:
-    """A figure minus the mean of its permutations."""
-    design = str(name["setting"]["design"])
-    judged = _threshold(metric, design, role == "cohort_k", margin_parameters)
-    known = permuted[np.isfinite(permuted)]
-    if not len(known):
-        reason = "no permutation to compare with: set n_permutations to 200"
-        return not_applicable(**name, metrics=[metric], reason=reason, **judged)[0]
-    chance = float(known.mean())
-    value, ci_low, ci_high = (
-        None if figure is None else figure - chance
-        for figure in (estimate.value, estimate.ci_low, estimate.ci_high)
-    )
-    low, high = percentile_interval(permuted - chance)
-    return measurement(
-        **name,
-        metric=metric,
-        estimate=Estimate(value, ci_low, ci_high, estimate.n, estimate.n_patients),
-        null=Null(low, high),
-        **judged,
-    )
+def croma_minus_null(margins: MeasuredMargins) -> Value:
+    """The median margin minus the mean of its permutations."""
+    return minus_null(croma(margins, "median").estimate, margins.permuted)
 
 
-def _worst_rows(
-    held: _Margins,
-    point: Distribution,
-    drawn: Distribution,
-    weights: Floats,
-    changes: Floats,
-    name: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Support, the worst patients, and the cells that the lower tail comes from."""
-    values, owners, _ = (np.concatenate(parts) for parts in zip(*held.scopes, strict=True))
-    sums = np.bincount(owners, values, minlength=held.n_patients)
-    there = np.flatnonzero(held.answered)
-    means = sums[there] / held.answered[there]
-    figures = [
+def worst_patients(margins: MeasuredMargins) -> Value:
+    """Mean of patients' mean margins up to their 10% quantile."""
+    margins.require_margins()
+    values, owners, _ = (np.concatenate(parts) for parts in zip(*margins.scopes, strict=True))
+    sums = np.bincount(owners, values, minlength=len(margins.patients))
+    there = np.flatnonzero(margins.answered)
+    means = sums[there] / margins.answered[there]
+    point, draws = (
         resampled_distribution(means, there, each, TAIL).tail
-        for each in (np.ones((1, held.n_patients)), weights)
-    ]
-    # How much wider than the bootstrap of queries: as for the mean margin.
-    ratio = jackknife_variance(changes) / max(float(np.nanvar(drawn.mean)), np.finfo(float).tiny)
-    worst = float(figures[0][0])
-    interval = widened_interval(worst, figures[1], ratio * float(np.nanvar(figures[1])), -1.0, 1.0)
-    rows = [
-        measurement(
-            **name,
-            metric="worst_patients",
-            estimate=Estimate(worst, *interval, held.n, len(there)),
-        ),
-        measurement(
-            **name,
-            metric="margin_support",
-            estimate=ratio_estimate(held.answered, held.asked, weights, held.n),
-        ),
-    ]
-    shares = point.shares[0]
-    for i in np.argsort(-shares, kind="stable")[:_WORST_CELLS]:
-        usual = float(held.cell_shares[i])
-        rows.append(
-            measurement(
-                **name,
-                metric="worst_decile_share",
-                stratum=held.cells[i],
-                estimate=Estimate(
-                    float(shares[i]),
-                    *percentile_interval(drawn.shares[:, i]),
-                    held.n,
-                    held.n_answered,
-                ),
-                null=Null(usual, usual),
-            )
-        )
-    return rows
-
-
-def _mari_rows(
-    own: pl.DataFrame,
-    design: str,
-    ks: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    margin_parameters: Mapping[str, Any],
-    encoder: str,
-) -> list[dict[str, Any]]:
-    """MaRI for the cohort's k, the encoder's own and every k of the grid."""
-    evidence = own.filter(pl.col("kind") == "evidence")
-    if evidence.is_empty():
-        reason = (
-            "no neighbour has the label and another center, or the center and another label, so "
-            "there is no distance to set the temperature by: take larger k in k_grid"
-        )
-        return not_applicable(
-            experiment=EXPERIMENT,
-            encoder=encoder,
-            metrics=["mari"],
-            reason=reason,
-            setting={"design": design, "k": ks["cohort_k"], "role": "cohort_k"},
-        )
-    arrays = design_arrays(evidence, design, {})
-    estimates = _mari_estimates(arrays, parameters)
-    nulls = [
-        ri for ri, _ in permuted_indices(arrays, parameters["n_permutations"], parameters["seed"])
-    ]
-    figures = dict(zip(arrays.k_grid, zip(estimates, nulls, strict=True), strict=True))
-    asked = [*ks.items(), *(("curve", k) for k in figures)]
-    rows = []
-    for role, k in ((role, k) for role, k in asked if k in figures):
-        estimate, permuted = figures[k]
-        name: dict[str, Any] = {
-            "experiment": EXPERIMENT,
-            "encoder": encoder,
-            "setting": {"design": design, "k": k, "role": role},
-        }
-        judged = _threshold("mari", design, role == "cohort_k", margin_parameters)
-        rows.append(
-            measurement(
-                **name,
-                metric="mari",
-                estimate=estimate,
-                null=_range(permuted),
-                reason=None if estimate.value is not None else _no_kind(k),
-                **judged,
-            )
-        )
-        if role == "cohort_k" and estimate.value is not None:
-            rows.append(
-                _minus_null(name, "mari_minus_null", estimate, permuted, margin_parameters, role)
-            )
-    tau = float(evidence["tau"][0])
-    temperature = Estimate(tau, None, None, arrays.n, arrays.n_patients)
-    setting = {"design": design, "k": ks["encoder_k"]}
-    return [
-        *rows,
-        measurement(
-            experiment=EXPERIMENT,
-            encoder=encoder,
-            metric="mari_temperature",
-            estimate=temperature,
-            setting=setting,
-        ),
-    ]
-
-
-def _no_kind(k: int) -> str:
-    return (
-        f"among {k} neighbours none has the label and another center, or the center and another "
-        "label: take a larger k"
+        for each in (np.ones((1, len(margins.patients))), margins.weights)
     )
+    # How much wider than the bootstrap of queries: as for the mean margin.
+    spread = max(float(np.nanvar(margins.resampled.mean)), np.finfo(float).tiny)
+    variance = jackknife_variance(margins.changes["mean"]) / spread * float(np.nanvar(draws))
+    value = float(point[0])
+    return Value(Estimate(value, *_widened(value, draws, variance), margins.n, len(there)))
 
 
-def _mari_estimates(design: Design, parameters: Mapping[str, Any]) -> list[Estimate]:
-    """At each k of the grid; evidence is added band by band."""
-    pairs, size = design.pairs, design.n_patients
-    weights = bootstrap_weights(size, parameters["bootstrap_draws"], parameters["seed"])
-    same_label = design.label[pairs.query] == design.label[pairs.neighbour]
-    same_center = design.center[pairs.query] == design.center[pairs.neighbour]
-    kind = 2 * ~same_label + ~same_center
-    totals = [patient_matrix(pairs, kind < 0, design.patient, size)] * 2
-    drawn = np.zeros((2, len(weights)))
-    estimates = []
-    for band in range(len(design.k_grid)):
-        for i, which in enumerate((SO, OS)):
-            chosen = (pairs.band == band) & (kind == which)
-            added = patient_matrix(pairs, chosen, design.patient, size)
-            totals[i] = totals[i] + added
-            drawn[i] += resampled_total(added, weights)
-        sums = np.stack([drawn[0], drawn[0] + drawn[1]])
-        whole = totals[0] + totals[1]
-        estimate = pair_ratio(totals[0], whole, sums, design.n, 1.0)
-        # Patients that meet no neighbour of either kind carry nothing of the figure.
-        carry = int((np.asarray(whole.sum(axis=1)) > 0).sum())
-        estimates.append(replace(estimate, n_patients=carry))
-    return estimates
+def margin_support(margins: MeasuredMargins) -> Value:
+    """Share of tiles that have a margin."""
+    return Value(ratio_estimate(margins.answered, margins.asked, margins.weights, margins.n))
+
+
+def worst_decile_share(margins: MeasuredMargins, cell: int) -> Value:
+    """Share of the lower tail that a cell holds; null: its share of all margins."""
+    value = float(margins.point.shares[0, cell])
+    interval = percentile_interval(margins.resampled.shares[:, cell])
+    kinds = np.concatenate([cells for _, _, cells in margins.scopes])
+    usual = float((kinds == cell).sum() / max(len(kinds), 1))
+    return Value(Estimate(value, *interval, margins.n, margins.n_patients), Null(usual, usual))
+
+
+@record(frozen=True)
+class WeightedIndex:
+    """The index of one design with near neighbours counting more."""
+
+    neighbours: UnitNeighbours
+    p: RobustnessMargins
+
+    @cached_property
+    def estimates(self) -> dict[int, Estimate]:
+        """At each k of the grid."""
+        from threadpoolctl import threadpool_limits
+
+        found, weights = self.neighbours, self.p.weights(self.neighbours.n_patients)
+        so, os = (found.matrix(np.zeros(len(found.band), dtype=np.bool_)) for _ in range(2))
+        resampled = np.zeros((2, len(weights)))
+        out = {}
+        for k, more in zip(found.k_grid, found.by_band(SO, OS), strict=True):
+            so, os = so + more[0], os + more[1]
+            with threadpool_limits(1):  # weights are no integers: their sums need one order
+                resampled += [resampled_total(added, weights) for added in more]
+            sums = np.stack([resampled[0], resampled[0] + resampled[1]])
+            # Patients that meet no neighbour of either kind carry nothing of the figure.
+            carry = int((np.asarray((so + os).sum(axis=1)) > 0).sum())
+            out[k] = replace(pair_ratio(so, so + os, sums, found.n, 1.0), n_patients=carry)
+        return out
+
+    @cached_property
+    def permuted(self) -> dict[int, Floats]:
+        """[permutations] at each k of the grid."""
+        from threadpoolctl import threadpool_limits
+
+        found = self.neighbours.permuted_indices(self.p.n_permutations, self.p.seed)
+        with threadpool_limits(1):
+            return {k: ri for k, (ri, _) in zip(self.neighbours.k_grid, found, strict=True)}
+
+
+def mari(weighted: WeightedIndex, k: int) -> Value:
+    """The weighted index of the k nearest; null: labels permuted within centers."""
+    estimate = weighted.estimates[k]
+    if estimate.value is None:
+        raise Undefined(
+            f"among {k} neighbours none has the label and another center, or the center and another "
+            "label: take a larger k",
+            estimate.n,
+            estimate.n_patients,
+        )
+    return Value(estimate, null_range(weighted.permuted[k]))
+
+
+def mari_minus_null(weighted: WeightedIndex, k: int) -> Value:
+    """The weighted index minus the mean of its permutations."""
+    return minus_null(mari(weighted, k).estimate, weighted.permuted[k])

@@ -4,11 +4,13 @@ Each neighbour of a query is typed by biology × center: SS (same label, same ce
 label, other center), OS (other label, same center), OO. Over all queries and ranks ≤ k,
 
 - ``ri = SO / (SO + OS)`` (Kömen et al. 2025, PathoROB),
-- ``ri_ratio = (SS + SO) / (SS + OS)`` (de Jong et al. 2025).
-
-The work is split in two. :func:`count_neighbours` reads the embeddings once and leaves counts per
-query unit and neighbour unit, a *unit* being the tiles of one patient with one label from one
-center (usually: a patient). :func:`choose_k` and :func:`robustness_index` work on these counts.
+- ``ri_ratio = (SS + SO) / (SS + OS)`` (de Jong et al. 2025),
+- ``ri_design_null``: ``ri`` if every eligible tile were equally likely to be a neighbour, and
+  ``ri_minus_null``, what the encoder adds to it;
+- ``support``: share of queries with SO or OS among their neighbours;
+- ``knn_accuracy_label``, ``knn_accuracy_center``: balanced accuracy of the neighbours' vote. The
+  first k at which the label is voted best is the encoder's own (``own_k``); :func:`choose_k` takes
+  the lower median over encoders for the cohort (role ``cohort_k``).
 
 The interval
 ------------
@@ -24,602 +26,472 @@ The null of a vote
 The query's own patient is no candidate, so that its label is a little rarer among the candidates
 than the others, and a majority of many neighbours makes more of a small difference. Chance is hence
 not 1 / number of classes: without knowledge, 4 labels at 3 centers with 4 patients each give a
-majority of 31 about 0.19. :func:`count_neighbours` lets the neighbours vote again with labels
-permuted over the units of each center (centers: over those of each label).
+majority of 31 about 0.19. The neighbours vote again with labels permuted over the units of each
+center (centers: over those of each label).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass as record
+from functools import cached_property, partial
 from statistics import median_low
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.designs import codes_of
-from pathfm_kedro.pipelines.robustness.neighbour_counts import (
-    COUNTS_SCHEMA,
+from pathfm_kedro.statistics.balanced_designs import (
+    Cohort,
+    DesignName,
+    PermutedTags,
+    Scope,
+    Subsampling,
+    balanced_subsamples,
+    codes_of,
+    each_searched,
+    permuted_tags,
+)
+from pathfm_kedro.statistics.bootstrap import percentile_interval, sum_by_patient
+from pathfm_kedro.statistics.cross_validation import balanced_accuracy
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.neighbour_votes import permuted_accuracies, votes_at
+from pathfm_kedro.statistics.neighbours import nearest_indices
+from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, read_parameters
+from pathfm_kedro.statistics.permutation import less_chance, null_range
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.statistics.unit_neighbours import (
     OS,
     SO,
     SS,
     TYPES,
-    count_neighbours,
+    UnitNeighbours,
+    expected_types,
+    neighbour_lists,
 )
-from pathfm_kedro.statistics.bootstrap import bootstrap_weights, percentile_interval
-from pathfm_kedro.statistics.measurements import (
-    Estimate,
-    Null,
-    measurement,
-    measurement_table,
-    not_applicable,
-)
-from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, resampled_total
-from pathfm_kedro.statistics.permutation import permuted_within
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = [
-    "COUNTS_SCHEMA",
-    "TYPES",
-    "choose_k",
-    "count_neighbours",
-    "robustness_index",
-]
-
-EXPERIMENT = "robustness_index"
-
-#: Figures measured at every design and k.
-METRICS = (
-    "ri",
-    "ri_ratio",
-    "ri_minus_null",
-    "ri_design_null",
-    "support",
-    "knn_accuracy_label",
-    "knn_accuracy_center",
-)
-
-#: Beyond this many patients a dense patient × patient matrix costs more than it saves.
-_DENSE_PATIENTS = 2000
-
-#: Pairs of units compared at once under all permutations: they stay in the processor's cache.
-_PERMUTED_PAIRS = 256
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Who is whose neighbour how often, in one design; arrays are [m] unless said otherwise."""
-
-    band: Ints
-    query: Ints
-    neighbour: Ints
-    count: Floats
+#: One row per design, scope, k and unit.
+#:
+#: - scope: number of the subsample (design ``all``) or of the 2 × 2 pair (``paired_2x2``);
+#: - unit: code of (patient_id, label, center), the same in every design and scope;
+#: - n: queries (tiles) of the unit; n_supported: those with SO or OS among ranks ≤ k;
+#: - n_correct_label, n_correct_center: queries whose k neighbours vote for the right label, center;
+#: - expected_ss … expected_oo: neighbours of each type at ranks ≤ k if every eligible tile were
+#:   equally likely to be one: the design null;
+#: - neighbour_unit, neighbours: units met at ranks above the previous k of the grid and ≤ k, and
+#:   how often (summing the rows up to k gives the counts at k);
+#: - permuted_label, permuted_center: balanced accuracy of the vote in each permutation; in one row
+#:   for each design, scope and k, whose unit is null;
+#: - reason: why a design (unit, scope null) or a cell of it (label and center given) is not used.
+ROBUSTNESS_INDEX_SCHEMA: dict[str, pl.DataType] = {
+    "design": pl.String(),
+    "scope": pl.Int32(),
+    "k": pl.Int32(),
+    "unit": pl.Int32(),
+    "patient_id": pl.String(),
+    "label": pl.String(),
+    "center": pl.String(),
+    "n": pl.Int64(),
+    "n_supported": pl.Int64(),
+    "n_correct_label": pl.Int64(),
+    "n_correct_center": pl.Int64(),
+    **{f"expected_{kind}": pl.Float64() for kind in TYPES},
+    "neighbour_unit": pl.List(pl.Int32()),
+    "neighbours": pl.List(pl.Int64()),
+    "permuted_label": pl.List(pl.Float64()),
+    "permuted_center": pl.List(pl.Float64()),
+    "reason": pl.String(),
+}
 
 
-@dataclass(frozen=True)
-class Design:
-    """Counts of one design as arrays.
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RobustnessIndex(Subsampling, ExperimentParameters):
+    """Parameters of the experiment, beside those of its subsamples.
 
-    A *node* is a unit in one scope within which labels may be exchanged: a unit, and in
-    ``paired_2x2`` a unit in one pair. unit … center are codes per node; pairs are of nodes.
+    Attributes
+    ----------
+    k_grid
+        Numbers of neighbours.
+    k_design
+        The design whose accuracy chooses k.
+    distance
+        By which tiles are near.
+    n_permutations
+        Of labels within centers, and of centers within labels.
     """
 
-    rows: pl.DataFrame
-    k_grid: tuple[int, ...]
-    n: int
-    n_patients: int
-    unit: Ints
-    scope: Ints
-    patient: Ints
-    label: Ints
-    center: Ints
-    pairs: Pairs
-    vote_nulls: Mapping[tuple[str, int], Null]
+    k_grid: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1),
+        AfterValidator(lambda grid: tuple(sorted(set(grid)))),
+    ]
+    k_design: DesignName = "all"
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    n_permutations: Annotated[int, Field(ge=0)] = 200
 
 
-@dataclass(frozen=True)
-class _Figure:
-    estimate: Estimate
-    null: Null
-    reason: str | None = None
+def robustness_index_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: RobustnessIndex
+) -> pl.DataFrame:
+    """Neighbours of each unit (patient, label, center) by unit and k, in every design.
+
+    Parameters
+    ----------
+    slides, tiles
+        The slides and tiles tables.
+    embeddings
+        Vectors of one encoder.
+    p
+        The parameters.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`ROBUSTNESS_INDEX_SCHEMA`. Neighbours are exact.
+    """
+    sampled = balanced_subsamples(slides, tiles, embeddings, p, p.seed)
+
+    def search(scope: Scope) -> Ints:
+        groups = sampled.cohort.groups[scope.rows]
+        return nearest_indices(sampled.vectors_of(scope), groups, max(p.k_grid), p.distance)
+
+    tags = permuted_tags(sampled.cohort, sampled.scopes, p.n_permutations, p.seed)
+    frames = [
+        scope_statistics(sampled.cohort, scope, found, own, p.k_grid)
+        for (scope, found), own in zip(each_searched(sampled.scopes, search), tags, strict=True)
+    ]
+    return pl.concat([*frames, to_schema(sampled.unused, ROBUSTNESS_INDEX_SCHEMA)])
+
+
+def scope_statistics(
+    cohort: Cohort, scope: Scope, found: Ints, tags: PermutedTags, k_grid: Sequence[int]
+) -> pl.DataFrame:
+    """Rows of one scope, from [n, k] neighbours as positions within it."""
+    grid, units = np.array(k_grid), cohort.units[scope.rows]
+    labels, centers = cohort.labels[scope.rows], cohort.centers[scope.rows]
+    there = found >= 0
+    typed = there & ((labels[found] == labels[:, None]) ^ (centers[found] == centers[:, None]))
+    per_query = {
+        "n_supported": np.logical_or.accumulate(typed, axis=1)[:, grid - 1],
+        "n_correct_label": votes_at(labels, found, grid) == labels[:, None],
+        "n_correct_center": votes_at(centers, found, grid) == centers[:, None],
+    }
+    present, where = np.unique(units, return_inverse=True)
+    sums = {
+        name: sum_by_patient(values, where, len(present)).astype(np.int64).T.ravel()
+        for name, values in per_query.items()
+    }
+    expected = sum_by_patient(expected_types(cohort, scope, grid), where, len(present))
+    sums |= {f"expected_{kind}": expected[:, :, i].T.ravel() for i, kind in enumerate(TYPES)}
+    counts = (
+        neighbour_lists(units, found, grid)
+        .with_columns(**{name: pl.Series(values) for name, values in sums.items()})
+        .join(cohort.unit_table, on="unit", how="left", maintain_order="left")
+    )
+    own = np.searchsorted(tags.units, units)
+    permuted = pl.DataFrame(
+        {
+            "k": grid,
+            "permuted_label": permuted_accuracies(own, found, grid, tags.label).tolist(),
+            "permuted_center": permuted_accuracies(own, found, grid, tags.center).tolist(),
+        }
+    )
+    place = {"design": pl.lit(scope.design), "scope": pl.lit(scope.number)}
+    return pl.concat(
+        to_schema(frame.with_columns(**place), ROBUSTNESS_INDEX_SCHEMA)
+        for frame in (counts, permuted)
+    )
 
 
 def choose_k(
-    parameters: Mapping[str, Any],
-    *,
-    controls: Sequence[str] = (),
-    **counts_by_encoder: pl.DataFrame,
+    parameters: Mapping[str, Any], *, controls: Sequence[str] = (), **statistics: pl.DataFrame
 ) -> dict[str, Any]:
     """Number of neighbours whose vote names the label best, per encoder and for the cohort.
-
-    Per encoder the first maximum of balanced accuracy over the grid, in the design named by
-    ``k_design``; for the cohort the lower median over encoders, so that it is on the grid.
 
     Parameters
     ----------
     parameters
-        ``robustness_index``: k_design.
+        The block ``robustness_index``.
     controls
         Encoders that have no say in the cohort's k, unless there are no others.
-    counts_by_encoder
-        Output of :func:`count_neighbours` per encoder.
+    statistics
+        Of :func:`robustness_index_statistics`, for each encoder.
 
     Returns
     -------
     dict
-        ``{"k": int or None, "per_encoder": {encoder: int}}``; encoders whose design cannot be
-        measured are missing.
+        ``{"k": int or None, "per_encoder": {encoder: int}}``: for the cohort the lower median over
+        encoders, so that it is on the grid. Encoders whose design cannot be measured are missing.
     """
-    per_encoder: dict[str, int] = {}
-    for encoder in sorted(counts_by_encoder):
-        rows = used_rows(counts_by_encoder[encoder], parameters["k_design"])
-        if rows.height:
-            accuracy = _accuracies(rows, "label", np.ones((1, rows["patient_id"].n_unique())))
-            per_encoder[encoder] = int(rows["k"].unique().sort()[int(accuracy[:, 0].argmax())])
+    design = read_parameters(RobustnessIndex, "robustness_index", parameters).k_design
+    own = {name: best_k(statistics[name], design) for name in sorted(statistics)}
+    per_encoder = {name: k for name, k in own.items() if k is not None}
     voters = [k for name, k in per_encoder.items() if name not in controls]
     voters = voters or list(per_encoder.values())
     return {"k": median_low(voters) if voters else None, "per_encoder": per_encoder}
 
 
-def robustness_index(
-    counts: pl.DataFrame,
-    chosen_k: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    encoder: str,
-) -> pl.DataFrame:
-    """Robustness index of one encoder with interval, design null and permutation null.
-
-    Parameters
-    ----------
-    counts
-        Output of :func:`count_neighbours`.
-    chosen_k
-        Output of :func:`choose_k`.
-    parameters
-        ``robustness_index``: designs, bootstrap_draws, n_permutations, seed, thresholds.
-    encoder
-        Name of the encoder.
-
-    Returns
-    -------
-    DataFrame
-        Measurements of :data:`METRICS` per design for the cohort's k (role ``cohort_k``), the
-        encoder's own (``encoder_k``) and every k of the grid (``curve``). Only ``cohort_k`` in the
-        design ``all`` is held against thresholds. Null of ri, ri_ratio and ri_minus_null: 95% of
-        label permutations over units within centers; of the accuracies: 95% of the same
-        permutations, for the center of permutations of centers over units within labels.
-    """
-    ks = {"cohort_k": chosen_k["k"], "encoder_k": chosen_k["per_encoder"].get(encoder)}
-    rows: list[dict[str, Any]] = []
-    for design in parameters["designs"]:
-        used = used_rows(counts, design)
-        rows += _left_out(counts, design, encoder)
-        if used.is_empty():
-            rows += _impossible(counts, design, parameters, encoder)
-            continue
-        figures = _figures(design_arrays(used, design, _vote_nulls(counts, design)), parameters)
-        rows += [
-            _row(figure, encoder, metric, design, k, role, parameters)
-            for role, k in [*ks.items(), *(("curve", k) for k in figures)]
-            if k in figures
-            for metric, figure in figures[k].items()
-        ]
-    return measurement_table(rows)
+def best_k(statistics: pl.DataFrame, design: str) -> int | None:
+    """First k at which the vote names the label best; None if the design cannot be measured."""
+    rows = counted(statistics, design)
+    if rows.is_empty():
+        return None
+    accuracy = vote_accuracies(rows, "label", np.ones((1, rows["patient_id"].n_unique())))
+    return int(rows["k"].unique().sort()[int(accuracy[:, 0].argmax())])
 
 
-def used_rows(counts: pl.DataFrame, design: str) -> pl.DataFrame:
-    return counts.filter(pl.col("design") == design, pl.col("n").is_not_null())
+def counted(statistics: pl.DataFrame, design: str) -> pl.DataFrame:
+    """Rows of a design's units."""
+    return statistics.filter(pl.col("design") == design, pl.col("n").is_not_null())
 
 
-def _vote_nulls(counts: pl.DataFrame, design: str) -> dict[tuple[str, int], Null]:
-    """95% of the permutations of each accuracy at each k, averaged over draws or pairs."""
-    rows = counts.filter(pl.col("design") == design, pl.col("null_label").is_not_null())
-    return {
-        (target, k): Null(*percentile_interval(np.mean(drawn, axis=0)))
-        for target in ("label", "center")
-        for k, drawn in rows.group_by("k", maintain_order=True).agg(f"null_{target}").iter_rows()
-    }
-
-
-def _row(
-    figure: _Figure,
-    encoder: str,
-    metric: str,
-    design: str,
-    k: int,
-    role: str,
-    parameters: Mapping[str, Any],
-) -> dict[str, Any]:
-    return measurement(
-        experiment=EXPERIMENT,
-        encoder=encoder,
-        metric=metric,
-        estimate=figure.estimate,
-        setting={"design": design, "k": k, "role": role},
-        null=figure.null,
-        reason=figure.reason,
-        **_threshold(metric, design, role, parameters),
-    )
-
-
-def _threshold(
-    metric: str, design: str, role: str, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Threshold and direction of a failure signature; nothing for a figure that is none."""
-    if design != "all" or role != "cohort_k":
-        return {}
-    return dict(parameters["thresholds"].get(metric) or {})
-
-
-def _left_out(counts: pl.DataFrame, design: str, encoder: str) -> list[dict[str, Any]]:
-    """One row per cell with too few patients or tiles: what the figures do not speak of."""
-    cells = counts.filter(
-        pl.col("design") == design, pl.col("draw").is_null(), pl.col("label").is_not_null()
-    )
-    return [
-        row
-        for label, center, reason in cells.select("label", "center", "reason").iter_rows()
-        for row in not_applicable(
-            experiment=EXPERIMENT,
-            encoder=encoder,
-            metrics=["ri"],
-            reason=reason,
-            stratum=f"{label} × {center}",
-            setting={"design": design, "role": "left_out"},
-        )
-    ]
-
-
-def _impossible(
-    counts: pl.DataFrame, design: str, parameters: Mapping[str, Any], encoder: str
-) -> list[dict[str, Any]]:
-    why = counts.filter(pl.col("design") == design, pl.col("label").is_null())["reason"]
-    reason = why[0] if len(why) else f"design {design!r} was not counted: add it to designs"
-    return [
-        row
-        for metric in METRICS
-        for row in not_applicable(
-            experiment=EXPERIMENT,
-            encoder=encoder,
-            metrics=[metric],
-            reason=reason,
-            setting={"design": design, "k": None, "role": "cohort_k"},
-            **_threshold(metric, design, "cohort_k", parameters),
-        )
-    ]
-
-
-def design_arrays(
-    rows: pl.DataFrame, design: str, vote_nulls: Mapping[tuple[str, int], Null]
-) -> Design:
-    """Counts of one design with nodes numbered from 0; draws of design ``all`` are pooled."""
-    scope = pl.col("draw") if design == "paired_2x2" else pl.lit(0, pl.Int32())
-    rows = rows.with_columns(scope.alias("scope"))
-    nodes = (
-        rows.select("scope", "unit", "patient_id", "label", "center")
-        .unique()
-        .sort("scope", "unit")
-        .with_row_index("node")
-    )
-    k_grid = tuple(rows["k"].unique().sort())
-    queries = int(rows.filter(pl.col("k") == k_grid[0])["n"].sum())
-    return Design(
-        rows=rows,
-        k_grid=k_grid,
-        n=queries // rows["draw"].n_unique() if design == "all" else queries,
-        n_patients=rows["patient_id"].n_unique(),
-        unit=codes_of(nodes["unit"]),
-        scope=codes_of(nodes["scope"]),
-        patient=codes_of(nodes["patient_id"]),
-        label=codes_of(nodes["label"]),
-        center=codes_of(nodes["center"]),
-        pairs=pooled_pairs(rows, nodes, k_grid),
-        vote_nulls=vote_nulls,
-    )
-
-
-def pooled_pairs(rows: pl.DataFrame, nodes: pl.DataFrame, k_grid: Sequence[int]) -> Pairs:
-    """Pairs of nodes in each band of ranks, summed over the draws of a scope; sorted."""
-    met = rows.filter(pl.col("neighbours").is_not_null())
-    sizes = met["neighbours"].list.len().to_numpy()
-    unit = nodes["unit"].to_numpy()
-    base = int(unit.max(initial=0)) + 1
-    keys = nodes["scope"].cast(pl.Int64).to_numpy() * base + unit
-    scope = met["scope"].cast(pl.Int64).to_numpy() * base
-    query = np.searchsorted(keys, scope + met["unit"].to_numpy())
-    neighbour = np.searchsorted(
-        keys, np.repeat(scope, sizes) + met["neighbour_unit"].explode().to_numpy()
-    )
-    band = np.searchsorted(k_grid, met["k"].to_numpy())
-    code = np.repeat((band * len(keys) + query) * len(keys), sizes) + neighbour
-    codes, where = np.unique(code, return_inverse=True)
-    rest, neighbour = np.divmod(codes, len(keys))
-    band, query = np.divmod(rest, len(keys))
-    count = np.bincount(where, met["neighbours"].explode().to_numpy()).astype(np.float64)
-    return Pairs(band, query, neighbour, count)
-
-
-def _figures(design: Design, parameters: Mapping[str, Any]) -> dict[int, dict[str, _Figure]]:
-    """Every metric at every k of the grid."""
-    weights = bootstrap_weights(
-        design.n_patients, parameters["bootstrap_draws"], parameters["seed"]
-    )
-    nulls = _permutation_nulls(design, parameters["n_permutations"], parameters["seed"])
-    votes = _vote_figures(design, weights)
-    return {
-        k: _index_figures(design, k, estimates, null) | votes[k]
-        for k, estimates, null in zip(
-            design.k_grid, _index_estimates(design, weights), nulls, strict=True
-        )
-    }
-
-
-def _index_figures(
-    design: Design,
-    k: int,
-    estimates: Mapping[str, Estimate],
-    null: Mapping[str, Null],
-) -> dict[str, _Figure]:
-    expected = design.rows.filter(pl.col("k") == k).select(pl.col("^expected_.*$").sum()).row(0)
-    chance = expected[SO] / (expected[SO] + expected[OS])
-    ri = estimates["ri"]
-    reasons = {name: _undefined(estimate, k) for name, estimate in estimates.items()}
-    return {
-        "ri": _Figure(ri, null["ri"], reasons["ri"]),
-        "ri_ratio": _Figure(estimates["ri_ratio"], null["ri_ratio"], reasons["ri_ratio"]),
-        "ri_minus_null": _Figure(
-            Estimate(
-                _minus(ri.value, chance),
-                _minus(ri.ci_low, chance),
-                _minus(ri.ci_high, chance),
-                ri.n,
-                ri.n_patients,
-            ),
-            Null(_minus(null["ri"].low, chance), _minus(null["ri"].high, chance)),
-            reasons["ri"],
-        ),
-        "ri_design_null": _Figure(
-            Estimate(chance, chance, chance, design.n, design.n_patients), Null(chance, chance)
-        ),
-    }
-
-
-def _undefined(estimate: Estimate, k: int) -> str | None:
-    """Why an index has no value or no interval, with the mend; None if it has both."""
-    if estimate.value is None:
-        return f"among {k} neighbours none is of a kind that this index counts: take a larger k"
-    if estimate.ci_low is None:
-        return (
-            "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
-            f"this index counts, among {k}: add patients, or take a larger k"
-        )
-    return None
-
-
-def _minus(value: float | None, chance: float) -> float | None:
-    return None if value is None else value - chance
-
-
-def _vote_figures(design: Design, weights: Floats) -> dict[int, dict[str, _Figure]]:
-    """Support and kNN accuracy at each k; patients are resampled as queries."""
-    n, size = design.n, design.n_patients
-    ones = np.ones((1, size))
-    figures: dict[int, dict[str, _Figure]] = {}
-    points, drawn = (_supports(design, each) for each in (ones, weights))
-    for k, point, draws in zip(design.k_grid, points[:, 0], drawn, strict=True):
-        estimate = Estimate(float(point), *percentile_interval(draws), n, size)
-        figures[k] = {"support": _Figure(estimate, Null())}
-    for target in ("label", "center"):
-        draws = _accuracies(design.rows, target, weights)
-        points = _accuracies(design.rows, target, ones)[:, 0]
-        for k, point, drawn in zip(design.k_grid, points, draws, strict=True):
-            figures[k][f"knn_accuracy_{target}"] = _Figure(
-                Estimate(float(point), *percentile_interval(drawn), n, size),
-                design.vote_nulls[target, k],
-            )
-    return figures
-
-
-def _supports(design: Design, weights: Floats) -> Floats:
-    """[k, draws] share of queries with SO or OS among their k neighbours."""
-    rows, shape = design.rows, (design.n_patients, len(design.k_grid))
-    cell = np.ravel_multi_index((codes_of(rows["patient_id"]), codes_of(rows["k"])), shape)
-    supported, asked = (
-        weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape)
-        for name in ("supported", "n")
-    )
-    with np.errstate(invalid="ignore"):
-        return (supported / asked).T
-
-
-def _accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
-    """[k, draws] balanced accuracy of the vote: mean over classes of recall, then over scopes."""
-    names = ("patient_id", "k", "draw", target)
-    codes = [codes_of(rows[name]) for name in names]
+def vote_accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
+    """[k, draws] balanced accuracy of the vote, averaged over scopes; patients are the queries'."""
+    codes = [codes_of(rows[name]) for name in ("patient_id", "k", "scope", target)]
     shape = (weights.shape[1], *(int(code.max()) + 1 for code in codes[1:]))
     cell = np.ravel_multi_index(codes, shape)
-    hits, asked = (
-        (weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape[0], -1))
-        for name in (f"hits_{target}", "n")
+    correct, asked = (
+        (
+            weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape[0], -1)
+        ).reshape(-1, *shape[1:])
+        for name in (f"n_correct_{target}", "n")
     )
-    recalls = np.where(asked > 0, hits / np.maximum(asked, 1), 0.0).reshape(-1, *shape[1:])
-    present = (asked > 0).reshape(recalls.shape).sum(axis=3)
-    by_scope = recalls.sum(axis=3) / np.maximum(present, 1)
-    filled = (present > 0).sum(axis=2)
-    mean = by_scope.sum(axis=2) / np.maximum(filled, 1)
+    filled = (asked > 0).any(axis=3).sum(axis=2)
+    mean = balanced_accuracy(correct, asked).sum(axis=2) / np.maximum(filled, 1)
     return np.where(filled > 0, mean, np.nan).T
 
 
-def _index_estimates(design: Design, weights: Floats) -> Iterator[dict[str, Estimate]]:
-    """Estimates of ri and ri_ratio at each k of the grid, from counts added band by band."""
-    pairs, size, node_patient = design.pairs, design.n_patients, design.patient
-    same_label = design.label[pairs.query] == design.label[pairs.neighbour]
-    same_center = design.center[pairs.query] == design.center[pairs.neighbour]
-    kind = 2 * ~same_label + ~same_center
-    drawn = _resampled_counts(design, weights)
-    counts = [patient_matrix(pairs, kind < 0, node_patient, size)] * 3
-    for band in range(len(design.k_grid)):
-        for i in (SS, SO, OS):
-            added = patient_matrix(pairs, (pairs.band == band) & (kind == i), node_patient, size)
-            counts[i] = counts[i] + added
-        ss, so, os = drawn[band]
-        yield {
-            "ri": pair_ratio(
-                counts[SO], counts[SO] + counts[OS], np.stack([so, so + os]), design.n, 1.0
-            ),
-            "ri_ratio": pair_ratio(
-                counts[SS] + counts[SO],
-                counts[SS] + counts[OS],
-                np.stack([ss + so, ss + os]),
-                design.n,
-            ),
+@record(frozen=True)
+class MeasuredDesign:
+    """The statistics of one design, with what all its figures are made from."""
+
+    statistics: pl.DataFrame
+    design: str
+    p: RobustnessIndex
+
+    @cached_property
+    def neighbours(self) -> UnitNeighbours:
+        """Who is whose neighbour how often."""
+        return UnitNeighbours.of(counted(self.statistics, self.design), self.design)
+
+    @property
+    def k_grid(self) -> tuple[int, ...]:
+        """Numbers of neighbours."""
+        return self.neighbours.k_grid
+
+    @cached_property
+    def weights(self) -> Floats:
+        """[draws, patients] of the bootstrap."""
+        return self.p.weights(self.neighbours.n_patients)
+
+    @cached_property
+    def indices(self) -> dict[int, dict[str, Estimate]]:
+        """Estimates of ri and ri_ratio at each k."""
+        found, n = self.neighbours, self.neighbours.n
+        resampled = found.resampled(self.weights)
+        ss, so, os = (found.matrix(np.zeros(len(found.band), dtype=np.bool_)) for _ in range(3))
+        out = {}
+        bands = zip(self.k_grid, found.by_band(SS, SO, OS), resampled, strict=True)
+        for k, more, (ss_drawn, so_drawn, os_drawn) in bands:
+            ss, so, os = ss + more[0], so + more[1], os + more[2]
+            out[k] = {
+                "ri": pair_ratio(so, so + os, np.stack([so_drawn, so_drawn + os_drawn]), n, 1.0),
+                "ri_ratio": pair_ratio(
+                    ss + so, ss + os, np.stack([ss_drawn + so_drawn, ss_drawn + os_drawn]), n
+                ),
+            }
+        return out
+
+    @cached_property
+    def nulls(self) -> dict[int, dict[str, Null]]:
+        """95% of ri and ri_ratio at each k with labels permuted over units within centers."""
+        permuted = self.neighbours.permuted_indices(self.p.n_permutations, self.p.seed)
+        return {
+            k: {"ri": null_range(ri), "ri_ratio": null_range(ratio)}
+            for k, (ri, ratio) in zip(self.k_grid, permuted, strict=True)
+        }
+
+    @cached_property
+    def design_null(self) -> dict[int, float]:
+        """Index at each k if every eligible tile were equally likely to be a neighbour."""
+        rows, expected = self.neighbours.rows, pl.col("expected_so", "expected_os").sum()
+        sums = {k: rows.filter(pl.col("k") == k).select(expected).row(0) for k in self.k_grid}
+        return {k: so / (so + os) for k, (so, os) in sums.items()}
+
+    @cached_property
+    def supports(self) -> dict[int, Estimate]:
+        """Share of queries with SO or OS among their k neighbours."""
+        rows, shape = self.neighbours.rows, (self.neighbours.n_patients, len(self.k_grid))
+        cell = np.ravel_multi_index((codes_of(rows["patient_id"]), codes_of(rows["k"])), shape)
+        supported, asked = (
+            np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape)
+            for name in ("n_supported", "n")
+        )
+
+        def share(weights: Floats) -> Floats:
+            with np.errstate(invalid="ignore"):
+                return ((weights @ supported) / (weights @ asked)).T
+
+        return self._resampled(share)
+
+    @cached_property
+    def accuracies(self) -> dict[str, dict[int, Estimate]]:
+        """Balanced accuracy of the vote on label and center."""
+        rows = self.neighbours.rows
+        return {
+            target: self._resampled(partial(vote_accuracies, rows, target))
+            for target in ("label", "center")
+        }
+
+    @cached_property
+    def permuted_accuracies(self) -> dict[tuple[str, int], Floats]:
+        """[permutations] of each accuracy at each k, averaged over scopes."""
+        rows = self.statistics.filter(
+            pl.col("design") == self.design, pl.col("permuted_label").is_not_null()
+        )
+        return {
+            (target, k): np.mean(permuted, axis=0)
+            for target in ("label", "center")
+            for k, permuted in rows.group_by("k", maintain_order=True)
+            .agg(f"permuted_{target}")
+            .iter_rows()
+        }
+
+    def _resampled(self, share: Callable[[Floats], Floats]) -> dict[int, Estimate]:
+        """Estimate at each k of what [draws, patients] weights make [k, draws]."""
+        n, n_patients = self.neighbours.n, self.neighbours.n_patients
+        points, draws = share(np.ones((1, n_patients))), share(self.weights)
+        return {
+            k: Estimate(float(point), *percentile_interval(drawn), n, n_patients)
+            for k, point, drawn in zip(self.k_grid, points[:, 0], draws, strict=True)
         }
 
 
-@dataclass(frozen=True)
-class IndexDraws:
-    """The index at one k with what a comparison of encoders needs.
+def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
+    """An index at k; null: labels permuted over units within centers.
 
-    Attributes
-    ----------
-    value
-        The index.
-    draws
-        [draws] in each resampled cohort, patients in both roles.
-    influence, weight
-        [P, P] (SO − ri·(SO + OS)) and SO + OS of each two patients, over the sum of SO + OS.
-    patients
-        Names of the patients, in order.
-    n
-        Queries behind the index.
+    Raises
+    ------
+    Undefined
+        If no neighbour is of a kind that the index counts.
     """
+    estimate = measured.indices[k][metric]
+    if estimate.value is None:
+        raise Undefined(
+            f"among {k} neighbours none is of a kind that this index counts: take a larger k"
+        )
+    reason = None
+    if estimate.ci_low is None:
+        reason = (
+            "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
+            f"this index counts, among {k}: add patients, or take a larger k"
+        )
+    return Value(estimate, measured.nulls[k][metric], reason=reason)
 
-    value: float
-    draws: Floats
-    influence: Any
-    weight: Any
-    patients: tuple[str, ...]
-    n: int
+
+def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
+    """The index less the design's own null, neutral at 0 in any design."""
+    value = ri(measured, k)
+    less = less_chance(value.estimate, value.null, measured.design_null[k])
+    return Value(less.estimate, less.null, reason=value.reason)
 
 
-def index_draws(
-    counts: pl.DataFrame, design: str, k: int, parameters: Mapping[str, Any]
-) -> IndexDraws | None:
-    """Index of an encoder at one k in every resampled cohort; None if it is undefined.
+def ri_design_null(measured: MeasuredDesign, k: int) -> Value:
+    """The index if every eligible tile were equally likely to be a neighbour."""
+    chance, found = measured.design_null[k], measured.neighbours
+    return Value(Estimate(chance, chance, chance, found.n, found.n_patients), Null(chance, chance))
+
+
+def support(measured: MeasuredDesign, k: int) -> Value:
+    """Share of queries with SO or OS among their k neighbours."""
+    return Value(measured.supports[k])
+
+
+def knn_accuracy(measured: MeasuredDesign, k: int, target: str) -> Value:
+    """Balanced accuracy of the vote of k neighbours; null: permuted labels, or centers."""
+    permuted = measured.permuted_accuracies[target, k]
+    return Value(measured.accuracies[target][k], null_range(permuted))
+
+
+#: Figures at every design and k.
+ESTIMATORS: dict[str, Callable[[MeasuredDesign, int], Value]] = {
+    "ri": ri,
+    "ri_ratio": partial(ri, metric="ri_ratio"),
+    "ri_minus_null": ri_minus_null,
+    "ri_design_null": ri_design_null,
+    "support": support,
+    "knn_accuracy_label": partial(knn_accuracy, target="label"),
+    "knn_accuracy_center": partial(knn_accuracy, target="center"),
+}
+
+
+def robustness_index_figures(
+    statistics: pl.DataFrame, chosen_k: Mapping[str, Any], p: RobustnessIndex
+) -> Iterator[Figure]:
+    """Figures of the experiment, for every design and k; the cohort's k has role ``cohort_k``.
 
     Parameters
     ----------
-    counts
-        Output of :func:`count_neighbours`.
-    design, k
-        Which index.
-    parameters
-        ``robustness_index``: bootstrap_draws, seed.
+    statistics
+        From :func:`robustness_index_statistics`.
+    chosen_k
+        From :func:`choose_k`.
+    p
+        The parameters.
     """
-    rows = used_rows(counts, design)
-    if rows.is_empty() or k not in rows["k"]:
-        return None
-    arrays = design_arrays(rows, design, {})
-    pairs, size = arrays.pairs, arrays.n_patients
-    same_label = arrays.label[pairs.query] == arrays.label[pairs.neighbour]
-    same_center = arrays.center[pairs.query] == arrays.center[pairs.neighbour]
-    near = pairs.band <= arrays.k_grid.index(k)
-    matching, typed = (
-        patient_matrix(pairs, near & chosen, arrays.patient, size)
-        for chosen in (same_label & ~same_center, same_label ^ same_center)
+    cohort_k = chosen_k["k"]
+    for design in p.designs:
+        yield from _left_out(statistics, design)
+        measured = MeasuredDesign(statistics, design, p)
+        at_cohort_k = {"design": design, "k": cohort_k, "role": "cohort_k"}
+        problem = design_problem(statistics, design) or no_k(cohort_k, p)
+        if problem:
+            yield from (Figure(metric, undefined(problem), at_cohort_k) for metric in ESTIMATORS)
+        if counted(statistics, design).is_empty():
+            continue
+        found = measured.neighbours
+        for k in sorted(measured.k_grid, key=lambda k: (k != cohort_k, k)):
+            setting = at_cohort_k if k == cohort_k else {"design": design, "k": k}
+            for metric, estimator in ESTIMATORS.items():
+                compute = partial(estimator, measured, k)
+                yield Figure(metric, compute, setting, n=found.n, n_patients=found.n_patients)
+        own = best_k(statistics, design) if design == p.k_design else None
+        if own is not None:
+            value = Value(Estimate(own, None, None, found.n, found.n_patients))
+            yield Figure("own_k", partial(lambda value: value, value), {"design": design})
+
+
+def design_problem(statistics: pl.DataFrame, design: str) -> str:
+    """Why a design could not be measured, with the mend; empty if it was."""
+    why = statistics.filter(
+        pl.col("design") == design, pl.col("reason").is_not_null(), pl.col("label").is_null()
+    )["reason"]
+    return str(why[0]) if len(why) else ""
+
+
+def no_k(cohort_k: int | None, p: RobustnessIndex) -> str:
+    """Why there is no number of neighbours to read the figures at; empty if there is."""
+    if cohort_k is not None:
+        return ""
+    return (
+        f"the design {p.k_design}, whose votes choose the number of neighbours, was measured for no "
+        "encoder: name a design in robustness_index.k_design that is"
     )
-    below = float(typed.sum())
-    if below == 0:
-        return None
-    weights = bootstrap_weights(size, parameters["bootstrap_draws"], parameters["seed"])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = resampled_total(matching, weights) / resampled_total(typed, weights)
-    value = float(matching.sum()) / below
-    return IndexDraws(
-        value,
-        draws,
-        (matching - value * typed) / below,
-        typed / below,
-        tuple(rows["patient_id"].unique().sort()),
-        arrays.n,
+
+
+def _left_out(statistics: pl.DataFrame, design: str) -> Iterator[Figure]:
+    """One for each cell with too few patients or tiles: what the figures do not speak of."""
+    cells = statistics.filter(
+        pl.col("design") == design, pl.col("reason").is_not_null(), pl.col("label").is_not_null()
     )
-
-
-def _resampled_counts(design: Design, weights: Floats) -> Floats:
-    """[k, 3, draws] SS, SO and OS among the k neighbours in each bootstrap draw.
-
-    Neighbours with the same label are counted within each label, and so on: small matrices of the
-    patients concerned take less time than three of all patients.
-    """
-    cell = design.label * (int(design.center.max()) + 1) + design.center
-    drawn = weights.astype(np.float32)
-    label, center, both = (
-        _resampled_within(design, key, drawn) for key in (design.label, design.center, cell)
-    )
-    # Sums of integers: the differences are exact.
-    return np.stack([both, label - both, center - both], axis=1).cumsum(axis=0)
-
-
-def _resampled_within(design: Design, key: Ints, weights: NDArray[np.float32]) -> Floats:
-    """[bands, draws] resampled number of neighbours with the query's key."""
-    pairs, patient = design.pairs, design.patient
-    total = np.zeros((len(design.k_grid), len(weights)))
-    met = np.where(key[pairs.query] == key[pairs.neighbour], key[pairs.query], -1)
-    for code in np.unique(key):
-        members = np.unique(patient[key == code])
-        place = np.searchsorted(members, patient)
-        here = np.ascontiguousarray(weights[:, members])
-        for band in range(len(total)):
-            chosen = np.flatnonzero((met == code) & (pairs.band == band))
-            total[band] += resampled_total(patient_matrix(pairs, chosen, place, len(members)), here)
-    return total
-
-
-def patient_matrix(pairs: Pairs, chosen: NDArray[Any], patient: Ints, size: int) -> Any:
-    """Patient × patient counts of the chosen pairs; sparse for many patients."""
-    rows, columns = patient[pairs.query[chosen]], patient[pairs.neighbour[chosen]]
-    if size > _DENSE_PATIENTS:
-        from scipy.sparse import csr_array
-
-        return csr_array((pairs.count[chosen], (rows, columns)), shape=(size, size))
-    cells = np.bincount(rows * size + columns, pairs.count[chosen], minlength=size * size)
-    return cells.reshape(size, size).astype(np.float64, copy=False)
-
-
-def _permutation_nulls(design: Design, draws: int, seed: int) -> list[dict[str, Null]]:
-    """95% range of ri and ri_ratio at each k when labels are permuted within centers."""
-    return [
-        {"ri": Null(*percentile_interval(ri)), "ri_ratio": Null(*percentile_interval(ratio))}
-        for ri, ratio in permuted_indices(design, draws, seed)
-    ]
-
-
-def permuted_indices(design: Design, draws: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
-    """[draws] ri and ri_ratio at each k when labels are permuted over units within centers."""
-    strata = design.scope * (int(design.center.max()) + 1) + design.center
-    labels = permuted_within(design.label, strata, draws, seed, design.unit)
-    pairs = design.pairs
-    same_center = design.center[pairs.query] == design.center[pairs.neighbour]
-    ss, so, near = np.zeros(draws), np.zeros(draws), 0.0
-    for band in range(len(design.k_grid)):
-        ss = ss + agreeing(pairs, (pairs.band == band) & same_center, labels)
-        so = so + agreeing(pairs, (pairs.band == band) & ~same_center, labels)
-        near += float(pairs.count[(pairs.band == band) & same_center].sum())
-        with np.errstate(invalid="ignore", divide="ignore"):
-            yield so / (so + near - ss), (ss + so) / near
-
-
-def agreeing(pairs: Pairs, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
-    """[draws] how many of the chosen neighbours have the query's label in each permutation."""
-    few = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
-    total = np.zeros(labels.shape[1])
-    index = np.flatnonzero(chosen)
-    for start in range(0, len(index), _PERMUTED_PAIRS):
-        part = index[start : start + _PERMUTED_PAIRS]
-        agree = few[pairs.query[part]] == few[pairs.neighbour[part]]
-        total += pairs.count[part].astype(np.float32) @ agree.astype(np.float32)
-    return total
+    for label, center, reason in cells.select("label", "center", "reason").iter_rows():
+        setting = {"design": design, "role": "left_out"}
+        yield Figure("ri", undefined(reason), setting, f"{label} × {center}")

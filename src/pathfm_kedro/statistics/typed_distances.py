@@ -1,4 +1,4 @@
-"""Distances from sampled tiles to the nearest tiles of every unit: margins in other worlds.
+"""Distances from sampled tiles to the nearest tiles of every unit: margins had labels been others.
 
 What a margin would be under permuted labels, or without a patient, needs the neighbours that would
 then be met. For a sample of queries the m nearest tiles of *every* unit are kept; the m nearest of a
@@ -12,6 +12,8 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pathfm_kedro.statistics.balanced_designs import rank_within
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -34,7 +36,7 @@ class Entries:
     Attributes
     ----------
     distance
-        [q, t] in the metric's unit; infinite where there is none.
+        [q, t] in its own unit; infinite where there is none.
     unit
         [q, t] unit of each entry.
     """
@@ -54,23 +56,20 @@ class Entries:
 
 
 def sampled_queries(units: Ints, most: int, seed: int) -> Ints:
-    """At most `most` rows, dealt round the units; sorted.
+    """At most `most` rows, the units taking turns; sorted.
 
     Examples
     --------
     >>> sampled_queries(np.array([0, 0, 0, 1]), 2, seed=0).tolist()[1]
     3
     """
-    luck = np.random.default_rng(seed).random(len(units))
-    order = np.lexsort((luck, units))
-    _, first = np.unique(units[order], return_index=True)
-    turn = np.arange(len(units)) - np.repeat(first, np.diff([*first, len(units)]))
-    dealt = np.lexsort((luck[order], turn))
-    return cast(Ints, np.sort(order[dealt][:most]))
+    random_key = np.random.default_rng(seed).random(len(units))
+    turn = rank_within(units[None], random_key)
+    return cast(Ints, np.sort(np.lexsort((random_key, turn))[:most]))
 
 
 def nearest_of_units(
-    vectors: Floats32, groups: Ints, units: Ints, queries: Ints, m: int, metric: str
+    vectors: Floats32, groups: Ints, units: Ints, queries: Ints, m: int, distance: str
 ) -> Entries:
     """The m nearest tiles of every unit, for each query, outside the query's group.
 
@@ -88,7 +87,7 @@ def nearest_of_units(
         [q] rows that ask.
     m
         Tiles of each unit.
-    metric
+    distance
         ``cosine``: 1 − cosine; ``euclidean``.
 
     Returns
@@ -96,7 +95,7 @@ def nearest_of_units(
     Entries
         [q, U · m], sorted by distance.
     """
-    whole, scale = _whole_numbers(vectors, metric)
+    whole, scale = _whole_numbers(vectors, distance)
     squares = np.einsum("ij,ij->i", whole, whole)
     table = _padded(units, m)
     n_units, width = table.shape
@@ -118,23 +117,23 @@ def nearest_of_units(
         if width > m:
             of_unit = np.partition(of_unit, m - 1, axis=2)[:, :, :m]
         nearest[start : start + step] = of_unit.reshape(len(asking), -1)
-    if metric == "euclidean":
+    if distance == "euclidean":
         nearest = np.sqrt(nearest)
     order = np.argsort(nearest, axis=1, kind="stable")
     return Entries(np.take_along_axis(nearest, order, axis=1), order // m)
 
 
-def _whole_numbers(vectors: Floats32, metric: str) -> tuple[Floats32, np.float32]:
+def _whole_numbers(vectors: Floats32, distance: str) -> tuple[Floats32, np.float32]:
     """Centred vectors as whole numbers, and what turns their squared distance into a distance."""
     rows = vectors.copy()
-    if metric == "cosine":
+    if distance == "cosine":
         rows /= _lengths(rows)[:, None].astype(np.float32)
     rows -= rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     reach = float(_lengths(rows).max(initial=0.0)) or 1.0
     size = float(np.floor(np.sqrt(_EXACT_FLOAT32) - 1 - 0.5 * np.sqrt(rows.shape[1])))
     rows *= np.float32(size / reach)
     scale = (reach / size) ** 2
-    return np.rint(rows, out=rows), np.float32(0.5 * scale if metric == "cosine" else scale)
+    return np.rint(rows, out=rows), np.float32(0.5 * scale if distance == "cosine" else scale)
 
 
 def _lengths(rows: Floats32) -> Floats:
