@@ -43,7 +43,7 @@ class Experiment:
     subject
         What `{e}` names in the measurements.
     dosed
-        ``(truth, nuisance or None, dose, parameters) -> vectors`` of the calibration, where it is not
+        ``(truth, nuisance or None, dose, parameters, inputs) -> vectors`` of the calibration, where it is not
         the usual mix of two controls.
     """
 
@@ -197,25 +197,30 @@ def views_pipeline(
 
 
 def encoder_nodes(pipeline: str, x: Experiment, encoder: str) -> list[Node]:
-    """The two nodes of an experiment for one encoder: its statistics and its measurements."""
-    parameters = f"params:{x.name}"
-    statistics = f"statistics.{pipeline}.{x.name}.{encoder}"
-    return [
-        node(
-            _shown_as(x.statistics, x.accumulate),
-            [*(name.format(e=encoder) for name in x.inputs), parameters],
-            statistics,
-            name="statistics",
-            tags=[x.name, encoder],
-        ),
-        node(
-            named_partial(_shown_as(x.measurements, x.figures), encoder=encoder),
-            [statistics, *(name.format(e=encoder) for name in x.beside), parameters],
-            f"measurements.{pipeline}.{x.name}.{encoder}",
-            name="measurements",
-            tags=[x.name, encoder],
-        ),
-    ]
+    """The two nodes of an experiment for one encoder: its statistics, and its measurements."""
+    accumulate = node(
+        _shown_as(x.statistics, x.accumulate),
+        [*(name.format(e=encoder) for name in x.inputs), f"params:{x.name}"],
+        f"statistics.{pipeline}.{x.name}.{encoder}",
+        name="statistics",
+        tags=[x.name, encoder],
+    )
+    return [accumulate, measurements_node(pipeline, x, encoder)]
+
+
+def measurements_node(pipeline: str, x: Experiment, encoder: str) -> Node:
+    """A node that turns an encoder's statistics into judged figures."""
+    return node(
+        named_partial(_shown_as(x.measurements, x.figures), encoder=encoder),
+        [
+            f"statistics.{pipeline}.{x.name}.{encoder}",
+            *(name.format(e=encoder) for name in x.beside),
+            f"params:{x.name}",
+        ],
+        f"measurements.{pipeline}.{x.name}.{encoder}",
+        name="measurements",
+        tags=[x.name, encoder],
+    )
 
 
 def calibration_node(
@@ -261,7 +266,9 @@ def calibration_node(
         def measure_at(dose: float) -> Any:
             partners = iter(mixed)
             vectors = [
-                (x.dosed or mix)(value, next(partners, None), dose, p) if "{e}" in name else value
+                (x.dosed or mix)(value, next(partners, None), dose, p, own)
+                if "{e}" in name
+                else value
                 for name, value in zip(x.inputs, own, strict=True)
             ]
             statistics = x.accumulate(*vectors, p)
@@ -343,6 +350,7 @@ __all__ = [
     "encoder_nodes",
     "experiment_pipeline",
     "grouped",
+    "measurements_node",
     "named_partial",
     "node",
     "views_pipeline",

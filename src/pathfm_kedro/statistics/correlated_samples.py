@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.robustness.designs import _rank_within as rank_within
+from pathfm_kedro.statistics.balanced_designs import rank_within
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -19,7 +19,7 @@ and center go together, taking out the center takes out the label too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,36 +77,6 @@ class AffineMap:
             digits = np.round(part / size, 5) + 0.0
             whole.update(digits.tobytes() + f"{size:.5g}".encode())
         return whole.hexdigest()
-
-
-def patient_folds(
-    patients: Sequence[str], centers: Sequence[str], folds: int, seed: int
-) -> dict[str, int]:
-    """Fold of each patient, dealt center by center so that every fold has patients of each center.
-
-    Parameters
-    ----------
-    patients, centers
-        One entry per slide.
-    folds
-        How many.
-    seed
-        Of the dealing.
-
-    Examples
-    --------
-    >>> dealt = patient_folds(["p", "q", "r", "s"], ["A", "A", "B", "B"], 2, 0)
-    >>> sorted([dealt["p"], dealt["q"]]), sorted([dealt["r"], dealt["s"]])
-    ([0, 1], [0, 1])
-    """
-    generator = np.random.default_rng(seed)
-    dealt: dict[str, int] = {}
-    for center in sorted(set(centers)):
-        own = sorted({p for p, c in zip(patients, centers, strict=True) if c == center})
-        order = generator.permutation(len(own))
-        for place, index in enumerate(order):
-            dealt.setdefault(own[index], place % folds)
-    return dealt
 
 
 def fit_maps(

@@ -2,32 +2,30 @@
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
-from pathfm_kedro.pipelines.inheritance.geometry import embedding_geometry
-from pathfm_kedro.pipelines.inheritance.linear_probe import linear_probe
-from pathfm_kedro.wiring import grouped, named_partial, node
+from pathfm_kedro.pipelines.inheritance.geometry import (
+    Geometry,
+    geometry_figures,
+    geometry_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.linear_probe import (
+    LinearProbe,
+    linear_probe_figures,
+    linear_probe_statistics,
+)
+from pathfm_kedro.wiring import Experiment, collected, experiment_pipeline, grouped
+
+VECTORS = ["slides", "tiles", "embeddings.{e}"]
+
+EXPERIMENTS = [
+    Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
+    Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
+]
 
 
 def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     """Wire the pipeline for the cohort's encoders."""
-    return grouped("inheritance", [grouped(name, _one(name)) for name in encoders])
-
-
-def _one(name: str) -> list[Node]:
-    return [
-        node(
-            named_partial(embedding_geometry, encoder=name),
-            ["slides", "tiles", f"embeddings.{name}", "params:geometry"],
-            f"measurements.inheritance.geometry.{name}",
-            name=f"geometry_{name}",
-            tags=["geometry", name],
-        ),
-        node(
-            named_partial(linear_probe, encoder=name),
-            ["slides", "tiles", f"embeddings.{name}", "params:linear_probe"],
-            f"measurements.inheritance.linear_probe.{name}",
-            name=f"linear_probe_{name}",
-            tags=["linear_probe", name],
-        ),
-    ]
+    tables = [f"measurements.inheritance.{x.name}" for x in EXPERIMENTS]
+    parts = [experiment_pipeline("inheritance", x, encoders) for x in EXPERIMENTS]
+    return grouped("inheritance", [*parts, collected(tables, "inheritance_measurements")])

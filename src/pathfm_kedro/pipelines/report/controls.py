@@ -234,7 +234,8 @@ def _agreements(rows: pl.DataFrame, control: ControlWords) -> tuple[str, bool] |
         found.append({key: (row[key] - chance) / (1 - chance) for key in ends})
     more, less = found
     names = control.where["more"], control.where["less"]
-    told = f"agreement beyond chance: {names[0]} {interval_text(more)}, {names[1]} {interval_text(less)}"
+    shown = [f"{n} {interval_text(v)}" for n, v in zip(names, found, strict=True)]
+    told = f"agreement beyond chance: {', '.join(shown)}"
     return told, more["ci_low"] > less["ci_high"]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.report.controls import check_controls
 from pathfm_kedro.pipelines.report.findings import collect_findings
@@ -93,7 +93,7 @@ def create_pipeline(experiments: Sequence[str]) -> Pipeline:
     )
 
 
-def _plots(experiments: Sequence[str]) -> list[object]:
+def _plots(experiments: Sequence[str]) -> list[Node]:
     """A node for the plot of each experiment, of the findings and of the design."""
     own = [
         node(

@@ -279,7 +279,7 @@ def _note(
         values = [_note_value(setting, row, note) for setting, row in entries]
         if values:
             parts.append(f"{name} {', '.join(values)}")
-    return note.text.format(values="; ".join(parts), n=f"{own['n'].max():,}")
+    return note.text.format(values="; ".join(parts), n=f"{int(own['n'].to_numpy().max()):,}")
 
 
 def _note_value(setting: Mapping[str, Any], row: Row, note: NoteWords) -> str:

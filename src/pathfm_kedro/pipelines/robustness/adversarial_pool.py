@@ -15,8 +15,7 @@ import polars as pl
 from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.statistics.cross_validation import ProbeSettings
-from pathfm_kedro.statistics.harmonisation import patient_folds
+from pathfm_kedro.statistics.cross_validation import ProbeSettings, patient_folds
 from pathfm_kedro.statistics.linear_classifier import LinearClassifier, fit_linear_classifier
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.sampling import shuffled_turns
@@ -228,11 +227,8 @@ def choose_adversarial_pool(
 
 
 def _folds(rows: pl.DataFrame, p: Adversarial) -> pl.Series:
-    patients = rows.select("patient_id", "label").unique().sort("patient_id", "label")
-    fold_of = patient_folds(
-        patients["patient_id"].to_list(), patients["label"].to_list(), p.probe.folds, p.seed
-    )
-    return rows["patient_id"].replace_strict(fold_of, return_dtype=pl.Int64)
+    patients, labels = (rows[name].to_numpy() for name in ("patient_id", "label"))
+    return pl.Series(patient_folds(patients, p.probe.folds, p.seed, labels))
 
 
 def fit_adversarial_probes(

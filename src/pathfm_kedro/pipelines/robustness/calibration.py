@@ -3,7 +3,8 @@
 The vector of a dosed encoder is [√(1 − dose) · truth, √dose · nuisance]: what was drawn, and what a
 control knows that no encoder should follow (colour; one corner of the tile). Both parts are scaled
 to the same length, so that the dose is the share of the vector that is nuisance. At dose 0 a check
-must pass, at dose 1 fail; in between the figure shows how much nuisance it takes.
+must pass, at dose 1 fail; in between the figure shows how much nuisance it takes. The field of view
+has a dose of its own: noise in the place of what a tile shows.
 
 The dosed encoders run through the functions of the experiments themselves.
 """
@@ -19,7 +20,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.pipelines.robustness.field_of_view import PARTS, FieldOfView, side_of_tiles
 from pathfm_kedro.pipelines.robustness.views import VIEWS
+from pathfm_kedro.slides.nested_fields import Layout
 from pathfm_kedro.statistics.measurements import (
     Estimate,
     Null,
@@ -82,9 +85,58 @@ class DosedEmbeddings:
         return np.concatenate(parts, axis=-1)
 
 
-def mix(truth: Embeddings, nuisance: Embeddings, dose: float, parameters: Any) -> DosedEmbeddings:
-    """The dosed encoder of two controls; the experiment's parameters do not matter."""
+@dataclass(frozen=True)
+class BlindTiles:
+    """Fields of which the wide ones show the tissue and tiles show a dose of noise in its place.
+
+    Attributes
+    ----------
+    truth
+        Vectors of fields and of the tiles that cover them.
+    wide
+        Places of the wide fields among the vectors.
+    dose
+        Share of the noise, 0 … 1.
+    """
+
+    truth: Embeddings
+    wide: tuple[int, ...]
+    dose: float
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides with fields."""
+        return self.truth.slide_ids
+
+    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
+        """[n, …] float32; only the vectors of tiles change."""
+        stacked = self.truth.stack(slide_ids, name)
+        if name != PARTS:
+            return stacked
+        scaled = Scale.of(stacked[:, 0])(stacked)
+        generator = np.random.default_rng(0)
+        noise = generator.standard_normal(scaled.shape, np.float32) / scaled.shape[-1] ** 0.5
+        blind = (1 - self.dose) ** 0.5 * scaled + self.dose**0.5 * noise
+        wide = [place for place in self.wide if place < scaled.shape[1]]
+        blind[:, wide] = scaled[:, wide]
+        rounded: NDArray[np.float32] = blind.astype(np.float32)
+        return rounded
+
+
+def mix(
+    truth: Embeddings, nuisance: Embeddings, dose: float, p: Any, inputs: Sequence[Any]
+) -> DosedEmbeddings:
+    """The dosed encoder of two controls, whatever the experiment."""
     return DosedEmbeddings(truth, nuisance, dose)
+
+
+def noise_in_tiles(
+    truth: Embeddings, nuisance: None, dose: float, p: FieldOfView, inputs: Sequence[Any]
+) -> BlindTiles:
+    """An encoder that sees the tissue in a wide field and a dose of noise in a tile."""
+    pool = inputs[1]
+    fields = p.fields_around(side_of_tiles(pool))
+    return BlindTiles(truth, tuple(Layout.of(fields).wholes[1:]), dose)
 
 
 def dose_response(

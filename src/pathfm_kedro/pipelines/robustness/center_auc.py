@@ -30,13 +30,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.designs import (
-    deal_tags,
-    draw_subsamples,
+from pathfm_kedro.statistics.auc import ordered_pairs, rank_auc
+from pathfm_kedro.statistics.balanced_designs import (
+    Subsampling,
+    balanced_subsamples,
+    permuted_tags,
     read_rows,
     tagged_rows,
 )
-from pathfm_kedro.statistics.auc import ordered_pairs, rank_auc
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.cross_validation import patient_folds, widened_interval
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
@@ -136,8 +137,8 @@ def center_auc_statistics(
     *colours, p = more
     if colours:
         slides = slides.filter(pl.col("slide_id").is_in(list(colours[0].slide_ids)))
-    sampled = draw_subsamples(slides, tiles, embeddings, _asked(p))
-    if not sampled.scopes or sampled.cohort is None:
+    sampled = balanced_subsamples(slides, tiles, embeddings, _asked(p), p.seed)
+    if not sampled.scopes:
         return _undefined(sampled.obstacle("all"), FEATURES)
     cohort, scope = sampled.cohort, sampled.scopes[0]
     patients, centers = cohort.patients[scope.rows], cohort.centers[scope.rows]
@@ -147,7 +148,7 @@ def center_auc_statistics(
     if min(len(np.unique(folds[centers == c])) for c in np.unique(centers)) < 2:
         reason = "a center has one patient: none can test what the other taught; add patients"
         return _undefined(reason, FEATURES)
-    permuted = next(deal_tags(cohort, [scope], p.n_permutations, p.seed))
+    permuted = next(permuted_tags(cohort, [scope], p.n_permutations, p.seed))
     place = np.searchsorted(permuted.units, cohort.units[scope.rows])
     # The true centers first.
     targets = np.column_stack([centers, permuted.center[place]])
@@ -170,16 +171,12 @@ def center_auc_statistics(
     return pl.concat(frames)
 
 
-def _asked(p: CenterAuc) -> dict[str, Any]:
-    return {
-        "designs": ["all"],
-        "draws": 1,
-        "exclude": "patient",
-        "max_tiles": p.max_tiles,
-        "min_patients_per_cell": p.min_patients_per_cell,
-        "min_tiles_per_cell": p.min_tiles_per_cell,
-        "seed": p.seed,
-    }
+def _asked(p: CenterAuc) -> Subsampling:
+    return Subsampling(
+        max_tiles=p.max_tiles,
+        min_patients_per_cell=p.min_patients_per_cell,
+        min_tiles_per_cell=p.min_tiles_per_cell,
+    )
 
 
 def _undefined(reason: str, features: Sequence[str]) -> pl.DataFrame:

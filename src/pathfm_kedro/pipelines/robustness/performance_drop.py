@@ -32,7 +32,12 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.designs import Cohort, Scope, draw_subsamples
+from pathfm_kedro.statistics.balanced_designs import (
+    Cohort,
+    Scope,
+    Subsampling,
+    balanced_subsamples,
+)
 from pathfm_kedro.statistics.correlated_samples import equal_cells, split_patients, training_rows
 from pathfm_kedro.statistics.cross_validation import widened_interval
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
@@ -123,8 +128,8 @@ def performance_drop_statistics(
     """
     from threadpoolctl import threadpool_limits
 
-    sampled = draw_subsamples(slides, tiles, embeddings, _asked(p))
-    if not sampled.scopes or sampled.cohort is None:
+    sampled = balanced_subsamples(slides, tiles, embeddings, _asked(p), p.seed)
+    if not sampled.scopes:
         return _undefined(sampled.obstacle("paired_2x2"))
     with threadpool_limits(1):  # sums in one order: the same counts on any number of cores
         rows = [
@@ -138,18 +143,15 @@ def performance_drop_statistics(
     return to_schema(rows, PERFORMANCE_DROP_SCHEMA)
 
 
-def _asked(p: PerformanceDrop) -> dict[str, Any]:
-    return {
-        "designs": ["paired_2x2"],
-        "exclude": "patient",
-        "draws": 1,
-        "max_tiles": p.max_tiles_per_pair,
-        "max_tiles_per_pair": p.max_tiles_per_pair,
-        "max_pairs": p.max_pairs,
-        "min_patients_per_cell": p.min_patients_per_cell,
-        "min_tiles_per_cell": p.min_tiles_per_cell,
-        "seed": p.seed,
-    }
+def _asked(p: PerformanceDrop) -> Subsampling:
+    return Subsampling(
+        designs=("paired_2x2",),
+        max_tiles=p.max_tiles_per_pair,
+        max_tiles_per_pair=p.max_tiles_per_pair,
+        max_pairs=p.max_pairs,
+        min_patients_per_cell=p.min_patients_per_cell,
+        min_tiles_per_cell=p.min_tiles_per_cell,
+    )
 
 
 def _undefined(reason: str) -> pl.DataFrame:
@@ -161,7 +163,7 @@ def _tested_tiles(
 ) -> Iterator[dict[str, Any]]:
     pair, names, labels = _pair(cohort, scope, vectors)
     for repeat in range(p.repeats):
-        generator = np.random.default_rng([p.seed, scope.draw, repeat])
+        generator = np.random.default_rng([p.seed, scope.number, repeat])
         split = split_patients(pair.patients, pair.labels, pair.centers, generator)
         if split is None:
             continue

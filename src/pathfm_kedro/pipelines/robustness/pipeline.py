@@ -1,6 +1,7 @@
 """robustness: does an encoder follow the tissue, whatever center, angle, stain, noise and field."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
@@ -24,11 +25,16 @@ from pathfm_kedro.pipelines.robustness.appearance import (
     appearance_statistics,
     view_of_appearance,
 )
-from pathfm_kedro.pipelines.robustness.calibration import dose_response, mix
+from pathfm_kedro.pipelines.robustness.calibration import dose_response, mix, noise_in_tiles
 from pathfm_kedro.pipelines.robustness.center_auc import (
     CenterAuc,
     center_auc_figures,
     center_auc_statistics,
+)
+from pathfm_kedro.pipelines.robustness.clustering import (
+    ClusteringScore,
+    clustering_figures,
+    clustering_statistics,
 )
 from pathfm_kedro.pipelines.robustness.crop_coherence import (
     CropCoherence,
@@ -42,10 +48,29 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     cue_conflict_figures,
     cue_conflict_statistics,
 )
+from pathfm_kedro.pipelines.robustness.field_of_view import (
+    FieldOfView,
+    field_of_view_figures,
+    field_of_view_statistics,
+)
+from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
+from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
+from pathfm_kedro.pipelines.robustness.index_comparison import compare_encoders
+from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
+from pathfm_kedro.pipelines.robustness.margins import (
+    RobustnessMargins,
+    robustness_margins_figures,
+)
 from pathfm_kedro.pipelines.robustness.performance_drop import (
     PerformanceDrop,
     performance_drop_figures,
     performance_drop_statistics,
+)
+from pathfm_kedro.pipelines.robustness.robustness_index import (
+    RobustnessIndex,
+    choose_k,
+    robustness_index_figures,
+    robustness_index_statistics,
 )
 from pathfm_kedro.pipelines.robustness.rotation import (
     Rotation,
@@ -79,6 +104,7 @@ from pathfm_kedro.wiring import (
     encoder_nodes,
     experiment_pipeline,
     grouped,
+    measurements_node,
     named_partial,
     node,
     views_pipeline,
@@ -96,7 +122,7 @@ _TRUTH, _COLOUR = "phantom_truth", "stain_statistics"
 
 EXPERIMENTS = [
     Experiment(
-        "clustering_score", ClusteringScore, cluster_statistics, clustering_figures, VECTORS
+        "clustering_score", ClusteringScore, clustering_statistics, clustering_figures, VECTORS
     ),
     Experiment(
         "performance_drop",
@@ -193,6 +219,21 @@ VIEWS = [
     ),
 ]
 
+#: The index and the margins rest on one search, and the index on the k of all encoders.
+INDEX = Experiment(
+    "robustness_index",
+    RobustnessIndex,
+    robustness_index_statistics,
+    robustness_index_figures,
+    VECTORS,
+    beside=["robustness_k"],
+)
+MARGINS = replace(
+    INDEX,
+    name="robustness_margins",
+    parameters=RobustnessMargins,
+    figures=robustness_margins_figures,
+)
 #: Experiments that are wired by hand, since encoders meet in them.
 WIRED = ["robustness_index", "robustness_margins", "robustness_index_comparison", "adversarial"]
 
@@ -223,7 +264,7 @@ def create_pipeline(
     listed = EXPERIMENTS if experiments is None else experiments
     parts = [
         _views(encoders, known),
-        robustness_index_pipeline(encoders, controls, _calibrated(INDEX, encoders, told)),
+        *robustness_index_pipelines(encoders, controls, _calibrated(INDEX, encoders, told)),
         *(_experiment(x, encoders, known, told) for x in listed),
         adversarial_pipeline(encoders, controls, known),
     ]
@@ -292,6 +333,64 @@ def _calibrated(
     return calibration_node("robustness", x, block, _TRUTH, mix, dose_response, encoders)
 
 
+def robustness_index_pipelines(
+    encoders: Sequence[str], controls: Sequence[str], calibration: Node | None
+) -> list[Pipeline]:
+    """Index, margins and the comparison of encoders: one search, one k for all."""
+    told = ["params:robustness_index", "params:robustness_margins"]
+    index, margins, compared = WIRED[:3]
+    counts, distances = (
+        {e: f"statistics.robustness.{name}.{e}" for e in encoders} for name in (index, margins)
+    )
+    searches = [
+        node(
+            index_and_margin_statistics,
+            [*(name.format(e=e) for name in VECTORS), *told],
+            [counts[e], distances[e]],
+            name="statistics",
+            tags=[index, margins, e],
+        )
+        for e in encoders
+    ]
+    common_k = node(
+        named_partial(choose_k, controls=tuple(controls)),
+        {"parameters": told[0], **counts},
+        "robustness_k",
+        name="choose_k",
+        tags=WIRED[:3],
+    )
+    comparison = node(
+        named_partial(compare_encoders, encoders=tuple(encoders)),
+        {
+            "chosen_k": "robustness_k",
+            "parameters": told[0],
+            "margin_parameters": told[1],
+            **{f"index_{e}": counts[e] for e in encoders},
+            **{f"margins_{e}": distances[e] for e in encoders},
+        },
+        {e: f"measurements.robustness.{compared}.{e}" for e in encoders},
+        name="compare_encoders",
+        tags=compared,
+    )
+    own = [
+        grouped(e, [search, measurements_node("robustness", INDEX, e)])
+        for e, search in zip(encoders, searches, strict=True)
+    ]
+    of_margins = [grouped(e, [measurements_node("robustness", MARGINS, e)]) for e in encoders]
+    more = [] if calibration is None else [calibration]
+    return [
+        grouped(index, [*own, common_k, *more, _collect(index, encoders, more)]),
+        grouped(margins, [*of_margins, _collect(margins, encoders)]),
+        grouped(compared, [comparison, _collect(compared, encoders)]),
+    ]
+
+
+def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> Node:
+    tables = [f"measurements.robustness.{name}.{e}" for e in encoders]
+    tables += [output for extra in more for output in extra.outputs]
+    return collected(tables, f"measurements.robustness.{name}", tags=[name])
+
+
 def adversarial_pipeline(
     encoders: Sequence[str], controls: Sequence[str], bases: Mapping[str, str]
 ) -> Pipeline:
@@ -348,6 +447,4 @@ def adversarial_pipeline(
         ]
 
     pool = step(choose_adversarial_pool, ["slides", "tiles"], "adversarial_pool", "pool")
-    tables = [f"measurements.robustness.{x}.{e}" for e in encoders]
-    collect = collected(tables, f"measurements.robustness.{x}", tags=[x])
-    return grouped(x, [pool, *(grouped(e, of_encoder(e)) for e in encoders), collect])
+    return grouped(x, [pool, *(grouped(e, of_encoder(e)) for e in encoders), _collect(x, encoders)])
