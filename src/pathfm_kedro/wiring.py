@@ -43,8 +43,8 @@ class Experiment:
     subject
         What `{e}` names in the measurements.
     dosed
-        ``(truth, nuisance or None, dose, parameters, inputs) -> vectors`` of the calibration, where it is not
-        the usual mix of two controls.
+        ``(truth, nuisance or None, dose, parameters, inputs) -> vectors`` of the calibration, where it
+        is not the usual mix of two controls.
     """
 
     name: str
@@ -337,6 +337,8 @@ def _shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..
 
     bound.__name__ = shown.__name__
     bound.__doc__ = shown.__doc__
+    # Kedro would look for their names among those of the module of `shown`.
+    bound.__annotations__ = {}
     bound.__wrapped__ = shown  # type: ignore[attr-defined]
     bound.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
     return bound

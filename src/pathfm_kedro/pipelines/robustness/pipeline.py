@@ -372,14 +372,14 @@ def robustness_index_pipelines(
         name="compare_encoders",
         tags=compared,
     )
-    own = [
-        grouped(e, [search, measurements_node("robustness", INDEX, e)])
-        for e, search in zip(encoders, searches, strict=True)
-    ]
+    # A namespace of its own: the common k stands between the searches and what is measured on them.
+    found = [grouped(e, [search]) for e, search in zip(encoders, searches, strict=True)]
+    own = [grouped(e, [measurements_node("robustness", INDEX, e)]) for e in encoders]
     of_margins = [grouped(e, [measurements_node("robustness", MARGINS, e)]) for e in encoders]
     more = [] if calibration is None else [calibration]
     return [
-        grouped(index, [*own, common_k, *more, _collect(index, encoders, more)]),
+        grouped("neighbours", [*found, common_k]),
+        grouped(index, [*own, *more, _collect(index, encoders, more)]),
         grouped(margins, [*of_margins, _collect(margins, encoders)]),
         grouped(compared, [comparison, _collect(compared, encoders)]),
     ]
@@ -401,28 +401,21 @@ def adversarial_pipeline(
         run = named_partial(with_parameters(Adversarial, x, function), **bound)
         return node(run, [*inputs, told], output, name=called, tags=[x, *tags])
 
-    def of_encoder(e: str) -> list[Node]:
-        measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", "adversarial_pool"]
-        probe, beside = f"statistics.robustness.{x}_probe.{e}", ["params:encoders.{e}"]
-        if e in bases:
-            harmonised = Experiment(
-                x, Adversarial, no_adversarial_statistics, adversarial_figures, [], beside
-            )
-            return encoder_nodes("robustness", harmonised, e)
-        sources = tuple(s for s in encoders if s not in {e, *controls, *bases})
-        job = ["slide_files", "params:tile", "params:engine"]
-        job += [f"params:encoders.{e}", "encoder_runtimes"]
+    def job(e: str) -> list[str]:
+        told = ["slide_files", "params:tile", "params:engine", f"params:encoders.{e}"]
+        return [*told, "encoder_runtimes"]
+
+    def probe_of(e: str) -> str:
+        return f"statistics.robustness.{x}_probe.{e}"
+
+    def attacks_on(e: str) -> list[Node]:
         pool, universal = "adversarial_pool", f"views.{x}_universal.{e}"
-        vectors = ["slides", "tiles", f"embeddings.{e}", pool]
-        accumulate = named_partial(adversarial_statistics, sources=sources)
-        attacked = Experiment(
-            x, Adversarial, accumulate, adversarial_figures, [*measured, probe], beside
-        )
+        probe, vectors = probe_of(e), ["slides", "tiles", f"embeddings.{e}", "adversarial_pool"]
         return [
             step(fit_adversarial_probes, vectors, probe, "probes", e),
             step(
                 plan_universal_perturbation,
-                ["slides", pool, *job],
+                ["slides", pool, *job(e)],
                 universal,
                 "universal_perturbation",
                 e,
@@ -430,21 +423,35 @@ def adversarial_pipeline(
             ),
             step(
                 plan_attacks,
-                ["slides", pool, probe, universal, *job],
+                ["slides", pool, probe, universal, *job(e)],
                 f"views.{x}.{e}",
                 "attacks",
                 e,
                 name=e,
             ),
-            node(
-                named_partial(plan_transfer, name=e, sources=sources),
-                ["slides", pool, probe, *job, *(f"views.{x}.{s}" for s in sources)],
-                f"views.{x}_transfer.{e}",
-                name="transfer",
-                tags=[x, e],
-            ),
+        ]
+
+    def of_encoder(e: str) -> list[Node]:
+        beside = ["params:encoders.{e}"]
+        if e in bases:
+            harmonised = Experiment(
+                x, Adversarial, no_adversarial_statistics, adversarial_figures, [], beside
+            )
+            return encoder_nodes("robustness", harmonised, e)
+        sources = tuple(s for s in encoders if s not in {e, *controls, *bases})
+        shown = named_partial(plan_transfer, name=e, sources=sources)
+        inputs = ["slides", "adversarial_pool", probe_of(e), *job(e)]
+        inputs += [f"views.{x}.{s}" for s in sources]
+        measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", "adversarial_pool", probe_of(e)]
+        accumulate = named_partial(adversarial_statistics, sources=sources)
+        attacked = Experiment(x, Adversarial, accumulate, adversarial_figures, measured, beside)
+        return [
+            node(shown, inputs, f"views.{x}_transfer.{e}", name="transfer", tags=[x, e]),
             *encoder_nodes("robustness", attacked, e),
         ]
 
+    # A namespace of their own: each encoder is shown what was made against the others.
+    attacks = grouped("attacks", [grouped(e, attacks_on(e)) for e in encoders if e not in bases])
     pool = step(choose_adversarial_pool, ["slides", "tiles"], "adversarial_pool", "pool")
-    return grouped(x, [pool, *(grouped(e, of_encoder(e)) for e in encoders), _collect(x, encoders)])
+    own = [grouped(e, of_encoder(e)) for e in encoders]
+    return grouped(x, [pool, attacks, *own, _collect(x, encoders)])
