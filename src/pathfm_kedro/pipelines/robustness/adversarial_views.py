@@ -13,7 +13,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
-from pathfm_kedro.encoders.base import Encoder, Vectors
+from pathfm_kedro.encoders.attacks import (
+    MAX_GREY_LEVEL,
+    ProbeObjective,
+    add_perturbation,
+    attack_series,
+    gaussian_noise,
+    random_start,
+    sign_noise,
+    to_images,
+    to_tiles,
+    universal_perturbation,
+)
+from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
 from pathfm_kedro.encoders.gradients import DifferentiableEncoder, differentiable
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.pipelines.robustness.adversarial import (
@@ -23,22 +35,6 @@ from pathfm_kedro.pipelines.robustness.adversarial import (
     attacked_rows,
     cosines,
     probe_of_fold,
-)
-from pathfm_kedro.pipelines.robustness.attacks import (
-    LEVELS,
-    Attempt,
-    Pixels,
-    ProbeVictim,
-    add_levels,
-    fgsm,
-    gaussian_noise,
-    judged,
-    never_weaker_in_larger_ball,
-    pgd,
-    sign_noise,
-    to_images,
-    to_tiles,
-    universal_perturbation,
 )
 from pathfm_kedro.pipelines.robustness.views import tile_seed
 from pathfm_kedro.slides.fields import TileFields, slide_fields
@@ -99,17 +95,15 @@ class FitUniversal:
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
         """``universal`` int8 [sizes, height, width, 3]; no sizes where there is no gradient."""
-        import torch
-
         gradients = differentiable(load_encoder(self.spec))
         pixels = self.fields[0].pixels
         if gradients is None:
             return {"universal": np.zeros((0, pixels, pixels, 3), np.int8)}
         tiles = to_images(np.concatenate([t for f in self.fields for t, _ in f.batches(1)]))
-        start = torch.from_numpy(_start(pixels, self.seed))
+        start = random_start(pixels, self.seed)
         deltas = [
             universal_perturbation(
-                gradients.embed, tiles, e / LEVELS, self.told.steps, start, self.told.batch
+                gradients.embed, tiles, e / MAX_GREY_LEVEL, self.told.steps, start, self.told.batch
             )
             for e in self.told.epsilons
         ]
@@ -543,50 +537,28 @@ def _white_box(
     universal: NDArray[np.int8],
 ) -> _WhiteBox:
     """Attack one tile at every ε at once: one batch, whatever else the slide holds."""
-    import torch
-
     wanted = () if told.universal is None else told.universal.epsilons
     if wanted and universal.shape != (len(wanted), *tile.shape):
         raise ValueError(
             "there is no universal perturbation for this slide's half of the folds: see why its fit "
             "failed, or set adversarial.universal to null"
         )
-    sizes = torch.tensor(told.epsilons).view(-1, 1, 1, 1) / LEVELS
     clean = to_images(tile[None])
-    attempts = _attempts(_victim(gradients, probe, target), clean, sizes, told, seed)
-    moved = [add_levels(tile, delta)[None] for delta in universal[: len(wanted)]]
-    strongest = to_tiles(attempts[-1].images)
+    objective = _objective(gradients, probe, target)
+    series = attack_series(objective, clean, told.epsilons, told.pgd_steps, seed)
+    moved = [add_perturbation(tile, delta)[None] for delta in universal[: len(wanted)]]
+    strongest = to_tiles(series[-1].images)
     return _WhiteBox(
-        np.concatenate([*(to_tiles(attempt.images) for attempt in attempts), *moved]),
-        _unrounded(gradients, probe, target, [clean, *(a.images for a in attempts[1:])]),
+        np.concatenate([*(to_tiles(found.images) for found in series), *moved]),
+        _unrounded(gradients, probe, target, [clean, *(found.images for found in series[1:])]),
         strongest[[told.epsilons.index(told.transfer_epsilon)]],
     )
 
 
-def _attempts(
-    victim: ProbeVictim,
-    clean: torch.Tensor,
-    sizes: torch.Tensor,
-    told: AdversarialParameters,
-    seed: int,
-) -> list[Attempt]:
-    """FGSM, then PGD of ever more steps, each never weaker than the one before; an image per ε."""
+def _objective(gradients: DifferentiableEncoder, probe: Probe, target: int) -> ProbeObjective:
     import torch
 
-    attempts = [fgsm(victim, clean, sizes)]
-    start = torch.from_numpy(_start(clean.shape[-1], seed))
-    incumbent = judged(victim, clean).or_better(attempts[0])
-    for steps in told.pgd_steps:
-        found = pgd(victim, clean, sizes, steps, start, incumbent)
-        incumbent = never_weaker_in_larger_ball(found)
-        attempts.append(incumbent)
-    return attempts
-
-
-def _victim(gradients: DifferentiableEncoder, probe: Probe, target: int) -> ProbeVictim:
-    import torch
-
-    return ProbeVictim(
+    return ProbeObjective(
         gradients.embed,
         torch.tensor(probe.weight),
         torch.tensor(probe.bias),
@@ -647,7 +619,7 @@ def ssim_to_first(images: Pixels) -> NDArray[np.float64]:
                 images[0],
                 image,
                 channel_axis=2,
-                data_range=LEVELS,
+                data_range=MAX_GREY_LEVEL,
                 gaussian_weights=True,
                 sigma=1.5,
                 use_sample_covariance=False,
@@ -655,12 +627,6 @@ def ssim_to_first(images: Pixels) -> NDArray[np.float64]:
             for image in images
         ]
     )
-
-
-def _start(pixels: int, seed: int) -> NDArray[np.float32]:
-    """Where an attack begins: uniform in −1 … 1, float32 [3, pixels, pixels]."""
-    drawn = np.random.default_rng(seed).random((3, pixels, pixels), np.float32)
-    return 2 * drawn - 1
 
 
 def _seed(seed: int, tile_id: str) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.encoders.input_size import NATIVE_PROBLEMS
 from pathfm_kedro.slides.fields import Box, fields_on_slide
 from pathfm_kedro.statistics.bootstrap import (
     binomial_interval,
@@ -66,13 +67,6 @@ CONTRASTS = (
     (SAME_FIELD, NATIVE, WHOLE),
 )
 SIGNATURES = ((GAIN, WHOLE, TILE), (SAME_TISSUE, WHOLE, MEAN))
-#: Why an encoder has no vector at a field's native size, by the code that its shards hold.
-NATIVE_PROBLEMS = {
-    1: "the encoder's position embeddings are of a fixed size and nothing interpolates them",
-    2: "the encoder refuses an input of this size",
-    3: "native size is tried on square fields only",
-    4: "the encoder offers no input of another size",
-}
 #: Tensors of a shard.
 PARTS, NATIVES, PROBLEMS, COST = "parts", "native", "native_problem", "cost"
 #: Arms whose cost a shard holds, in order; attention costs what the mean does.
@@ -441,8 +435,8 @@ def field_votes(
     views
         Shards of the pool's slides with ``parts`` [n, parts, d] as :class:`Layout` orders them,
         ``native`` [n, wider fields, d], ``native_problem`` [n, wider fields] (0, or a key of
-        :data:`NATIVE_PROBLEMS`) and ``cost`` [n, fields, 3, 2]: forward passes and pixels forwarded of
-        :data:`COSTED`.
+        :data:`~pathfm_kedro.encoders.input_size.NATIVE_PROBLEMS`) and ``cost``
+        [n, fields, 3, 2]: forward passes and pixels forwarded of :data:`COSTED`.
     pool
         From :func:`choose_field_pool`. Slides without a shard are left out.
     parameters

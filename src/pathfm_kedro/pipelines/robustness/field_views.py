@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
+from pathfm_kedro.encoders.input_size import native_encoder
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     COST,
@@ -78,7 +77,7 @@ class EmbedFields:
         """``parts`` [n, parts, d], ``native`` [n, wider, d] and what the experiment says of them.
 
         ``native_problem`` [n, wider] is 0 where the native vectors are real, else they are zero and
-        it says why (:data:`~pathfm_kedro.pipelines.robustness.field_of_view.NATIVE_PROBLEMS`).
+        it says why (:data:`~pathfm_kedro.encoders.input_size.NATIVE_PROBLEMS`).
         ``cost`` [n, fields, 3, 2]: forward passes and pixels forwarded, of the whole field, of its
         sub-tiles and at native size. Both are integers: no vectors.
 
@@ -161,91 +160,6 @@ def plan_field_views(
         )
     title = f"fields up to {name_of(told.fields[-1])} px with {name}"
     return ShardPlan(jobs, EngineSettings(**engine), title, lambda: load_encoder(spec))
-
-
-def native_encoder(encoder: Encoder, field: Size) -> tuple[Encoder | None, int]:
-    """The encoder with an input of the field's own size.
-
-    Convolutions take any size. A model of timm with ``set_input_size`` interpolates its position
-    embeddings in a copy that shares all other weights; its input is the largest multiple of the
-    patch that the field holds, so that nothing is enlarged by more than rounding.
-
-    Parameters
-    ----------
-    encoder
-        A loaded encoder.
-    field
-        Width and height, px.
-
-    Returns
-    -------
-    tuple
-        The encoder, or None, and the reason as a key of ``NATIVE_PROBLEMS`` (0: none).
-    """
-    if encoder.preprocessing.get("input_pixels") is None:
-        return encoder, 0  # looks at every pixel as it is, whatever the size
-    if field[0] != field[1]:
-        return None, 3
-    if hasattr(encoder, "base"):
-        base, problem = native_encoder(encoder.base, field)
-        wrapper: Any = encoder
-        return (None if base is None else replace(wrapper, base=base)), problem
-    network = getattr(encoder, "network", None)
-    if network is None:
-        return None, 4
-    model, side = network.model, field[0]
-    if hasattr(model, "set_input_size"):
-        side = side // _patch(model) * _patch(model)
-        model = _resized(model, side)
-        if model is None:
-            return None, 2
-    elif _has_fixed_positions(model):
-        return None, 1
-    return _with_input(encoder, model, side), 0
-
-
-def _with_input(encoder: Any, model: Any, side: int) -> Encoder:
-    """The encoder with another network and another side of its input, run by PyTorch.
-
-    onnxruntime would need an export for each side, which takes longer than the pass itself.
-    """
-    from pathfm_kedro.encoders.runtimes import TorchForward
-
-    told = {**encoder.preprocessing, "input_pixels": side}
-    run = encoder.run
-    if not isinstance(run, TorchForward):
-        run = TorchForward(model, encoder.pooling, "channels_last", "cpu", "float32")
-    fewer = max(1, encoder.batch_size * encoder.network.side**2 // side**2)
-    native: Encoder = replace(
-        encoder,
-        network=replace(encoder.network, model=model, preprocessing=told),
-        run=replace(run, model=model),
-        batch_size=fewer,
-    )
-    return native
-
-
-def _patch(model: Any) -> int:
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-    return int(patch if isinstance(patch, int) else patch[0])
-
-
-def _resized(model: Any, side: int) -> Any | None:
-    """A copy for another input size that shares all weights but the position embeddings."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    copy = deepcopy(model, shared)
-    try:
-        copy.set_input_size(img_size=(side, side))
-    except (AssertionError, RuntimeError, TypeError, ValueError):
-        return None
-    return copy
-
-
-def _has_fixed_positions(model: Any) -> bool:
-    declared = getattr(model, "pretrained_cfg", None) or {}
-    return bool(declared.get("fixed_input_size")) or any(
-        "pos_embed" in name or "position" in name for name, _ in model.named_parameters()
-    )
 
 
 def _embed_parts(

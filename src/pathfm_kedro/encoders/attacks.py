@@ -1,66 +1,67 @@
-"""Images changed by a few grey levels so as to lead an encoder astray, and the same amount of noise.
+"""Adversarial attacks on an encoder (FGSM, PGD, universal perturbation) and noise of the same size.
 
-Images are float32 [n, 3, height, width] on the scale 0 … 1, as before normalisation. ε is given on
-the same scale. Every image that an attack is scored on is one that a file can hold: its values are
-whole multiples of 1/255.
+Images are float32 [n, 3, height, width] on the scale 0 … 1, as before normalisation; ε, the radius of
+the L∞ ball, is on the same scale. Losses are always those of the image rounded to 8 bits, which is
+what a file can hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.encoders.base import Pixels
+
 if TYPE_CHECKING:
     import torch
 
     Embed = Callable[[torch.Tensor], torch.Tensor]
 
-Pixels = NDArray[np.uint8]
-
 #: Largest grey level of an 8-bit image.
-LEVELS = 255
-#: Length of all steps together over ε: enough to cross the ball from any start (Madry et al. 2018,
-#: section 5.2, take 2.5 ε / steps).
-_REACH = 2.5
+MAX_GREY_LEVEL = 255
+#: Length of all steps together over ε: from any start every point of the ball can be reached (Madry et
+#: al. 2018, section 5.2, take steps of 2.5 ε / steps).
+_PATH_LENGTH = 2.5
 #: Margin above which logits are scaled down: 1 − softmax is 5e-5 there, far from underflow.
-_SUREST = 10.0
+_MAX_MARGIN = 10.0
 
 
 @dataclass(frozen=True)
-class Judged:
-    """How far images are led astray.
+class AttackLoss:
+    """Losses of images under attack.
 
     Attributes
     ----------
     loss
-        [n], what the attack climbs: cross-entropy of the true label.
-    harm
-        [n], what counts: the best other logit minus the true label's; wrong where above 0.
+        [n], whose gradient the attack follows: cross-entropy of the true label.
+    margin_loss
+        [n], by which attacks are compared: the largest other logit minus the true label's; the image
+        is misclassified where it is above 0 (Carlini and Wagner 2017, arXiv 1608.04644).
     """
 
     loss: torch.Tensor
-    harm: torch.Tensor
+    margin_loss: torch.Tensor
 
 
-class Victim(Protocol):
-    """A classifier under attack, with the true labels of its images."""
+class AttackObjective(Protocol):
+    """What an attack maximises: the losses of a classifier with the true labels of its images."""
 
-    def __call__(self, images: torch.Tensor) -> Judged:
-        """Judge images [n, 3, height, width]."""
+    def __call__(self, images: torch.Tensor) -> AttackLoss:
+        """Losses of images [n, 3, height, width]."""
         ...
 
 
 @dataclass(frozen=True)
-class ProbeVictim:
-    """A linear probe on an encoder.
+class ProbeObjective:
+    """Losses of a linear probe on an encoder.
 
-    The loss is the cross-entropy of the logits; where the margin is above 10 they are first divided
-    so that it is 10. The softmax of a surer probe is 1 to the last digit and its gradient 0, which
-    would look like robustness (Carlini et al. 2019, arXiv 1902.06705).
+    Logits whose margin is above 10 are first divided so that it is 10: beyond, the softmax is 1 to
+    the last digit and its gradient 0, which would look like robustness (Carlini et al. 2019, arXiv
+    1902.06705).
 
     Attributes
     ----------
@@ -75,9 +76,10 @@ class ProbeVictim:
     --------
     >>> import torch
     >>> pixels = lambda images: images.flatten(1)
-    >>> victim = ProbeVictim(pixels, torch.eye(2, 3).double(), torch.zeros(2).double(),
+    >>> objective = ProbeObjective(pixels, torch.eye(2, 3).double(), torch.zeros(2).double(),
     ...                      torch.tensor([0]))
-    >>> victim(torch.tensor([0.9, 0.5, 0.0]).view(1, 3, 1, 1)).harm.round(decimals=3).tolist()
+    >>> losses = objective(torch.tensor([0.9, 0.5, 0.0]).view(1, 3, 1, 1))
+    >>> losses.margin_loss.round(decimals=3).tolist()
     [-0.4]
     """
 
@@ -86,43 +88,45 @@ class ProbeVictim:
     bias: torch.Tensor
     target: torch.Tensor
 
-    def __call__(self, images: torch.Tensor) -> Judged:
-        """Cross-entropy and negative margin of the true class."""
+    def __call__(self, images: torch.Tensor) -> AttackLoss:
+        """Cross-entropy and margin loss of the true class."""
         import torch
 
         logits = self.embed(images).double() @ self.weight.T + self.bias
         target = self.target.expand(len(images))
         own = torch.nn.functional.one_hot(target, len(self.bias)).bool()
         other = logits.masked_fill(own, -torch.inf).amax(dim=1)
-        harm = other - logits[own]
-        calm = logits / (-harm.detach() / _SUREST).clamp(min=1)[:, None]
-        loss = torch.nn.functional.cross_entropy(calm, target, reduction="none")
-        return Judged(loss, harm)
+        margin_loss = other - logits[own]
+        scaled = logits / (-margin_loss.detach() / _MAX_MARGIN).clamp(min=1)[:, None]
+        loss = torch.nn.functional.cross_entropy(scaled, target, reduction="none")
+        return AttackLoss(loss, margin_loss)
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """Images and the harm [n] that they do as files."""
+class AdversarialImages:
+    """Images [n, 3, height, width] and their margin loss [n], rounded to 8 bits."""
 
     images: torch.Tensor
-    harm: torch.Tensor
+    margin_loss: torch.Tensor
 
-    def or_better(self, other: Attempt) -> Attempt:
-        """The more harmful of the two, image by image; this one where they are equal."""
+    def stronger_of(self, other: AdversarialImages) -> AdversarialImages:
+        """Image by image the one of larger margin loss; this one where they are equal."""
         import torch
 
-        better = other.harm > self.harm
+        better = other.margin_loss > self.margin_loss
         images = torch.where(better.view(-1, 1, 1, 1), other.images, self.images)
-        return Attempt(images, torch.maximum(other.harm, self.harm))
+        return AdversarialImages(images, torch.maximum(other.margin_loss, self.margin_loss))
 
 
-def fgsm(victim: Victim, tiles: torch.Tensor, epsilon: torch.Tensor) -> Attempt:
-    """One step of size ε along the sign of the gradient: x + ε sign ∇ loss(x).
+def fgsm(
+    objective: AttackObjective, tiles: torch.Tensor, epsilon: torch.Tensor
+) -> AdversarialImages:
+    """Fast gradient sign method: x + ε sign ∇ loss(x).
 
     Parameters
     ----------
-    victim
-        Who is attacked.
+    objective
+        The losses.
     tiles
         [n, 3, height, width].
     epsilon
@@ -132,27 +136,27 @@ def fgsm(victim: Victim, tiles: torch.Tensor, epsilon: torch.Tensor) -> Attempt:
     ----------
     Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples", arXiv 1412.6572.
     """
-    _, gradient = _climb(victim, tiles)
-    return judged(victim, into_ball(tiles + epsilon * gradient.sign(), tiles, epsilon))
+    _, gradient = _loss_and_gradient(objective, tiles)
+    return evaluate(objective, project(tiles + epsilon * gradient.sign(), tiles, epsilon))
 
 
 def pgd(
-    victim: Victim,
+    objective: AttackObjective,
     tiles: torch.Tensor,
     epsilon: torch.Tensor,
     steps: int,
     start: torch.Tensor,
-    incumbent: Attempt | None = None,
-) -> Attempt:
-    """Projected gradient ascent from a random start: the most harmful image met on the way.
+    previous: AdversarialImages | None = None,
+) -> AdversarialImages:
+    """Projected gradient descent from a random start: the iterate of the largest margin loss.
 
     ``x ← Π(x + (2.5 ε / steps) sign ∇ loss(x))``, Π onto the ε-ball around the tile within 0 … 1.
-    The way is taken in real numbers; loss and gradient are those of the image rounded to 8 bits.
+    Iterates are real numbers; loss and gradient are those of the image rounded to 8 bits.
 
     Parameters
     ----------
-    victim
-        Who is attacked.
+    objective
+        The losses.
     tiles
         [n, 3, height, width].
     epsilon
@@ -160,43 +164,97 @@ def pgd(
     steps
         How many.
     start
-        [n, 3, height, width] in −1 … 1: where in the ball the way begins.
-    incumbent
-        What a weaker attack found, which the result is never less harmful than; the tiles
-        themselves if not given.
+        [n, 3, height, width] in −1 … 1: the random start, in units of ε.
+    previous
+        What a weaker attack found, kept where it is stronger; the tiles themselves if not given.
 
     References
     ----------
     Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks", arXiv
     1706.06083.
     """
-    best = incumbent if incumbent is not None else judged(victim, tiles)
-    images = into_ball(tiles + epsilon * start, tiles, epsilon)
+    best = previous if previous is not None else evaluate(objective, tiles)
+    images = project(tiles + epsilon * start, tiles, epsilon)
     for _ in range(steps):
-        here, gradient = _climb(victim, images)
-        best = best.or_better(Attempt(images, here.harm))
-        images = into_ball(images + _REACH / steps * epsilon * gradient.sign(), tiles, epsilon)
-    return best.or_better(judged(victim, images))
+        here, gradient = _loss_and_gradient(objective, images)
+        best = best.stronger_of(AdversarialImages(images, here.margin_loss))
+        images = project(images + _PATH_LENGTH / steps * epsilon * gradient.sign(), tiles, epsilon)
+    return best.stronger_of(evaluate(objective, images))
 
 
-def judged(victim: Victim, images: torch.Tensor) -> Attempt:
-    """Images with the harm that they do as files."""
-    import torch
+def attack_series(
+    objective: AttackObjective,
+    tile: torch.Tensor,
+    epsilons: Sequence[int],
+    pgd_steps: Sequence[int],
+    seed: int,
+) -> list[AdversarialImages]:
+    """FGSM, then PGD of ever more steps on one tile, each at every ε at once.
 
-    with torch.no_grad():
-        return Attempt(images, victim(as_file(images)).harm)
-
-
-def never_weaker_in_larger_ball(attempt: Attempt) -> Attempt:
-    """Attempts on one tile at rising ε, each replaced by a more harmful one of a smaller ball.
+    None is weaker than the one before it, nor than itself within a smaller ε.
 
     Parameters
     ----------
-    attempt
+    objective
+        The losses.
+    tile
+        [1, 3, side, side].
+    epsilons
+        Rising, in grey levels.
+    pgd_steps
+        Rising.
+    seed
+        Of PGD's random start.
+
+    Returns
+    -------
+    list
+        FGSM and one entry for each of ``pgd_steps``; images [epsilons, 3, side, side].
+    """
+    import torch
+
+    epsilon = torch.tensor(epsilons).view(-1, 1, 1, 1) / MAX_GREY_LEVEL
+    series = [fgsm(objective, tile, epsilon)]
+    start = random_start(tile.shape[-1], seed)
+    previous = evaluate(objective, tile).stronger_of(series[0])
+    for steps in pgd_steps:
+        previous = strongest_up_to_epsilon(pgd(objective, tile, epsilon, steps, start, previous))
+        series.append(previous)
+    return series
+
+
+def random_start(side: int, seed: int) -> torch.Tensor:
+    """Where an attack starts, in units of ε: uniform in −1 … 1, float32 [3, side, side].
+
+    Examples
+    --------
+    >>> bool(random_start(4, seed=1).abs().max() <= 1)
+    True
+    """
+    import torch
+
+    drawn = np.random.default_rng(seed).random((3, side, side), np.float32)
+    return torch.from_numpy(2 * drawn - 1)
+
+
+def evaluate(objective: AttackObjective, images: torch.Tensor) -> AdversarialImages:
+    """Images with the margin loss that they have when rounded to 8 bits."""
+    import torch
+
+    with torch.no_grad():
+        return AdversarialImages(images, objective(quantise(images)).margin_loss)
+
+
+def strongest_up_to_epsilon(found: AdversarialImages) -> AdversarialImages:
+    """Attacks on one tile at rising ε, each replaced by a stronger one within a smaller ε.
+
+    Parameters
+    ----------
+    found
         One image per ε of the same tile, ε rising.
     """
-    harm, source = attempt.harm.cummax(dim=0)
-    return Attempt(attempt.images[source], harm)
+    margin_loss, source = found.margin_loss.cummax(dim=0)
+    return AdversarialImages(found.images[source], margin_loss)
 
 
 def universal_perturbation(
@@ -209,8 +267,8 @@ def universal_perturbation(
 ) -> NDArray[np.int8]:
     """One δ for all tiles that minimises the mean cosine between f(x) and f(x + δ), |δ| ≤ ε.
 
-    Sign steps of 2.5 ε / steps; the best δ met on the way. At δ = 0 the cosine is at its maximum
-    and the gradient zero, so the way must begin elsewhere.
+    Sign steps of 2.5 ε / steps; the best iterate. At δ = 0 the cosine is at its maximum and the
+    gradient zero, so the start must lie elsewhere.
 
     Parameters
     ----------
@@ -245,9 +303,9 @@ def universal_perturbation(
     for _ in range(steps):
         cosine, gradient = _cosine_slope(embed, pairs, delta)
         best, least = (delta, cosine) if cosine < least else (best, least)
-        delta = (delta - _REACH / steps * epsilon * gradient.sign()).clamp(-epsilon, epsilon)
+        delta = (delta - _PATH_LENGTH / steps * epsilon * gradient.sign()).clamp(-epsilon, epsilon)
     best = delta if mean_cosine(embed, pairs, delta) < least else best
-    return (best * LEVELS).round().to(torch.int8).permute(1, 2, 0).numpy()
+    return (best * MAX_GREY_LEVEL).round().to(torch.int8).permute(1, 2, 0).numpy()
 
 
 def mean_cosine(
@@ -271,23 +329,23 @@ def mean_cosine(
     return float(torch.cat(cosines).mean())
 
 
-def as_file(images: torch.Tensor) -> torch.Tensor:
-    """Images rounded to 8 bits, exactly; gradients pass as if nothing were rounded.
+def quantise(images: torch.Tensor) -> torch.Tensor:
+    """Images rounded to 8 bits; gradients pass straight through (Bengio et al. 2013, arXiv 1308.3432).
 
     Examples
     --------
     >>> import torch
-    >>> float(as_file(torch.tensor(0.501)) * 255)
+    >>> float(quantise(torch.tensor(0.501)) * 255)
     128.0
     """
-    rounded = (images.detach() * LEVELS).round() / LEVELS
+    rounded = (images.detach() * MAX_GREY_LEVEL).round() / MAX_GREY_LEVEL
     return rounded + (images - images.detach())
 
 
-def into_ball(
+def project(
     images: torch.Tensor, tiles: torch.Tensor, epsilon: torch.Tensor | float
 ) -> torch.Tensor:
-    """Images moved to the nearest within ε of their tiles in every pixel, and within 0 … 1."""
+    """Images projected onto the L∞ ball of radius ε around their tiles, and onto 0 … 1."""
     import torch
 
     nearest = torch.minimum(torch.maximum(images, tiles - epsilon), tiles + epsilon)
@@ -339,7 +397,7 @@ def gaussian_noise(tile: Pixels, epsilon: int, seed: int) -> Pixels:
     return _to_pixels(np.rint(tile + np.float32(epsilon) * noise))
 
 
-def add_levels(tile: Pixels, delta: NDArray[np.int8]) -> Pixels:
+def add_perturbation(tile: Pixels, delta: NDArray[np.int8]) -> Pixels:
     """A tile with a perturbation in grey levels added, within 0 … 255."""
     return _to_pixels(tile.astype(np.int16) + delta)
 
@@ -348,32 +406,35 @@ def to_images(tiles: Pixels) -> torch.Tensor:
     """uint8 [n, height, width, 3] as images float32 [n, 3, height, width], 0 … 1."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2).float() / LEVELS
+    planes = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2)
+    return planes.float() / MAX_GREY_LEVEL
 
 
 def to_tiles(images: torch.Tensor) -> Pixels:
     """Images as uint8 [n, height, width, 3], rounded."""
     import torch
 
-    levels: Pixels = (images * LEVELS).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    levels: Pixels = (images * MAX_GREY_LEVEL).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     rows_together: Pixels = np.ascontiguousarray(levels)
     return rows_together
 
 
 def _to_pixels(values: NDArray[Any]) -> Pixels:
-    clipped: Pixels = np.clip(values, 0, LEVELS).astype(np.uint8)
+    clipped: Pixels = np.clip(values, 0, MAX_GREY_LEVEL).astype(np.uint8)
     return clipped
 
 
-def _climb(victim: Victim, images: torch.Tensor) -> tuple[Judged, torch.Tensor]:
-    """What the victim says of images, and the gradient of its loss."""
+def _loss_and_gradient(
+    objective: AttackObjective, images: torch.Tensor
+) -> tuple[AttackLoss, torch.Tensor]:
+    """Losses of images, and the gradient of the loss with respect to them."""
     import torch
 
     free = images.detach().requires_grad_(True)
-    found = victim(as_file(free))
+    found = objective(quantise(free))
     (gradient,) = torch.autograd.grad(found.loss.sum(), free)
     _refuse_nan(gradient)
-    return Judged(found.loss.detach(), found.harm.detach()), gradient
+    return AttackLoss(found.loss.detach(), found.margin_loss.detach()), gradient
 
 
 def _vectors(embed: Embed, tiles: torch.Tensor) -> torch.Tensor:
@@ -388,7 +449,7 @@ def _cosines(
 ) -> torch.Tensor:
     import torch
 
-    moved = embed(as_file((tiles + delta).clamp(0, 1)))
+    moved = embed(quantise((tiles + delta).clamp(0, 1)))
     return torch.nn.functional.cosine_similarity(moved, clean, dim=1)
 
 
