@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from pathfm_kedro.cli import cli
+from pathfm_kedro.cohorts import read_cohort_plan
 from tests.conftest import PROJECT, write_tiff
 
 
@@ -155,3 +156,13 @@ def test_a_manifest_is_not_overwritten(tmp_path):
     assert result.exit_code != 0
     assert "exists: give another --output" in result.output
     assert (images / "slides.csv").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(("file", "key"), [("encoders", "encoders"), ("cohort", "cohort")])
+def test_a_section_left_empty_is_named(project, file, key):
+    """A line whose keys are all commented out replaces the section of conf/base by nothing."""
+    (project / f"conf/phantom/parameters_{file}.yml").write_text(f"{key}:\n  # model: x\n")
+    for name in (project / "conf/phantom").glob("parameters.yml"):
+        name.write_text("")
+    with pytest.raises(ValueError, match=f"'{key}' is None in the parameters of cohort 'phantom'"):
+        read_cohort_plan("phantom", str(project / "conf"))

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from pathfm_kedro.cohorts import harmonised_bases, project_root, read_cohort_plan
+from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan
+from pathfm_kedro.project import project_root
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pathfm_kedro.project import project_root
+
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
 #: Environment variable that pins the load and save version of every versioned dataset.
@@ -45,13 +47,6 @@ class CohortPlan:
     encoders: Mapping[str, Mapping[str, Any]]
 
 
-def project_root() -> Path:
-    """The folder of the Kedro project this process works in."""
-    from kedro.utils import find_kedro_project
-
-    return Path(find_kedro_project(Path.cwd()) or Path(__file__).parents[2])
-
-
 def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> CohortPlan:
     """Read the encoders and the slides' source of one cohort.
 
@@ -82,13 +77,24 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
         **CONFIG_LOADER_ARGS,
     )
     parameters = loader["parameters"]
-    encoders = {name: entry for name, entry in parameters["encoders"].items() if entry is not None}
+    sections = {key: _section(parameters, key, cohort) for key in ("encoders", "cohort")}
+    encoders = {name: entry for name, entry in sections["encoders"].items() if entry is not None}
     for name, entry in encoders.items():
         if not isinstance(entry, Mapping):
             raise ValueError(
                 f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
             )
-    return CohortPlan(str(parameters["cohort"]["source"]), encoders)
+    return CohortPlan(str(sections["cohort"].get("source")), encoders)
+
+
+def _section(parameters: Mapping[str, Any], key: str, cohort: str) -> Mapping[str, Any]:
+    section = parameters.get(key)
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"'{key}' is {section!r} in the parameters of cohort '{cohort}': write its keys below it "
+            f"in conf/{cohort}/ or conf/base/, or remove the line that says '{key}:' and nothing below"
+        )
+    return section
 
 
 def _refuse_unknown(cohort: str, source: Path) -> None:

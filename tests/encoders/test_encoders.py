@@ -13,11 +13,8 @@ from skimage import data as photographs
 from skimage.transform import resize
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders
-from pathfm_kedro.encoders.torch_encoder import (
-    lite0_state_dict,
-    load_torch_encoder,
-    resolve_layers,
-)
+from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
+from pathfm_kedro.encoders.weights import lite0_state_dict, resolve_layers
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +217,7 @@ def test_a_model_that_cannot_be_had_says_so(model, message):
 
 
 def test_drawn_weights_are_the_same_in_every_process(tiles):
-    spec = EncoderSpec("r", "timm:resnet18", pretrained=False, input_pixels=64)
+    spec = EncoderSpec("r", "timm:resnet18", pretrained=False, seed=0, input_pixels=64)
     torch.manual_seed(1)
     first = load_torch_encoder(spec)
     torch.manual_seed(2)
@@ -232,7 +229,9 @@ def test_drawn_weights_are_the_same_in_every_process(tiles):
 def test_layers_are_named_in_yaml():
     """Model cards of large pathology encoders pass layer classes; YAML holds their names."""
     kwargs = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "depth": 1, "img_size": 32}
-    spec = EncoderSpec("u", "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=kwargs)
+    spec = EncoderSpec(
+        "u", "timm:vit_tiny_patch16_224", pretrained=False, seed=0, model_kwargs=kwargs
+    )
     block = load_torch_encoder(spec).model.blocks[0]
     assert type(block.mlp).__name__ == "GluMlp"
     assert type(block.mlp.act).__name__ == "SiLU"

@@ -22,7 +22,7 @@ from pathfm_kedro.encoders.trial import (
     try_runtimes,
 )
 
-SMALL = EncoderSpec("small", "timm:test_resnet", pretrained=False, input_pixels=96)
+SMALL = EncoderSpec("small", "timm:test_resnet", pretrained=False, seed=0, input_pixels=96)
 
 
 @pytest.fixture
