@@ -53,7 +53,8 @@ def _load(spec: EncoderSpec) -> Encoder:
             raise ValueError(
                 f"encoders.{spec.name}: control '{name}' is unknown; there are {sorted(CONTROLS)}"
             )
-        control: Encoder = CONTROLS[name]()
+        declared = {"dimension": spec.dimension, "seed": spec.seed} if name == "noise" else {}
+        control: Encoder = CONTROLS[name](**{k: v for k, v in declared.items() if v is not None})
         return control
     from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 
