@@ -108,6 +108,21 @@ def _refuse_unknown(cohort: str, source: Path) -> None:
     )
 
 
+def weights_path(encoder: Mapping[str, Any]) -> str | None:
+    """File or folder of an encoder's weights, as its entry names it; None where it names none.
+
+    Examples
+    --------
+    >>> weights_path({"model": "local-dir:../models/uni/"})
+    '../models/uni'
+    >>> weights_path({"model": "timm:resnet18", "checkpoint": "w.pth"})
+    'w.pth'
+    """
+    kind, _, name = str(encoder.get("model", "")).partition(":")
+    given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
+    return Path(str(given)).expanduser().as_posix() if given else None
+
+
 def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of each variant whose center is taken out of another encoder's vectors, that encoder.
 

@@ -105,7 +105,7 @@ class Embedded:
 
 def test_the_card_says_how_the_encoder_was_run():
     entry = ENTRY | {"runtime": "onnxruntime"}
-    record = choose_runtime(entry, name="small").record()
+    record = choose_runtime(entry, {"pixels": 64}, name="small").record()
     card = describe_encoder(entry, record, Embedded(), name="small")
     assert (card["runtime"], card["precision"], card["device"]) == ("onnxruntime", "float32", "cpu")
     assert card["agreement"] == {"cosine": 1.0, "difference": 0.0001}
@@ -114,7 +114,7 @@ def test_the_card_says_how_the_encoder_was_run():
 
 def test_the_card_of_a_control_has_no_runtime():
     entry = {"model": "control:stain_statistics", "role": "control"}
-    record = choose_runtime(entry, name="stain").record()
+    record = choose_runtime(entry, {"pixels": 64}, name="stain").record()
     assert describe_encoder(entry, record, Embedded(), name="stain")["runtime"] == "none"
 
 
