@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pathfm_kedro.encoders.runtimes import PoolingError, has_class_token
+from pathfm_kedro.encoders.input_size import patch_side
+from pathfm_kedro.encoders.runtimes import PoolingError, has_class_token, pooled
 from pathfm_kedro.encoders.spec import EncoderSpec, refuse_other_scale
 from pathfm_kedro.encoders.trial import synthetic_tiles
 from pathfm_kedro.encoders.weights import one_line, some_of
@@ -81,8 +82,6 @@ def _vectors(network: Network, spec: EncoderSpec) -> Any:
     """What the network makes of two tiles, whatever it is."""
     import torch
 
-    from pathfm_kedro.encoders.runtimes import pooled
-
     tiles = torch.from_numpy(synthetic_tiles(_TILES, network.side))
     try:
         with torch.inference_mode():
@@ -100,7 +99,7 @@ def _vectors(network: Network, spec: EncoderSpec) -> Any:
 
 def _why_it_fails(network: Network, spec: EncoderSpec, error: Exception) -> str:
     where, side = f"encoders.{spec.name}", network.side
-    own, patch = _input_size(network.model), _patch(network.model)
+    own, patch = _input_size(network.model), patch_side(network.model)
     given = f"is {side}" if spec.input_pixels else f"is not given, and the model declares {side}"
     told = (
         f"{where}.input_pixels {given}; the network fails on tiles of that side ({one_line(error)})"
@@ -123,11 +122,6 @@ def _input_size(model: Any) -> int | None:
     if not size or getattr(model, "dynamic_img_size", False):
         return None
     return int(size if isinstance(size, int) else size[0])
-
-
-def _patch(model: Any) -> int:
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-    return int(patch if isinstance(patch, int) else patch[0])
 
 
 def _refuse_vectors(vectors: Any, spec: EncoderSpec) -> None:
