@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from pathfm_kedro.cli import cli
+from pathfm_kedro.cohorts import read_cohort_plan
 from tests.conftest import PROJECT, write_tiff
 
 
@@ -155,3 +156,63 @@ def test_a_manifest_is_not_overwritten(tmp_path):
     assert result.exit_code != 0
     assert "exists: give another --output" in result.output
     assert (images / "slides.csv").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(("file", "key"), [("encoders", "encoders"), ("cohort", "cohort")])
+def test_a_section_left_empty_is_named(project, file, key):
+    """A line whose keys are all commented out replaces the section of conf/base by nothing."""
+    (project / f"conf/phantom/parameters_{file}.yml").write_text(f"{key}:\n  # model: x\n")
+    for name in (project / "conf/phantom").glob("parameters.yml"):
+        name.write_text("")
+    with pytest.raises(ValueError, match=f"'{key}' is None in the parameters of cohort 'phantom'"):
+        read_cohort_plan("phantom", str(project / "conf"))
+
+
+WEIGHTS = {
+    "by_file": {"model": "timm:test_vit", "checkpoint": "models/w.pth"},
+    "by_folder": {"model": "local-dir:models/uni/"},
+    "of_the_hub": {"model": "hf-hub:MahmoodLab/UNI"},
+}
+
+
+@pytest.fixture
+def watched(project):
+    """A project under DVC whose cohort has an encoder for each way of naming weights."""
+    from dvc.repo import Repo
+
+    (project / "models/uni").mkdir(parents=True)
+    for path in ("models/w.pth", "models/uni/model.safetensors"):
+        (project / path).write_text("first")
+    entries = project / "conf/phantom/parameters_encoders.yml"
+    entries.write_text(yaml.safe_dump({"encoders": WEIGHTS}))
+    assert run("sync").exit_code == 0
+    shutil.copy(PROJECT / "dvc.yaml", project)
+    return Repo.init(str(project), no_scm=True)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "path"), [("by_file", "models/w.pth"), ("by_folder", "models/uni")]
+)
+def test_replaced_weights_are_seen_by_the_stage_of_their_encoder_alone(
+    project, watched, encoder, path
+):
+    def dependencies(name):
+        return {
+            d.def_path: d for d in watched.stage.load_one("dvc.yaml", f"embed@phantom-{name}").deps
+        }
+
+    for other in (*WEIGHTS, "stain_statistics"):
+        assert (path in dependencies(other)) is (other == encoder)
+    weights = dependencies(encoder)[path]
+    weights.save()
+    assert weights.status() == {}
+    target = project / path
+    (target / "model.safetensors" if target.is_dir() else target).write_text("second, longer")
+    assert weights.status() == {path: "modified"}
+
+
+def test_a_stage_without_weights_of_its_own_depends_on_nothing_more(project, watched):
+    stage = watched.stage.load_one("dvc.yaml", "embed@phantom-of_the_hub")
+    paths = [d.def_path for d in stage.deps]
+    (standing_in,) = (p for p in paths if p.endswith("weights.py"))
+    assert standing_in.rpartition("/")[0] in paths

@@ -59,7 +59,7 @@ class Cohort:
             filepath=(self.folder / f"vectors-{workers}" / encoder).as_posix(),
             version=Version("v", "v"),
         )
-        runtime = choose_runtime(entry, name=encoder).record()
+        runtime = choose_runtime(entry, {"pixels": 64}, name=encoder).record()
         store.save(
             plan_embedding(
                 self.slides, self.tiles, self.files, entry, runtime, PARAMETERS["tile"],

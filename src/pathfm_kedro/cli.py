@@ -10,10 +10,14 @@ from typing import Any
 import click
 from kedro.framework.cli.utils import LazyGroup
 
-from pathfm_kedro.cohorts import harmonised_bases, project_root, read_cohort_plan
+from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan, weights_path
+from pathfm_kedro.project import project_root
 from pathfm_kedro.screen import show_errors
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
+#: What DVC watches where an entry names no weights of its own. A stage cannot leave a dependency out;
+#: this one lies in a folder that the stage depends on anyway, so it changes nothing.
+_NO_WEIGHTS = "src/pathfm_kedro/encoders/weights.py"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {"base", "local"}
 
@@ -173,8 +177,9 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
     dict
         ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
         ``phantoms`` (cohorts whose slides are drawn),
-        ``embeddings`` (every pair of cohort and encoder) and ``variants`` (those whose vectors are
-        another encoder's with the center taken out).
+        ``embeddings`` (every pair of cohort and encoder, and the encoder's weights where its entry
+        names a file or folder) and ``variants`` (those whose vectors are another encoder's with the
+        center taken out).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
     return {
@@ -188,9 +193,13 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
             if plan.source == "phantom"
         },
         "embeddings": {
-            f"{name}-{encoder}": {"cohort": name, "encoder": encoder}
+            f"{name}-{encoder}": {
+                "cohort": name,
+                "encoder": encoder,
+                "weights": weights_path(entry) or _NO_WEIGHTS,
+            }
             for name, plan in plans.items()
-            for encoder in plan.encoders
+            for encoder, entry in plan.encoders.items()
             if encoder not in harmonised_bases(plan.encoders)
         },
         "variants": {

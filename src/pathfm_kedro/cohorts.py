@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pathfm_kedro.project import project_root
+
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
 #: Environment variable that pins the load and save version of every versioned dataset.
@@ -48,13 +50,6 @@ class CohortPlan:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def project_root() -> Path:
-    """The folder of the Kedro project this process works in."""
-    from kedro.utils import find_kedro_project
-
-    return Path(find_kedro_project(Path.cwd()) or Path(__file__).parents[2])
-
-
 def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> CohortPlan:
     """Read the encoders and the slides' source of one cohort.
 
@@ -85,13 +80,24 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
         **CONFIG_LOADER_ARGS,
     )
     parameters = loader["parameters"]
-    encoders = {name: entry for name, entry in parameters["encoders"].items() if entry is not None}
+    sections = {key: _section(parameters, key, cohort) for key in ("encoders", "cohort")}
+    encoders = {name: entry for name, entry in sections["encoders"].items() if entry is not None}
     for name, entry in encoders.items():
         if not isinstance(entry, Mapping):
             raise ValueError(
                 f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
             )
-    return CohortPlan(str(parameters["cohort"]["source"]), encoders, parameters)
+    return CohortPlan(str(sections["cohort"].get("source")), encoders, parameters)
+
+
+def _section(parameters: Mapping[str, Any], key: str, cohort: str) -> Mapping[str, Any]:
+    section = parameters.get(key)
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"'{key}' is {section!r} in the parameters of cohort '{cohort}': write its keys below it "
+            f"in conf/{cohort}/ or conf/base/, or remove the line that says '{key}:' and nothing below"
+        )
+    return section
 
 
 def refuse_unknown_cohort(cohort: str, source: Path) -> None:
@@ -110,6 +116,21 @@ def refuse_unknown_cohort(cohort: str, source: Path) -> None:
         f"there is no cohort '{cohort}': {source} has {', '.join(n for n in known if n != 'base')}; "
         "correct --env or KEDRO_ENV, or add the cohort by 'kedro cohort new'"
     )
+
+
+def weights_path(encoder: Mapping[str, Any]) -> str | None:
+    """File or folder of an encoder's weights, as its entry names it; None where it names none.
+
+    Examples
+    --------
+    >>> weights_path({"model": "local-dir:../models/uni/"})
+    '../models/uni'
+    >>> weights_path({"model": "timm:resnet18", "checkpoint": "w.pth"})
+    'w.pth'
+    """
+    kind, _, name = str(encoder.get("model", "")).partition(":")
+    given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
+    return Path(str(given)).expanduser().as_posix() if given else None
 
 
 def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

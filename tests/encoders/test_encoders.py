@@ -9,15 +9,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from scipy import stats
 from skimage import data as photographs
 from skimage.transform import resize
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders
-from pathfm_kedro.encoders.torch_encoder import (
-    lite0_state_dict,
-    load_torch_encoder,
-    resolve_layers,
-)
+from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
+from pathfm_kedro.encoders.weights import lite0_state_dict, resolve_layers
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +218,7 @@ def test_a_model_that_cannot_be_had_says_so(model, message):
 
 
 def test_drawn_weights_are_the_same_in_every_process(tiles):
-    spec = EncoderSpec("r", "timm:resnet18", pretrained=False, input_pixels=64)
+    spec = EncoderSpec("r", "timm:resnet18", pretrained=False, seed=0, input_pixels=64)
     torch.manual_seed(1)
     first = load_torch_encoder(spec)
     torch.manual_seed(2)
@@ -232,7 +230,9 @@ def test_drawn_weights_are_the_same_in_every_process(tiles):
 def test_layers_are_named_in_yaml():
     """Model cards of large pathology encoders pass layer classes; YAML holds their names."""
     kwargs = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "depth": 1, "img_size": 32}
-    spec = EncoderSpec("u", "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=kwargs)
+    spec = EncoderSpec(
+        "u", "timm:vit_tiny_patch16_224", pretrained=False, seed=0, model_kwargs=kwargs
+    )
     block = load_torch_encoder(spec).model.blocks[0]
     assert type(block.mlp).__name__ == "GluMlp"
     assert type(block.mlp.act).__name__ == "SiLU"
@@ -241,3 +241,49 @@ def test_layers_are_named_in_yaml():
 def test_a_layer_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"model_kwargs.mlp_layer is 'os.system'"):
         resolve_layers({"mlp_layer": "os.system"})
+
+
+def noise(**declared):
+    return load_encoder(EncoderSpec.from_parameters("n", {"model": "control:noise"} | declared))
+
+
+def test_noise_is_standard_normal_and_independent_from_tile_to_tile():
+    """Held against the normal distribution and the null of the correlation, not against the code."""
+    tiles = np.random.default_rng(3).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    vectors = noise(dimension=400).embed(tiles).astype(np.float64)
+    assert stats.kstest(vectors.ravel(), "norm").pvalue > 0.001
+    for between in (np.corrcoef(vectors), np.corrcoef(vectors.T)):
+        n = vectors.size / len(between)
+        pairs = between[np.triu_indices(len(between), 1)] * np.sqrt(n)
+        assert np.abs(pairs).max() < 6
+        assert pairs.std() == pytest.approx(1, abs=0.05)
+
+
+def test_noise_of_a_tile_is_the_same_wherever_it_lies_and_another_once_it_changes(tiles):
+    encoder = noise()
+    alone = np.concatenate([encoder.embed(tiles[[i]]) for i in (2, 0, 1)])
+    np.testing.assert_array_equal(encoder.embed(tiles[[2, 0, 1]]), alone)
+    np.testing.assert_array_equal(encoder.embed(tiles[:, ::-1][:, ::-1]), encoder.embed(tiles))
+    turned = encoder.embed(np.rot90(tiles, axes=(1, 2)))
+    assert abs(np.corrcoef(turned.ravel(), encoder.embed(tiles).ravel())[0, 1]) < 0.3
+
+
+def test_noise_has_the_dimension_and_seed_that_are_declared(tiles):
+    first, second = noise(dimension=7, seed=1), noise(dimension=7, seed=2)
+    assert first.embed(tiles).shape == (3, 7)
+    assert abs(np.corrcoef(first.embed(tiles).ravel(), second.embed(tiles).ravel())[0, 1]) < 0.7
+    assert len({first.fingerprint, second.fingerprint, noise(dimension=8, seed=1).fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ({"dimension": 1}, "dimension is 1: give a whole number from 2"),
+        ({"dimension": 64.0}, r"dimension is 64\.0"),
+        ({"seed": -1}, "seed is -1: give a whole number from 0"),
+        ({"seed": True}, "seed is True"),
+    ],
+)
+def test_noise_refuses_what_it_cannot_draw(declared, told):
+    with pytest.raises(ValueError, match=rf"encoders\.n\.{told}"):
+        noise(**declared)

@@ -12,7 +12,7 @@ from pathfm_kedro.encoders.mitigated import MitigatedEncoder, rotation_average
 
 
 def neural(model, **kwargs):
-    told = {"model": f"timm:{model}", "pretrained": False, "model_kwargs": kwargs}
+    told = {"model": f"timm:{model}", "pretrained": False, "seed": 0, "model_kwargs": kwargs}
     return load_encoder(EncoderSpec.from_parameters("e", told))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +24,7 @@ from pathfm_kedro.encoders.trial import (
     try_runtimes,
 )
 
-SMALL = EncoderSpec("small", "timm:test_resnet", pretrained=False, input_pixels=96)
+SMALL = EncoderSpec("small", "timm:test_resnet", pretrained=False, seed=0, input_pixels=96)
 
 
 @pytest.fixture
@@ -161,3 +163,48 @@ def test_synthetic_tiles_are_pink_differ_and_are_always_the_same():
     assert min(red, blue) > green
     means = tiles.reshape(6, -1).mean(axis=1)
     assert np.ptp(means) > 10
+
+
+def test_a_trial_says_what_it_tries_at_which_size_and_how_long(quick, caplog):
+    caplog.set_level("INFO")
+    try_runtimes(replace(SMALL, device="cpu"))
+    told = [record.getMessage() for record in caplog.records]
+    assert "eager, channels_last, onnxruntime is tried on 8 tiles of 96 px (cpu)" in told[0]
+    assert re.search(r"encoders\.small: that takes about \d+ s", told[1])
+
+
+def test_a_bar_shows_every_step(quick, monkeypatch):
+    steps, totals = [], []
+
+    @contextmanager
+    def bar(title, total):
+        totals.append((title, total))
+        yield steps.append
+
+    monkeypatch.setattr(trial_module, "progress", bar)
+    try_runtimes(replace(SMALL, device="cpu"))
+    try_runtimes(replace(SMALL, device="cpu", runtime="eager"))
+    assert totals == [("runtimes of small at 96 px", 13), ("runtimes of small at 96 px", 2)]
+    assert len(steps) == 15
+
+
+@pytest.mark.parametrize(("tile", "warned"), [(32, True), (63, True), (64, False), (96, False)])
+def test_tiles_that_are_enlarged_by_more_than_half_are_warned_of(caplog, tile, warned):
+    RuntimeTrial(replace(SMALL, runtime="eager", device="cpu"), tile).key()
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == warned
+    if warned:
+        assert f"encoders.small: tiles of {tile} px are enlarged" in told[0]
+        assert "to its input of 96 px" in told[0]
+
+
+@pytest.mark.parametrize("control", ["noise", "stain_statistics"])
+def test_a_control_is_neither_tried_nor_announced(monkeypatch, caplog, control):
+    def asked(*_):
+        raise AssertionError("announced")
+
+    monkeypatch.setattr(trial_module, "progress", asked)
+    caplog.set_level("DEBUG")
+    trial = RuntimeTrial(EncoderSpec("c", f"control:{control}", role="control"), 224)
+    assert trial.record()["key"] == trial.key()
+    assert not caplog.records

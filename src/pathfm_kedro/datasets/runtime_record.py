@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -11,8 +10,6 @@ from typing import Any, Protocol
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
-
-logger = logging.getLogger(__name__)
 
 
 class Measurable(Protocol):
@@ -66,7 +63,6 @@ class FamilyRecordDataset(AbstractVersionedDataset[Measurable, dict[str, Any]]):
         key = dict(data.key())
         found = next((r for r in self._records(target) if r.get("key") == key), None)
         if found is None:
-            logger.info("%s: no earlier record fits, so it is measured", self._filepath.stem)
             found = dict(data.record())
         with atomic_path(target) as temporary:
             temporary.write_text(

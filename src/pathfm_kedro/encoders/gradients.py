@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pathfm_kedro.encoders.base import Encoder
+from pathfm_kedro.encoders.runtimes import pooled
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class DifferentiableEncoder:
         """
         weight = next(self.model.parameters(), images)
         batch = self.prepare(images).to(weight.device, weight.dtype)
-        return self._pooled(batch).float().to(images.device)
+        return pooled(self.model, self.pooling, batch).float().to(images.device)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """What the network sees: the values that ``TorchEncoder.prepare`` gives.
@@ -93,22 +94,6 @@ class DifferentiableEncoder:
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
-    def _pooled(self, batch: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        # timm's models share methods that torch's type stubs do not know.
-        model: Any = self.model
-        if self.pooling == "default":
-            pooled: torch.Tensor = model(batch)
-            return pooled
-        tokens: torch.Tensor = model.forward_features(batch)
-        patches = tokens[:, int(getattr(model, "num_prefix_tokens", 1)) :].mean(dim=1)
-        if self.pooling == "class_token":
-            return tokens[:, 0]
-        if self.pooling == "patch_mean":
-            return patches
-        return torch.cat([tokens[:, 0], patches], dim=1)
 
 
 def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:

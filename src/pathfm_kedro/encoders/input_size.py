@@ -50,7 +50,7 @@ def native_encoder(encoder: Encoder, size: tuple[int, int]) -> tuple[Encoder | N
         return None, 4
     model, side = network.model, size[0]
     if hasattr(model, "set_input_size"):
-        side = side // _patch(model) * _patch(model)
+        side = side // patch_side(model) * patch_side(model)
         model = _resized(model, side)
         if model is None:
             return None, 2
@@ -80,7 +80,8 @@ def _with_input(encoder: Any, model: Any, side: int) -> Encoder:
     return native
 
 
-def _patch(model: Any) -> int:
+def patch_side(model: Any) -> int:
+    """Side of a network's patches, px; 1 where it has none."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     return int(patch if isinstance(patch, int) else patch[0])
 

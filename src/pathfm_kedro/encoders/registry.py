@@ -51,9 +51,10 @@ def _load(spec: EncoderSpec) -> Encoder:
     if kind == "control":
         if name not in CONTROLS:
             raise ValueError(
-                f"encoders.{spec.name}: control '{name}' is unknown; there are {sorted(CONTROLS)}"
+                f"encoders.{spec.name}.model: control '{name}' is unknown; there are {sorted(CONTROLS)}"
             )
-        control: Encoder = CONTROLS[name]()
+        declared = {"dimension": spec.dimension, "seed": spec.seed} if name == "noise" else {}
+        control: Encoder = CONTROLS[name](**{k: v for k, v in declared.items() if v is not None})
         return control
     from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 

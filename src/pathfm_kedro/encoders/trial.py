@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,9 +17,13 @@ import numpy as np
 from pathfm_kedro.encoders.base import Pixels, Vectors
 from pathfm_kedro.encoders.runtimes import ExportError, Forward, place
 from pathfm_kedro.encoders.spec import AUTO, RUNTIMES, EncoderSpec
+from pathfm_kedro.engine import Note
+from pathfm_kedro.engine.progress import progress
 
 if TYPE_CHECKING:
     from pathfm_kedro.encoders.torch_encoder import Network
+
+logger = logging.getLogger(__name__)
 
 #: Raised with any change of how runtimes are tried.
 _REVISION = "1"
@@ -31,6 +36,10 @@ _TURNS = 3
 _SECONDS_A_TURN = 0.5
 #: Tiles of a timed pass: a CPU's batch; on a GPU enough to fill it.
 _TILES = {"cpu": 8, "cuda": 64}
+#: Tiles that are enlarged by more cost several times the pixels that they hold, mostly unnoticed.
+_ENLARGED = 1.5
+#: One step of a trial has ended. It is no slide, so it counts for no rate of slides.
+_STEP = Note(computed=False)
 #: No difference is told that is smaller, since last bits differ between processors and the record
 #: should not.
 _LEAST_DIFFERENCE = 1e-4
@@ -112,18 +121,30 @@ class RuntimeTrial:
     ----------
     spec
         The encoder.
+    tile_pixels
+        Side of the cohort's tiles; where it is given, a much larger input is warned of.
     """
 
     spec: EncoderSpec
+    tile_pixels: int | None = None
 
     def key(self) -> dict[str, str]:
-        """Model, weights, what was asked for, software, and the processor where speed decides."""
+        """Model, weights, what was asked for, software, and the processor where speed decides.
+
+        Raises
+        ------
+        ValueError
+            If the entry gives no sensible vector.
+        """
         if not self.spec.has_network:
             return {"model": self.spec.model, "trial": _REVISION}
         from pathfm_kedro.encoders.torch_encoder import give_back, take_network
 
+        logger.info("encoders.%s: loading %s", self.spec.name, self.spec.model)
         network = take_network(self.spec)
         give_back(self.spec, network)
+        if self.tile_pixels is not None:
+            warn_if_enlarged(self.spec.name, self.tile_pixels, network.side)
         return trial_key(self.spec, network)
 
     def record(self) -> dict[str, Any]:
@@ -151,6 +172,31 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
     return key
 
 
+def warn_if_enlarged(name: str, tile_pixels: int, input_pixels: int) -> None:
+    """Log a warning where tiles are enlarged by more than half to an encoder's input.
+
+    Parameters
+    ----------
+    name
+        The encoder.
+    tile_pixels, input_pixels
+        Side of a tile and of the network's input.
+    """
+    times = input_pixels / tile_pixels
+    if times > _ENLARGED:
+        logger.warning(
+            "encoders.%s: tiles of %d px are enlarged %.1f times to its input of %d px, so each costs "
+            "%.0f times its own pixels and shows nothing more: raise tile.pixels, or set "
+            "encoders.%s.input_pixels where the network takes another",
+            name,
+            tile_pixels,
+            times,
+            input_pixels,
+            times**2,
+            name,
+        )
+
+
 def try_runtimes(
     spec: EncoderSpec, timer: Callable[[], float] = time.perf_counter
 ) -> RuntimeRecord:
@@ -158,6 +204,7 @@ def try_runtimes(
 
     Runtimes whose vectors of a few synthetic tiles agree with eager float32 PyTorch are eligible. The
     fastest is chosen, if it is a tenth faster than channels_last. A runtime that is given is not timed.
+    Input size and expected time are logged, and on a terminal a bar shows how far the trial is.
 
     Parameters
     ----------
@@ -177,33 +224,41 @@ def try_runtimes(
 
     _, device, precision = place(spec)
     network = take_network(spec)
+    runtimes = _candidates(spec, device, precision)
+    title = f"runtimes of {spec.name} at {network.side} px"
     try:
-        with _one_thread():
-            bench = _Bench(network, device)
-            # Where the precision is not given and the reduced one strays, the full one is left.
-            precisions = dict.fromkeys(
-                [precision, *(["float32"] if spec.precision == AUTO else [])]
-            )
-            refused: dict[str, str] = {}
-            for each in precisions:
-                agreed, reasons = bench.eligible(_candidates(spec, device, each), each)
-                refused |= reasons
-                if not agreed:
-                    continue
-                speeds = bench.speeds(list(agreed), each, timer) if spec.runtime == AUTO else {}
-                runtime = fastest(speeds) if speeds else next(iter(agreed))
-                return RuntimeRecord(
-                    runtime,
-                    each,
-                    device,
-                    agreement=asdict(agreed[runtime]),
-                    tolerance=asdict(TOLERANCE[each]),
-                    tiles_per_second=speeds,
-                    refused=refused,
-                    key=trial_key(spec, network),
-                )
+        _announce(spec, network, device, runtimes)
+        with _one_thread(), progress(title, _steps(spec, runtimes)) as advance:
+            bench = _Bench(network, device, lambda: advance(_STEP))
+            _estimate(spec, bench, len(runtimes))
+            return _tried(spec, bench, precision, timer)
     finally:
         give_back(spec, network)
+
+
+def _tried(
+    spec: EncoderSpec, bench: _Bench, precision: str, timer: Callable[[], float]
+) -> RuntimeRecord:
+    # Where the precision is not given and the reduced one strays, the full one is left.
+    precisions = dict.fromkeys([precision, *(["float32"] if spec.precision == AUTO else [])])
+    refused: dict[str, str] = {}
+    for each in precisions:
+        agreed, reasons = bench.eligible(_candidates(spec, bench.device, each), each)
+        refused |= reasons
+        if not agreed:
+            continue
+        speeds = bench.speeds(list(agreed), each, timer) if spec.runtime == AUTO else {}
+        runtime = fastest(speeds) if speeds else next(iter(agreed))
+        return RuntimeRecord(
+            runtime,
+            each,
+            bench.device,
+            agreement=asdict(agreed[runtime]),
+            tolerance=asdict(TOLERANCE[each]),
+            tiles_per_second=speeds,
+            refused=refused,
+            key=trial_key(spec, bench.network),
+        )
     raise ValueError(
         f"encoders.{spec.name} cannot be run as asked: "
         + "; ".join(f"{what} {why}" for what, why in refused.items())
@@ -308,6 +363,30 @@ def _smooth(generator: np.random.Generator, n: int, side: int, grain: int) -> np
     return field_of_view
 
 
+def _announce(spec: EncoderSpec, network: Network, device: str, runtimes: list[str]) -> None:
+    logger.info(
+        "encoders.%s: no earlier record fits, so %s is %s on %d tiles of %d px (%s)",
+        spec.name,
+        ", ".join(runtimes),
+        "tried" if spec.runtime == AUTO else "checked",
+        _TILES[device],
+        network.side,
+        device,
+    )
+
+
+def _estimate(spec: EncoderSpec, bench: _Bench, runtimes: int) -> None:
+    """Log how long the rest will take, from the pass by eager PyTorch."""
+    each = bench.seconds
+    turns = _TURNS * max(each, _SECONDS_A_TURN) if spec.runtime == AUTO else 0
+    logger.info("encoders.%s: that takes about %.0f s", spec.name, 1 + runtimes * (each + turns))
+
+
+def _steps(spec: EncoderSpec, runtimes: list[str]) -> int:
+    """The reference, each runtime's vectors, and each runtime's turns."""
+    return 1 + len(runtimes) * (1 + (_TURNS if spec.runtime == AUTO else 0))
+
+
 def _candidates(spec: EncoderSpec, device: str, precision: str) -> list[str]:
     if spec.runtime != AUTO:
         return [spec.runtime]
@@ -322,15 +401,19 @@ class _DisagreementError(ValueError):
 class _Bench:
     """A network on the bench: the tiles, and what eager float32 PyTorch makes of them."""
 
-    def __init__(self, network: Network, device: str) -> None:
+    def __init__(self, network: Network, device: str, advance: Callable[[], None]) -> None:
         import torch
 
         self.network = network
         self.device = device
+        self.advance = advance
         tiles = torch.from_numpy(synthetic_tiles(_TILES[device], network.side))
         with torch.inference_mode():
             self.batch = network.prepared(tiles)
+        start = time.perf_counter()
         self.reference = self._vectors(network.forward_by("eager", device, "float32"))
+        self.seconds = time.perf_counter() - start
+        advance()
 
     def eligible(
         self, runtimes: list[str], precision: str
@@ -345,6 +428,7 @@ class _Bench:
                 refused[f"{runtime}, {precision}"] = f"cannot have this model ({error})"
             except _DisagreementError as error:
                 refused[f"{runtime}, {precision}"] = str(error)
+            self.advance()
         return agreed, refused
 
     def _agreement(self, runtime: str, precision: str) -> Agreement:
@@ -369,6 +453,7 @@ class _Bench:
             for runtime in runtimes:
                 run = self.network.forward_by(runtime, self.device, precision)
                 best[runtime] = max(best[runtime], self._speed(run, timer))
+                self.advance()
         return {runtime: float(f"{speed:.3g}") for runtime, speed in best.items()}
 
     def _speed(self, run: Forward, timer: Callable[[], float]) -> float:

@@ -15,11 +15,19 @@ from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
 from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.pipelines.embed import embedding
 from pathfm_kedro.pipelines.embed.card import describe_encoder
-from pathfm_kedro.pipelines.embed.embedding import EmbedSlide
+from pathfm_kedro.pipelines.embed.embedding import EmbedSlide, plan_embedding
 from pathfm_kedro.pipelines.embed.runtime import choose_runtime
 
-ENTRY = {"model": "timm:test_resnet", "pretrained": False, "input_pixels": 64, "device": "cpu"}
+ENTRY = {
+    "model": "timm:test_resnet",
+    "pretrained": False,
+    "seed": 0,
+    "input_pixels": 64,
+    "device": "cpu",
+}
+RECORD = {"runtime": "eager", "precision": "float32", "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Embedded:
 
 def test_the_card_says_how_the_encoder_was_run():
     entry = ENTRY | {"runtime": "onnxruntime"}
-    record = choose_runtime(entry, name="small").record()
+    record = choose_runtime(entry, {"pixels": 64}, name="small").record()
     card = describe_encoder(entry, record, Embedded(), name="small")
     assert (card["runtime"], card["precision"], card["device"]) == ("onnxruntime", "float32", "cpu")
     assert card["agreement"] == {"cosine": 1.0, "difference": 0.0001}
@@ -106,5 +114,53 @@ def test_the_card_says_how_the_encoder_was_run():
 
 def test_the_card_of_a_control_has_no_runtime():
     entry = {"model": "control:stain_statistics", "role": "control"}
-    record = choose_runtime(entry, name="stain").record()
+    record = choose_runtime(entry, {"pixels": 64}, name="stain").record()
     assert describe_encoder(entry, record, Embedded(), name="stain")["runtime"] == "none"
+
+
+@dataclass
+class Gives:
+    """An encoder whose vectors are told in advance."""
+
+    vectors: np.ndarray
+    fingerprint: str = "abc"
+    batch_size: int = 100
+
+    @property
+    def preprocessing(self) -> dict:
+        return {}
+
+    def embed(self, tiles, truth=None):
+        return self.vectors
+
+
+def stored(monkeypatch, vectors, dtype):
+    monkeypatch.setattr(embedding, "load_encoder", lambda _: Gives(np.float32(vectors)))
+    places = tuple(range(len(vectors)))
+    spec = EncoderSpec.from_parameters("small", ENTRY)
+    job = EmbedSlide("s7", "slide", Drawn(places, places, 0), "tiles", spec, dtype)
+    return job.compute()["embedding"]
+
+
+@pytest.mark.parametrize("number", [7e4, -1e30, 1e-9])
+def test_vectors_that_float16_cannot_hold_are_refused_and_float32_holds_them(monkeypatch, number):
+    vectors = [[1.0, 2.0], [number, 0.0], [3.0, 4.0]]
+    np.testing.assert_array_equal(stored(monkeypatch, vectors, "float32"), np.float32(vectors))
+    with pytest.raises(
+        ValueError, match=r"encoder small on slide s7 \(1 tiles, the first at x=1"
+    ) as e:
+        stored(monkeypatch, vectors, "float16")
+    assert "set embed.dtype to float32" in str(e.value)
+
+
+def test_vectors_within_float16_are_stored_as_such(monkeypatch):
+    vectors = [[65504.0, 1e-9], [0.1, -3.0]]
+    half = stored(monkeypatch, vectors, "float16")
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, np.float16(vectors))
+
+
+@pytest.mark.parametrize("told", [None, {}, {"dtype": None}, {"dtype": "float8"}])
+def test_how_vectors_are_stored_is_told(told):
+    with pytest.raises(ValueError, match=r"embed\.dtype is .*: give float32 or float16"):
+        plan_embedding(None, None, None, ENTRY, RECORD, {"pixels": 64}, told, {}, name="small")

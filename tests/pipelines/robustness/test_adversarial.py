@@ -65,6 +65,7 @@ RUNTIME = {"runtime": "eager", "precision": "float32", "device": "cpu"}
 TINY = {
     "model": "timm:vit_tiny_patch16_224",
     "pretrained": False,
+    "seed": 0,
     "input_pixels": SIDE,
     "mean": [0.7, 0.6, 0.7],
     "std": [0.2, 0.2, 0.2],

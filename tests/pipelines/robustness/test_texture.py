@@ -197,7 +197,7 @@ def test_views_keep_pixels_and_odd_grids_are_refused():
     expected = np.sort(field.reshape(-1))
     assert all((np.sort(picture.reshape(-1)) == expected).all() for picture in made)
     assert (views.make(field, 2)[1] != made[1]).any()
-    with pytest.raises(ValueError, match="texture.grids.0 is 1: .* greater than or equal to 2"):
+    with pytest.raises(ValueError, match=r"texture.grids.0 is 1: .* greater than or equal to 2"):
         parameters_with(grids=[1])
     with pytest.raises(ValueError, match="do not divide"):
         view_of_texture(pl.DataFrame(), 100, parameters_with())

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
+from pathfm_kedro.encoders.base import Vectors
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
@@ -62,26 +63,44 @@ class EmbedSlide:
         Raises
         ------
         ValueError
-            If the encoder gives a number that is not finite, or a vector of zeros.
+            If the encoder gives a number that is not finite, or a vector of zeros, or if ``dtype``
+            makes it so.
         """
         encoder = load_encoder(self.spec)
         vectors = embed_batches(encoder, cancellable(self.fields.batches(encoder.batch_size)))
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             raise ValueError(
-                f"the encoder gives NaN or infinity on {len(broken)} tiles, the first at "
-                f"x={self.fields.x[broken[0]]}, y={self.fields.y[broken[0]]}: check its weights and "
+                f"the encoder gives NaN or infinity on {self._tiles(broken)}: check its weights and "
                 "its mean and std"
             )
         empty = np.flatnonzero(~vectors.any(axis=1))
         if len(empty):
             raise ValueError(
-                f"the encoder gives a vector of zeros on {len(empty)} tiles, the first at "
-                f"x={self.fields.x[empty[0]]}, y={self.fields.y[empty[0]]}: it has no direction, so "
+                f"the encoder gives a vector of zeros on {self._tiles(empty)}: it has no direction, so "
                 "no neighbours; check the encoder, or leave such tiles out by "
                 "tile.min_tissue_fraction"
             )
-        return {"embedding": vectors.astype(self.dtype)}
+        return {"embedding": self._stored(vectors)}
+
+    def _stored(self, vectors: Vectors) -> NDArray[np.floating[Any]]:
+        """Vectors as they are stored, none of them lost by it."""
+        with np.errstate(over="ignore", under="ignore"):
+            stored = vectors.astype(self.dtype)
+        lost = np.flatnonzero(~(np.isfinite(stored).all(axis=1) & stored.any(axis=1)))
+        if len(lost):
+            sizes = np.abs(vectors[lost]).max(axis=1)
+            raise ValueError(
+                f"{self.dtype} cannot hold the vectors of encoder {self.spec.name} on slide "
+                f"{self.slide_id} ({self._tiles(lost)}; largest numbers {sizes.min():.3g} to "
+                f"{sizes.max():.3g}, it holds {np.finfo(self.dtype).smallest_subnormal:.1g} to "
+                f"{np.finfo(self.dtype).max:.5g}): set embed.dtype to float32"
+            )
+        return stored
+
+    def _tiles(self, rows: NDArray[np.intp]) -> str:
+        """How many tiles, and where the first lies."""
+        return f"{len(rows)} tiles, the first at x={self.fields.x[rows[0]]}, y={self.fields.y[rows[0]]}"
 
 
 def plan_embedding(
@@ -118,9 +137,9 @@ def plan_embedding(
         The encoder's name.
     """
     spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
-    dtype = str(parameters["dtype"])
+    dtype = (parameters or {}).get("dtype")
     if dtype not in ("float32", "float16"):
-        raise ValueError(f"embed.dtype is '{dtype}': give float32 or float16")
+        raise ValueError(f"embed.dtype is {dtype!r}: give float32 or float16")
     digests = digests_by_slide(tiles)
     jobs = [
         EmbedSlide(

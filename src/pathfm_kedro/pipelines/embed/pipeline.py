@@ -66,7 +66,7 @@ def _one_encoder(name: str) -> list[Node]:
     return [
         node(
             named_partial(choose_runtime, name=name),
-            f"params:encoders.{name}",
+            [f"params:encoders.{name}", "params:tile"],
             f"encoder_runtime.{name}",
             name=f"choose_runtime_{name}",
             tags=name,

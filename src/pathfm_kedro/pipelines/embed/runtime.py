@@ -8,23 +8,29 @@ from typing import Any
 from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
 
 
-def choose_runtime(encoder: Mapping[str, Any], *, name: str) -> RuntimeTrial:
+def choose_runtime(
+    encoder: Mapping[str, Any], tile_parameters: Mapping[str, Any], *, name: str
+) -> RuntimeTrial:
     """The trial of an encoder's runtimes; the dataset makes it where no record of it is found.
 
     Parameters
     ----------
     encoder
         The entry of ``encoders`` in the parameters.
+    tile_parameters
+        ``pixels``: side of a tile as read; a much larger input is warned of.
     name
         The encoder's name.
 
     Examples
     --------
-    >>> trial = choose_runtime({"model": "control:stain_statistics", "role": "control"}, name="stain")
+    >>> entry = {"model": "control:stain_statistics", "role": "control"}
+    >>> trial = choose_runtime(entry, {"pixels": 224}, name="stain")
     >>> trial.record()["runtime"]
     'none'
     """
-    return RuntimeTrial(EncoderSpec.from_parameters(name, encoder))
+    spec = EncoderSpec.from_parameters(name, encoder)
+    return RuntimeTrial(spec, int(tile_parameters["pixels"]))
 
 
 def collect_runtimes(
