@@ -248,7 +248,8 @@ class ClusteredUnits:
         place = units.with_row_index("unit").join(rows, on=key, how="right", maintain_order="right")
         counts = np.zeros((units.height, int(rows["n_clusters"][0])))
         counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
-        return cls(*(codes_of(units[name]) for name in key), counts, p)
+        patients, labels, centers = (codes_of(units[name]) for name in key)
+        return cls(patients, labels, centers, counts, p)
 
     @property
     def n_patients(self) -> int:
@@ -257,8 +258,8 @@ class ClusteredUnits:
 
     def estimate(self, value: float, draws: Floats | None = None) -> Estimate:
         """A figure of all tiles, with the interval of its draws."""
-        interval = (None, None) if draws is None else percentile_interval(draws)
-        return Estimate(value, *interval, int(self.counts.sum()), self.n_patients)
+        low, high = (None, None) if draws is None else percentile_interval(draws)
+        return Estimate(value, low, high, int(self.counts.sum()), self.n_patients)
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
         """[draws] each score with patients resampled."""

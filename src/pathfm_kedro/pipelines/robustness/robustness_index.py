@@ -185,7 +185,7 @@ def scope_statistics(
         "n_correct_center": votes_at(centers, found, grid) == centers[:, None],
     }
     present, where = np.unique(units, return_inverse=True)
-    sums = {
+    sums: dict[str, NDArray[Any]] = {
         name: sum_by_patient(values, where, len(present)).astype(np.int64).T.ravel()
         for name, values in per_query.items()
     }
