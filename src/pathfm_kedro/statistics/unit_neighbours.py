@@ -153,13 +153,21 @@ class UnitNeighbours:
         )
         k_grid = tuple(rows["k"].unique().sort())
         queries = int(rows.filter(pl.col("k") == k_grid[0])["n"].sum())
+        band, query, neighbour, count = _pooled_pairs(scoped, nodes, k_grid)
         return cls(
-            rows,
-            k_grid,
-            queries // rows["scope"].n_unique() if design == "all" else queries,
-            rows["patient_id"].n_unique(),
-            *(codes_of(nodes[c]) for c in ("unit", "scope", "patient_id", "label", "center")),
-            *_pooled_pairs(scoped, nodes, k_grid),
+            rows=rows,
+            k_grid=k_grid,
+            n=queries // rows["scope"].n_unique() if design == "all" else queries,
+            n_patients=rows["patient_id"].n_unique(),
+            unit=codes_of(nodes["unit"]),
+            scope=codes_of(nodes["scope"]),
+            patient=codes_of(nodes["patient_id"]),
+            label=codes_of(nodes["label"]),
+            center=codes_of(nodes["center"]),
+            band=band,
+            query=query,
+            neighbour=neighbour,
+            count=count,
         )
 
     @cached_property
@@ -169,11 +177,11 @@ class UnitNeighbours:
 
     @cached_property
     def _same_label(self) -> NDArray[np.bool_]:
-        return self.label[self.query] == self.label[self.neighbour]
+        return np.asarray(self.label[self.query] == self.label[self.neighbour])
 
     @cached_property
     def _same_center(self) -> NDArray[np.bool_]:
-        return self.center[self.query] == self.center[self.neighbour]
+        return np.asarray(self.center[self.query] == self.center[self.neighbour])
 
     def matrix(self, chosen: NDArray[Any]) -> Any:
         """[P, P] counts of the chosen pairs by the patient that asks and the one met."""

@@ -13,9 +13,8 @@ from pathfm_kedro.pipelines.robustness.clustering import (
     chosen_clusters,
     clustering_figures,
     clustering_statistics,
-    resampled_ari,
-    silhouette_of,
 )
+from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory

@@ -34,6 +34,7 @@ from pathfm_kedro.statistics.balanced_designs import (
     codes_of,
 )
 from pathfm_kedro.statistics.bootstrap import percentile_interval
+from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of, unit_distances
 from pathfm_kedro.statistics.figures import Figure, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
@@ -169,54 +170,12 @@ def chosen_clusters(vectors: Floats32, p: ClusteringScore) -> tuple[Ints, float]
         return np.unique(means.fit_predict(unit), return_inverse=True)[1]
 
     with threadpool_limits(1):  # sums in one order: the same clusters on any number of cores
-        distances = _distances(unit)
+        distances = unit_distances(unit)
         best = max(
             range(fewest, most + 1), key=lambda k: silhouette_of(distances, fitted(k, _STARTS))
         )
         clusters = fitted(best, p.restarts)
         return clusters, silhouette_of(distances, clusters)
-
-
-def _distances(unit: Floats32) -> Floats32:
-    squares = 2 - 2 * (unit @ unit.T)
-    np.fill_diagonal(squares, 0)
-    return np.asarray(np.sqrt(np.maximum(squares, 0)))
-
-
-def silhouette_of(distances: NDArray[np.floating], clusters: Ints) -> float:
-    """Mean silhouette (b − a) / max(a, b); 0 for a tile that is alone in its cluster.
-
-    Parameters
-    ----------
-    distances
-        [n, n].
-    clusters
-        [n] codes, 0 … K − 1, each taken.
-
-    Returns
-    -------
-    float
-        −1 … 1; −1 if there is one cluster only.
-
-    Examples
-    --------
-    >>> places = np.array([0.0, 1.0, 10.0, 11.0])
-    >>> round(silhouette_of(abs(places[:, None] - places), np.array([0, 0, 1, 1])), 3)
-    0.9
-    """
-    member = np.eye(int(clusters.max()) + 1)[clusters]
-    if member.shape[1] < 2:
-        return -1.0
-    sizes = member.sum(axis=0)
-    sums = (distances @ member.astype(distances.dtype)).astype(np.float64)
-    rows = np.arange(len(clusters))
-    own = sums[rows, clusters] / np.maximum(sizes[clusters] - 1, 1)
-    others = sums / sizes
-    others[rows, clusters] = np.inf
-    nearest = others.min(axis=1)
-    with np.errstate(invalid="ignore"):
-        each = (nearest - own) / np.maximum(nearest, own)
-    return float(np.where(sizes[clusters] > 1, np.nan_to_num(each), 0).mean())
 
 
 @record(frozen=True)
@@ -248,7 +207,8 @@ class ClusteredUnits:
         place = units.with_row_index("unit").join(rows, on=key, how="right", maintain_order="right")
         counts = np.zeros((units.height, int(rows["n_clusters"][0])))
         counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
-        return cls(*(codes_of(units[name]) for name in key), counts, p)
+        patients, labels, centers = (codes_of(units[name]) for name in key)
+        return cls(patients, labels, centers, counts, p)
 
     @property
     def n_patients(self) -> int:
@@ -257,8 +217,8 @@ class ClusteredUnits:
 
     def estimate(self, value: float, draws: Floats | None = None) -> Estimate:
         """A figure of all tiles, with the interval of its draws."""
-        interval = (None, None) if draws is None else percentile_interval(draws)
-        return Estimate(value, *interval, int(self.counts.sum()), self.n_patients)
+        low, high = (None, None) if draws is None else percentile_interval(draws)
+        return Estimate(value, low, high, int(self.counts.sum()), self.n_patients)
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
         """[draws] each score with patients resampled."""
@@ -332,50 +292,3 @@ def score(units: ClusteredUnits, metric: str) -> Value:
 def score_minus_null(units: ClusteredUnits) -> Value:
     """The difference of both ARI minus the mean of its permutations."""
     return minus_null(units.estimates["clustering_score"], units.permuted["clustering_score"])
-
-
-def resampled_ari(counts: Floats, tags: Ints, patients: Ints, weights: Floats) -> Floats:
-    """[draws] adjusted Rand index of clusters and tags with patients resampled.
-
-    ARI = (Σ_ij − E) / (½(Σ_i + Σ_j) − E) with E = Σ_i·Σ_j / Σ, where Σ_ij, Σ_i, Σ_j and Σ are pairs
-    of tiles that share cluster and tag, tag, cluster, or nothing (Hubert & Arabie 1985).
-
-    Parameters
-    ----------
-    counts
-        [u, K] tiles of each unit in each cluster.
-    tags
-        [u] label or center of each unit.
-    patients
-        [u] patient of each unit, 0 … P − 1.
-    weights
-        [draws, P] how often each patient is drawn.
-
-    Returns
-    -------
-    ndarray
-        NaN where a draw has no two tags.
-
-    Examples
-    --------
-    >>> counts = np.array([[2.0, 0.0], [0.0, 2.0]])
-    >>> tags = patients = np.array([0, 1])
-    >>> resampled_ari(counts, tags, patients, np.ones((1, 2))).tolist()
-    [1.0]
-    """
-    shape = (weights.shape[1], int(tags.max()) + 1, counts.shape[1])
-    cells = np.zeros(shape)
-    np.add.at(cells, (patients, tags), counts)
-    both, by_tag, by_cluster, every = (
-        _pairs(part.reshape(shape[0], -1), weights)
-        for part in (cells, cells.sum(axis=2), cells.sum(axis=1), cells.sum(axis=(1, 2)))
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        expected = by_tag * by_cluster / every
-        return (both - expected) / (0.5 * (by_tag + by_cluster) - expected)
-
-
-def _pairs(counts: Floats, weights: Floats) -> Floats:
-    """[draws] pairs of tiles in the same column; pairs within a patient weigh w, not w²."""
-    between = (weights @ counts) ** 2 - weights**2 @ counts**2
-    return np.asarray(0.5 * (between + weights @ (counts**2 - counts)).sum(axis=1))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.pipelines.robustness.margins import MeasuredMargins, RobustnessMargins
 from pathfm_kedro.pipelines.robustness.robustness_index import RobustnessIndex, counted
-from pathfm_kedro.statistics.figures import Figure, Undefined, Value, measure
+from pathfm_kedro.statistics.figures import Figure, Value, measure, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.pair_bootstrap import (
     jackknife_variance,
@@ -157,44 +158,43 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     """Every two encoders in both directions: the encoder that a figure belongs to, and the figure."""
     pairs = list(itertools.combinations(sorted(of), 2))
-    problems = {pair: _obstacle(*pair, of) for pair in pairs}
-    known = [pair for pair in pairs if not problems[pair]]
-    drawn = {pair: _difference(of[pair[0]], of[pair[1]], variance) for pair in known}
-    values = _told_together(drawn, of)
-    for first, second in pairs:
-        for name, other in ((first, second), (second, first)):
-
-            def compute(name: str = name, other: str = other) -> Value:
-                problem = problems.get((name, other)) or problems.get((other, name))
-                if problem:
-                    raise Undefined(problem)
-                return values[name, other]
-
+    problems = {pair: _problem(*pair, of) for pair in pairs}
+    both = {pair: (of[pair[0]], of[pair[1]]) for pair in pairs if not problems[pair]}
+    values = _simultaneous(both, variance)
+    for pair in pairs:
+        for name, other in (pair, pair[::-1]):
+            problem = problems[pair]
+            compute = undefined(problem) if problem else partial(values.__getitem__, (name, other))
             yield name, Figure(metric, compute, {**setting, "other": other})
 
 
-def _told_together(
-    drawn: Mapping[tuple[str, str], tuple[float, Floats]], of: Mapping[str, Any]
+def _simultaneous(
+    both: Mapping[tuple[str, str], tuple[Any, Any]],
+    variance: Callable[[Compared, Compared, Floats], float],
 ) -> dict[tuple[str, str], Value]:
     """Differences, in both directions, with intervals that hold together."""
-    if not drawn:
+    if not both:
         return {}
-    values = np.array([value for value, _ in drawn.values()])
-    found = simultaneous_intervals(values, np.array([draws for _, draws in drawn.values()]))
-    told = {}
-    bounds = zip(drawn, values.tolist(), found.low, found.high, found.p_value, strict=True)
-    for (first, second), value, low, high, p_value in bounds:
-        support = of[first].n, len(of[first].patients)
-        for name, other, figure, ends in (
-            (first, second, value, (low, high)),
-            (second, first, -value, (-high, -low)),
+    differences = [_difference(first, second, variance) for first, second in both.values()]
+    values = np.array([value for value, _ in differences])
+    found = simultaneous_intervals(values, np.array([draws for _, draws in differences]))
+    out = {}
+    bounds = zip(both.items(), values.tolist(), found.low, found.high, found.p_value, strict=True)
+    for ((first, second), (measured, _)), value, low, high, p_value in bounds:
+        for name, other, figure, bottom, top in (
+            (first, second, value, low, high),
+            (second, first, -value, -high, -low),
         ):
-            interval = (float(end) if np.isfinite(end) else None for end in ends)
-            reason = _told_apart(figure, other, float(p_value), len(drawn))
-            told[name, other] = Value(
-                Estimate(figure, *interval, *support), Null(0.0, 0.0), reason=reason
+            estimate = Estimate(
+                figure, _known(bottom), _known(top), measured.n, len(measured.patients)
             )
-    return told
+            reason = _told_apart(figure, other, float(p_value), len(both))
+            out[name, other] = Value(estimate, Null(0.0, 0.0), reason=reason)
+    return out
+
+
+def _known(bound: float) -> float | None:
+    return float(bound) if np.isfinite(bound) else None
 
 
 def _told_apart(value: float, other: str, p_value: float, pairs: int) -> str:
@@ -206,7 +206,7 @@ def _told_apart(value: float, other: str, p_value: float, pairs: int) -> str:
     return f"{'higher' if value > 0 else 'lower'} than {other}: {among}"
 
 
-def _obstacle(first: str, second: str, of: Mapping[str, Any]) -> str:
+def _problem(first: str, second: str, of: Mapping[str, Any]) -> str:
     """Why two encoders cannot be compared; empty if they can."""
     for name in (first, second):
         if of[name] is None:

@@ -322,18 +322,23 @@ class MeasuredMargins:
         return changes
 
     @cached_property
-    def permuted(self) -> Floats:
-        """[permutations] of the median."""
-        rows = self._rows("permuted")
-        medians = np.array([found.to_numpy() for found in rows["median"]], dtype=np.float64)
-        return _median(medians) if self.design == "paired_2x2" else np.mean(medians, axis=0)
+    def permuted(self) -> dict[str, Floats]:
+        """[permutations] of each summary; empty where there are none."""
+        rows, out = self._rows("permuted"), {}
+        for summary in SUMMARIES:
+            found = [values.to_numpy() for values in rows[summary]] or [np.zeros(0)]
+            scopes = np.array(found, dtype=np.float64)
+            medians = self.design == "paired_2x2" and summary == "median"
+            out[summary] = _median(scopes) if medians else np.mean(scopes, axis=0)
+        return out
 
     @cached_property
     def worst_cells(self) -> list[int]:
         """Cells that most of the lower tail comes from; none where there is no margin."""
         if not self.answered.sum():
             return []
-        return np.argsort(-self.point.shares[0], kind="stable")[:_WORST_CELLS].tolist()
+        ordered = np.argsort(-self.point.shares[0], kind="stable")
+        return [int(cell) for cell in ordered[:_WORST_CELLS]]
 
 
 def _median(values: Floats) -> Floats:
@@ -353,7 +358,7 @@ def _widened(
 
 
 def croma(margins: MeasuredMargins, summary: str) -> Value:
-    """Median, mean, lower tail or share ≤ 0 of the margins; null: permuted labels, of the median."""
+    """Median, mean, lower tail or share ≤ 0 of the margins; null: permuted labels."""
     margins.require_margins()
     value = float(getattr(margins.point, summary)[0])
     draws, variance = getattr(margins.resampled, summary), margins.changes[summary]
@@ -361,17 +366,9 @@ def croma(margins: MeasuredMargins, summary: str) -> Value:
     interval = _widened(value, draws, jackknife_variance(variance), least)
     return Value(
         Estimate(value, *interval, margins.n, margins.n_patients),
-        _null(margins, summary),
+        null_range(margins.permuted[summary]),
         reason=_partly(margins),
     )
-
-
-def _null(margins: MeasuredMargins, summary: str) -> Null:
-    rows = margins._rows("permuted")
-    if summary == "median":
-        return null_range(margins.permuted) if rows.height else Null()
-    found = [values.to_numpy() for values in rows[summary]]
-    return null_range(np.mean(np.array(found, dtype=np.float64), axis=0)) if found else Null()
 
 
 def _partly(margins: MeasuredMargins) -> str | None:
@@ -387,7 +384,7 @@ def _partly(margins: MeasuredMargins) -> str | None:
 
 def croma_minus_null(margins: MeasuredMargins) -> Value:
     """The median margin minus the mean of its permutations."""
-    return minus_null(croma(margins, "median").estimate, margins.permuted)
+    return minus_null(croma(margins, "median").estimate, margins.permuted["median"])
 
 
 def worst_patients(margins: MeasuredMargins) -> Value:

@@ -55,7 +55,11 @@ from pathfm_kedro.statistics.balanced_designs import (
     each_searched,
     permuted_tags,
 )
-from pathfm_kedro.statistics.bootstrap import percentile_interval, sum_by_patient
+from pathfm_kedro.statistics.bootstrap import (
+    percentile_interval,
+    ratio_estimate,
+    sum_by_patient,
+)
 from pathfm_kedro.statistics.cross_validation import balanced_accuracy
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
@@ -63,6 +67,7 @@ from pathfm_kedro.statistics.neighbour_votes import permuted_accuracies, votes_a
 from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, read_parameters
+from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.permutation import less_chance, null_range
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 from pathfm_kedro.statistics.unit_neighbours import (
@@ -185,7 +190,7 @@ def scope_statistics(
         "n_correct_center": votes_at(centers, found, grid) == centers[:, None],
     }
     present, where = np.unique(units, return_inverse=True)
-    sums = {
+    sums: dict[str, NDArray[Any]] = {
         name: sum_by_patient(values, where, len(present)).astype(np.int64).T.ravel()
         for name, values in per_query.items()
     }
@@ -242,10 +247,9 @@ def choose_k(
 def best_k(statistics: pl.DataFrame, design: str) -> int | None:
     """First k at which the vote names the label best; None if the design cannot be measured."""
     rows = counted(statistics, design)
-    if rows.is_empty():
-        return None
-    accuracy = vote_accuracies(rows, "label", np.ones((1, rows["patient_id"].n_unique())))
-    return int(rows["k"].unique().sort()[int(accuracy[:, 0].argmax())])
+    ones = np.ones((1, rows["patient_id"].n_unique()))
+    grid = rows["k"].unique().sort().to_list()
+    return max(grid, key=lambda k: vote_accuracy(rows, k, "label", ones)[0], default=None)
 
 
 def counted(statistics: pl.DataFrame, design: str) -> pl.DataFrame:
@@ -253,20 +257,38 @@ def counted(statistics: pl.DataFrame, design: str) -> pl.DataFrame:
     return statistics.filter(pl.col("design") == design, pl.col("n").is_not_null())
 
 
-def vote_accuracies(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
-    """[k, draws] balanced accuracy of the vote, averaged over scopes; patients are the queries'."""
-    codes = [codes_of(rows[name]) for name in ("patient_id", "k", "scope", target)]
+def vote_accuracy(rows: pl.DataFrame, k: int, target: str, weights: Floats) -> Floats:
+    """Balanced accuracy of the vote of k neighbours, averaged over scopes.
+
+    Parameters
+    ----------
+    rows
+        From :func:`counted`.
+    k
+        Neighbours that vote.
+    target
+        ``label`` or ``center``.
+    weights
+        [draws, patients] how often each patient stands as query.
+
+    Returns
+    -------
+    ndarray
+        [draws]; NaN where no patient of any scope is resampled.
+    """
+    voted = rows.filter(pl.col("k") == k)
+    codes = [codes_of(voted[name]) for name in ("patient_id", "scope", target)]
     shape = (weights.shape[1], *(int(code.max()) + 1 for code in codes[1:]))
     cell = np.ravel_multi_index(codes, shape)
     correct, asked = (
         (
-            weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape[0], -1)
+            weights @ np.bincount(cell, voted[name], int(np.prod(shape))).reshape(shape[0], -1)
         ).reshape(-1, *shape[1:])
         for name in (f"n_correct_{target}", "n")
     )
-    filled = (asked > 0).any(axis=3).sum(axis=2)
-    mean = balanced_accuracy(correct, asked).sum(axis=2) / np.maximum(filled, 1)
-    return np.where(filled > 0, mean, np.nan).T
+    filled = (asked > 0).any(axis=2).sum(axis=1)
+    mean = balanced_accuracy(correct, asked).sum(axis=1) / np.maximum(filled, 1)
+    return np.where(filled > 0, mean, np.nan)
 
 
 @record(frozen=True)
@@ -326,54 +348,6 @@ class MeasuredDesign:
         sums = {k: rows.filter(pl.col("k") == k).select(expected).row(0) for k in self.k_grid}
         return {k: so / (so + os) for k, (so, os) in sums.items()}
 
-    @cached_property
-    def supports(self) -> dict[int, Estimate]:
-        """Share of queries with SO or OS among their k neighbours."""
-        rows, shape = self.neighbours.rows, (self.neighbours.n_patients, len(self.k_grid))
-        cell = np.ravel_multi_index((codes_of(rows["patient_id"]), codes_of(rows["k"])), shape)
-        supported, asked = (
-            np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape)
-            for name in ("n_supported", "n")
-        )
-
-        def share(weights: Floats) -> Floats:
-            with np.errstate(invalid="ignore"):
-                return ((weights @ supported) / (weights @ asked)).T
-
-        return self._resampled(share)
-
-    @cached_property
-    def accuracies(self) -> dict[str, dict[int, Estimate]]:
-        """Balanced accuracy of the vote on label and center."""
-        rows = self.neighbours.rows
-        return {
-            target: self._resampled(partial(vote_accuracies, rows, target))
-            for target in ("label", "center")
-        }
-
-    @cached_property
-    def permuted_accuracies(self) -> dict[tuple[str, int], Floats]:
-        """[permutations] of each accuracy at each k, averaged over scopes."""
-        rows = self.statistics.filter(
-            pl.col("design") == self.design, pl.col("permuted_label").is_not_null()
-        )
-        return {
-            (target, k): np.mean(permuted, axis=0)
-            for target in ("label", "center")
-            for k, permuted in rows.group_by("k", maintain_order=True)
-            .agg(f"permuted_{target}")
-            .iter_rows()
-        }
-
-    def _resampled(self, share: Callable[[Floats], Floats]) -> dict[int, Estimate]:
-        """Estimate at each k of what [draws, patients] weights make [k, draws]."""
-        n, n_patients = self.neighbours.n, self.neighbours.n_patients
-        points, draws = share(np.ones((1, n_patients))), share(self.weights)
-        return {
-            k: Estimate(float(point), *percentile_interval(drawn), n, n_patients)
-            for k, point, drawn in zip(self.k_grid, points[:, 0], draws, strict=True)
-        }
-
 
 def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
     """An index at k; null: labels permuted over units within centers.
@@ -412,13 +386,24 @@ def ri_design_null(measured: MeasuredDesign, k: int) -> Value:
 
 def support(measured: MeasuredDesign, k: int) -> Value:
     """Share of queries with SO or OS among their k neighbours."""
-    return Value(measured.supports[k])
+    rows = measured.neighbours.rows.filter(pl.col("k") == k)
+    queries = PatientStatistics(rows, measured.p)
+    supported, asked = queries.sums("n_supported"), queries.sums("n")
+    return Value(ratio_estimate(supported, asked, measured.weights, measured.neighbours.n))
 
 
 def knn_accuracy(measured: MeasuredDesign, k: int, target: str) -> Value:
     """Balanced accuracy of the vote of k neighbours; null: permuted labels, or centers."""
-    permuted = measured.permuted_accuracies[target, k]
-    return Value(measured.accuracies[target][k], null_range(permuted))
+    found, weights = measured.neighbours, measured.weights
+    ones = np.ones((1, found.n_patients))
+    point, draws = (vote_accuracy(found.rows, k, target, each) for each in (ones, weights))
+    permuted = measured.statistics.filter(pl.col("design") == measured.design, pl.col("k") == k)[
+        f"permuted_{target}"
+    ].drop_nulls()
+    return Value(
+        Estimate(float(point[0]), *percentile_interval(draws), found.n, found.n_patients),
+        null_range(np.mean(permuted.to_list(), axis=0)),
+    )
 
 
 #: Figures at every design and k.
