@@ -200,11 +200,12 @@ def run_stages(
 
     from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
     from pathfm_kedro.encoders import EncoderSpec, load_encoder
-    from pathfm_kedro.pipelines.embed.embedding import plan_embedding, pool_slides
+    from pathfm_kedro.pipelines.embed.embedding import plan_embedding
     from pathfm_kedro.pipelines.ingest.description import describe_slides
     from pathfm_kedro.pipelines.ingest.manifest import check_manifest
     from pathfm_kedro.pipelines.tile.tiles import cut_tiles
     from pathfm_kedro.slides.files import SlideFiles
+    from pathfm_kedro.statistics.mosaic import pool_slides
 
     _load_libraries()
     parameters, files = defaults(), SlideFiles(root / "raw")

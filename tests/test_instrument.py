@@ -18,8 +18,8 @@ from pathfm_kedro.pipelines.embed.runtime import choose_runtime
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.drawing import draw_phantom
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
-from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_accuracy
-from pathfm_kedro.pipelines.retrieve.search import search_slides
+from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_figures
+from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     RobustnessIndex,
     choose_k,
@@ -30,6 +30,7 @@ from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import Experiment
 from tests.conftest import PROJECT
 
 CONTROLS = ("stain_statistics", "random_projection", "phantom_truth")
@@ -44,6 +45,7 @@ def defaults() -> dict:
 
 
 PARAMETERS = defaults()
+RETRIEVAL = Experiment("retrieval", Retrieval, search_slides, retrieval_figures, [])
 ENGINE = {"workers": 2, "max_failed_share": 0.0}
 
 
@@ -151,9 +153,9 @@ def test_who_knows_nothing_sits_on_the_null(indices, strength):
 
 def retrieved(cohort: Cohort, control: str) -> pl.DataFrame:
     vectors = cohort.embed(control, {"model": f"control:{control}"})
-    told = PARAMETERS["retrieve"]
-    matches = search_slides(cohort.slides, cohort.tiles, vectors, told)
-    return retrieval_accuracy(matches, cohort.slides, told, control)
+    parameters = PARAMETERS["retrieval"]
+    matches = RETRIEVAL.statistics(cohort.slides, cohort.tiles, vectors, parameters)
+    return RETRIEVAL.measurements(matches, cohort.slides, parameters, encoder=control)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)

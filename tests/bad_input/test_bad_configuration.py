@@ -19,13 +19,14 @@ from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.engine import EngineSettings
 from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
 from pathfm_kedro.folders import FolderError, list_folder
-from pathfm_kedro.pipelines.retrieve.search import RetrievalParameters, Scope, rank_matches
+from pathfm_kedro.pipelines.retrieve.search import Retrieval, Scope, rank_matches
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign
+from pathfm_kedro.statistics.parameters import read_parameters
 from tests.conftest import PROJECT
 
-RETRIEVE = yaml.safe_load((PROJECT / "conf/base/parameters_retrieve.yml").read_text())["retrieve"]
+RETRIEVAL = yaml.safe_load((PROJECT / "conf/base/parameters_retrieve.yml").read_text())["retrieval"]
 TILE = yaml.safe_load((PROJECT / "conf/base/parameters_tile.yml").read_text())["tile"]
 
 ENCODERS = {
@@ -144,16 +145,13 @@ def test_the_engine_says_what_it_cannot_do(case):
 RETRIEVALS = {
     "unknown_family": (
         {"families": ["mean", "medain_min"]},
-        "retrieve.families: ['medain_min'] unknown",
+        "retrieval.families.1 is 'medain_min': Input should be 'mean', 'max' or 'median_min'",
     ),
-    "text_for_a_list": ({"families": "mean"}, "retrieve.families: 'mean' is no list"),
-    "unknown_scope": ({"scopes": ["anywhere"]}, "retrieve.scopes: ['anywhere'] unknown"),
-    "votes_need_more": ({"k": 3}, "retrieve.k is 3, but mv5 asks 5 matches"),
-    "unknown_exclusion": ({"exclude": "center"}, "retrieve.exclude: ['center'] unknown"),
-    "primary_not_measured": (
-        {"primary": {"family": "max", "vote": "mv5", "scope": "within_organ"}},
-        "retrieve.primary.family is max, which is not measured",
-    ),
+    "text_for_a_list": ({"families": "mean"}, "retrieval.families is 'mean': Input should be"),
+    "unknown_scope": ({"scopes": ["anywhere"]}, "retrieval.scopes.0 is 'anywhere': Input should"),
+    "votes_need_more": ({"k": 3}, "retrieval.k is 3: mv5 asks 5 matches"),
+    "unknown_exclusion": ({"exclude": "center"}, "retrieval.exclude is 'center': Input should be"),
+    "unknown_key": ({"primary": {}}, "retrieval.primary: no such parameter"),
 }
 
 
@@ -161,7 +159,7 @@ RETRIEVALS = {
 def test_the_search_says_what_it_cannot_do(case):
     changes, message = RETRIEVALS[case]
     with pytest.raises(ValueError, match=re.escape(message)):
-        RetrievalParameters.parse(RETRIEVE | changes)
+        read_parameters(Retrieval, "retrieval", RETRIEVAL | changes)
 
 
 def test_more_matches_than_there_are_slides_gives_those_there_are():

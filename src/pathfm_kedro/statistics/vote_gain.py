@@ -67,9 +67,8 @@ def macro_f1_gain(votes: PatientVotes, over: PatientVotes, margin: float) -> Gai
     if np.array_equal(votes.matches, over.matches):
         return Gain(Estimate(0.0, 0.0, 0.0, n, n_patients), null, 0.0, informed)
     value = figures[0].value - figures[1].value
-    resampled = [macro_f1(np.tensordot(v.weights, v.counts, 1)) for v in (votes, over)]
     effect = design_effect(permuted, votes.influence - over.influence)
-    draws = widened(value, resampled[0] - resampled[1], effect)
+    draws = widened(value, macro_f1(votes.resampled) - macro_f1(over.resampled), effect)
     more = (votes.counts - over.counts)[:, 0].sum(axis=-1)  # correctly classified, per patient
     net = int((more > 0).sum()) - int((more < 0).sum())
     p = max(

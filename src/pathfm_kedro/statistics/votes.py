@@ -136,7 +136,12 @@ class PatientVotes:
         """How much more macro-F1 varies than patients taken as independent say."""
         return design_effect(macro_f1(self.permuted), self.influence)
 
-    @property
+    @cached_property
+    def resampled(self) -> Floats:
+        """[draws, 3, n_labels] counts of resampled patients."""
+        return cast(Floats, np.tensordot(self.weights, self.counts, axes=1))
+
+    @cached_property
     def macro_f1(self) -> ResampledFigure:
         """Mean of F1 over labels."""
         present = self.n_patients_by_label[self.n_patients_by_label > 0]
@@ -144,7 +149,7 @@ class PatientVotes:
         alike = float(len(present) ** 2 / (1 / present).sum()) if len(present) else 0.0
         return self.figure(macro_f1, alike)
 
-    @property
+    @cached_property
     def accuracy(self) -> ResampledFigure:
         """Share of correctly classified queries."""
         return self.figure(accuracy, self.n_patients)
@@ -157,9 +162,8 @@ class PatientVotes:
     def figure(self, of: Callable[[Floats], Floats], n_patients: float) -> ResampledFigure:
         """A figure of the counts [..., 3, n_labels], resting on so many patients."""
         value = float(of(self.counts.sum(axis=0)))
-        draws = of(np.tensordot(self.weights, self.counts, axes=1))
-        resampled = widened(value, draws, self.design_effect)
-        return ResampledFigure(value, resampled, of(self.permuted), n_patients)
+        draws = widened(value, of(self.resampled), self.design_effect)
+        return ResampledFigure(value, draws, of(self.permuted), n_patients)
 
 
 def patient_votes(

@@ -15,13 +15,15 @@ from polars.testing import assert_frame_equal
 from pathfm_kedro.pipelines.retrieve import search
 from pathfm_kedro.pipelines.retrieve.search import (
     FAMILIES,
+    MATCHES_SCHEMA,
     SCOPES,
-    Mosaic,
-    RetrievalParameters,
+    Retrieval,
     median_min,
-    read_mosaic,
     search_slides,
 )
+from pathfm_kedro.statistics.mosaic import Mosaic, pool_slides, read_mosaic
+from pathfm_kedro.statistics.parameters import read_parameters
+from tests.in_memory import InMemory
 
 PARAMETERS = {
     "families": list(FAMILIES),
@@ -31,26 +33,11 @@ PARAMETERS = {
     "k": 5,
     "votes": ["top1", "mv5"],
     "min_patients": 2,
-    "primary": {"family": "median_min", "vote": "mv5", "scope": "within_organ"},
-    "thresholds": {"macro_f1": None, "f1_range_over_organs": 0.3},
+    "criteria": [{"metric": "f1_range_over_organs", "below": 0.3}],
     "draws": 200,
     "n_permutations": 50,
     "seed": 0,
 }
-
-
-class Shards:
-    """Embeddings held in memory, one array a slide."""
-
-    def __init__(self, shards):
-        self.shards = shards
-
-    @property
-    def slide_ids(self):
-        return tuple(sorted(self.shards))
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self.shards[slide] for slide in slide_ids]).astype(np.float32)
 
 
 def cohort(seed=0, n_slides=14, dimensions=6):
@@ -84,6 +71,13 @@ def cohort(seed=0, n_slides=14, dimensions=6):
     return slides, tiles, shards
 
 
+def matches_of(slides, tiles, shards, **changes):
+    p = read_parameters(Retrieval, "retrieval", PARAMETERS | changes)
+    found = search_slides(slides, tiles, InMemory(shards), p)
+    assert dict(found.schema) == MATCHES_SCHEMA
+    return found
+
+
 def mosaic_patches(tiles, shards):
     return {
         name: shards[name][tiles.filter(pl.col("slide_id") == name)["in_mosaic"].to_numpy()]
@@ -111,7 +105,7 @@ def brute_force_matches(slides, patches, distance, same_organ, k):
 @pytest.mark.parametrize("scope", ["within_organ", "across_organs"])
 def test_median_min_equals_brute_force(distance, scope):
     slides, tiles, shards = cohort()
-    matches = search_slides(slides, tiles, Shards(shards), PARAMETERS | {"distance": distance})
+    matches = matches_of(slides, tiles, shards, distance=distance)
     found = matches.filter(family="median_min", scope=scope)
     expected = brute_force_matches(
         slides, mosaic_patches(tiles, shards), distance, scope == "within_organ", k=5
@@ -124,7 +118,7 @@ def test_median_min_equals_brute_force(distance, scope):
 
 @pytest.mark.parametrize("entries", [1, 50, 400])
 def test_blocks_do_not_change_median_min(monkeypatch, entries):
-    mosaic = read_mosaic(*cohort()[:2], Shards(cohort()[2]))
+    mosaic = read_mosaic(*cohort()[:2], InMemory(cohort()[2]))
     whole = median_min(mosaic, "cosine")
     monkeypatch.setattr(search, "_BLOCK_ENTRIES", entries)
     np.testing.assert_allclose(median_min(mosaic, "cosine"), whole, atol=1e-12)
@@ -153,10 +147,8 @@ def test_order_of_rows_changes_nothing(seed):
         name: stacked[order[(shuffled["slide_id"] == name).to_numpy()]] for name in sorted(shards)
     }
     assert_frame_equal(
-        search_slides(slides, tiles, Shards(shards), PARAMETERS),
-        search_slides(
-            slides[generator.permutation(len(slides))], shuffled, Shards(moved), PARAMETERS
-        ),
+        matches_of(slides, tiles, shards),
+        matches_of(slides[generator.permutation(len(slides))], shuffled, moved),
         check_exact=True,
     )
 
@@ -164,7 +156,7 @@ def test_order_of_rows_changes_nothing(seed):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_matches_keep_to_their_scope_and_leave_the_patient_out(seed):
-    matches = search_slides(*cohort(seed)[:2], Shards(cohort(seed)[2]), PARAMETERS)
+    matches = matches_of(*cohort(seed)[:2], cohort(seed)[2])
     assert (matches["query_patient"] != matches["match_patient"]).all()
     within = matches.filter(pl.col("scope").str.starts_with("within_organ"))
     assert (within["query_organ"] == within["match_organ"]).all()
@@ -177,7 +169,7 @@ def test_matches_keep_to_their_scope_and_leave_the_patient_out(seed):
 def test_ties_go_to_the_lower_index():
     slides, tiles, shards = cohort()
     same = {name: np.full_like(shard, 0.1) for name, shard in shards.items()}
-    found = search_slides(slides, tiles, Shards(same), PARAMETERS)
+    found = matches_of(slides, tiles, same)
     matches = found.filter(scope="across_organs")
     for (_, query), group in matches.group_by("family", "query_slide"):
         patient = slides.filter(slide_id=query)["patient_id"][0]
@@ -189,10 +181,10 @@ def test_rotating_the_space_leaves_mean_and_median_min_alone():
     slides, tiles, shards = cohort()
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
     turned = {name: shard @ rotation for name, shard in shards.items()}
-    invariant = PARAMETERS | {"families": ["mean", "median_min"]}
+    invariant = ["mean", "median_min"]
     assert_frame_equal(
-        search_slides(slides, tiles, Shards(shards), invariant),
-        search_slides(slides, tiles, Shards(turned), invariant),
+        matches_of(slides, tiles, shards, families=invariant),
+        matches_of(slides, tiles, turned, families=invariant),
         abs_tol=1e-5,
     )
 
@@ -201,68 +193,73 @@ def test_slides_without_embeddings_or_mosaic_are_left_out():
     slides, tiles, shards = cohort()
     del shards["s00"]
     tiles = tiles.with_columns(in_mosaic=pl.col("in_mosaic") & (pl.col("slide_id") != "s01"))
-    matches = search_slides(slides, tiles, Shards(shards), PARAMETERS)
+    matches = matches_of(slides, tiles, shards)
     seen = set(matches["query_slide"]) | set(matches["match_slide"])
     assert seen == set(slides["slide_id"]) - {"s00", "s01"}
 
 
 def test_no_embeddings_give_an_empty_table_of_the_same_columns():
     slides, tiles, shards = cohort()
-    empty = search_slides(slides, tiles, Shards({}), PARAMETERS)
+    empty = matches_of(slides, tiles, {})
     assert empty.is_empty()
-    assert empty.schema == search_slides(slides, tiles, Shards(shards), PARAMETERS).schema
+    assert empty.schema == matches_of(slides, tiles, shards).schema
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"families": ["bow"]}, r"retrieve\.families: \['bow'\] unknown; choose from"),
-        ({"families": "mean"}, r"retrieve\.families: 'mean' is no list; write \[mean\]"),
-        ({"scopes": ["organ"]}, r"retrieve\.scopes: \['organ'\] unknown"),
-        ({"votes": ["mv7"]}, r"retrieve\.votes: \['mv7'\] unknown"),
-        ({"votes": []}, r"retrieve\.primary\.vote is mv5.*add it to retrieve\.votes"),
-        ({"distance": "cosin"}, r"retrieve\.distance: \['cosin'\] unknown"),
-        ({"exclude": "patients"}, r"retrieve\.exclude: \['patients'\] unknown"),
-        ({"k": 1}, r"retrieve\.k is 1, but mv5 asks 5 matches: set k to 5"),
-        ({"thresholds": {"f1_range": 0.3}}, r"retrieve\.thresholds: \['f1_range'\] unknown"),
-        (
-            {"thresholds": {"macro_f1": None}},
-            r"retrieve\.thresholds: .*f1_range_over_organs.*missing",
-        ),
-        ({"primary": {"family": "mean", "vote": "mv5"}}, r"retrieve\.primary: \['scope'\] missing"),
-        (
-            {"primary": {"family": "mean", "vote": "mv3", "scope": "within_organ"}},
-            r"retrieve\.primary\.vote is mv3.*add it to retrieve\.votes",
-        ),
-        (
-            {"primary": {"family": "men", "vote": "mv5", "scope": "within_organ"}},
-            r"retrieve\.primary\.family is men.*choose from \['mean'",
-        ),
+        ({"families": ["bow"]}, r"retrieval\.families\.0 is 'bow': Input should be 'mean', 'max'"),
+        ({"families": "mean"}, r"retrieval\.families is 'mean': Input should be a valid tuple"),
+        ({"families": []}, r"retrieval\.families is \[\]: .* at least 1 item"),
+        ({"scopes": ["organ"]}, r"retrieval\.scopes\.0 is 'organ': Input should be 'within_organ'"),
+        ({"votes": ["mv7"]}, r"retrieval\.votes\.0 is 'mv7': Input should be 'top1'"),
+        ({"distance": "cosin"}, r"retrieval\.distance is 'cosin': Input should be 'cosine' or"),
+        ({"exclude": "patients"}, r"retrieval\.exclude is 'patients': Input should be 'patient'"),
+        ({"k": 1}, r"retrieval\.k is 1: mv5 asks 5 matches: set k to 5, or leave mv5 out"),
+        ({"thresholds": {"f1": 0.3}}, r"retrieval\.thresholds: no such parameter"),
     ],
 )
 def test_parameters_that_do_not_hold_together_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        RetrievalParameters.parse(PARAMETERS | changes)
+        read_parameters(Retrieval, "retrieval", PARAMETERS | changes)
 
 
 def test_a_missing_parameter_is_named():
-    told = {name: value for name, value in PARAMETERS.items() if name != "votes"}
-    with pytest.raises(ValueError, match=r"retrieve: \['votes'\] missing"):
-        RetrievalParameters.parse(told)
+    fewer = {name: value for name, value in PARAMETERS.items() if name != "votes"}
+    with pytest.raises(ValueError, match=r"retrieval\.votes is missing"):
+        read_parameters(Retrieval, "retrieval", fewer)
 
 
 def test_the_project_s_own_parameters_hold_together():
     path = Path(__file__).parents[3] / "conf" / "base" / "parameters_retrieve.yml"
-    told = RetrievalParameters.parse(yaml.safe_load(path.read_text())["retrieve"])
-    primary = {"family": "median_min", "vote": "mv5", "scope": "within_organ"}
-    assert told.thresholds_of(primary)["f1_range_over_organs"] == 0.3
-    assert told.thresholds_of(primary | {"vote": "mv3"}) == {}
+    p = read_parameters(Retrieval, "retrieval", yaml.safe_load(path.read_text())["retrieval"])
+    [judged] = p.criteria
+    assert judged.at == {"family": "median_min", "vote": "mv5", "scope": "within_organ"}
+    assert (judged.metric, judged.threshold, judged.direction) == (
+        "f1_range_over_organs",
+        0.3,
+        "below",
+    )
+
+
+def test_slide_vectors_are_those_of_the_mosaic():
+    slides, tiles, shards = cohort()
+    del shards["s00"]
+    pooled = pool_slides(slides, tiles, InMemory(shards))
+    patches = mosaic_patches(tiles, shards)
+    assert pooled["slide_id"].to_list() == sorted(patches)
+    for row in pooled.iter_rows(named=True):
+        own = patches[row["slide_id"]]
+        assert row["n_tiles"] == len(own)
+        np.testing.assert_allclose(row["mean"], own.mean(axis=0), rtol=1e-5)
+        np.testing.assert_array_equal(row["max"], own.max(axis=0))
+    assert pool_slides(slides, tiles, InMemory({})).is_empty()
 
 
 def test_broken_vectors_and_unknown_names_are_refused():
     slides, tiles, shards = cohort()
-    with pytest.raises(ValueError, match=r"families.*choose from"):
-        search_slides(slides, tiles, Shards(shards), PARAMETERS | {"families": ["bow"]})
+    with pytest.raises(ValueError, match=r"families.*Input should be"):
+        matches_of(slides, tiles, shards, families=["bow"])
     shards["s03"][-1] = np.nan
     with pytest.raises(ValueError, match="s03"):
-        search_slides(slides, tiles, Shards(shards), PARAMETERS)
+        matches_of(slides, tiles, shards)

@@ -16,7 +16,7 @@ from pathfm_kedro.encoders.base import Vectors
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide, tile_rows
+from pathfm_kedro.statistics.tables import digests_by_slide
 
 
 @dataclass(frozen=True)
@@ -155,43 +155,3 @@ def plan_embedding(
     return ShardPlan(
         jobs, EngineSettings(**engine), f"embedding with {name}", lambda: load_encoder(spec)
     )
-
-
-def pool_slides(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings) -> pl.DataFrame:
-    """Mean and maximum over the tiles of a slide's mosaic.
-
-    Returns
-    -------
-    DataFrame
-        slide_id, n_tiles, mean and max (float32 arrays [d]); one row per embedded slide.
-    """
-    slide_ids = embeddings.slide_ids
-    rows = tile_rows(slides, tiles, slide_ids).with_columns(
-        row=pl.int_range(pl.len()).over("slide_id")
-    )
-    mosaic = (
-        rows.filter("in_mosaic")
-        .group_by("slide_id", maintain_order=True)
-        .agg("row", n=pl.len().cast(pl.Int64))
-    )
-    # One slide at a time: the vectors of a large cohort do not fit in memory.
-    pooled = [_pooled(embeddings.stack([slide_id])[row]) for slide_id, row, _ in mosaic.iter_rows()]
-    width = embeddings.stack(slide_ids[:1]).shape[1]
-    return pl.DataFrame(
-        {
-            "slide_id": mosaic["slide_id"],
-            "n_tiles": mosaic["n"],
-            "mean": [mean for mean, _ in pooled],
-            "max": [largest for _, largest in pooled],
-        },
-        schema={
-            "slide_id": pl.String(),
-            "n_tiles": pl.Int64(),
-            "mean": pl.Array(pl.Float32, width),
-            "max": pl.Array(pl.Float32, width),
-        },
-    )
-
-
-def _pooled(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return vectors.mean(axis=0), vectors.max(axis=0)

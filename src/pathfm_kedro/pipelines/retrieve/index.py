@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
@@ -14,7 +16,7 @@ def index_slides(slide_vectors: pl.DataFrame) -> NamedIndex:
     Parameters
     ----------
     slide_vectors
-        slide_id and mean, from the embed pipeline.
+        slide_id and mean, from :func:`~pathfm_kedro.statistics.mosaic.pool_slides`.
 
     Returns
     -------
@@ -26,3 +28,29 @@ def index_slides(slide_vectors: pl.DataFrame) -> NamedIndex:
     return cosine_index(
         vectors.reshape(slide_vectors.height, -1), slide_vectors["slide_id"].to_list()
     )
+
+
+def describe_indices(*indices: NamedIndex, names: Sequence[str]) -> pl.DataFrame:
+    """What each encoder's index holds.
+
+    Returns
+    -------
+    DataFrame
+        encoder, n_slides, dimension, megabytes of vectors.
+    """
+    rows = [
+        {
+            "encoder": name,
+            "n_slides": len(index.names),
+            "dimension": int(index.index.d),
+            "megabytes": 4 * int(index.index.d) * len(index.names) / 1e6,
+        }
+        for name, index in zip(names, indices, strict=True)
+    ]
+    schema = {
+        "encoder": pl.String(),
+        "n_slides": pl.Int64(),
+        "dimension": pl.Int64(),
+        "megabytes": pl.Float64(),
+    }
+    return pl.DataFrame(rows, schema=schema)

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.statistics.tables import Embeddings, tile_rows
+from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.tables import Embeddings
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Count = Annotated[int, Field(ge=1)]
 Distance = Literal["cosine", "euclidean"]
+Family = Literal["mean", "max", "median_min"]
+ScopeName = Literal["within_organ", "across_organs", "within_organ_other_centers"]
+Vote = Literal["top1", "mv3", "mv5"]
+T = TypeVar("T")
 
-#: Slides read at once: a mosaic keeps few tiles of each, so the whole cohort is never in memory.
-_SLIDES_AT_ONCE = 32
 #: Entries of one block of patch-to-patch products: 128 MiB of float64.
 _BLOCK_ENTRIES = 1 << 24
 #: Distances closer than this are tied: it lies far above rounding, far below any real difference.
 _TIE_DECIMALS = 7
 #: What of a slide stands beside it in the matches.
 _CARRIED = ("patient", "center", "organ", "label")
+MATCHES_SCHEMA: dict[str, pl.DataType] = {
+    "family": pl.String(),
+    "scope": pl.String(),
+    "query_slide": pl.String(),
+    "rank": pl.Int64(),
+    "match_slide": pl.String(),
+    "distance": pl.Float64(),
+    **{f"{role}_{column}": pl.String() for role in ("query", "match") for column in _CARRIED},
+}
 
 
-@dataclass(frozen=True)
-class Mosaic:
-    """The patches that stand for each slide.
-
-    Attributes
-    ----------
-    slides
-        One row per slide, sorted by slide_id: slide_id, patient, center, organ, label.
-    vectors
-        [n_patches, d] float32, one slide below the other.
-    starts
-        [n_slides] first patch of each slide; every slide has at least one.
-    """
-
-    slides: pl.DataFrame
-    vectors: NDArray[np.float32]
-    starts: Ints
-
-    @property
-    def sizes(self) -> Ints:
-        """[n_slides] patches of each slide."""
-        return np.diff(np.append(self.starts, len(self.vectors)))
-
-
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Scope:
     """Which slides a query may find: `same` must agree with the query, `other` must differ."""
 
@@ -59,14 +51,14 @@ class Scope:
 
 
 #: Where a query looks, beside the exclusion of its own patient.
-SCOPES: dict[str, Scope] = {
+SCOPES: dict[ScopeName, Scope] = {
     "within_organ": Scope(same=("organ",)),
     "across_organs": Scope(),
     "within_organ_other_centers": Scope(same=("organ",), other=("center",)),
 }
 
 #: Nearest matches that vote.
-VOTES = {"top1": 1, "mv3": 3, "mv5": 5}
+VOTES: dict[Vote, int] = {"top1": 1, "mv3": 3, "mv5": 5}
 
 #: Column that a match must not share with its query.
 _EXCLUDED: dict[str, tuple[str, ...]] = {
@@ -74,87 +66,61 @@ _EXCLUDED: dict[str, tuple[str, ...]] = {
     "slide": ("slide_id",),
     "none": (),
 }
-_DISTANCES = ("cosine", "euclidean")
-#: Figures that a threshold can be set for: the signatures.
-_JUDGED = ("macro_f1", "f1_range_over_organs")
-#: What makes one search of many.
-_SETTING = ("family", "vote", "scope")
 
 
-def read_mosaic(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings) -> Mosaic:
-    """Embeddings of the mosaic tiles, ordered by slide and tile.
+def _once(names: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(names))
 
-    Slides without embeddings or without a mosaic tile are left out.
 
-    Parameters
+def _enough_for_votes(k: int, info: ValidationInfo) -> int:
+    largest = max(info.data.get("votes", ()), key=VOTES.__getitem__, default=None)
+    if largest is not None and k < VOTES[largest]:
+        raise ValueError(
+            f"{largest} asks {VOTES[largest]} matches: set k to {VOTES[largest]}, or leave {largest} "
+            "out of retrieval.votes"
+        )
+    return k
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Retrieval(ExperimentParameters):
+    """Parameters of the experiment; see ``parameters_retrieve.yml`` for the reasons.
+
+    Attributes
     ----------
-    slides, tiles
-        The cohort's tables.
-    embeddings
-        Vectors of one encoder.
-
-    Raises
-    ------
-    ValueError
-        If a vector holds NaN or infinity; the message names the slides.
+    families, scopes, votes
+        Names in :data:`FAMILIES`, :data:`SCOPES`, :data:`VOTES`: how slides are compared, where a
+        query looks, and how many matches vote.
+    distance
+        ``cosine`` or ``euclidean``.
+    exclude
+        What a match must not share with its query.
+    k
+        Matches kept per query; the largest vote needs as many.
+    min_patients
+        Patients that a label needs to be counted.
+    n_permutations
+        Of labels among patients, for the null.
     """
-    parts = list(_mosaic_parts(slides, tiles, embeddings))
-    if not parts:
-        return Mosaic(_searched(slides, []), np.zeros((0, 1), np.float32), np.zeros(0, np.int64))
-    rows = pl.concat([part for part, _ in parts]).with_row_index("_row")
-    # The order of rows in a table must not matter, not even to the last bit of a mean.
-    rows = rows.sort("slide_id", "tile_id")
-    vectors = np.concatenate([part for _, part in parts])[rows["_row"].to_numpy()]
-    broken = ~np.isfinite(vectors).all(axis=1)
-    if broken.any():
-        slide_ids = rows.filter(pl.Series(broken))["slide_id"].unique().sort().to_list()
-        raise ValueError(f"embeddings hold NaN or infinity on {slide_ids[:5]}: embed them anew")
-    names, starts = np.unique(rows["slide_id"].to_numpy(), return_index=True)
-    return Mosaic(_searched(slides, names.tolist()), vectors, starts.astype(np.int64))
 
-
-def pool_slides(
-    vectors: NDArray[np.floating[Any]], starts: Ints, pooling: Literal["mean", "max"]
-) -> Floats:
-    """One vector per slide: the mean or the maximum over its patches.
-
-    Parameters
-    ----------
-    vectors
-        [n_patches, d], one slide below the other.
-    starts
-        [n_slides] first patch of each slide, increasing.
-    pooling
-        ``mean`` or ``max``, per dimension.
-
-    Returns
-    -------
-    ndarray
-        [n_slides, d] float64.
-
-    Examples
-    --------
-    >>> patches = np.array([[0.0, 2.0], [4.0, 0.0], [1.0, 1.0]])
-    >>> pool_slides(patches, np.array([0, 2]), "mean").tolist()
-    [[2.0, 1.0], [1.0, 1.0]]
-    >>> pool_slides(patches, np.array([0, 2]), "max").tolist()
-    [[4.0, 2.0], [1.0, 1.0]]
-    """
-    patches = vectors.astype(np.float64)
-    if pooling == "max":
-        return np.maximum.reduceat(patches, starts, axis=0)
-    sizes = np.diff(np.append(starts, len(patches)))
-    return np.add.reduceat(patches, starts, axis=0) / sizes[:, None]
+    families: Annotated[tuple[Family, ...], Field(min_length=1), AfterValidator(_once)]
+    scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1), AfterValidator(_once)]
+    votes: Annotated[tuple[Vote, ...], Field(min_length=1), AfterValidator(_once)]
+    distance: Distance
+    exclude: Literal["patient", "slide", "none"]
+    k: Annotated[Count, AfterValidator(_enough_for_votes)]
+    min_patients: Count
+    n_permutations: Count
 
 
 def mean(mosaic: Mosaic, distance: Distance) -> Floats:
     """Distances between slides by the mean of their patches: [n_slides, n_slides]."""
-    return _between_rows(pool_slides(mosaic.vectors, mosaic.starts, "mean"), distance)
+    return _between_rows(mosaic.mean(), distance)
 
 
 def maximum(mosaic: Mosaic, distance: Distance) -> Floats:
     """Distances between slides by the maximum of their patches: [n_slides, n_slides]."""
-    return _between_rows(pool_slides(mosaic.vectors, mosaic.starts, "max"), distance)
+    return _between_rows(mosaic.maximum(), distance)
 
 
 def median_min(mosaic: Mosaic, distance: Distance) -> Floats:
@@ -197,8 +163,8 @@ def median_min(mosaic: Mosaic, distance: Distance) -> Floats:
     return result
 
 
-#: Every way to compare two slides; a new one is a function here and a name in the parameters.
-FAMILIES: dict[str, Callable[[Mosaic, Distance], Floats]] = {
+#: Every way to compare two slides; a new one is a function here and a name in :data:`Family`.
+FAMILIES: dict[Family, Callable[[Mosaic, Distance], Floats]] = {
     "mean": mean,
     "max": maximum,
     "median_min": median_min,
@@ -252,89 +218,8 @@ def rank_matches(
     return query, rank, match
 
 
-@dataclass(frozen=True)
-class RetrievalParameters:
-    """What the experiment is told; see ``parameters_retrieve.yml`` for the reasons.
-
-    Attributes
-    ----------
-    families, scopes, votes
-        Names in :data:`FAMILIES`, :data:`SCOPES`, :data:`VOTES`.
-    distance
-        ``cosine`` or ``euclidean``.
-    exclude
-        ``patient``, ``slide`` or ``none``: what a match must not share with its query.
-    k
-        Matches kept per query.
-    min_patients
-        Patients that a label needs to be counted.
-    primary
-        family, vote and scope of the search that the signatures are read from.
-    thresholds
-        macro_f1 and f1_range_over_organs; None for none.
-    draws, n_permutations, seed
-        Of the bootstrap and of the null.
-
-    Examples
-    --------
-    >>> told = {"families": ["mean"], "scopes": ["within_organ"], "votes": ["top1", "mv5"],
-    ...         "distance": "cosine", "exclude": "patient", "k": 5, "min_patients": 2,
-    ...         "primary": {"family": "mean", "vote": "mv5", "scope": "within_organ"},
-    ...         "thresholds": {"macro_f1": None, "f1_range_over_organs": 0.3},
-    ...         "draws": 200, "n_permutations": 50, "seed": 0}
-    >>> RetrievalParameters.parse(told).votes
-    ('top1', 'mv5')
-    >>> RetrievalParameters.parse(told | {"k": 3})
-    Traceback (most recent call last):
-    ...
-    ValueError: retrieve.k is 3, but mv5 asks 5 matches: set k to 5, or leave mv5 out of retrieve.votes
-    """
-
-    families: tuple[str, ...]
-    scopes: tuple[str, ...]
-    votes: tuple[str, ...]
-    distance: Distance
-    exclude: str
-    k: int
-    min_patients: int
-    primary: Mapping[str, str]
-    thresholds: Mapping[str, float | None]
-    draws: int
-    n_permutations: int
-    seed: int
-
-    @classmethod
-    def parse(cls, parameters: Mapping[str, Any]) -> RetrievalParameters:
-        """Read and check the parameters, so that no signature vanishes by a slip.
-
-        Raises
-        ------
-        ValueError
-            If a key is missing; a family, scope, vote, distance, exclusion or threshold is unknown;
-            the primary search is not among those measured; or k is below the largest vote. The
-            message names the key and the mend.
-        """
-        _check_complete("retrieve", parameters, [field.name for field in fields(cls)])
-        told = {field.name: parameters[field.name] for field in fields(cls)}
-        for name, known in {"families": FAMILIES, "scopes": SCOPES, "votes": VOTES}.items():
-            _check_known(f"retrieve.{name}", told[name], known)
-            told[name] = tuple(dict.fromkeys(told[name]))
-        _check_known("retrieve.exclude", [told["exclude"]], _EXCLUDED)
-        _check_known("retrieve.distance", [told["distance"]], _DISTANCES)
-        for name, keys in {"primary": _SETTING, "thresholds": _JUDGED}.items():
-            _check_known(f"retrieve.{name}", list(told[name]), keys)
-            _check_complete(f"retrieve.{name}", told[name], keys)
-        _check_primary_is_measured(told)
-        _check_enough_matches(told["k"], told["votes"])
-        return cls(**told)
-
-    def thresholds_of(self, setting: Mapping[str, str]) -> Mapping[str, float | None]:
-        """The signatures' thresholds where they are read, none elsewhere."""
-        return self.thresholds if dict(setting) == dict(self.primary) else {}
-
-
 def search_slides(
-    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, parameters: Mapping[str, Any]
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: Retrieval
 ) -> pl.DataFrame:
     """Search every slide among the slides of other patients, by every family and scope.
 
@@ -344,48 +229,24 @@ def search_slides(
         The cohort's tables.
     embeddings
         Vectors of one encoder.
-    parameters
-        See :class:`RetrievalParameters`.
+    p
+        The parameters.
 
     Returns
     -------
     DataFrame
-        One row per match: family, scope, query_slide, rank, match_slide, distance, then patient,
-        center, organ and label of query and match.
-
-    Raises
-    ------
-    ValueError
-        If the parameters do not hold together (:meth:`RetrievalParameters.parse`).
+        Columns :data:`MATCHES_SCHEMA`, one row per match: family, scope, query_slide, rank,
+        match_slide, distance, then patient, center, organ and label of query and match.
     """
-    told = RetrievalParameters.parse(parameters)
     mosaic = read_mosaic(slides, tiles, embeddings)
-    found = [_no_matches()]
+    found = [pl.DataFrame(schema=MATCHES_SCHEMA)]
     if len(mosaic.starts):
-        for family in told.families:
-            distances = _rounded(FAMILIES[family](mosaic, told.distance))
-            for scope in told.scopes:
-                triple = rank_matches(distances, mosaic.slides, SCOPES[scope], told.exclude, told.k)
+        for family in p.families:
+            distances = _rounded(FAMILIES[family](mosaic, p.distance))
+            for scope in p.scopes:
+                triple = rank_matches(distances, mosaic.slides, SCOPES[scope], p.exclude, p.k)
                 found.append(_matches(family, scope, mosaic.slides, distances, triple))
     return pl.concat(found)
-
-
-def _mosaic_parts(
-    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings
-) -> Iterator[tuple[pl.DataFrame, NDArray[np.float32]]]:
-    names = embeddings.slide_ids
-    for start in range(0, len(names), _SLIDES_AT_ONCE):
-        chunk = names[start : start + _SLIDES_AT_ONCE]
-        rows = tile_rows(slides, tiles, chunk)
-        keep = rows["in_mosaic"].to_numpy().astype(bool)
-        yield rows.filter(keep).select("slide_id", "tile_id"), embeddings.stack(chunk)[keep]
-
-
-def _searched(slides: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    carried = slides.select(
-        "slide_id", pl.col("patient_id").alias("patient"), "center", "organ", "label"
-    )
-    return carried.filter(pl.col("slide_id").is_in(list(names))).sort("slide_id")
 
 
 def _as_products(vectors: NDArray[Any], distance: Distance) -> tuple[Floats, Floats, Floats]:
@@ -472,53 +333,5 @@ def _matches(
         for role, rows in (("query", query), ("match", match))
         for column in _CARRIED
     ]
-    return pairs.with_columns(beside).cast(_no_matches().schema)
-
-
-def _no_matches() -> pl.DataFrame:
-    text = {f"{role}_{column}": pl.String() for role in ("query", "match") for column in _CARRIED}
-    return pl.DataFrame(
-        schema={
-            "family": pl.String(),
-            "scope": pl.String(),
-            "query_slide": pl.String(),
-            "rank": pl.Int64(),
-            "match_slide": pl.String(),
-            "distance": pl.Float64(),
-            **text,
-        }
-    )
-
-
-def _check_known(parameter: str, given: Any, known: Any) -> None:
-    if isinstance(given, str):
-        raise ValueError(f"{parameter}: {given!r} is no list; write [{given}]")
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"{parameter}: {unknown} unknown; choose from {sorted(known)}")
-
-
-def _check_complete(parameter: str, given: Mapping[str, Any], needed: Sequence[str]) -> None:
-    missing = [name for name in needed if name not in given]
-    if missing:
-        raise ValueError(
-            f"{parameter}: {missing} missing; add them as in conf/base/parameters_retrieve.yml"
-        )
-
-
-def _check_primary_is_measured(told: Mapping[str, Any]) -> None:
-    for name, among in zip(_SETTING, ("families", "votes", "scopes"), strict=True):
-        if told["primary"][name] not in told[among]:
-            raise ValueError(
-                f"retrieve.primary.{name} is {told['primary'][name]}, which is not measured: add "
-                f"it to retrieve.{among}, or choose from {list(told[among])}"
-            )
-
-
-def _check_enough_matches(k: int, votes: Sequence[str]) -> None:
-    largest = max(votes, key=VOTES.__getitem__)
-    if k < VOTES[largest]:
-        raise ValueError(
-            f"retrieve.k is {k}, but {largest} asks {VOTES[largest]} matches: set k to "
-            f"{VOTES[largest]}, or leave {largest} out of retrieve.votes"
-        )
+    kinds = [pl.col(name).cast(kind) for name, kind in MATCHES_SCHEMA.items()]
+    return pairs.with_columns(beside).select(kinds)
