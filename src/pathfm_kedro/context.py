@@ -27,6 +27,7 @@ from pathfm_kedro.cohorts import (
 )
 from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
+from pathfm_kedro.run_lock import cohort_lock
 from pathfm_kedro.screen import log_only, prepare_screen
 
 #: By which the registry learns what a context was made with.
@@ -38,9 +39,13 @@ class CohortSession(KedroSession):
     """A session that shows its run, and leaves the process's environment as it found it."""
 
     _environment_before: Mapping[str, str | None] | None = None
+    _prepared: KedroContext | None = None
 
     def load_context(self) -> KedroContext:
         """The context; the first one's making changes the environment, see :class:`CohortContext`."""
+        if self._prepared is not None:
+            context, self._prepared = self._prepared, None
+            return context
         if self._environment_before is None:
             self._environment_before = {name: os.environ.get(name) for name in _TOLD}
         return super().load_context()
@@ -51,7 +56,10 @@ class CohortSession(KedroSession):
         put_back = prepare_screen(self._project_path)
         try:
             _refuse_processes(told.get("runner"))
-            return super().run(*args, **kwargs)
+            context = self._prepared = self.load_context()
+            root = self._project_path / context.config_loader["globals"]["root"]
+            with cohort_lock(root, context.env or DEFAULT_COHORT):
+                return super().run(*args, **kwargs)
         except Exception as error:
             log_only(f"the run ended: {error}", error)
             raise
