@@ -66,6 +66,14 @@ def test_a_good_manifest_becomes_a_cohort(project, slides):
     }
 
 
+def test_a_folder_that_yaml_would_take_for_a_reference_is_refused(project, slides):
+    odd = slides.rename(slides.parent / "a${x}b")
+    result = run("new", "clinic", "--manifest", write_manifest(odd, GOOD))
+    assert result.exit_code == 1
+    assert "'../a${x}b', and what stands in ${…} is read as a reference" in result.output
+    assert not (project / "conf/clinic").exists()
+
+
 def test_a_phantom_of_ones_own(project):
     assert run("new", "mini", "--phantom").exit_code == 0
     assert "mini" in yaml.safe_load((project / "params.yaml").read_text())["phantoms"]

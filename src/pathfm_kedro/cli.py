@@ -10,7 +10,12 @@ from typing import Any
 import click
 from kedro.framework.cli.utils import LazyGroup
 
-from pathfm_kedro.cohorts import harmonised_bases, project_root, read_cohort_plan
+from pathfm_kedro.cohorts import (
+    harmonised_bases,
+    project_root,
+    read_cohort_plan,
+    refuse_unknown_cohort,
+)
 from pathfm_kedro.screen import show_errors
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
@@ -80,8 +85,14 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
     if (manifest is None) == (not phantom):
         raise click.ClickException("give either --manifest FILE or --phantom")
     if manifest is not None:
+        slides_root = _relative(manifest.resolve().parent, root)
+        if "${" in slides_root:
+            raise click.ClickException(
+                f"the manifest lies in '{slides_root}', and what stands in ${{…}} is read as a "
+                "reference in YAML files: rename the folder"
+            )
         summary = _check(manifest)
-        _write_conf(folder, name, _relative(manifest.resolve().parent, root), source="manifest")
+        _write_conf(folder, name, slides_root, source="manifest")
         _copy_manifest(manifest, folder / "manifest.csv")
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
@@ -218,8 +229,10 @@ def _sync(root: Path) -> None:
 
 
 def _cohorts(root: Path) -> list[str]:
-    found = (path.parent.name for path in (root / "conf").glob("*/globals.yml"))
-    return sorted(set(found) - _TAKEN)
+    found = {path.parent.name for path in (root / "conf").glob("*/globals.yml")} - _TAKEN
+    for name in sorted(found):
+        refuse_unknown_cohort(name, root / "conf")
+    return sorted(found)
 
 
 def _globals(root: Path, name: str) -> dict[str, str]:
