@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
+from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from pathfm_kedro.cli import cli
+from pathfm_kedro.cohorts import read_cohort_plan
+from pathfm_kedro.kedro_commands import pack_configuration
 from tests.conftest import PROJECT, write_tiff
 
 
@@ -163,3 +168,37 @@ def test_a_manifest_is_not_overwritten(tmp_path):
     assert result.exit_code != 0
     assert "exists: give another --output" in result.output
     assert (images / "slides.csv").read_bytes() == b"x"
+
+
+def test_the_packed_configuration_holds_no_patients_and_no_secrets(project, slides, tmp_path):
+    assert run("new", "clinic", "--manifest", write_manifest(slides, GOOD)).exit_code == 0
+    folder = project / "conf" / "clinic"
+    for secret in ("old.parquet", "slides.CSV", "notes.txt", "credentials_hub.yml", ".hidden.yml"):
+        (folder / secret).write_text("patient p1")
+    (project / "conf" / "local").mkdir(exist_ok=True)
+    (project / "conf" / "local" / "parameters.yml").write_text("mine: 1")
+    archive = tmp_path / "dist" / "conf.tar.gz"
+    left_out = pack_configuration(project / "conf", archive)
+    with tarfile.open(archive) as packed:
+        names = set(packed.getnames())
+    assert {"conf/clinic/globals.yml", "conf/base/parameters_tile.yml", "conf/logging.yml"} <= names
+    assert not {n for n in names if Path(n).suffix not in {".yml", ".md"}}
+    assert not {n for n in names if "local" in n or "credentials" in n or "hidden" in n}
+    assert [path.name for path in left_out] == [
+        "credentials_hub.yml", "manifest.csv", "notes.txt", "old.parquet", "slides.CSV",
+    ]  # fmt: skip
+    # What was packed is a whole configuration.
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "elsewhere", filter="data")
+    plan = read_cohort_plan("clinic", str(tmp_path / "elsewhere" / "conf"))
+    assert plan.source == "manifest"
+
+
+def test_kedro_runs_the_projects_own_commands():
+    from pathfm_kedro.kedro_commands import package
+    from pathfm_kedro.kedro_commands import run as kedro_run
+
+    context = click.Context(cli)
+    assert cli.get_command(context, "run") is kedro_run
+    assert cli.get_command(context, "package") is package
+    assert {"verbose", "traceback", "pipelines", "env"} <= {p.name for p in kedro_run.params}

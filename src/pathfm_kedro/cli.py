@@ -49,7 +49,13 @@ def cohort() -> None:
 
 
 #: Loaded when called for: Kedro asks for this group whatever the command is.
-@click.group(cls=LazyGroup, lazy_subcommands={"run": "pathfm_kedro.kedro_commands.run"})
+@click.group(
+    cls=LazyGroup,
+    lazy_subcommands={
+        "run": "pathfm_kedro.kedro_commands.run",
+        "package": "pathfm_kedro.kedro_commands.package",
+    },
+)
 def cli() -> None:
     """Commands of this project."""
 
