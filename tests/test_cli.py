@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
+from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import read_cohort_plan
+from pathfm_kedro.kedro_commands import pack_configuration
 from tests.conftest import PROJECT, write_tiff
 
 
@@ -65,6 +69,14 @@ def test_a_good_manifest_becomes_a_cohort(project, slides):
     assert "phantom_truth" not in {
         e["encoder"] for k, e in listed["embeddings"].items() if "clinic" in k
     }
+
+
+def test_a_folder_that_yaml_would_take_for_a_reference_is_refused(project, slides):
+    odd = slides.rename(slides.parent / "a${x}b")
+    result = run("new", "clinic", "--manifest", write_manifest(odd, GOOD))
+    assert result.exit_code == 1
+    assert "'../a${x}b', and what stands in ${…} is read as a reference" in result.output
+    assert not (project / "conf/clinic").exists()
 
 
 def test_a_phantom_of_ones_own(project):
@@ -216,3 +228,37 @@ def test_a_stage_without_weights_of_its_own_depends_on_nothing_more(project, wat
     paths = [d.def_path for d in stage.deps]
     (standing_in,) = (p for p in paths if p.endswith("weights.py"))
     assert standing_in.rpartition("/")[0] in paths
+
+
+def test_the_packed_configuration_holds_no_patients_and_no_secrets(project, slides, tmp_path):
+    assert run("new", "clinic", "--manifest", write_manifest(slides, GOOD)).exit_code == 0
+    folder = project / "conf" / "clinic"
+    for secret in ("old.parquet", "slides.CSV", "notes.txt", "credentials_hub.yml", ".hidden.yml"):
+        (folder / secret).write_text("patient p1")
+    (project / "conf" / "local").mkdir(exist_ok=True)
+    (project / "conf" / "local" / "parameters.yml").write_text("mine: 1")
+    archive = tmp_path / "dist" / "conf.tar.gz"
+    left_out = pack_configuration(project / "conf", archive)
+    with tarfile.open(archive) as packed:
+        names = set(packed.getnames())
+    assert {"conf/clinic/globals.yml", "conf/base/parameters_tile.yml", "conf/logging.yml"} <= names
+    assert not {n for n in names if Path(n).suffix not in {".yml", ".md"}}
+    assert not {n for n in names if "local" in n or "credentials" in n or "hidden" in n}
+    assert [path.name for path in left_out] == [
+        "credentials_hub.yml", "manifest.csv", "notes.txt", "old.parquet", "slides.CSV",
+    ]  # fmt: skip
+    # What was packed is a whole configuration.
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "elsewhere", filter="data")
+    plan = read_cohort_plan("clinic", str(tmp_path / "elsewhere" / "conf"))
+    assert plan.source == "manifest"
+
+
+def test_kedro_runs_the_projects_own_commands():
+    from pathfm_kedro.kedro_commands import package
+    from pathfm_kedro.kedro_commands import run as kedro_run
+
+    context = click.Context(cli)
+    assert cli.get_command(context, "run") is kedro_run
+    assert cli.get_command(context, "package") is package
+    assert {"verbose", "traceback", "pipelines", "env"} <= {p.name for p in kedro_run.params}

@@ -6,9 +6,15 @@ import os
 import shutil
 
 import pytest
+import yaml
 from kedro.framework.project import configure_project, pipelines
 from kedro.framework.session import KedroSession
 
+from pathfm_kedro.cohorts import (
+    difference_from_stages,
+    read_cohort_plan,
+    refuse_unknown_cohort,
+)
 from pathfm_kedro.context import CohortSession
 from tests.conftest import PROJECT
 
@@ -90,3 +96,54 @@ def test_a_cohort_that_is_not_there_is_named(project):
         pytest.raises(ValueError, match=r"there is no cohort 'west': .* has north, phantom, south"),
     ):
         session.load_context()
+
+
+def test_a_reference_to_nothing_is_told_with_its_file_and_key(project):
+    (project / "conf" / "south" / "globals.yml").write_text("slides_root: /data/a${x}b\n")
+    with pytest.raises(ValueError, match=r"conf/south, slides_root: .*'x'.* rename the folder"):
+        CohortSession.create(project_path=project, env="south").load_context()
+    with pytest.raises(ValueError, match=r"conf/south, slides_root: .*'x'.* rename the folder"):
+        read_cohort_plan("south", str(project / "conf"))
+
+
+def test_a_folder_in_braces_is_no_root(project):
+    (project / "conf" / "south" / "globals.yml").write_text("root: data/{south}\n")
+    with (
+        CohortSession.create(project_path=project, env="south") as session,
+        pytest.raises(
+            ValueError, match=r"root in globals.yml is 'data/\{south\}'.* rename the fol"
+        ),
+    ):
+        session.load_context()
+
+
+@pytest.mark.parametrize("name", ["a${x}", "a b", "a@b", "{a}", ".a", "a/b", ""])
+def test_a_folder_that_cannot_name_a_cohort_is_refused(project, name):
+    with pytest.raises(ValueError, match="cannot name a cohort"):
+        refuse_unknown_cohort(name, project / "conf")
+
+
+def test_encoders_that_dvc_does_not_know_are_told(tmp_path):
+    encoders = {"uni": {"model": "hf-hub:MahmoodLab/UNI"}, "left_out": None, "variant": {}}
+    assert difference_from_stages(tmp_path, "north", encoders) == ""
+    listed = {
+        "embeddings": {"north-uni": {"cohort": "north", "encoder": "uni"}},
+        "variants": {"north-variant": {"cohort": "north", "encoder": "variant"}},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(listed))
+    assert difference_from_stages(tmp_path, "north", encoders) == ""
+    told = difference_from_stages(tmp_path, "north", {"uni": {}, "virchow": {}})
+    assert "lacks virchow and still lists variant for cohort north: run 'kedro cohort sync'" in told
+    assert "lacks uni, variant for cohort south" in difference_from_stages(
+        tmp_path, "south", encoders
+    )
+
+
+def test_a_pinned_run_of_an_encoder_without_a_stage_is_refused(project, monkeypatch):
+    (project / "params.yaml").write_text("embeddings: {}\n")
+    monkeypatch.setenv("PATHFM_PIN_VERSION", "0-repro")
+    with (
+        CohortSession.create(project_path=project, env="south", save_on_close=False) as session,
+        pytest.raises(ValueError, match="kedro cohort sync"),
+    ):
+        session.run(pipeline_names=["tile"])

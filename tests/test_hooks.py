@@ -19,7 +19,7 @@ from pathfm_kedro.datasets.parquet import ParquetDataset
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.engine.run_display import active_display
-from pathfm_kedro.hooks import RunHooks, VectorHooks, verdict_lines
+from pathfm_kedro.hooks import RunHooks, VectorHooks, VersionHooks, verdict_lines
 from pathfm_kedro.statistics.tables import OtherSlidesError, OtherTilesError, digests_by_slide
 
 SLIDES = pl.DataFrame({"slide_id": ["a", "b"], "fingerprint": ["file a", "file b"]})
@@ -191,6 +191,38 @@ def test_what_other_pipelines_have_to_make_is_told_before_the_first_step(catalog
     ):
         run(catalog, ON_VECTORS, hooks=(RunHooks(),))
     assert "step" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("saves_first", [True, False])
+def test_a_run_keeps_to_its_own_versions_while_another_one_saves(tmp_path, saves_first):
+    def dataset(save: str | None) -> ParquetDataset:
+        return ParquetDataset(
+            filepath=(tmp_path / "tiles.parquet").as_posix(), version=Version(None, save)
+        )
+
+    ours, theirs = TILES, TILES.with_columns(mpp=pl.lit(1.0))
+    if not saves_first:
+        dataset("2026-01-01").save(ours)
+    catalog = DataCatalog({"seed": MemoryDataset(0), "tiles": dataset("2026-01-02")})
+
+    seen: list[float] = []
+
+    def look(tiles: pl.DataFrame, *_: Any) -> int:
+        seen.append(tiles["mpp"][0])
+        return 1
+
+    def meanwhile(_: Any) -> int:
+        dataset("2026-12-31").save(theirs)
+        return 1
+
+    makes = node(lambda _: ours, "seed", "tiles", name="a_makes")
+    reads = node(look, "tiles", "first", name="b_reads")
+    waits = node(meanwhile, "first", "waited", name="c_waits")
+    again = node(look, ["tiles", "waited"], "second", name="d_reads")
+    parts = ([makes] if saves_first else []) + [reads, waits, again]
+    run(catalog, *parts, hooks=(VersionHooks(),))
+    assert seen == [0.5, 0.5]
+    assert dataset(None).load()["mpp"][0] == 1.0
 
 
 def test_the_verdicts_are_one_line_an_encoder():

@@ -10,7 +10,12 @@ from typing import Any
 import click
 from kedro.framework.cli.utils import LazyGroup
 
-from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan, weights_path
+from pathfm_kedro.cohorts import (
+    harmonised_bases,
+    read_cohort_plan,
+    refuse_unknown_cohort,
+    weights_path,
+)
 from pathfm_kedro.project import project_root
 from pathfm_kedro.screen import show_errors
 
@@ -48,7 +53,13 @@ def cohort() -> None:
 
 
 #: Loaded when called for: Kedro asks for this group whatever the command is.
-@click.group(cls=LazyGroup, lazy_subcommands={"run": "pathfm_kedro.kedro_commands.run"})
+@click.group(
+    cls=LazyGroup,
+    lazy_subcommands={
+        "run": "pathfm_kedro.kedro_commands.run",
+        "package": "pathfm_kedro.kedro_commands.package",
+    },
+)
 def cli() -> None:
     """Commands of this project."""
 
@@ -84,8 +95,14 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
     if (manifest is None) == (not phantom):
         raise click.ClickException("give either --manifest FILE or --phantom")
     if manifest is not None:
+        slides_root = _relative(manifest.resolve().parent, root)
+        if "${" in slides_root:
+            raise click.ClickException(
+                f"the manifest lies in '{slides_root}', and what stands in ${{…}} is read as a "
+                "reference in YAML files: rename the folder"
+            )
         summary = _check(manifest)
-        _write_conf(folder, name, _relative(manifest.resolve().parent, root), source="manifest")
+        _write_conf(folder, name, slides_root, source="manifest")
         _copy_manifest(manifest, folder / "manifest.csv")
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
@@ -227,8 +244,10 @@ def _sync(root: Path) -> None:
 
 
 def _cohorts(root: Path) -> list[str]:
-    found = (path.parent.name for path in (root / "conf").glob("*/globals.yml"))
-    return sorted(set(found) - _TAKEN)
+    found = {path.parent.name for path in (root / "conf").glob("*/globals.yml")} - _TAKEN
+    for name in sorted(found):
+        refuse_unknown_cohort(name, root / "conf")
+    return sorted(found)
 
 
 def _globals(root: Path, name: str) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ PIN_VARIABLE = "PATHFM_PIN_VERSION"
 #: Environment variables by which a session tells the pipeline registry what it was created with.
 CONF_VARIABLE = "PATHFM_CONF_SOURCE"
 RUNTIME_VARIABLE = "PATHFM_RUNTIME_PARAMS"
+#: A cohort names a folder, a Kedro environment and a DVC stage: '$', '{', blanks and '@' mean something
+#: to one of these.
+SAFE_NAME = re.compile(r"\w[\w.-]*")
 #: Arguments of the configuration loader, shared by sessions and by the pipeline registry. Parameters
 #: are merged key by key, so that a cohort's file holds only what it changes.
 CONFIG_LOADER_ARGS: dict[str, Any] = {
@@ -73,13 +78,14 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
     source = conf_source or os.environ.get(CONF_VARIABLE) or str(project_root() / "conf")
     cohort = env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
     refuse_unknown_cohort(cohort, Path(source))
-    loader = OmegaConfigLoader(
-        conf_source=source,
-        env=cohort,
-        runtime_params=json.loads(os.environ.get(RUNTIME_VARIABLE) or "{}"),
-        **CONFIG_LOADER_ARGS,
-    )
-    parameters = loader["parameters"]
+    with naming_references(cohort):
+        loader = OmegaConfigLoader(
+            conf_source=source,
+            env=cohort,
+            runtime_params=json.loads(os.environ.get(RUNTIME_VARIABLE) or "{}"),
+            **CONFIG_LOADER_ARGS,
+        )
+        parameters = loader["parameters"]
     sections = {key: _section(parameters, key, cohort) for key in ("encoders", "cohort")}
     encoders = {name: entry for name, entry in sections["encoders"].items() if entry is not None}
     for name, entry in encoders.items():
@@ -101,13 +107,25 @@ def _section(parameters: Mapping[str, Any], key: str, cohort: str) -> Mapping[st
 
 
 def refuse_unknown_cohort(cohort: str, source: Path) -> None:
-    """Check that a cohort has a folder in the configuration.
+    """Check that a cohort has a folder in the configuration, and a name that every tool takes.
 
     Raises
     ------
     ValueError
         Naming those there are.
+
+    Examples
+    --------
+    >>> refuse_unknown_cohort("clinic ${x}", Path("conf"))
+    Traceback (most recent call last):
+    ...
+    ValueError: conf/clinic ${x}: 'clinic ${x}' cannot name a cohort: rename the folder, ...
     """
+    if not SAFE_NAME.fullmatch(cohort):
+        raise ValueError(
+            f"conf/{cohort}: '{cohort}' cannot name a cohort: rename the folder, with letters, digits, "
+            "'_', '-' and '.' only"
+        )
     # A configuration may also come as an archive, which Kedro opens itself.
     if not source.is_dir() or (source / cohort).is_dir():
         return
@@ -131,6 +149,82 @@ def weights_path(encoder: Mapping[str, Any]) -> str | None:
     kind, _, name = str(encoder.get("model", "")).partition(":")
     given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
     return Path(str(given)).expanduser().as_posix() if given else None
+
+
+@contextmanager
+def naming_references(cohort: str) -> Iterator[None]:
+    """Say which value of a cohort's configuration refers to something that is not there.
+
+    Raises
+    ------
+    ValueError
+        In place of OmegaConf's error.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        told = str(error.msg or error).splitlines()[0]
+        raise ValueError(
+            f"conf/{cohort}, {error.full_key or 'a value'}: {told}. What stands in ${{…}} is read as a "
+            "reference to another key. Where it is part of a folder's name, rename the folder, or link "
+            "to it by another name"
+        ) from error
+
+
+def refuse_braces(path: str | Path, what: str) -> None:
+    """Check that a path can stand in the catalog, where ``{…}`` is a part of a dataset's name.
+
+    Raises
+    ------
+    ValueError
+        Naming the path.
+    """
+    if any(brace in str(path) for brace in "{}"):
+        raise ValueError(
+            f"{what} is '{path}', and the catalog reads what stands in {{…}} as a part of a dataset's "
+            "name: rename the folder"
+        )
+
+
+def difference_from_stages(root: Path, cohort: str, encoders: Mapping[str, object]) -> str:
+    """How the stages that DVC makes of params.yaml differ from a cohort's encoders, and the mend.
+
+    Parameters
+    ----------
+    root
+        The project's folder.
+    cohort
+        Its name.
+    encoders
+        Entries of ``encoders`` in the parameters; null leaves one out.
+
+    Returns
+    -------
+    str
+        Empty where they agree, or where there is no params.yaml.
+    """
+    import yaml
+
+    try:
+        listed = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        return ""
+    stages = [*(listed.get("embeddings") or {}).values(), *(listed.get("variants") or {}).values()]
+    known = {stage["encoder"] for stage in stages if stage["cohort"] == cohort}
+    wanted = {name for name, entry in encoders.items() if entry is not None}
+    told = [
+        f"{word} {', '.join(sorted(names))}"
+        for word, names in (("lacks", wanted - known), ("still lists", known - wanted))
+        if names
+    ]
+    if not told:
+        return ""
+    return (
+        f"params.yaml, from which DVC makes its stages, {' and '.join(told)} for cohort {cohort}: run "
+        "'kedro cohort sync' before 'dvc repro'"
+    )
 
 
 def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.config import OmegaConfigLoader
+from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
@@ -23,11 +24,17 @@ from pathfm_kedro.cohorts import (
     DEFAULT_COHORT,
     PIN_VARIABLE,
     RUNTIME_VARIABLE,
+    difference_from_stages,
+    naming_references,
+    refuse_braces,
     refuse_unknown_cohort,
 )
 from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
+from pathfm_kedro.run_lock import cohort_lock
 from pathfm_kedro.screen import log_only, prepare_screen
+
+logger = logging.getLogger(__name__)
 
 #: By which the registry learns what a context was made with.
 _TOLD = ("KEDRO_ENV", CONF_VARIABLE, RUNTIME_VARIABLE)
@@ -38,12 +45,22 @@ class CohortSession(KedroSession):
     """A session that shows its run, and leaves the process's environment as it found it."""
 
     _environment_before: Mapping[str, str | None] | None = None
+    _prepared: KedroContext | None = None
 
     def load_context(self) -> KedroContext:
         """The context; the first one's making changes the environment, see :class:`CohortContext`."""
+        if self._prepared is not None:
+            context, self._prepared = self._prepared, None
+            return context
         if self._environment_before is None:
             self._environment_before = {name: os.environ.get(name) for name in _TOLD}
         return super().load_context()
+
+    def _get_config_loader(self) -> AbstractConfigLoader:
+        cohort = self.store.get("env") or DEFAULT_COHORT
+        refuse_unknown_cohort(cohort, Path(self._conf_source))
+        with naming_references(cohort):
+            return super()._get_config_loader()
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run pipelines: progress, warnings and verdicts on the screen, all else in the run's log."""
@@ -51,7 +68,11 @@ class CohortSession(KedroSession):
         put_back = prepare_screen(self._project_path)
         try:
             _refuse_processes(told.get("runner"))
-            return super().run(*args, **kwargs)
+            context = self._prepared = self.load_context()
+            root = self._project_path / context.config_loader["globals"]["root"]
+            with cohort_lock(root, context.env or DEFAULT_COHORT):
+                _compare_with_stages(context)
+                return super().run(*args, **kwargs)
         except Exception as error:
             log_only(f"the run ended: {error}", error)
             raise
@@ -76,6 +97,19 @@ def _refuse_processes(runner: object) -> None:
             "hands out its own work per slide. Leave --runner out: engine.workers says how many cores "
             "are used (all by default), engine.scheduler whether on this machine or on a cluster"
         )
+
+
+def _compare_with_stages(context: KedroContext) -> None:
+    """Encoders that `dvc repro` does not know would be missed by its later stages only."""
+    if context._runtime_params:
+        # Such encoders are meant for this run alone.
+        return
+    encoders = context.config_loader["parameters"]["encoders"]
+    told = difference_from_stages(context.project_path, context.env or DEFAULT_COHORT, encoders)
+    if told and os.environ.get(PIN_VARIABLE):
+        raise ValueError(told)
+    if told:
+        logger.warning("%s", told)
 
 
 def every_pipeline() -> dict[str, Pipeline]:
@@ -115,6 +149,8 @@ class CohortContext(KedroContext):
         source = str(self.config_loader.conf_source)
         _tell_registry(dict(zip(_TOLD, (self.env, source, parameters), strict=True)))
         refuse_unknown_cohort(self.env or DEFAULT_COHORT, Path(source))
+        refuse_braces(self.project_path, "the project's folder")
+        refuse_braces(self.config_loader["globals"]["root"], "root in globals.yml")
         if isinstance(self.config_loader, OmegaConfigLoader):
             refuse_unknown_keys(self.config_loader)
 

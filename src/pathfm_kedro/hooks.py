@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset, CatalogProtocol
+from kedro.io.core import Version
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
@@ -133,6 +134,41 @@ def _refuse_other_encoder(
             f"{name}: the vectors of {counted(other)} come from another state of encoder {encoder} "
             f"than {own} (weights, precision or runtime): {mend}"
         )
+
+
+class VersionHooks:
+    """Keep a run to one version of every dataset: what it saved, else what it loaded first.
+
+    Kedro loads the newest version there is at the time, which may be another's who saved in between.
+    """
+
+    _catalog: CatalogProtocol[Any, Any] | None = None
+
+    @hook_impl
+    def before_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Whose datasets are kept."""
+        self._catalog = catalog
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        """From now on this version is loaded."""
+        dataset = self._unpinned(dataset_name)
+        if dataset is not None:
+            version = dataset.resolve_save_version()
+            dataset._version = Version(version, version)
+
+    @hook_impl
+    def after_dataset_loaded(self, dataset_name: str) -> None:
+        """From now on this version is loaded."""
+        dataset = self._unpinned(dataset_name)
+        if dataset is not None:
+            dataset._version = Version(dataset.resolve_load_version(), dataset._version.save)
+
+    def _unpinned(self, name: str) -> Any:
+        dataset = None if self._catalog is None else self._catalog.get(name)
+        if not isinstance(dataset, AbstractVersionedDataset) or not dataset._version:
+            return None
+        return None if dataset._version.load else dataset
 
 
 class RunHooks:

@@ -313,9 +313,8 @@ def _experiment(
         x = replace(x, inputs=[*x.inputs, f"embeddings.{_COLOUR}"])
     own: list[Node | Pipeline] = []
     if x.name == "field_of_view":
-        pool = with_parameters(x.parameters, x.name, choose_field_pool)
-        inputs = ["slides", "tiles", f"params:{x.name}"]
-        own.append(node(pool, inputs, ["field_pool", "field_room"], name="pool", tags=x.name))
+        inputs, outputs = ["slides", "tiles", f"params:{x.name}"], ["field_pool", "field_room"]
+        own.append(node(choose_field_pool, inputs, outputs, name="pool", tags=x.name))
     for views in VIEWS:
         if views.experiment == x.name and not views.tags:
             own += views_pipeline(views, encoders, bases, plan_views, plan_harmonised)
