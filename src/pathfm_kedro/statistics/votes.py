@@ -197,8 +197,8 @@ def patient_votes(
     truth, predicted = _predicted(queries, matches, rows, searchable, queries.label[None])
     counts = label_counts(truth[0], predicted[0], patient, shape)
     truth, predicted = _predicted(queries, matches, rows, searchable, permuted)
-    draw = np.broadcast_to(np.arange(len(permuted))[:, None], truth.shape)
-    null = label_counts(truth, predicted, draw, (len(permuted), n_labels))
+    permutation = np.broadcast_to(np.arange(len(permuted))[:, None], truth.shape)
+    null = label_counts(truth, predicted, permutation, (len(permuted), n_labels))
     influence = sum_by_patient(macro_f1_influence(null, truth, predicted).T, patient, shape[0])
     return PatientVotes(matches, counts, null, influence.T, weights)
 

@@ -68,7 +68,7 @@ GAIN = "macro_f1_gain"
 SAME_TISSUE = "macro_f1_gain_same_tissue"
 SAME_FIELD = "macro_f1_gain_same_field"
 EQUIVALENCE = "gain_equivalence_p"
-#: What is compared with what: the metric, the arm and the arm it is held against.
+#: Contrasts: the metric, the arm and the arm it is compared with.
 CONTRASTS = (
     (GAIN, WHOLE, TILE),
     (GAIN, MEAN, TILE),
