@@ -12,6 +12,11 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
+from pathfm_kedro.pipelines.ingest.spelling import (
+    several_spellings,
+    stands_for_nothing,
+    visible,
+)
 from pathfm_kedro.slides.readers import PLAIN_SUFFIXES
 
 #: What OpenSlide or the TIFF reader opens, and plain images. DICOM slides are folders.
@@ -72,8 +77,8 @@ def list_folder(
     Raises
     ------
     FolderError
-        If there are no slides, a slide lies at another depth, two would have one id, or a name
-        cannot stand in a manifest.
+        If there are no slides, a slide lies at another depth, two would have one id, a name cannot
+        stand in a manifest, or folders differ in spelling only.
     """
     _check_levels(levels)
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
@@ -85,6 +90,7 @@ def list_folder(
         raise FolderError(f"no slides and no images below {folder}{seen}")
     rows = [_row(path, prefix, levels, mpp) for path in slides]
     _refuse_equal_ids(rows)
+    _refuse_several_spellings(rows)
     return FolderListing(pl.DataFrame(rows), _warnings(rows, levels, others))
 
 
@@ -214,6 +220,11 @@ def _row(
 
 def _check_cell(column: str, cell: str, path: PurePosixPath) -> None:
     shown = str(path).encode("utf-8", "backslashreplace").decode()
+    if stands_for_nothing(cell):
+        raise FolderError(
+            f"'{shown}': {column} '{visible(cell)}' is what programs write for an empty cell: rename "
+            "the folder or file to what is meant"
+        )
     if cell.startswith(_FORMULA):
         raise FolderError(
             f"'{shown}': {column} '{cell}' begins with '{cell[0]}', which a spreadsheet takes for a "
@@ -224,6 +235,21 @@ def _check_cell(column: str, cell: str, path: PurePosixPath) -> None:
             f"'{shown}': {column} has a character that a manifest cannot hold (a control character, "
             "a backslash, a blank at an end, or one that is no text): rename the folder or file"
         )
+
+
+def _refuse_several_spellings(rows: Sequence[dict[str, str]]) -> None:
+    """Folders whose names would be two centers, classes or patients though one is meant."""
+    for column in ("center", "label", "organ", "scanner", "patient_id"):
+        cells = [(number, row[column]) for number, row in enumerate(rows) if column in row]
+        for one in several_spellings(cells, patients=column == "patient_id"):
+            first, second = (
+                f"'{visible(text)}' (as of '{rows[at[0]]['path']}')"
+                for text, at in list(one.rows.items())[:2]
+            )
+            raise FolderError(
+                f"{column} {first} and {second} differ in spelling only and would count as two: rename "
+                "the folders or files to one spelling, or to names that differ in more"
+            )
 
 
 def _refuse_equal_ids(rows: Sequence[dict[str, str]]) -> None:

@@ -57,6 +57,18 @@ REFUSED = {
         f"{GOOD}{ROW.replace('s1,', 'S1,')}\n",
         "the slide_ids s1, S1 in rows 2, 3 differ in case only",
     ),
+    "slide_id_twice_but_for_its_form": (
+        f"{HEADER}\n\u00e4,s1.tiff,p1,A,x,\na\u0308,s2.tiff,p2,A,x,\n",
+        "the slide_ids \u00e4, a\\u0308 in rows 2, 3 differ in case only, or in Unicode form",
+    ),
+    "center_in_two_spellings": (
+        f"{GOOD}s2,s2.tiff,p2,a,x,0.5\n",
+        "column 'center': 'A' (row 2) and 'a' (row 3) differ in case, blanks",
+    ),
+    "patient_in_two_spellings": (
+        f"{GOOD}s2,s2.tiff,P01,A,x,0.5\n",
+        "column 'patient_id': 'p1' (row 2) and 'P01' (row 3) differ in case, blanks, dashes, zeros",
+    ),
     "slide_id_empty": (f"{GOOD},s2.tiff,p2,A,x,0.5\n", "slide_id is empty in row 3"),
     "slide_id_blank": (f"{GOOD}  ,s2.tiff,p2,A,x,0.5\n", "slide_id is empty in row 3"),
     "too_many_cells": (
@@ -129,7 +141,14 @@ ROW_REASONS = {
     "mpp_comma": ({"mpp": "0,25"}, "micrometres per pixel, with a point and no comma"),
     "mpp_negative": ({"mpp": "-1"}, "mpp '-1' is not a positive number"),
     "mpp_zero": ({"mpp": "0"}, "mpp '0' is not a positive number"),
-    "mpp_nan": ({"mpp": "nan"}, "mpp 'nan' is not a positive number"),
+    "patient_na": (
+        {"patient_id": "NA"},
+        "row 3: 'patient_id' is 'NA', which stands for an empty cell",
+    ),
+    "label_none": (
+        {"label": "None"},
+        "which stands for an empty cell: fill it in, or spell out what",
+    ),
     "mpp_infinite": ({"mpp": "inf"}, "mpp 'inf' is not a positive number"),
     "mpp_absurd": ({"mpp": "500"}, "500 micrometres per pixel is not credible"),
     "absolute": ({"path": "/etc/passwd"}, "path '/etc/passwd' leads out of the manifest's folder"),
