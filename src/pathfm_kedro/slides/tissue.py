@@ -401,8 +401,9 @@ def _window_means(
 ) -> NDArray[np.float64]:
     """Mean of the mask and of each colour in square windows [n, 4].
 
-    Windows of one row of tiles are sums of the same pixel rows, so that no table of the whole image is
-    needed; sums of whole numbers are exact in any order.
+    Windows between the same two pixel rows are summed together, so that no table of the whole image is
+    needed; sums of whole numbers are exact in any order. Two rows of tiles may begin at one pixel row
+    and end at different ones: a half is rounded to the even number.
     """
     height, width = mask.shape
     left = np.clip(np.round(x).astype(np.int64), 0, width - 1)
@@ -411,9 +412,8 @@ def _window_means(
     bottom = np.clip(np.round(y + side).astype(np.int64), top + 1, height)
     means = np.empty((len(x), 4))
     sums = np.zeros((width + 1, 4), np.int64)
-    for first in np.unique(top):
-        row = np.flatnonzero(top == first)
-        last = bottom[row[0]]
+    for first, last in np.unique(np.stack([top, bottom], axis=1), axis=0):
+        row = np.flatnonzero((top == first) & (bottom == last))
         sums[1:, 0] = mask[first:last].sum(axis=0)
         sums[1:, 1:] = image[first:last].sum(axis=0)
         np.cumsum(sums[1:], axis=0, out=sums[1:])
