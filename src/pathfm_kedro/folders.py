@@ -17,6 +17,7 @@ from pathfm_kedro.pipelines.ingest.spelling import (
     stands_for_nothing,
     visible,
 )
+from pathfm_kedro.slides.members import dicom_series, is_dicom
 from pathfm_kedro.slides.readers import PLAIN_SUFFIXES
 
 #: What OpenSlide or the TIFF reader opens, and plain images. DICOM slides are folders.
@@ -140,8 +141,8 @@ def _find(folder: Path) -> tuple[list[PurePosixPath], Counter[str]]:
     others: Counter[str] = Counter()
     for place, names in _walk(folder):
         relative = PurePosixPath(place.relative_to(folder).as_posix())
-        if any(name.lower().endswith(".dcm") for name in names):
-            _refuse_several_series(place, relative, names)
+        if _is_series(place, names):
+            _refuse_several_series(place, relative)
             slides.append(relative)
             continue
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
@@ -169,32 +170,27 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add(true)
         slides = {PurePosixPath(name).stem for name in names if name.lower().endswith(".mrxs")}
-        is_series = any(name.lower().endswith(".dcm") for name in names)
         folders[:] = (
             []
-            if is_series
+            if _is_series(Path(place), [name for name in names if name[0] != "."])
             else sorted(name for name in folders if name[0] != "." and name not in slides)
         )
         yield Path(place), sorted(name for name in names if name[0] != ".")
 
 
-def _refuse_several_series(place: Path, relative: PurePosixPath, names: Sequence[str]) -> None:
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+def _is_series(place: Path, names: Sequence[str]) -> bool:
+    """Whether a folder's files are DICOM, by their suffix or, without one, by how they begin."""
+    return any(
+        name.lower().endswith(".dcm") or ("." not in name and is_dicom(place / name))
+        for name in names
+    )
 
-    series = set()
-    for name in names:
-        if name.lower().endswith(".dcm"):
-            try:
-                header = dcmread(
-                    place / name, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]
-                )
-            except (OSError, InvalidDicomError, EOFError):
-                continue
-            series.add(str(header.get("SeriesInstanceUID")))
-    if len(series) > 1:
+
+def _refuse_several_series(place: Path, relative: PurePosixPath) -> None:
+    n_series = len(dicom_series(place))
+    if n_series > 1:
         raise FolderError(
-            f"'{relative}' holds {len(series)} DICOM series: give each slide a folder of its own"
+            f"'{relative}' holds {n_series} DICOM series: give each slide a folder of its own"
         )
 
 

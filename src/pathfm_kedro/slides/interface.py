@@ -31,6 +31,8 @@ class SlideDescription:
         The file's free-text description.
     mpp_xy
         Micrometres across and down a level-0 pixel, where the file says both; `mpp` is their mean.
+    magnification
+        Of the objective, where the file says it.
     """
 
     vendor: str
@@ -40,6 +42,7 @@ class SlideDescription:
     mpp: float | None
     comment: str = ""
     mpp_xy: tuple[float, float] | None = None
+    magnification: float | None = None
 
 
 class SlideReader(Protocol):

@@ -109,12 +109,7 @@ def _mean(sizes: list[float]) -> float | None:
 
 def _ome_sizes(xml: str, width: int, height: int | None) -> list[float]:
     """Micrometres across and down a pixel, those that are given."""
-    _refuse_hostile(xml)
-    try:
-        root = ElementTree.fromstring(xml)  # noqa: S314 - without document type and entities
-    except ElementTree.ParseError as error:
-        raise ValueError(f"the file's OME-XML is damaged: {error}") from error
-    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
+    images = _ome_elements(xml, "Pixels")
     fitting = [
         image
         for image in images
@@ -127,6 +122,27 @@ def _ome_sizes(xml: str, width: int, height: int | None) -> list[float]:
         return []
     sizes = [_physical_size(fitting[0], axis) for axis in "XY"]
     return [size for size in sizes if size is not None]
+
+
+def _ome_magnification(xml: str) -> float | None:
+    """That of the objectives named, where they agree; which image each took is seldom told."""
+    powers = {
+        objective.get("NominalMagnification", "") for objective in _ome_elements(xml, "Objective")
+    }
+    try:
+        power = float(powers.pop()) if len(powers) == 1 else math.nan
+    except ValueError:
+        return None
+    return power if 0 < power < math.inf else None
+
+
+def _ome_elements(xml: str, name: str) -> list[ElementTree.Element]:
+    _refuse_hostile(xml)
+    try:
+        root = ElementTree.fromstring(xml)  # noqa: S314 - without document type and entities
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the file's OME-XML is damaged: {error}") from error
+    return [element for element in root.iter() if element.tag.rpartition("}")[2] == name]
 
 
 def _physical_size(pixels: ElementTree.Element, axis: str) -> float | None:
@@ -254,8 +270,10 @@ class TiffReader:
             (first.width / level.width + first.height / level.height) / 2 for level in self._levels
         ]
         width, height = first.width, first.height
+        magnification = None
         if self._file.pages.first.is_ome:
             xml = self._file.pages.first.description
+            magnification = _ome_magnification(xml)
             sizes, vendor, comment = _ome_sizes(xml, width, height), "ome-tiff", ""
         else:
             sizes, vendor, comment = _tag_sizes(page), "tiff", page.description
@@ -269,6 +287,7 @@ class TiffReader:
             _mean(sizes),
             comment,
             (sizes[0], sizes[1]) if len(sizes) == 2 else None,
+            magnification,
         )
 
     def _turned_region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:

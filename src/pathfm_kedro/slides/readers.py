@@ -13,6 +13,7 @@ import numpy as np
 
 from pathfm_kedro.slides.dicom_colour import is_mislabelled_ycbcr, ycbcr_to_rgb
 from pathfm_kedro.slides.interface import Pixels, SlideDescription, SlideReader, on_white
+from pathfm_kedro.slides.members import dicom_slide, slide_members
 from pathfm_kedro.slides.ome_tiff import (
     DirectReader,
     NotBrightfieldError,
@@ -206,10 +207,7 @@ def open_slide(path: Path) -> SlideReader:
         If no reader can open the file, with the reader's reason.
     """
     if path.is_dir():
-        members = sorted(path.glob("*.dcm"))
-        if not members:
-            raise ValueError("a folder without DICOM files (*.dcm)")
-        return _OpenSlideReader(members[0])
+        return _OpenSlideReader(dicom_slide(path)[0])
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return _PlainImageReader(path)
     try:
@@ -283,10 +281,11 @@ def file_fingerprint(path: Path) -> str:
     """SHA-256 that changes with a slide's content, cheap on files of gigabytes.
 
     Small files are hashed whole; of larger ones the size and a mebibyte from the start, the middle
-    and the end. Of a DICOM folder every file counts.
+    and the end. Of a slide of several files every file counts, however it is named: a DICOM series
+    by its folder or one of its files, an MRXS with its folder, a VMS with its images.
     """
     digest = hashlib.sha256()
-    for member in sorted(path.glob("*.dcm")) if path.is_dir() else [path]:
+    for member in slide_members(path):
         size = member.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with member.open("rb") as file:
@@ -376,6 +375,7 @@ def _describe_openslide(slide: Any) -> SlideDescription:
         mpp=sum(known) / len(known) if known else None,
         comment=slide.properties.get("openslide.comment", ""),
         mpp_xy=(known[0], known[1]) if len(known) == 2 else None,
+        magnification=_number(slide.properties.get("openslide.objective-power")),
     )
 
 
