@@ -33,6 +33,7 @@ def read(folder, content: str | bytes) -> pl.DataFrame:
 REFUSED = {
     "empty": ("", "the file is empty: its first row names the columns"),
     "blank": ("\n\n", "the file is empty"),
+    "only_excels_own_line": ("sep=;", "the manifest has no column slide_id"),
     "header_only": (f"{HEADER}\n", "the manifest has no rows: list one slide per row"),
     "emptied_rows_only": (f"{HEADER}\n,,,,,\n", "the manifest has no rows"),
     "no_header": (f"{ROW}\n{ROW}\n", "its first row must name the columns"),
@@ -102,6 +103,13 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path, case):
 UNDERSTOOD = {
     "as_it_should_be": GOOD.encode(),
     "semicolons_of_a_spreadsheet": GOOD.replace(",", ";").encode(),
+    "upright_strokes": GOOD.replace(",", "|").encode(),
+    "excels_own_line": b"sep=;\r\n" + GOOD.replace(",", ";").encode(),
+    "excels_own_line_in_other_letters": b'"SEP=|"\n' + GOOD.replace(",", "|").encode(),
+    "excels_own_line_with_a_mark": codecs.BOM_UTF8 + b"sep=,\n" + GOOD.encode(),
+    "blank_first_lines": b"\n \r\n\n" + GOOD.encode(),
+    "emptied_first_rows": b",,,,,\n;;;\n" + GOOD.encode(),
+    "blank_then_excels_own_line": b"\nsep=;\n\n" + GOOD.replace(",", ";").encode(),
     "tabs": GOOD.replace(",", "\t").encode(),
     "byte_order_mark": codecs.BOM_UTF8 + GOOD.encode(),
     "windows_line_ends": GOOD.replace("\n", "\r\n").encode(),
@@ -123,6 +131,13 @@ def test_cells_may_hold_separators_and_line_ends(tmp_path):
     table = read(tmp_path, f'{HEADER}\ns1,s1.tiff,p1,"A, ""north""\nwing",x\u2028y,0.5\n')
     assert table["center"].item() == 'A, "north"\nwing'
     assert table["label"].item() == "x\u2028y"
+
+
+def test_separators_in_quotation_marks_separate_nothing(tmp_path):
+    header = HEADER.replace(",", ";")
+    table = read(tmp_path, f'{header};"a,b,c,d,e,f,g,h"\n{ROW.replace(",", ";")};1\n')
+    assert table["a,b,c,d,e,f,g,h"].to_list() == ["1"]
+    assert table["mpp"].to_list() == [0.5]
 
 
 def test_a_plain_csv_reads_as_polars_reads_it(tmp_path):
@@ -224,20 +239,21 @@ DESIGNS = {
     ),
     "patient_at_two_centers": (
         [manifest_row("a", patient_id="p"), manifest_row("b", patient_id="p", center="B")],
-        "1 patient(s) have slides of more than one center: p (A, B)",
+        "1 patient(s) have slides of more than one center (1 of A, B): see 'patients_of_several'",
     ),
     "patient_with_two_labels": (
         [manifest_row("a", patient_id="p"), manifest_row("b", patient_id="p", label="y")],
-        "1 patient(s) have slides of more than one label: p (x, y)",
+        "1 patient(s) have slides of more than one label (1 of x, y): see 'patients_of_several'",
     ),
     "one_file_twice": (
         [manifest_row("a", patient_id="p", path="s"), manifest_row("b", patient_id="p", path="s")],
-        "slides a, b of one patient are the same file, listed more than once: it counts more than once",
+        "1 group(s) of slides of one patient, 2 slides, are the same file, listed more than once: it "
+        "counts more than once",
     ),
     "one_scan_in_two_formats": (
         [manifest_row("a"), manifest_row("b", center="B")],
-        "slides a, b of different patients show the same tissue in different files: leakage, the same "
-        "tissue would be its own neighbour",
+        "1 group(s) of slides of different patients, 2 slides, show the same tissue in different "
+        "files: leakage, the same tissue would be its own neighbour",
     ),
 }
 
