@@ -125,6 +125,8 @@ WORDS_OF_INGEST = {
     "corrupt_jpeg": (corrupt_jpeg, "'a.jpg' cannot be opened: not an image, or truncated"),
     "grey_png": (png("grey", GREY), "the pixels are grey"),
     "grey_alpha_png": (png("la", GREY.convert("LA")), "the pixels are grey"),
+    "grey_in_rgb_png": (png("rgb", GREY.convert("RGB")), "the pixels are grey"),
+    "grey_in_a_palette_png": (png("p", GREY.convert("P")), "the pixels are grey"),
     "two_colours_png": (png("bits", GREY.convert("1")), "the pixels are grey"),
     "sixteen_bit_png": (
         png("deep", Image.fromarray(np.full((256, 256), 9000, np.uint16))),
@@ -165,7 +167,6 @@ WORDS_OF_TILE = {
     "smaller_than_a_tile": (Image.fromarray(tissue(40, 300)), "0.5", "is larger than the slide"),
     "all_white": (Image.new("RGB", (256, 256), "white"), "0.5", "no tissue was found"),
     "all_black": (Image.new("RGB", (256, 256), "black"), "0.5", "no tissue was found"),
-    "grey_in_rgb": (GREY.convert("RGB"), "0.5", "no tissue was found"),
     "too_little_tissue": (
         Image.fromarray(
             np.pad(tissue(50, 50), ((40, 166), (40, 166), (0, 0)), constant_values=250)

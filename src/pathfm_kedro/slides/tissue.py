@@ -17,15 +17,16 @@ from pathfm_kedro.slides.readers import reduce_by_area
 #: below 0.03 on real scans; pale tissue begins at 0.08, and must not be lost, since how pale it is
 #: depends on the center.
 SATURATION_BOUNDS = (0.04, 0.08)
-#: Glass of at most this saturation is neutral. Above it, a yellowed mounting medium, a tinted slide or a
-#: shifted white balance lifts all glass over the threshold, so colours are taken relative to it.
+#: Glass of at most this saturation is neutral. Above it, a yellowed mounting medium, a tinted slide or
+#: a shifted white balance lifts all glass over the threshold, so colours are taken relative to it.
 _NEUTRAL_SATURATION = 0.03
 #: Glass that takes more than this from a colour is none, but a field of stain or ink.
 _MOST_TINTED = 0.4
 #: Glass is flat: no colour differs by more than this within a window of so many px, 40 micrometres at
 #: the default resolution. Tissue is uneven there, but for a few lakes of mucin or colloid.
 _FLAT_RANGE, _FLAT_WINDOW = 12, 5
-#: Light only gets less on its way through tissue: apart from dust and edges nothing is brighter than glass.
+#: Light only gets less on its way through tissue: apart from dust and edges nothing is brighter than
+#: glass.
 _BRIGHTER, _MOST_BRIGHTER = 8, 0.02
 #: Share of what was scanned that must be glass to be known as such; more where a file also holds white
 #: that was filled in, since pale tissue beside saturated glass would look the same.
@@ -161,6 +162,8 @@ class TissueSettings:
 
 
 _DEFAULT = TissueSettings()
+#: Resolution at which the share of tissue is looked at, as tiles do by default.
+_SHARE_UM_PER_PX = 8.0
 
 
 def tissue_mask(
@@ -213,6 +216,23 @@ def tissue_mask(
     area = um_per_px**2
     filled = ~_without_small(~closed, settings.max_hole_um2 // area + 1)
     return _without_small(filled & ~ink, settings.min_speck_um2 / area)
+
+
+def tissue_share(image: Pixels, um_per_px: float) -> float:
+    """Share of a slide that is tissue, pen marks among it: before a person says what is stain.
+
+    Parameters
+    ----------
+    image
+        uint8 [height, width, 3], the whole slide at low magnification.
+    um_per_px
+        Micrometres per px of the image; a finer one is reduced first.
+    """
+    reduction = max(_SHARE_UM_PER_PX / um_per_px, 1.0)
+    height, width = (max(1, round(size / reduction)) for size in image.shape[:2])
+    small = reduce_by_area(image, width, height)
+    coloured = tissue_mask(small, TissueSettings(leave_out_pen=False), um_per_px * reduction)
+    return float(coloured.mean())
 
 
 def glass_colour(image: Pixels) -> tuple[int, int, int] | None:

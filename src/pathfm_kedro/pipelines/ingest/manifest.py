@@ -10,6 +10,7 @@ import polars as pl
 from pathfm_kedro.pipelines.ingest.spelling import (
     Spellings,
     listed_rows,
+    plain_name,
     several_spellings,
     stands_for_nothing,
     visible,
@@ -21,8 +22,8 @@ REQUIRED_COLUMNS = ("slide_id", "path", "patient_id", "center", "label")
 OPTIONAL_COLUMNS = {"organ": "unspecified", "scanner": "unspecified"}
 #: Columns that ingest writes; a manifest's own column of that name is kept under ``manifest_<name>``.
 RESERVED_COLUMNS = (
-    "vendor", "width", "height", "levels", "fingerprint", "tissue_digest", "status", "reason",
-    "warning",
+    "vendor", "width", "height", "levels", "fingerprint", "tissue_digest", "tissue_share",
+    "status", "reason", "warning",
 )  # fmt: skip
 #: Columns whose name, misspelt, would leave a setting out without a word.
 _KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "mpp")
@@ -156,11 +157,12 @@ def _without_reserved(manifest: pl.DataFrame) -> pl.DataFrame:
 
 
 def _refuse_empty_ids(numbered: pl.DataFrame) -> None:
-    rows = numbered.filter(_is_nothing(pl.col("slide_id")))[_ROW].to_list()
+    # An id stands for itself, so one that is called NA or missing does no harm.
+    seen = pl.col("slide_id").fill_null("").map_elements(plain_name, return_dtype=pl.String)
+    rows = numbered.filter(seen == "")[_ROW].to_list()
     if rows:
         raise ManifestError(
-            f"slide_id is empty in row {listed_rows(rows)}, or holds a word for nothing such as NA: "
-            "give every slide its own"
+            f"slide_id is empty in row {listed_rows(rows)}: give every slide its own"
         )
 
 
@@ -262,7 +264,6 @@ def _row_reason() -> pl.Expr:
                 "a name"
             ),
         )  # fmt: skip
-        reason = (
-            pl.when(cell == "").then(empty).when(_is_nothing(cell)).then(word).otherwise(reason)
-        )
+        is_word = pl.lit(False) if name == "slide_id" else _is_nothing(cell)
+        reason = pl.when(cell == "").then(empty).when(is_word).then(word).otherwise(reason)
     return reason

@@ -16,7 +16,7 @@ _NOTHING = frozenset(
         "(none)", "nonetype", "null", "<null>", "(null)", "[null]", "#null", "#null!", "nil", "\\n",
         "#value!", "#ref!", "#name?", "#num!", "#div/0!", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a",
         "n/d", "n.d.", "missing", "(missing)", "<missing>", "unknown", "(unknown)", "<unknown>", "unk",
-        "undefined", "undef", "empty", "(empty)", "blank", "(blank)", "tbd", "notavailable",
+        "undefined", "undef", "(empty)", "(blank)", "tbd", "notavailable",
         "notapplicable", "notspecified", "notknown", "notgiven",
     }
 )  # fmt: skip
