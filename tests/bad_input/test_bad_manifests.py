@@ -233,6 +233,10 @@ DESIGNS = {
         [manifest_row("a"), manifest_row("b", label="y")],
         "one center only: whether an encoder follows the center cannot be measured here",
     ),
+    "organs_of_some": (
+        [manifest_row("a", organ="lung"), manifest_row("b", organ="NA")],
+        "1 of 2 slides have no organ and count as one organ of their own",
+    ),
     "one_label": (
         [manifest_row("a"), manifest_row("b", center="B")],
         "one label only: retrieval and probes have nothing to tell apart",

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-import tifffile
 import yaml
 from PIL import Image
 
@@ -299,19 +298,6 @@ def test_pixels_that_do_not_fit_the_objective_are_warned_of(
     assert f"{mpp:g} micrometres per pixel do not fit the objective of {power:g}x" in row["warning"]
     assert f"({power:g}x is about {10 / power:.2g})" in row["warning"]
     assert "correct the file's tag MPP in ImageDescription" in row["warning"]
-
-
-def test_an_ome_tiff_tells_its_objective(tmp_path, pink_slide):
-    told = {"axes": "YXS", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
-    path = tmp_path / "a.ome.tiff"
-    tifffile.imwrite(path, pink_slide, photometric="rgb", tile=(256, 256), metadata=told)
-    with tifffile.TiffFile(path) as file:
-        xml = file.ome_metadata
-    objective = '<Instrument ID="Instrument:0"><Objective NominalMagnification="40"/></Instrument>'
-    tifffile.tiffcomment(path, xml.replace("<Image ", f"{objective}<Image ", 1).encode())
-    row = described(tmp_path, manifest_row("a", path="a.ome.tiff"))["a"]
-    assert "1 micrometres per pixel do not fit the objective of 40x" in row["warning"]
-    assert "PhysicalSizeX and PhysicalSizeXUnit" in row["warning"]
 
 
 def test_a_blank_slide_is_not_called_grey(tmp_path):
