@@ -12,7 +12,8 @@ thread of Python; seconds of the processor count, on all its threads. Contestant
 - hs2p with each backend that is installed, in the Python of --peer-python or this one. It reads blocks
   of tiles on a regular grid, so it is given the regular grid nearest to the tiles.
 
-Agreement is the mean absolute difference (0 to 255) to what OpenSlide reads at the same place.
+Agreement is the mean absolute difference (0 to 255) to what OpenSlide reads at the same place. With
+--accuracy nothing is timed: tiles are compared with level 0, read by OpenSlide and reduced by area.
 """
 
 from __future__ import annotations
@@ -184,6 +185,52 @@ def difference(work: Work, tiles: list[Tiles]) -> float:
     """Mean absolute difference to OpenSlide at the same place."""
     pairs = zip(read_openslide(work), tiles, strict=True)
     return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in pairs]))
+
+
+def reduced_level_0(work: Work) -> list[Tiles]:
+    """What the tiles show: level 0 at their place, each px the mean of those it covers."""
+    import openslide
+    from PIL import Image
+
+    side, wanted = round(work.side), (work.pixels, work.pixels)
+    with openslide.OpenSlide(work.path) as slide:
+        return [
+            np.asarray(
+                slide.read_region((x, y), 0, (side, side))
+                .convert("RGB")
+                .resize(wanted, Image.Resampling.BOX)
+            )
+            for x, y in zip(work.x, work.y, strict=True)
+        ]
+
+
+def accuracy(work: Work) -> list[str]:
+    """Rows of the table of accuracy: each reader's tiles beside the reduced level 0."""
+    from skimage.registration import phase_cross_correlation
+
+    from pathfm_kedro.slides.tissue import sharpness
+
+    true = reduced_level_0(work)
+    read = {"pathfm_kedro": read_ours(work), "OpenSlide loop": read_openslide(work)}
+    apart = {
+        name: [np.abs(a.astype(int) - b).mean() for a, b in zip(true, tiles, strict=True)]
+        for name, tiles in read.items()
+    }
+    least = np.min(list(apart.values()), axis=0)
+    rows = []
+    for name, tiles in read.items():
+        moved = [
+            np.hypot(
+                *phase_cross_correlation(a.mean(axis=2), b.mean(axis=2), upsample_factor=50)[0]
+            )
+            for a, b in zip(true, tiles, strict=True)
+        ]
+        sharp = [sharpness(b) / sharpness(a) for a, b in zip(true, tiles, strict=True)]
+        rows.append(
+            f"| {name} | {np.mean(apart[name]):.2f} | {np.sum(apart[name] == least)} of {len(true)} | "
+            f"{np.mean(moved):.3f} ({np.max(moved):.2f}) | {np.mean(sharp):.2f} |"
+        )
+    return rows
 
 
 def serve() -> None:
@@ -370,6 +417,9 @@ def main() -> None:
         "--unknown-mpp", type=float, default=0.25, help="for slides that do not say their own"
     )
     options.add_argument("--peer-python", default=sys.executable, help="a Python with hs2p")
+    options.add_argument(
+        "--accuracy", action="store_true", help="compare tiles with level 0 instead of timing them"
+    )
     options.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     told = options.parse_args()
     if told.serve:
@@ -378,6 +428,17 @@ def main() -> None:
     slides = sorted(told.slides.glob("*.svs")) if told.slides else []
     if not slides:
         options.error("give --slides, a folder with *.svs files")
+    if told.accuracy:
+        for path in slides:
+            for mpp in told.mpp:
+                work = choose_tiles(path, mpp, told.unknown_mpp)
+                print(
+                    f"\n{path.name}: {len(work.x)} tiles at {mpp:g} µm per px, level {work.level}\n"
+                )
+                print("| | mean difference | nearest on | px moved (most) | sharpness |")
+                print("|---|---|---|---|---|")
+                print("\n".join(accuracy(work)), flush=True)
+        return
     peer = Peer(told.peer_python)
     contestants = [
         here("pathfm_kedro", read_ours),

@@ -9,10 +9,17 @@ import numpy as np
 import polars as pl
 import pytest
 import tifffile
+from hypothesis import settings
 
 PROJECT = Path(__file__).parents[1]
 #: Real slides and tiles to test against; they lie beside the project, or where the variable says.
 REAL_DATA = Path(os.environ.get("PATHFM_REAL_DATA", PROJECT.parent / "shared" / "data"))
+
+#: Property tests draw the same examples in every run: a failure on one machine is one on all.
+#: HYPOTHESIS_PROFILE=random draws new ones, to look for what nobody thought of.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session")

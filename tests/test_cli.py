@@ -262,3 +262,22 @@ def test_kedro_runs_the_projects_own_commands():
     assert cli.get_command(context, "run") is kedro_run
     assert cli.get_command(context, "package") is package
     assert {"verbose", "traceback", "pipelines", "env"} <= {p.name for p in kedro_run.params}
+
+
+@pytest.mark.parametrize("slides_lie", ["beside the link", "beside the file"])
+def test_a_link_to_a_manifest_is_taken_with_the_slides_beside_either(
+    project, tmp_path, pink_slide, slides_lie
+):
+    beside_link, beside_file = tmp_path / "link", tmp_path / "store"
+    for folder in (beside_link, beside_file):
+        folder.mkdir()
+    home = beside_link if slides_lie == "beside the link" else beside_file
+    write_tiff(home / "s1.tiff", pink_slide)
+    target = beside_file / "0f3a.csv"
+    target.write_text("slide_id,path,patient_id,center,label\ns1,s1.tiff,p1,A,x\n")
+    (beside_link / "slides.csv").symlink_to(target)
+    result = run("new", "clinic", "--manifest", str(beside_link / "slides.csv"))
+    assert result.exit_code == 0, result.output
+    assert "1 slides (every file is there)" in result.output
+    written = yaml.safe_load((project / "conf/clinic/globals.yml").read_text())
+    assert (project / written["slides_root"]).resolve() == home.resolve()

@@ -95,14 +95,15 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
     if (manifest is None) == (not phantom):
         raise click.ClickException("give either --manifest FILE or --phantom")
     if manifest is not None:
-        slides_root = _relative(manifest.resolve().parent, root)
-        if "${" in slides_root:
+        slides_root = _slides_root(manifest)
+        relative = _relative(slides_root, root)
+        if "${" in relative:
             raise click.ClickException(
-                f"the manifest lies in '{slides_root}', and what stands in ${{…}} is read as a "
+                f"the manifest lies in '{relative}', and what stands in ${{…}} is read as a "
                 "reference in YAML files: rename the folder"
             )
-        summary = _check(manifest)
-        _write_conf(folder, name, slides_root, source="manifest")
+        summary = _check(manifest, slides_root)
+        _write_conf(folder, name, relative, source="manifest")
         _copy_manifest(manifest, folder / "manifest.csv")
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
@@ -258,7 +259,29 @@ def _globals(root: Path, name: str) -> dict[str, str]:
     return loaded
 
 
-def _check(manifest: Path) -> str:
+def _slides_root(manifest: Path) -> Path:
+    """The folder that a manifest's paths start from; of a link the one where the slides lie.
+
+    A link may stand beside the slides, as DVC keeps files, or lead to the manifest beside them.
+    """
+    beside_link, beside_file = manifest.parent.resolve(), manifest.resolve().parent
+    if beside_link == beside_file:
+        return beside_file
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+
+    try:
+        listed = read_manifest_file(manifest)
+    except (OSError, ValueError):
+        # What is wrong with it is told where the manifest is checked.
+        return beside_link
+    paths = listed["path"].drop_nulls().to_list() if "path" in listed.columns else []
+    here, there = (
+        sum((folder / path).exists() for path in paths) for folder in (beside_link, beside_file)
+    )
+    return beside_file if there > here else beside_link
+
+
+def _check(manifest: Path, slides_root: Path) -> str:
     """Validate a manifest and every path in it; a line that sums it up."""
     import polars as pl
 
@@ -270,7 +293,7 @@ def _check(manifest: Path) -> str:
         listed = check_manifest(read_manifest_file(manifest))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    files = SlideFiles(manifest.resolve().parent)
+    files = SlideFiles(slides_root)
     reasons = []
     for slide_id, path, reason in listed.select("slide_id", "path", "reason").iter_rows():
         try:

@@ -12,6 +12,12 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
+from pathfm_kedro.pipelines.ingest.spelling import (
+    several_spellings,
+    stands_for_nothing,
+    visible,
+)
+from pathfm_kedro.slides.members import dicom_series, is_dicom
 from pathfm_kedro.slides.readers import PLAIN_SUFFIXES
 
 #: What OpenSlide or the TIFF reader opens, and plain images. DICOM slides are folders.
@@ -72,8 +78,8 @@ def list_folder(
     Raises
     ------
     FolderError
-        If there are no slides, a slide lies at another depth, two would have one id, or a name
-        cannot stand in a manifest.
+        If there are no slides, a slide lies at another depth, two would have one id, a name cannot
+        stand in a manifest, or folders differ in spelling only.
     """
     _check_levels(levels)
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
@@ -85,6 +91,7 @@ def list_folder(
         raise FolderError(f"no slides and no images below {folder}{seen}")
     rows = [_row(path, prefix, levels, mpp) for path in slides]
     _refuse_equal_ids(rows)
+    _refuse_several_spellings(rows)
     return FolderListing(pl.DataFrame(rows), _warnings(rows, levels, others))
 
 
@@ -134,8 +141,8 @@ def _find(folder: Path) -> tuple[list[PurePosixPath], Counter[str]]:
     others: Counter[str] = Counter()
     for place, names in _walk(folder):
         relative = PurePosixPath(place.relative_to(folder).as_posix())
-        if any(name.lower().endswith(".dcm") for name in names):
-            _refuse_several_series(place, relative, names)
+        if _is_series(place, names):
+            _refuse_several_series(place, relative)
             slides.append(relative)
             continue
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
@@ -163,32 +170,27 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add(true)
         slides = {PurePosixPath(name).stem for name in names if name.lower().endswith(".mrxs")}
-        is_series = any(name.lower().endswith(".dcm") for name in names)
         folders[:] = (
             []
-            if is_series
+            if _is_series(Path(place), [name for name in names if name[0] != "."])
             else sorted(name for name in folders if name[0] != "." and name not in slides)
         )
         yield Path(place), sorted(name for name in names if name[0] != ".")
 
 
-def _refuse_several_series(place: Path, relative: PurePosixPath, names: Sequence[str]) -> None:
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+def _is_series(place: Path, names: Sequence[str]) -> bool:
+    """Whether a folder's files are DICOM, by their suffix or, without one, by how they begin."""
+    return any(
+        name.lower().endswith(".dcm") or ("." not in name and is_dicom(place / name))
+        for name in names
+    )
 
-    series = set()
-    for name in names:
-        if name.lower().endswith(".dcm"):
-            try:
-                header = dcmread(
-                    place / name, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]
-                )
-            except (OSError, InvalidDicomError, EOFError):
-                continue
-            series.add(str(header.get("SeriesInstanceUID")))
-    if len(series) > 1:
+
+def _refuse_several_series(place: Path, relative: PurePosixPath) -> None:
+    n_series = len(dicom_series(place))
+    if n_series > 1:
         raise FolderError(
-            f"'{relative}' holds {len(series)} DICOM series: give each slide a folder of its own"
+            f"'{relative}' holds {n_series} DICOM series: give each slide a folder of its own"
         )
 
 
@@ -214,6 +216,11 @@ def _row(
 
 def _check_cell(column: str, cell: str, path: PurePosixPath) -> None:
     shown = str(path).encode("utf-8", "backslashreplace").decode()
+    if stands_for_nothing(cell):
+        raise FolderError(
+            f"'{shown}': {column} '{visible(cell)}' is what programs write for an empty cell: rename "
+            "the folder or file to what is meant"
+        )
     if cell.startswith(_FORMULA):
         raise FolderError(
             f"'{shown}': {column} '{cell}' begins with '{cell[0]}', which a spreadsheet takes for a "
@@ -224,6 +231,21 @@ def _check_cell(column: str, cell: str, path: PurePosixPath) -> None:
             f"'{shown}': {column} has a character that a manifest cannot hold (a control character, "
             "a backslash, a blank at an end, or one that is no text): rename the folder or file"
         )
+
+
+def _refuse_several_spellings(rows: Sequence[dict[str, str]]) -> None:
+    """Folders whose names would be two centers, classes or patients though one is meant."""
+    for column in ("center", "label", "organ", "scanner", "patient_id"):
+        cells = [(number, row[column]) for number, row in enumerate(rows) if column in row]
+        for one in several_spellings(cells, patients=column == "patient_id"):
+            first, second = (
+                f"'{visible(text)}' (as of '{rows[at[0]]['path']}')"
+                for text, at in list(one.rows.items())[:2]
+            )
+            raise FolderError(
+                f"{column} {first} and {second} differ in spelling only and would count as two: rename "
+                "the folders or files to one spelling, or to names that differ in more"
+            )
 
 
 def _refuse_equal_ids(rows: Sequence[dict[str, str]]) -> None:

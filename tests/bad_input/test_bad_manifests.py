@@ -33,6 +33,7 @@ def read(folder, content: str | bytes) -> pl.DataFrame:
 REFUSED = {
     "empty": ("", "the file is empty: its first row names the columns"),
     "blank": ("\n\n", "the file is empty"),
+    "only_excels_own_line": ("sep=;", "the manifest has no column slide_id"),
     "header_only": (f"{HEADER}\n", "the manifest has no rows: list one slide per row"),
     "emptied_rows_only": (f"{HEADER}\n,,,,,\n", "the manifest has no rows"),
     "no_header": (f"{ROW}\n{ROW}\n", "its first row must name the columns"),
@@ -56,6 +57,18 @@ REFUSED = {
     "slide_id_twice_but_for_case": (
         f"{GOOD}{ROW.replace('s1,', 'S1,')}\n",
         "the slide_ids s1, S1 in rows 2, 3 differ in case only",
+    ),
+    "slide_id_twice_but_for_its_form": (
+        f"{HEADER}\n\u00e4,s1.tiff,p1,A,x,\na\u0308,s2.tiff,p2,A,x,\n",
+        "the slide_ids \u00e4, a\\u0308 in rows 2, 3 differ in case only, or in Unicode form",
+    ),
+    "center_in_two_spellings": (
+        f"{GOOD}s2,s2.tiff,p2,a,x,0.5\n",
+        "column 'center': 'A' (row 2) and 'a' (row 3) differ in case, blanks",
+    ),
+    "patient_in_two_spellings": (
+        f"{GOOD}s2,s2.tiff,P01,A,x,0.5\n",
+        "column 'patient_id': 'p1' (row 2) and 'P01' (row 3) differ in case, blanks, dashes, zeros",
     ),
     "slide_id_empty": (f"{GOOD},s2.tiff,p2,A,x,0.5\n", "slide_id is empty in row 3"),
     "slide_id_blank": (f"{GOOD}  ,s2.tiff,p2,A,x,0.5\n", "slide_id is empty in row 3"),
@@ -90,6 +103,13 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path, case):
 UNDERSTOOD = {
     "as_it_should_be": GOOD.encode(),
     "semicolons_of_a_spreadsheet": GOOD.replace(",", ";").encode(),
+    "upright_strokes": GOOD.replace(",", "|").encode(),
+    "excels_own_line": b"sep=;\r\n" + GOOD.replace(",", ";").encode(),
+    "excels_own_line_in_other_letters": b'"SEP=|"\n' + GOOD.replace(",", "|").encode(),
+    "excels_own_line_with_a_mark": codecs.BOM_UTF8 + b"sep=,\n" + GOOD.encode(),
+    "blank_first_lines": b"\n \r\n\n" + GOOD.encode(),
+    "emptied_first_rows": b",,,,,\n;;;\n" + GOOD.encode(),
+    "blank_then_excels_own_line": b"\nsep=;\n\n" + GOOD.replace(",", ";").encode(),
     "tabs": GOOD.replace(",", "\t").encode(),
     "byte_order_mark": codecs.BOM_UTF8 + GOOD.encode(),
     "windows_line_ends": GOOD.replace("\n", "\r\n").encode(),
@@ -113,6 +133,13 @@ def test_cells_may_hold_separators_and_line_ends(tmp_path):
     assert table["label"].item() == "x\u2028y"
 
 
+def test_separators_in_quotation_marks_separate_nothing(tmp_path):
+    header = HEADER.replace(",", ";")
+    table = read(tmp_path, f'{header};"a,b,c,d,e,f,g,h"\n{ROW.replace(",", ";")};1\n')
+    assert table["a,b,c,d,e,f,g,h"].to_list() == ["1"]
+    assert table["mpp"].to_list() == [0.5]
+
+
 def test_a_plain_csv_reads_as_polars_reads_it(tmp_path):
     table = "slide_id,note\na,1\nb,\nc,x y\n"
     (tmp_path / "a.csv").write_text(table)
@@ -129,7 +156,14 @@ ROW_REASONS = {
     "mpp_comma": ({"mpp": "0,25"}, "micrometres per pixel, with a point and no comma"),
     "mpp_negative": ({"mpp": "-1"}, "mpp '-1' is not a positive number"),
     "mpp_zero": ({"mpp": "0"}, "mpp '0' is not a positive number"),
-    "mpp_nan": ({"mpp": "nan"}, "mpp 'nan' is not a positive number"),
+    "patient_na": (
+        {"patient_id": "NA"},
+        "row 3: 'patient_id' is 'NA', which stands for an empty cell",
+    ),
+    "label_none": (
+        {"label": "None"},
+        "which stands for an empty cell: fill it in, or spell out what",
+    ),
     "mpp_infinite": ({"mpp": "inf"}, "mpp 'inf' is not a positive number"),
     "mpp_absurd": ({"mpp": "500"}, "500 micrometres per pixel is not credible"),
     "absolute": ({"path": "/etc/passwd"}, "path '/etc/passwd' leads out of the manifest's folder"),
@@ -199,26 +233,31 @@ DESIGNS = {
         [manifest_row("a"), manifest_row("b", label="y")],
         "one center only: whether an encoder follows the center cannot be measured here",
     ),
+    "organs_of_some": (
+        [manifest_row("a", organ="lung"), manifest_row("b", organ="NA")],
+        "1 of 2 slides have no organ and count as one organ of their own",
+    ),
     "one_label": (
         [manifest_row("a"), manifest_row("b", center="B")],
         "one label only: retrieval and probes have nothing to tell apart",
     ),
     "patient_at_two_centers": (
         [manifest_row("a", patient_id="p"), manifest_row("b", patient_id="p", center="B")],
-        "1 patient(s) have slides of more than one center: p (A, B)",
+        "1 patient(s) have slides of more than one center (1 of A, B): see 'patients_of_several'",
     ),
     "patient_with_two_labels": (
         [manifest_row("a", patient_id="p"), manifest_row("b", patient_id="p", label="y")],
-        "1 patient(s) have slides of more than one label: p (x, y)",
+        "1 patient(s) have slides of more than one label (1 of x, y): see 'patients_of_several'",
     ),
     "one_file_twice": (
         [manifest_row("a", patient_id="p", path="s"), manifest_row("b", patient_id="p", path="s")],
-        "slides a, b of one patient are the same file, listed more than once: it counts more than once",
+        "1 group(s) of slides of one patient, 2 slides, are the same file, listed more than once: it "
+        "counts more than once",
     ),
     "one_scan_in_two_formats": (
         [manifest_row("a"), manifest_row("b", center="B")],
-        "slides a, b of different patients show the same tissue in different files: leakage, the same "
-        "tissue would be its own neighbour",
+        "1 group(s) of slides of different patients, 2 slides, show the same tissue in different "
+        "files: leakage, the same tissue would be its own neighbour",
     ),
 }
 

@@ -18,6 +18,7 @@ from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from tests.conftest import manifest, manifest_row, write_tiff
+from tests.slides.test_members import write_dicom
 
 ENGINE = {"workers": 1, "max_failed_share": 0.5}
 INGEST = {"mpp_bounds": [0.05, 10.0], "cramers_v_warning": 0.5}
@@ -114,6 +115,23 @@ def sixteen_bit_tiff(folder: Path) -> str:
     return "a.tiff"
 
 
+def stack_in_a_tiff(folder: Path) -> str:
+    tifffile.imwrite(folder / "a.tiff", np.stack([tissue(256, 256)] * 2), photometric="rgb")
+    return "a.tiff"
+
+
+def animation(folder: Path) -> str:
+    frames = [Image.fromarray(tissue(64, 64)[::step]) for step in (1, -1)]
+    frames[0].save(folder / "a.webp", save_all=True, append_images=frames[1:])
+    return "a.webp"
+
+
+def two_series(folder: Path) -> str:
+    for name in "ab":
+        write_dicom(folder / "series" / name, f"1.{len(name)}.{ord(name)}")
+    return "series"
+
+
 GREY = Image.fromarray(tissue(256, 256)[..., 0])
 WORDS_OF_INGEST = {
     "missing": (lambda folder: "a.svs", "no file at 'a.svs' below the manifest's folder"),
@@ -125,12 +143,20 @@ WORDS_OF_INGEST = {
     "corrupt_jpeg": (corrupt_jpeg, "'a.jpg' cannot be opened: not an image, or truncated"),
     "grey_png": (png("grey", GREY), "the pixels are grey"),
     "grey_alpha_png": (png("la", GREY.convert("LA")), "the pixels are grey"),
+    "grey_in_rgb_png": (png("rgb", GREY.convert("RGB")), "the pixels are grey"),
+    "grey_in_a_palette_png": (png("p", GREY.convert("P")), "the pixels are grey"),
     "two_colours_png": (png("bits", GREY.convert("1")), "the pixels are grey"),
     "sixteen_bit_png": (
         png("deep", Image.fromarray(np.full((256, 256), 9000, np.uint16))),
         "the pixels have more than 8 bits per channel",
     ),
     "sixteen_bit_tiff": (sixteen_bit_tiff, "the pixels have 16 bits per channel"),
+    "stack_in_a_tiff": (stack_in_a_tiff, "the file holds 2 planes of one image"),
+    "animation": (animation, "the file holds 2 frames of an animation"),
+    "two_series": (
+        two_series,
+        "the folder holds 2 DICOM series: give each slide a folder of its own",
+    ),
     "folder_for_a_file": (folder_for_a_file, "a folder without DICOM files (*.dcm)"),
     "dangling_link": (dangling_link, "only a link to nothing at 'a.svs'"),
     "circular_link": (circular_link, "only a link to nothing at 'a.svs'"),
@@ -164,8 +190,12 @@ WORDS_OF_TILE = {
     "one_pixel": (Image.fromarray(tissue(1, 1)), "0.5", "is larger than the slide"),
     "smaller_than_a_tile": (Image.fromarray(tissue(40, 300)), "0.5", "is larger than the slide"),
     "all_white": (Image.new("RGB", (256, 256), "white"), "0.5", "no tissue was found"),
+    "all_pen": (
+        Image.new("RGB", (512, 512), (40, 130, 70)),
+        "0.5",
+        "pen marks were left out, 100% of what is coloured",
+    ),
     "all_black": (Image.new("RGB", (256, 256), "black"), "0.5", "no tissue was found"),
-    "grey_in_rgb": (GREY.convert("RGB"), "0.5", "no tissue was found"),
     "too_little_tissue": (
         Image.fromarray(
             np.pad(tissue(50, 50), ((40, 166), (40, 166), (0, 0)), constant_values=250)
@@ -308,6 +338,27 @@ def test_an_ome_tiff_tells_its_stretched_pixels_too(tmp_path):
     )
     row, _ = described(tmp_path, "a.ome.tiff")
     assert "0.5 by 0.4 micrometres, 25% apart" in row["warning"]
+
+
+def test_a_whole_slide_full_of_tissue_is_warned_of(tmp_path):
+    Image.fromarray(tissue(300, 700)).save(tmp_path / "a.png")
+    row, _ = described(tmp_path, "a.png", mpp="2")
+    assert row["warning"].startswith("98% or more of the slide counts as tissue, so glass may have")
+
+
+def test_pixels_that_the_objective_cannot_give_are_warned_of(tmp_path):
+    path = tmp_path / "a.ome.tiff"
+    told = {"axes": "YXS", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
+    tifffile.imwrite(path, tissue(256, 256), photometric="rgb", tile=(64, 64), metadata=told)
+    with tifffile.TiffFile(path) as file:
+        xml = file.ome_metadata
+    objective = '<Instrument ID="Instrument:0"><Objective NominalMagnification="40"/></Instrument>'
+    tifffile.tiffcomment(path, xml.replace("<Image ", f"{objective}<Image ", 1).encode())
+    row, _ = described(tmp_path, path.name)
+    assert row["warning"].startswith(
+        "1 micrometres per pixel do not fit the objective of 40x that the file names (40x is about "
+        "0.25): measure a scale bar or a nucleus, then correct the file's tag PhysicalSizeX"
+    )
 
 
 def test_a_size_of_nothing_is_no_size(tmp_path):

@@ -174,3 +174,27 @@ def test_any_name_survives_the_file_or_is_refused(tmp_path_factory, parts):
         assert read.equals(table)
         assert not any(cell[0] in "=+-@\t\r" for cell in read.row(0))
         assert SlideFiles(folder).resolve(read["path"].item()).is_file()
+
+
+@pytest.mark.parametrize(
+    ("paths", "column"),
+    [
+        (("North/x/p1/a.svs", "north/x/p2/b.svs"), "center"),
+        (("A/Clear cell/p1/a.svs", "A/clearcell/p2/b.svs"), "label"),
+        (("A/x/P01/a.svs", "B/x/p1/b.svs"), "patient_id"),
+    ],
+)
+def test_folders_in_two_spellings_are_refused_with_both(tmp_path, paths, column):
+    fill(tmp_path, *paths)
+    with pytest.raises(FolderError, match=rf"{column} .* and .* differ in spelling only") as error:
+        listed(tmp_path)
+    assert all(path in str(error.value) for path in paths)
+
+
+@pytest.mark.parametrize("path", ["NA/x/p1/a.svs", "A/None/p1/a.svs", "A/x/unknown/a.svs"])
+def test_a_folder_named_for_nothing_is_refused(tmp_path, path):
+    fill(tmp_path, path)
+    with pytest.raises(
+        FolderError, match=rf"'{path}': .* is what programs write for an empty cell"
+    ):
+        listed(tmp_path)

@@ -17,6 +17,7 @@ from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.ome_tiff import TiffReader, is_ome_tiff, ome_mpp
 from pathfm_kedro.slides.readers import open_slide, read_field
 from pathfm_kedro.slides.tissue import read_overview
+from tests.conftest import write_tiff
 
 HEIGHT, WIDTH = 311, 437
 #: How a file is cut and compressed, and whether its colours lie in planes of their own.
@@ -314,3 +315,168 @@ def test_damage_gives_no_error_without_a_reason(files, tmp_path_factory, kind, s
     path.write_bytes(content[: generator.integers(1000, len(content))])
     with contextlib.suppress(ValueError, OSError), TiffReader(path) as reader:
         reader.read(0, 0, 0, 200, 200)
+
+
+SCALE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+TILED = {"tile": (64, 96), "compression": "deflate"}
+
+
+def write_images(path, *images, ome=False):
+    """Several images in one TIFF: pixels and the options of each."""
+    with tifffile.TiffWriter(path, ome=ome) as file:
+        for pixels, options in images:
+            colours = "rgb" if pixels.ndim == 3 else "minisblack"
+            file.write(pixels, photometric=colours, **({} if ome else {"metadata": None}) | options)
+    return path
+
+
+def image_of_ome(name, mpp=None, **options):
+    size = {} if mpp is None else {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+    return options | {"metadata": {"axes": "YXS", "Name": name, **size}}
+
+
+def small(height, width):
+    return np.ascontiguousarray(drawn()[:height, :width][::-1])
+
+
+BESIDE = {
+    "macro": (small(60, 120), image_of_ome("macro", 16.4)),
+    "macro_without_a_size": (small(60, 120), image_of_ome("macro image")),
+    "label": (small(70, 70), image_of_ome("Label")),
+    "label_larger_than_the_slide": (drawn(900, 800), image_of_ome("label_image", 9.0, **TILED)),
+    "tiled_thumbnail": (small(128, 192), image_of_ome("", 2.0, **TILED)),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_of_several_images_of_an_ome_tiff_the_slide_is_read(tmp_path, beside, first):
+    images = [BESIDE[beside], (drawn(), image_of_ome("full", 0.25, **TILED))]
+    path = write_images(tmp_path / "a.ome.tif", *(images if first else images[::-1]), ome=True)
+    with open_slide(path) as reader:
+        described = reader.description
+        assert (described.width, described.height, described.mpp) == (WIDTH, HEIGHT, 0.25)
+        np.testing.assert_array_equal(reader.read(0, 0, 0, WIDTH, HEIGHT), drawn())
+
+
+PLAIN_BESIDE = {
+    "thumbnail_in_strips": (small(60, 120), {}),
+    "thumbnail_in_tiles": (small(128, 192), TILED),
+    "grey_mask": (small(128, 192)[..., 0], TILED),
+    "deep_thumbnail": (small(60, 120).astype(np.uint16), {}),
+}
+
+
+@pytest.mark.parametrize("slide", [TILED, {"rowsperstrip": 16}], ids=["tiles", "strips"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("beside", PLAIN_BESIDE)
+def test_of_several_images_of_a_tiff_the_largest_in_colour_is_read(tmp_path, beside, first, slide):
+    images = [PLAIN_BESIDE[beside], (drawn(), SCALE | slide)]
+    path = write_images(tmp_path / "a.tif", *(images if first else images[::-1]))
+    with open_slide(path) as reader:
+        described = reader.description
+        assert (described.width, described.height, described.mpp) == (WIDTH, HEIGHT, 0.5)
+        np.testing.assert_array_equal(reader.read(0, 0, 0, WIDTH, HEIGHT), drawn())
+
+
+def test_a_pyramid_with_its_smallest_level_first_is_read_from_its_largest(tmp_path):
+    reduced = {"subfiletype": 1} | TILED
+    levels = [(np.ascontiguousarray(drawn()[::f, ::f]), reduced) for f in (6, 3)]
+    path = write_images(tmp_path / "a.tif", *levels, (drawn(), SCALE | TILED))
+    with open_slide(path) as reader:
+        np.testing.assert_allclose(reader.description.downsamples, (1, 3, 6), rtol=0.02)
+        np.testing.assert_array_equal(reader.read(0, 0, 0, WIDTH, HEIGHT), drawn())
+        np.testing.assert_array_equal(reader.read(0, 0, 1, 50, 40), drawn()[::3, ::3][:40, :50])
+
+
+def test_a_reduced_image_of_another_shape_is_no_level(tmp_path):
+    macro = (small(100, 99), {"subfiletype": 1} | TILED)
+    path = write_images(tmp_path / "a.tif", macro, (drawn(), SCALE | TILED))
+    with open_slide(path) as reader:
+        assert reader.description.downsamples == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("large", "reason"),
+    [
+        (drawn(900, 1000)[..., 0], "no RGB colours"),
+        (drawn(900, 1000).astype(np.uint16), "16 bits per channel"),
+    ],
+)
+@pytest.mark.parametrize("tiled", [TILED, {}], ids=["tiles", "strips"])
+def test_the_macro_image_of_a_slide_of_other_pixels_is_no_slide(tmp_path, large, reason, tiled):
+    path = write_images(tmp_path / "a.tif", (small(128, 192), tiled), (large, tiled))
+    with pytest.raises(SlideError, match=reason):
+        SlideFiles(tmp_path).open(path.name)
+
+
+def test_of_several_images_without_a_size_of_its_own_none_is_guessed():
+    images = "".join(f'<Pixels SizeX="{n}" PhysicalSizeX="{n}"/>' for n in (5, 7))
+    assert ome_mpp(f"<OME>{images}</OME>", 9) is None
+    assert ome_mpp('<OME><Pixels SizeX="5" PhysicalSizeX="5"/></OME>', 9) == 5
+    alike = "".join(f'<Pixels SizeX="9" SizeY="{n}" PhysicalSizeX="{n}"/>' for n in (5, 7))
+    assert ome_mpp(f"<OME>{alike}</OME>", 9, 7) == 7
+
+
+#: What a viewer shows of stored pixels, by the tag's number (TIFF 6.0, page 36).
+TURNED = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["tiles", "strips", "jpeg_tiles", "exif"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_a_slide_is_turned_as_its_tag_says(tmp_path, orientation, kind):
+    if kind == "exif":
+        tag = Image.Exif()
+        tag[274] = orientation
+        path = tmp_path / "a.png"
+        Image.fromarray(drawn()).save(path, exif=tag)
+    else:
+        cut = {
+            "tiles": TILED, "strips": {"rowsperstrip": 16},
+            "jpeg_tiles": {"tile": (64, 96), "compression": "jpeg"},
+        }[kind]  # fmt: skip
+        path = tmp_path / "a.tif"
+        tag = [(274, "H", 1, orientation, True)]
+        _write(path, drawn(), photometric="rgb", extratags=tag, **cut)
+    stored = whole(path, 0) if kind == "jpeg_tiles" else drawn()
+    expected = TURNED[orientation](stored)
+    with open_slide(path) as reader:
+        described = reader.description
+        assert (described.height, described.width) == expected.shape[:2]
+        got = reader.read(0, 0, 0, described.width, described.height)
+        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(reader.read(31, 17, 0, 120, 90), expected[17:107, 31:151])
+        assert (reader.read(-9, -7, 0, 9, 7) == 255).all()
+
+
+@pytest.mark.parametrize("cut", [TILED, {"rowsperstrip": 16}], ids=["tiles", "strips"])
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (drawn()[..., 0], "scan or export it in colour"),
+        (drawn()[..., 0].astype(np.uint16), "scan or export it in colour"),
+        (drawn().astype(np.uint16) * 16, "16 bits per channel.*export it with 8 bits"),
+        (drawn().astype(np.uint16) * 257, "16 bits per channel.*export it with 8 bits"),
+        (drawn().astype(np.float32), "32 bits per channel.*export it with 8 bits"),
+    ],
+    ids=["grey", "deep grey", "12 of 16 bits", "16 bits", "float"],
+)
+def test_grey_and_deep_pixels_are_refused_however_they_are_cut(tmp_path, pixels, reason, cut):
+    write_images(tmp_path / "a.tif", (pixels, cut))
+    with pytest.raises(SlideError, match=reason):
+        SlideFiles(tmp_path).open("a.tif")
+
+
+def test_a_plain_pyramid_is_still_read_as_openslide_reads_it(tmp_path):
+    with open_slide(write_tiff(tmp_path / "a.tiff", drawn())) as reader:
+        assert reader.description.vendor == "generic-tiff"
+        assert len(reader.description.downsamples) == 2

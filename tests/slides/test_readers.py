@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import tifffile
@@ -284,3 +286,49 @@ def test_every_pixel_of_every_level_of_a_real_slide_is_openslides(real_data, nam
         for level, (width, height) in enumerate(slide.level_dimensions):
             expected = np.asarray(slide.read_region((0, 0), level, (width, height)).convert("RGB"))
             np.testing.assert_array_equal(reader.read(0, 0, level, width, height), expected)
+
+
+@pytest.mark.parametrize("shift", [1, 16, 257])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_png_of_16_bits_is_refused(tmp_path, shift, channels):
+    import imagecodecs
+
+    pixels = np.full((40, 40, channels), 200, np.uint16) * shift
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels))
+    with pytest.raises(SlideError, match=r"more than 8 bits per channel .* export it with 8 bits"):
+        SlideFiles(tmp_path).open("a.png")
+
+
+def test_an_animation_is_refused(tmp_path):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("pink", "purple")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(SlideError, match="2 frames of an animation"):
+        SlideFiles(tmp_path).open("a.webp")
+
+
+def test_of_a_palette_tiff_of_several_images_the_largest_is_read(tmp_path):
+    images = [Image.fromarray(smooth(n, n)).quantize(8) for n in (20, 90, 40)]
+    images[0].save(tmp_path / "a.tif", save_all=True, append_images=images[1:])
+    with open_slide(tmp_path / "a.tif") as reader:
+        assert (reader.description.width, reader.description.height) == (90, 90)
+        got = reader.read(0, 0, 0, 90, 90)
+    np.testing.assert_array_equal(got, np.asarray(images[1].convert("RGB")))
+
+
+@pytest.mark.parametrize("times", [1.5, 2.5])
+def test_the_limit_of_plain_images_is_the_documented_one(tmp_path, monkeypatch, times):
+    """Pillow warns from its own limit on and refuses from twice that on."""
+    pixels = smooth(100, 200)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(pixels.size / 3 / times))
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with open_slide(tmp_path / "a.png") as reader:
+            np.testing.assert_array_equal(reader.read(0, 0, 0, 200, 100), pixels)
+        monkeypatch.setattr("pathfm_kedro.slides.readers.MAX_PLAIN_PIXELS", 19_999)
+        with pytest.raises(
+            SlideError, match="200 x 100 px is too large to hold in memory: convert"
+        ):
+            SlideFiles(tmp_path).open("a.png")
+    assert limit == Image.MAX_IMAGE_PIXELS

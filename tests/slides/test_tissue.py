@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pathfm_kedro.slides.tissue import TissueSettings, pen_mask, sharpness, tissue_mask
+from pathfm_kedro.slides.tissue import (
+    TissueSettings,
+    glass_colour,
+    pen_mask,
+    sharpness,
+    tissue_mask,
+)
 
 #: Optical density per channel (red, green, blue) of stains: Ruifrok and Johnston 2001.
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
@@ -165,3 +171,83 @@ def test_sharpness_is_that_of_the_laplacian_of_a_grey_tile(shift):
 def test_settings_that_mean_nothing_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         TissueSettings.from_parameters(given)
+
+
+#: Light that is left of each colour: mounting media, lamps, and white balances set for other glass.
+TINTS = {
+    "yellowed": (1, 0.96, 0.85), "warm": (1, 0.9, 0.75), "cold": (0.87, 0.92, 1),
+    "green": (0.88, 1, 0.9), "magenta": (1, 0.88, 1), "pink": (1, 0.93, 0.96),
+    "grey": (0.8, 0.8, 0.8), "dim and yellow": (0.8, 0.77, 0.68), "slight": (1, 0.98, 0.955),
+}  # fmt: skip
+
+
+def uneven(side, colour, seed=1):
+    """Tissue: one colour, lighter and darker from place to place as cells and fibres make it."""
+    coarse = np.random.default_rng(seed).normal(0, 18, (side // 4, side // 4, 1))
+    return np.array(colour, float) + coarse.repeat(4, 0).repeat(4, 1)
+
+
+@pytest.mark.parametrize("colour", ["eosin", "haematoxylin", "bluish counterstain", "dab"])
+@pytest.mark.parametrize("tint", TINTS.values(), ids=TINTS)
+def test_tinted_glass_is_no_tissue_and_the_tissue_stays(tint, colour):
+    clear = slide((40, 40, 120, uneven(120, TISSUE[colour])))
+    tinted = np.rint(clear * np.array(tint)).astype(np.uint8)
+    expected, found = tissue_mask(clear), tissue_mask(tinted)
+    assert expected.mean() == pytest.approx(0.36, abs=0.02)
+    assert (expected != found).mean() < 0.01
+
+
+@pytest.mark.parametrize("tint", TINTS.values(), ids=TINTS)
+def test_a_pen_mark_on_tinted_glass_is_left_out(tint):
+    clear = slide((20, 20, 80, uneven(80, TISSUE["eosin"])), (130, 130, 40, PENS["green"]))
+    mask = tissue_mask(np.rint(clear * np.array(tint)).astype(np.uint8))
+    assert mask[24:96, 24:96].mean() > 0.97
+    assert not mask[120:180, 120:180].any()
+
+
+@pytest.mark.parametrize("tint", [(1, 0.9, 0.75), (0.87, 0.92, 1)])
+def test_white_that_fills_a_file_beside_tinted_glass_is_none_of_it(tint):
+    clear = slide((40, 40, 90, uneven(92, TISSUE["eosin"])[:90, :90]))
+    tinted = np.rint(clear * np.array(tint)).astype(np.uint8)
+    tinted[:, 150:] = 255
+    mask = tissue_mask(tinted)
+    assert mask[44:126, 44:126].mean() > 0.97
+    assert mask.sum() < 1.05 * 90 * 90
+
+
+def test_neutral_glass_changes_nothing():
+    """What glass is like counts only from the saturation on at which it could be taken for tissue."""
+    image = slide((40, 40, 120, uneven(120, TISSUE["eosin"])))
+    for glass in ((243, 243, 243), (243, 240, 238), (205, 204, 206)):
+        image[:30] = glass
+        assert glass_colour(image) is not None
+    red, green, blue = glass_colour(slide())
+    assert max(red, green, blue) - min(red, green, blue) <= 1
+
+
+FULL = {
+    "tissue": uneven(200, TISSUE["eosin"]),
+    "pale tissue": uneven(200, (225, 195, 215)),
+    "flat ink": np.full((200, 200, 3), PENS["green"], float),
+    "flat stain": np.full((200, 200, 3), TISSUE["eosin"], float),
+    "darkness": np.full((200, 200, 3), 30.0),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_an_image_without_glass_has_none(case):
+    image = slide((0, 0, 200, FULL[case]))
+    glass = glass_colour(image)
+    assert glass is None or 1 - min(glass) / max(glass) > 0.4
+    if "tissue" in case or "stain" in case:
+        assert tissue_mask(image).mean() > 0.95
+
+
+def test_a_lake_of_mucin_beside_clear_glass_is_tissue():
+    image = slide((20, 20, 160, uneven(160, TISSUE["eosin"])), (60, 60, 80, (205, 208, 235)))
+    assert tissue_mask(image)[64:136, 64:136].all()
+    assert max(glass_colour(image)) - min(glass_colour(image)) <= 2
+
+
+def test_a_small_image_is_cut_from_tissue():
+    assert glass_colour(np.full((63, 400, 3), (240, 225, 200), np.uint8)) is None

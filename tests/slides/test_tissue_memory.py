@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pathfm_kedro.slides import tissue
@@ -42,6 +42,9 @@ def test_bands_of_any_height_give_the_same_mask(monkeypatch, band, seed):
     st.integers(8, 60), st.integers(8, 60), st.floats(1.0, 40.0), st.floats(0.4, 30.0),
     st.integers(0, 99),
 )  # fmt: skip
+@example(8, 8, 2.0, 1.125, 0)
+@example(60, 9, 2.0, 1.25, 1)
+@example(9, 60, 4.0, 0.6, 2)
 def test_window_means_are_those_of_the_pixels(height, width, scale, side_px, seed):
     """Brute force: cut every window out and average it."""
     generator = np.random.default_rng(seed)

@@ -26,6 +26,9 @@ slides = pa.DataFrameSchema(
         "fingerprint": pa.Column(_TEXT, nullable=True),
         # Tables that were made before these columns came can still be loaded.
         "tissue_digest": pa.Column(_TEXT, nullable=True, required=False),
+        "tissue_share": pa.Column(
+            pl.Float64(), pa.Check.in_range(0, 1), nullable=True, required=False
+        ),
         "warning": pa.Column(_TEXT, required=False),
         "status": pa.Column(_TEXT, pa.Check.isin(["usable", "unusable"])),
         "reason": pa.Column(_TEXT),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from pathfm_kedro.slides.files import SlideFiles
 _INDEX_NAME = "_drawn.json"
 #: What a spreadsheet puts between cells depends on the country: where a comma is the decimal sign it
 #: writes semicolons and still calls the file CSV.
-_SEPARATORS = (",", ";", "\t")
+_SEPARATORS = (",", ";", "\t", "|")
+#: The line by which Excel is told the separator; Excel itself shows it to nobody.
+_SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?[,;\t|]*", re.IGNORECASE)
 #: How files begin that are taken for CSV.
 _NO_CSV = {
     b"PK\x03\x04": "an Excel workbook",
@@ -154,8 +157,9 @@ class ManifestDataset(AbstractDataset[pl.DataFrame, pl.DataFrame]):
 def read_manifest_file(path: Path) -> pl.DataFrame:
     """A manifest from CSV or Parquet, every column as text, blanks around cells removed.
 
-    A CSV may be separated by commas, semicolons or tabs, whichever spreadsheets write in a country,
-    begin with a byte order mark, and end its lines in any way.
+    A CSV may be separated by commas, semicolons, tabs or upright strokes, begin with a byte order mark,
+    blank lines or Excel's ``sep=;``, and end its lines in any way. Rows are counted from the one that
+    names the columns, which is row 1.
 
     Raises
     ------
@@ -193,8 +197,8 @@ def _parse_csv(content: bytes) -> pl.DataFrame:
         raise ValueError(
             "the file is empty: its first row names the columns, then one slide per row"
         )
+    text, separator = _after_preamble(text)
     lines = io.StringIO(text, newline="")
-    separator = max(_SEPARATORS, key=text.splitlines()[0].count)
     rows: list[list[str]] = []
     try:
         rows.extend(csv.reader(lines, delimiter=separator, strict=True))
@@ -205,6 +209,28 @@ def _parse_csv(content: bytes) -> pl.DataFrame:
         ) from error
     header, *cells = rows
     return _table(header, cells)
+
+
+def _after_preamble(text: str) -> tuple[str, str]:
+    """The text from its header on, and what separates its cells."""
+    told = None
+    while True:
+        first, end, rest = _first_line(text)
+        named = _SEPARATOR_LINE.fullmatch(first.strip())
+        if (first.strip(" ,;\t|") and not named) or not end:
+            break
+        told = named[1] if named else told
+        text = rest
+    # What stands in quotation marks separates nothing.
+    header = re.sub(r'"[^"]*"', "", first)
+    return text, told or max(_SEPARATORS, key=header.count)
+
+
+def _first_line(text: str) -> tuple[str, str, str]:
+    """The first line, how it ends, and what follows."""
+    found = re.match(r"([^\r\n]*)(\r\n|\r|\n|\Z)", text)
+    assert found is not None
+    return found[1], found[2], text[found.end() :]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> pl.DataFrame:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pathfm_kedro.slides.readers import SlideReader, open_slide
+
+
+def without_patient(reason: str, path: str, patient_id: str) -> str:
+    """A reason whose path does not name the patient, so that it may stand in a report.
+
+    Examples
+    --------
+    >>> without_patient("no file at 'north/p17/p17_a.svs'", "north/p17/p17_a.svs", "p17")
+    "no file at 'north/<patient_id>/<patient_id>_a.svs'"
+    """
+    if not path or not patient_id:
+        return reason
+    # A whole word of the path: of p1 in p17.svs nothing is to be hidden.
+    word = rf"(?<![^\W_]){re.escape(patient_id)}(?![^\W_])"
+    return reason.replace(path, re.sub(word, "<patient_id>", path, flags=re.IGNORECASE))
 
 
 class SlideError(ValueError):
@@ -25,7 +42,9 @@ class SlideFiles:
     root: Path
 
     def resolve(self, path: str) -> Path:
-        """Where a manifest's path lies.
+        """Where a manifest's path lies; its letters may be in another Unicode form on the disk.
+
+        macOS writes ö as o and a mark, most others as one letter, and a copy keeps what it had.
 
         Raises
         ------
@@ -43,7 +62,7 @@ class SlideFiles:
         absolute = relative.is_absolute() or bool(PureWindowsPath(path).drive)
         if absolute or ".." in relative.parts or "\0" in path or not relative.parts:
             raise SlideError(f"path '{path}' leads out of the manifest's folder")
-        found = self.root / relative
+        found = _in_any_form(self.root, relative)
         # Links are followed: slides on several disks, or kept by DVC, lie in the folder as links.
         if not _lies_there(found):
             missing = "only a link to nothing" if _is_link(found) else "no file"
@@ -71,6 +90,30 @@ class SlideFiles:
             raise SlideError(f"'{path}' cannot be opened: {error.strerror or error}") from error
         except ValueError as error:
             raise SlideError(f"'{path}' cannot be opened: {error}") from error
+
+
+def _in_any_form(root: Path, relative: PurePosixPath) -> Path:
+    """The path, with each part as the disk spells it."""
+    found = root
+    for part in relative.parts:
+        exact = found / part
+        if not _lies_there(exact) and not _is_link(exact):
+            exact = _in_other_form(found, part) or exact
+        found = exact
+    return found
+
+
+def _in_other_form(folder: Path, name: str) -> Path | None:
+    wanted = unicodedata.normalize("NFC", name)
+    if wanted.isascii():
+        return None
+    try:
+        alike = [
+            path for path in folder.iterdir() if unicodedata.normalize("NFC", path.name) == wanted
+        ]
+    except OSError:
+        return None
+    return alike[0] if len(alike) == 1 else None
 
 
 def _lies_there(path: Path) -> bool:

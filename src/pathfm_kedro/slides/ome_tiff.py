@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import threading
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.readers import Pixels, SlideDescription, SlideReader, on_white
+from pathfm_kedro.slides.interface import Pixels, SlideDescription, SlideReader, on_white
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: The OME-XML of one slide has kilobytes. Without a bound a crafted file fills the memory.
@@ -36,6 +37,16 @@ _MICROMETRES = {
 #: Micrometres per TIFF ResolutionUnit: inch, centimetre. Unit 1 is none: a shape, not a size.
 _TIFF_UNITS = {2: 25400.0, 3: 10000.0}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
+#: Names of images that scanners store beside the slide.
+_BESIDE_SLIDE = re.compile(
+    r"(?<![^\W_])(label|macro|thumb|thumbnail|overview|barcode)(?![^\W_])", re.IGNORECASE
+)
+#: A colour image so many times smaller than one of other pixels is a macro image or label beside it,
+#: as of a fluorescence slide, and no slide.
+_MUCH_SMALLER = 16
+#: TIFF orientations: those whose rows are stored as columns, then those turned left to right and upside
+#: down after that.
+_TRANSPOSED, _LEFT_RIGHT, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 #: TIFF's numbers for JPEG and for Aperio's JPEG 2000 of RGB pixels: decoded here and by OpenSlide with
 #: the same libraries, libjpeg-turbo and OpenJPEG, to the same pixels.
 _JPEG = 7
@@ -68,15 +79,15 @@ def is_ome_tiff(path: Path) -> bool:
         return False
 
 
-def ome_mpp(xml: str, width: int) -> float | None:
+def ome_mpp(xml: str, width: int, height: int | None = None) -> float | None:
     """Micrometres per pixel in OME-XML, the mean of both directions; None where it is not given.
 
     Parameters
     ----------
     xml
         The file's OME-XML.
-    width
-        Level-0 px: of several images the one that is as wide counts.
+    width, height
+        Level-0 px: of several images the one of this size counts.
 
     Raises
     ------
@@ -89,26 +100,49 @@ def ome_mpp(xml: str, width: int) -> float | None:
     >>> ome_mpp(f"<OME><Image>{pixels}</Image></OME>", 9)
     0.25
     """
-    return _mean(_ome_sizes(xml, width))
+    return _mean(_ome_sizes(xml, width, height))
 
 
 def _mean(sizes: list[float]) -> float | None:
     return sum(sizes) / len(sizes) if sizes else None
 
 
-def _ome_sizes(xml: str, width: int) -> list[float]:
+def _ome_sizes(xml: str, width: int, height: int | None) -> list[float]:
     """Micrometres across and down a pixel, those that are given."""
+    images = _ome_elements(xml, "Pixels")
+    fitting = [
+        image
+        for image in images
+        if image.get("SizeX") == str(width) and image.get("SizeY") in (None, str(height or None))
+    ] or [image for image in images if image.get("SizeX") == str(width)]
+    # With several images of other sizes nobody knows whose size it is.
+    if not fitting and len(images) == 1:
+        fitting = images
+    if not fitting:
+        return []
+    sizes = [_physical_size(fitting[0], axis) for axis in "XY"]
+    return [size for size in sizes if size is not None]
+
+
+def _ome_magnification(xml: str) -> float | None:
+    """That of the objectives named, where they agree; which image each took is seldom told."""
+    powers = {
+        objective.get("NominalMagnification", "") for objective in _ome_elements(xml, "Objective")
+    }
+    try:
+        power = float(powers.pop()) if len(powers) == 1 else math.nan
+    except ValueError:
+        return None
+    return power if 0 < power < math.inf else None
+
+
+def _ome_elements(xml: str, name: str) -> list[ElementTree.Element]:
     _refuse_hostile(xml)
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314 - without document type and entities
     except ElementTree.ParseError as error:
         raise ValueError(f"the file's OME-XML is damaged: {error}") from error
-    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    fitting = [image for image in images if image.get("SizeX") == str(width)] or images
-    if not fitting:
-        return []
-    sizes = [_physical_size(fitting[0], axis) for axis in "XY"]
-    return [size for size in sizes if size is not None]
+    return [element for element in root.iter() if element.tag.rpartition("}")[2] == name]
 
 
 def _physical_size(pixels: ElementTree.Element, axis: str) -> float | None:
@@ -152,7 +186,8 @@ class _Level:
 class TiffReader:
     """A TIFF of 8-bit RGB pixels, tiled or striped, with its pyramid; any compression tifffile knows.
 
-    A region decodes only the tiles or strips that it touches.
+    A region decodes only the tiles or strips that it touches. Of several images the largest is read,
+    turned as its tag of orientation says.
 
     Parameters
     ----------
@@ -162,7 +197,7 @@ class TiffReader:
     Raises
     ------
     NotBrightfieldError
-        If the pixels are fluorescence, 16-bit, or a stack.
+        If the pixels are fluorescence, grey, 16-bit, or a stack.
     ValueError
         If the file is no TIFF, or its compression or colour space cannot be decoded.
     """
@@ -179,6 +214,7 @@ class TiffReader:
         self._held = 0
         try:
             self._levels = self._find_levels()
+            self._orientation = int(self._levels[0].page.keyframe.tags.valueof("Orientation", 1))
             self.description = self._describe()
             self._segment(0, 0, 0)
         except _DAMAGE as error:
@@ -193,9 +229,14 @@ class TiffReader:
         factor = self.description.downsamples[level]
         left, top = round(x / factor), round(y / factor)
         try:
-            return self._region(level, left, top, width, height)
+            return self._turned_region(level, left, top, width, height)
         except (OSError, ValueError, *_DAMAGE) as error:
             raise ValueError(f"pixels at x={x}, y={y} cannot be decoded: {error}") from error
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the pixels are stored in another orientation than they are shown in."""
+        return self._orientation in range(2, 9)
 
     def __enter__(self) -> Self:
         return self
@@ -212,13 +253,14 @@ class TiffReader:
         first = self._file.pages.first
         if first.is_ome:
             _refuse_hostile(first.description)
-        series = self._file.series[0]
-        if len(series.pages) > 1:
-            raise NotBrightfieldError(
-                f"the file holds {len(series.pages)} planes of one image, which is fluorescence, a "
-                "stack, or RGB stored as three channels: write one RGB plane (8 bits, 3 samples)"
-            )
-        levels = [_level(part.pages[0]) for part in series.levels]
+        images = self._file.series
+        slide = _slide_among(images)
+        levels = [_level(part.pages[0]) for part in slide.levels]
+        levels += [
+            _level(other.pages[0])
+            for other in images
+            if other is not slide and _is_reduced_copy(other, slide)
+        ]
         return tuple(sorted(levels, key=lambda level: -level.width))
 
     def _describe(self) -> SlideDescription:
@@ -227,20 +269,45 @@ class TiffReader:
         factors = [
             (first.width / level.width + first.height / level.height) / 2 for level in self._levels
         ]
+        width, height = first.width, first.height
+        magnification = None
         if self._file.pages.first.is_ome:
             xml = self._file.pages.first.description
-            sizes, vendor, comment = _ome_sizes(xml, first.width), "ome-tiff", ""
+            magnification = _ome_magnification(xml)
+            sizes, vendor, comment = _ome_sizes(xml, width, height), "ome-tiff", ""
         else:
             sizes, vendor, comment = _tag_sizes(page), "tiff", page.description
+        if self._orientation in _TRANSPOSED:
+            width, height, sizes = height, width, sizes[::-1]
         return SlideDescription(
             vendor,
-            first.width,
-            first.height,
+            width,
+            height,
             tuple(factors),
             _mean(sizes),
             comment,
             (sizes[0], sizes[1]) if len(sizes) == 2 else None,
+            magnification,
         )
+
+    def _turned_region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        """A region of the level as it is shown, from where its pixels are stored."""
+        if not self.is_turned:
+            return self._region(level, left, top, width, height)
+        at = self._levels[level]
+        transposed = self._orientation in _TRANSPOSED
+        across, down = (at.height, at.width) if transposed else (at.width, at.height)
+        flips = self._orientation in _LEFT_RIGHT, self._orientation in _UPSIDE_DOWN
+        if flips[0]:
+            left = across - left - width
+        if flips[1]:
+            top = down - top - height
+        if transposed:
+            region = self._region(level, top, left, height, width).swapaxes(0, 1)
+        else:
+            region = self._region(level, left, top, width, height)
+        turned = region[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+        return np.ascontiguousarray(turned)
 
     def _region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         at = self._levels[level]
@@ -375,7 +442,9 @@ class DirectReader(TiffReader):
         self._openslide.__exit__(kind, error, trace)
 
     def _is_seen_alike(self, sizes: Sequence[tuple[int, int]]) -> bool:
-        if tuple(sizes) != tuple((level.width, level.height) for level in self._levels):
+        if self.is_turned or tuple(sizes) != tuple(
+            (level.width, level.height) for level in self._levels
+        ):
             return False
         return all(
             level.page.keyframe.is_tiled
@@ -429,6 +498,58 @@ def _bytes(segment: NDArray[np.uint8] | None) -> int:
     return 0 if segment is None else segment.nbytes
 
 
+def _slide_among(images: Sequence[Any]) -> Any:
+    """The largest image of 8-bit RGB, as a series of tifffile; labels and macro images are none.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or a much larger image is of other pixels: why that one cannot be read.
+    """
+    if not images:
+        raise ValueError("the file holds no image")
+    named = [image for image in images if not _BESIDE_SLIDE.search(image.name or "")] or images
+    by_area = sorted(named, key=_area, reverse=True)
+    for image in by_area:
+        try:
+            _refuse_planes(image)
+            _refuse_other_pixels(image.keyframe)
+        except ValueError:
+            continue
+        if _area(image) * _MUCH_SMALLER > _area(by_area[0]):
+            return image
+    _refuse_planes(by_area[0])
+    _refuse_other_pixels(by_area[0].keyframe)
+    return by_area[0]
+
+
+def _area(image: Any) -> int:
+    return int(image.keyframe.imagewidth) * int(image.keyframe.imagelength)
+
+
+def _is_reduced_copy(image: Any, slide: Any) -> bool:
+    """Whether an image says that it is a reduced one, and has the slide's shape to a px."""
+    own, whole = image.keyframe, slide.keyframe
+    if not own.is_reduced or len(image.pages) > 1 or own.imagewidth >= whole.imagewidth:
+        return False
+    factor = whole.imagewidth / own.imagewidth
+    sizes = {(part.keyframe.imagewidth, part.keyframe.imagelength) for part in slide.levels}
+    return (
+        abs(whole.imagelength / factor - own.imagelength) <= 1
+        and (own.imagewidth, own.imagelength) not in sizes
+        and own.photometric == whole.photometric
+    )
+
+
+def _refuse_planes(image: Any) -> None:
+    if len(image.pages) > 1:
+        raise NotBrightfieldError(
+            f"the file holds {len(image.pages)} planes of one image, which is fluorescence, a stack, "
+            "several slides, or RGB stored as three channels: write one RGB plane (8 bits, 3 samples) "
+            "to a file of its own"
+        )
+
+
 def _level(page: Any) -> _Level:
     frame = page.keyframe
     _refuse_other_pixels(frame)
@@ -452,17 +573,21 @@ def _refuse_other_pixels(frame: Any) -> None:
     import tifffile
 
     colours = tifffile.PHOTOMETRIC
-    if frame.photometric in (colours.PALETTE, colours.SEPARATED, colours.CIELAB, colours.ICCLAB):
+    other_words = (colours.PALETTE, colours.SEPARATED, colours.CIELAB, colours.ICCLAB)
+    if frame.photometric in other_words and frame.bitspersample == 8:
         raise ValueError(f"colours stored as {frame.photometric.name} are not read in tiles")
-    if frame.photometric not in (colours.RGB, colours.YCBCR) or frame.samplesperpixel < 3:
+    if (
+        frame.photometric not in (colours.RGB, colours.YCBCR, *other_words)
+        or frame.samplesperpixel < 3
+    ):
         raise NotBrightfieldError(
             "the pixels are no RGB colours, so this is fluorescence or a single channel: only "
-            "brightfield slides of 8-bit RGB can be audited"
+            "brightfield slides of 8-bit RGB can be audited, so scan or export it in colour"
         )
     if frame.dtype != np.uint8 or frame.bitspersample != 8:
         raise NotBrightfieldError(
             f"the pixels have {frame.bitspersample} bits per channel, so this is fluorescence or "
-            "16-bit: only brightfield slides of 8-bit RGB can be audited"
+            "16-bit: only brightfield slides of 8-bit RGB can be audited, so export it with 8 bits"
         )
     if frame.samplesperpixel > 4 or frame.imagedepth > 1:
         raise NotBrightfieldError(

@@ -4,85 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pathfm_kedro.slides.dicom_colour import is_mislabelled_ycbcr, ycbcr_to_rgb
+from pathfm_kedro.slides.interface import Pixels, SlideDescription, SlideReader, on_white
+from pathfm_kedro.slides.members import dicom_slide, slide_members
+from pathfm_kedro.slides.ome_tiff import (
+    DirectReader,
+    NotBrightfieldError,
+    TiffReader,
+    is_ome_tiff,
+    is_tiff,
+)
 
-Pixels = NDArray[np.uint8]
+__all__ = [
+    "MAX_PLAIN_PIXELS", "PLAIN_SUFFIXES", "Pixels", "SlideDescription", "SlideReader",
+    "file_fingerprint", "on_white", "open_slide", "read_field", "reduce_by_area", "resize",
+]  # fmt: skip
 
 #: Images without a pyramid that are read whole.
 PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+#: Formats of which Pillow shows the first frame of several.
+_ANIMATED = ("WEBP", "PNG", "GIF")
+#: How Pillow names stored values of two bytes, high or low byte first.
+_SIXTEEN_BITS = (";16B", ";16L", ";16N", ";16")
+#: What is wrong with a slide without colours.
+GREY_REASON = (
+    "the pixels are grey, so this is fluorescence or a copy without colour: only brightfield slides of "
+    "8-bit RGB can be audited, so scan or export it in colour"
+)
 #: A plain image is held in memory as a whole: 20,000 x 20,000 px are 1.2 GB.
 MAX_PLAIN_PIXELS = 400_000_000
-#: Formats that are tiled TIFF files, whose tiles are decoded without OpenSlide where that gives the
-#: same pixels. It takes half the time: OpenSlide paints every tile on a canvas of 32-bit pixels.
-_DIRECT_VENDORS = frozenset({"aperio", "generic-tiff"})
+#: Pillow refuses images of 179 million px on its own account. Its limit is a setting of the process.
+_PILLOW_LIMIT = threading.Lock()
 #: OpenSlide keeps 32 MiB of decoded tiles by default, less than a row of fields across wide tissue
 #: touches, so that the next row would decode them again.
 _CACHE_BYTES = 128 << 20
 #: Bytes hashed at the start, in the middle and at the end of a large file for its fingerprint.
 _FINGERPRINT_SAMPLE = 1 << 20
-
-
-@dataclass(frozen=True)
-class SlideDescription:
-    """What a slide's file says of itself.
-
-    Attributes
-    ----------
-    vendor
-        Format as OpenSlide names it, ``ome-tiff`` or ``tiff`` for the TIFF reader, or ``image`` for a
-        plain image.
-    width, height
-        Level-0 pixels.
-    downsamples
-        Factor of every pyramid level, 1.0 first.
-    mpp
-        Micrometres per level-0 pixel; None where the file does not say.
-    comment
-        The file's free-text description.
-    mpp_xy
-        Micrometres across and down a level-0 pixel, where the file says both; `mpp` is their mean.
-    """
-
-    vendor: str
-    width: int
-    height: int
-    downsamples: tuple[float, ...]
-    mpp: float | None
-    comment: str = ""
-    mpp_xy: tuple[float, float] | None = None
-
-
-class SlideReader(Protocol):
-    """An open slide."""
-
-    @property
-    def description(self) -> SlideDescription:
-        """What the file says of itself."""
-        ...
-
-    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """Pixels uint8 [height, width, 3]; x, y in level-0 px, width and height in the level's px.
-
-        Outside the slide, and where a scanner left a hole, pixels are white.
-        """
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 class _UnknownFormatError(ValueError):
@@ -134,10 +98,10 @@ class _OpenSlideReader:
 
 class _PlainImageReader:
     def __init__(self, path: Path) -> None:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import UnidentifiedImageError
 
         try:
-            with Image.open(path) as image:
+            with _largest_frame(path) as image:
                 if image.width * image.height > MAX_PLAIN_PIXELS:
                     raise ValueError(
                         f"a plain image of {image.width} x {image.height} px is too large to hold "
@@ -146,10 +110,6 @@ class _PlainImageReader:
                 self._pixels = _as_rgb(image)
         except UnidentifiedImageError as error:
             raise ValueError("not an image, or truncated") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(
-                f"a plain image too large to hold in memory ({error}): convert it to a pyramidal TIFF"
-            ) from error
         height, width = self._pixels.shape[:2]
         self.description = SlideDescription("image", width, height, (1.0,), None)
 
@@ -172,20 +132,56 @@ class _PlainImageReader:
         pass
 
 
+def _largest_frame(path: Path) -> Any:
+    """A Pillow image, its pixels not decoded yet; of a TIFF's images the largest."""
+    from PIL import Image
+
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path)
+            _seek_largest(image)
+            return image
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _seek_largest(image: Any) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1:
+        return
+    if image.format in _ANIMATED:
+        image.close()
+        raise ValueError(
+            f"the file holds {frames} frames of an animation: save the one that is the slide"
+        )
+    if image.format == "TIFF":
+        areas = []
+        for frame in range(frames):
+            image.seek(frame)
+            areas.append(image.width * image.height)
+        image.seek(areas.index(max(areas)))
+
+
 def _as_rgb(image: Any) -> Pixels:
-    """Pixels of a Pillow image; what is transparent is white, and what is no colour is refused."""
+    """Pixels of a Pillow image as a viewer shows it; what is no 8-bit colour is refused.
+
+    What is transparent is white, and the image is turned as its EXIF orientation says.
+    """
+    from PIL import ImageOps
+
     kind, _, _ = image.mode.partition(";")
-    if kind in ("I", "F"):
-        # Converted, every value above 255 would become white.
+    # Converted, values above 255 would become white; Pillow drops the lower bits of 16-bit colours, and
+    # what a camera of 12 bits wrote becomes black.
+    stored = [str(part) for tile in image.tile for part in np.atleast_1d(tile[3])]
+    if kind in ("I", "F") or any(part.endswith(_SIXTEEN_BITS) for part in stored):
         raise ValueError(
             f"the pixels have more than 8 bits per channel (mode {image.mode}): only brightfield "
-            "slides of 8-bit RGB can be audited"
+            "slides of 8-bit RGB can be audited, so export it with 8 bits"
         )
     if kind in ("1", "L", "LA", "La"):
-        raise ValueError(
-            "the pixels are grey, so this is fluorescence or a copy without colour: only brightfield "
-            "slides of 8-bit RGB can be audited"
-        )
+        raise ValueError(GREY_REASON)
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         return on_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
@@ -202,48 +198,72 @@ def open_slide(path: Path) -> SlideReader:
     whole number OpenSlide interpolates between pixels, so a field is blurred the more the further
     its corner lies from a whole pixel; read directly, it begins at the nearest whole pixel.
 
+    Of a TIFF that holds several images the largest in 8-bit RGB is the slide: labels, macro images
+    and thumbnails may come first.
+
     Raises
     ------
     ValueError
         If no reader can open the file, with the reader's reason.
     """
     if path.is_dir():
-        members = sorted(path.glob("*.dcm"))
-        if not members:
-            raise ValueError("a folder without DICOM files (*.dcm)")
-        return _OpenSlideReader(members[0])
+        return _OpenSlideReader(dicom_slide(path)[0])
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return _PlainImageReader(path)
-    from pathfm_kedro.slides.ome_tiff import TiffReader, is_ome_tiff, is_tiff
-
     try:
         reader = _OpenSlideReader(path)
     except ValueError as refusal:
         if not is_tiff(path):
             raise
         return _open_other_tiff(path, refusal)
-    if reader.description.vendor == "generic-tiff" and is_ome_tiff(path):
-        reader.__exit__(None, None, None)
-        return TiffReader(path)
-    if reader.description.vendor in _DIRECT_VENDORS:
-        return _direct(path, reader)
+    # Formats that are tiled TIFF files, whose tiles are decoded without OpenSlide where that gives the
+    # same pixels. It takes half the time: OpenSlide paints every tile on a canvas of 32-bit pixels.
+    if reader.description.vendor == "aperio":
+        try:
+            return DirectReader(path, reader, reader.level_sizes)
+        except (OSError, ValueError):
+            return reader
+    if reader.description.vendor == "generic-tiff":
+        try:
+            return _open_plain_tiff(path, reader)
+        except ValueError:
+            reader.__exit__(None, None, None)
+            raise
     return reader
 
 
-def _direct(path: Path, reader: _OpenSlideReader) -> SlideReader:
-    """A reader that decodes the file's tiles itself, where it sees the same pixels as OpenSlide."""
-    from pathfm_kedro.slides.ome_tiff import DirectReader
+def _open_plain_tiff(path: Path, reader: _OpenSlideReader) -> SlideReader:
+    """A tiled TIFF of no scanner's format, of which OpenSlide shows the first image, whatever it is.
 
+    It turns grey and 16-bit pixels into 8-bit colours, and a tag of orientation turns every tile on
+    its own: such a file is refused or read by the TIFF reader.
+    """
+    if is_ome_tiff(path):
+        slide: SlideReader = TiffReader(path)
+        reader.__exit__(None, None, None)
+        return slide
     try:
         return DirectReader(path, reader, reader.level_sizes)
+    except NotBrightfieldError:
+        raise
+    except (OSError, ValueError):
+        pass
+    try:
+        other = TiffReader(path)
+    except NotBrightfieldError:
+        raise
     except (OSError, ValueError):
         return reader
+    shown, held = reader.description, other.description
+    if other.is_turned or (shown.width, shown.height) != (held.width, held.height):
+        reader.__exit__(None, None, None)
+        return other
+    other.__exit__(None, None, None)
+    return reader
 
 
 def _open_other_tiff(path: Path, refusal: ValueError) -> SlideReader:
     """A TIFF that OpenSlide refuses."""
-    from pathfm_kedro.slides.ome_tiff import NotBrightfieldError, TiffReader
-
     try:
         return TiffReader(path)
     except NotBrightfieldError:
@@ -261,10 +281,11 @@ def file_fingerprint(path: Path) -> str:
     """SHA-256 that changes with a slide's content, cheap on files of gigabytes.
 
     Small files are hashed whole; of larger ones the size and a mebibyte from the start, the middle
-    and the end. Of a DICOM folder every file counts.
+    and the end. Of a slide of several files every file counts, however it is named: a DICOM series
+    by its folder or one of its files, an MRXS with its folder, a VMS with its images.
     """
     digest = hashlib.sha256()
-    for member in sorted(path.glob("*.dcm")) if path.is_dir() else [path]:
+    for member in slide_members(path):
         size = member.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with member.open("rb") as file:
@@ -354,6 +375,7 @@ def _describe_openslide(slide: Any) -> SlideDescription:
         mpp=sum(known) / len(known) if known else None,
         comment=slide.properties.get("openslide.comment", ""),
         mpp_xy=(known[0], known[1]) if len(known) == 2 else None,
+        magnification=_number(slide.properties.get("openslide.objective-power")),
     )
 
 
@@ -364,12 +386,3 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if 0 < number < math.inf else None
-
-
-def on_white(rgba: NDArray[np.uint8]) -> Pixels:
-    """Drop the alpha channel; transparent means nothing was scanned there, so white."""
-    alpha = rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    blended = rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
-    return (blended // 255).astype(np.uint8)

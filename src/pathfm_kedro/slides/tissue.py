@@ -9,13 +9,30 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.readers import Pixels, SlideReader, reduce_by_area
+from pathfm_kedro.slides.interface import Pixels, SlideReader
+from pathfm_kedro.slides.readers import reduce_by_area
 
 #: Saturation below which stain is too faint to be tissue, and above which it always is: Otsu's
 #: threshold is held between them, so that a slide full of tissue is not split in two. Glass stays
 #: below 0.03 on real scans; pale tissue begins at 0.08, and must not be lost, since how pale it is
 #: depends on the center.
 SATURATION_BOUNDS = (0.04, 0.08)
+#: Glass of at most this saturation is neutral. Above it, a yellowed mounting medium, a tinted slide or
+#: a shifted white balance lifts all glass over the threshold, so colours are taken relative to it.
+_NEUTRAL_SATURATION = 0.03
+#: Glass that takes more than this from a colour is none, but a field of stain or ink.
+_MOST_TINTED = 0.4
+#: Glass is flat: no colour differs by more than this within a window of so many px, 40 micrometres at
+#: the default resolution. Tissue is uneven there, but for a few lakes of mucin or colloid.
+_FLAT_RANGE, _FLAT_WINDOW = 12, 5
+#: Light only gets less on its way through tissue: apart from dust and edges nothing is brighter than
+#: glass.
+_BRIGHTER, _MOST_BRIGHTER = 8, 0.02
+#: Share of what was scanned that must be glass to be known as such; more where a file also holds white
+#: that was filled in, since pale tissue beside saturated glass would look the same.
+_LEAST_GLASS, _LEAST_GLASS_BESIDE_FILL = 0.1, 0.25
+#: Smaller images, in px of the overview, are cut from tissue, and their palest part may be tissue.
+_MIN_SIDE_WITH_GLASS = 64
 #: Ink by hue (degrees) and saturation. At overview resolution tissue of eosin and haematoxylin has hues
 #: from about 245 (purple-blue) over 320 to 347 (pink) and a saturation up to 0.8, on real slides of
 #: several scanners. Green and cyan lie far from it, so even pale ink counts.
@@ -145,12 +162,16 @@ class TissueSettings:
 
 
 _DEFAULT = TissueSettings()
+#: Resolution at which the share of tissue is looked at, as tiles do by default.
+_SHARE_UM_PER_PX = 8.0
 
 
 def tissue_mask(
     image: Pixels, settings: TissueSettings = _DEFAULT, um_per_px: float = 8.0
 ) -> NDArray[np.bool_]:
     """Tissue as what is coloured: saturation above Otsu's threshold, without pen, specks and pinholes.
+
+    Colours are relative to the slide's own glass where that is tinted, see :func:`glass_colour`.
 
     Parameters
     ----------
@@ -176,6 +197,7 @@ def tissue_mask(
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
+    image = _beside_glass(image)
     saturation = _in_bands(_saturation, image)
     # Black pixels are dirt or an unlit field of fluorescence: saturated by accident.
     lit = _highest(image) > 40
@@ -194,6 +216,88 @@ def tissue_mask(
     area = um_per_px**2
     filled = ~_without_small(~closed, settings.max_hole_um2 // area + 1)
     return _without_small(filled & ~ink, settings.min_speck_um2 / area)
+
+
+def tissue_share(image: Pixels, um_per_px: float) -> float:
+    """Share of a slide that is tissue, pen marks among it: before a person says what is stain.
+
+    Parameters
+    ----------
+    image
+        uint8 [height, width, 3], the whole slide at low magnification.
+    um_per_px
+        Micrometres per px of the image; a finer one is reduced first.
+    """
+    reduction = max(_SHARE_UM_PER_PX / um_per_px, 1.0)
+    height, width = (max(1, round(size / reduction)) for size in image.shape[:2])
+    small = reduce_by_area(image, width, height)
+    coloured = tissue_mask(small, TissueSettings(leave_out_pen=False), um_per_px * reduction)
+    return float(coloured.mean())
+
+
+def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
+    """Colour of a slide's bare glass: the brightest of what is flat, where there is enough of it.
+
+    Parameters
+    ----------
+    image
+        uint8 [height, width, 3], a slide at low magnification.
+
+    Returns
+    -------
+    tuple of int or None
+        Red, green, blue; None where no glass can be told from tissue.
+
+    Examples
+    --------
+    >>> image = np.full((128, 128, 3), (240, 230, 205), np.uint8)
+    >>> image[32:96, 32:96] = (200, 90, 160)
+    >>> glass_colour(image)
+    (240, 230, 205)
+    """
+    from scipy import ndimage
+
+    if min(image.shape[:2]) < _MIN_SIDE_WITH_GLASS:
+        return None
+    spread = np.zeros(image.shape[:2], np.uint8)
+    for channel in np.moveaxis(image, 2, 0):
+        high = ndimage.maximum_filter(channel, _FLAT_WINDOW)
+        high -= ndimage.minimum_filter(channel, _FLAT_WINDOW)
+        np.maximum(spread, high, out=spread)
+    # White of one value is what fills a file where nothing was scanned.
+    filled = (spread == 0) & (_lowest(image) >= 250)
+    scanned = ~filled & (_highest(image) > 40)
+    flat = image[scanned & (spread <= _FLAT_RANGE)]
+    if not len(flat):
+        return None
+    brightness = flat.mean(axis=1)
+    bright = float(np.percentile(brightness, 95))
+    glass = np.median(flat[np.abs(brightness - bright) <= _BRIGHTER], axis=0)
+    n_scanned = np.count_nonzero(scanned)
+    share = np.count_nonzero(np.abs(flat - glass).max(axis=1) <= _FLAT_RANGE) / n_scanned
+    least = _LEAST_GLASS if filled.mean() < _LEAST_GLASS else _LEAST_GLASS_BESIDE_FILL
+    brighter = _in_bands(lambda band: band.mean(axis=2) > glass.mean() + _BRIGHTER, image)
+    if share < least or np.count_nonzero(brighter & scanned) > _MOST_BRIGHTER * n_scanned:
+        return None
+    red, green, blue = (int(value) for value in np.rint(glass))
+    return red, green, blue
+
+
+def _beside_glass(image: Pixels) -> Pixels:
+    """The image with its glass made neutral, where that is tinted; else the image itself."""
+    glass = glass_colour(image)
+    if glass is None:
+        return image
+    tint = 1 - min(glass) / max(glass)
+    if not _NEUTRAL_SATURATION < tint <= _MOST_TINTED:
+        return image
+    balanced = np.empty_like(image)
+    for channel, value in enumerate(glass):
+        table = np.arange(256) * (max(glass) / value)
+        balanced[..., channel] = np.minimum(np.rint(table), 255).astype(np.uint8)[
+            image[..., channel]
+        ]
+    return balanced
 
 
 def pen_mask(image: Pixels, um_per_px: float) -> NDArray[np.bool_]:
@@ -401,8 +505,9 @@ def _window_means(
 ) -> NDArray[np.float64]:
     """Mean of the mask and of each colour in square windows [n, 4].
 
-    Windows of one row of tiles are sums of the same pixel rows, so that no table of the whole image is
-    needed; sums of whole numbers are exact in any order.
+    Windows between the same two pixel rows are summed together, so that no table of the whole image is
+    needed; sums of whole numbers are exact in any order. Two rows of tiles may begin at one pixel row
+    and end at different ones: a half is rounded to the even number.
     """
     height, width = mask.shape
     left = np.clip(np.round(x).astype(np.int64), 0, width - 1)
@@ -411,9 +516,8 @@ def _window_means(
     bottom = np.clip(np.round(y + side).astype(np.int64), top + 1, height)
     means = np.empty((len(x), 4))
     sums = np.zeros((width + 1, 4), np.int64)
-    for first in np.unique(top):
-        row = np.flatnonzero(top == first)
-        last = bottom[row[0]]
+    for first, last in np.unique(np.stack([top, bottom], axis=1), axis=0):
+        row = np.flatnonzero((top == first) & (bottom == last))
         sums[1:, 0] = mask[first:last].sum(axis=0)
         sums[1:, 1:] = image[first:last].sum(axis=0)
         np.cumsum(sums[1:], axis=0, out=sums[1:])

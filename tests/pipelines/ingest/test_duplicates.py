@@ -211,8 +211,9 @@ def test_the_same_tissue_in_two_formats_is_warned_of_as_leakage(tmp_path):
     summary = summarise_design(table, {"cramers_v_warning": 0.5})[1]
     assert summary["duplicates"] == [["copy", "scan"]]
     assert (
-        "slides copy, scan of different patients show the same tissue in different files: leakage, the "
-        "same tissue would be its own neighbour; keep one of them"
+        "1 group(s) of slides of different patients, 2 slides, show the same tissue in different "
+        "files: leakage, the same tissue would be its own neighbour; keep one of each, see "
+        "'duplicates' in the design summary"
     ) in summary["warnings"]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.ingest.manifest import ManifestError, check_manifest
+from pathfm_kedro.pipelines.ingest.spelling import plain_name, plain_patient
 from tests.conftest import manifest, manifest_row
 
 
@@ -54,8 +59,127 @@ def test_an_empty_cell_costs_its_row_only(column):
     assert table.filter(pl.col("slide_id") == "a")["status"].item() == "listed"
 
 
-@pytest.mark.parametrize("mpp", ["0.25um", "-1", "0", "nan", "inf", "1e999"])
+@pytest.mark.parametrize("mpp", ["0.25um", "-1", "0", "-nanometre", "inf", "1e999"])
 def test_an_mpp_that_is_no_resolution_costs_its_row_only(mpp):
     table = check_manifest(manifest(manifest_row("a", mpp=mpp), manifest_row("b", mpp="0.5")))
     assert "is not a positive number" in table["reason"][0]
     assert table["status"].to_list() == ["unusable", "listed"]
+
+
+NAMES = ["center", "label", "organ", "scanner", "patient_id"]
+SPELLINGS = {
+    "case": ("North", "north"),
+    "sharp_s": ("Gie\u00dfen", "GIESSEN"),
+    "blank_inside": ("North East", "NorthEast"),
+    "blank_at_the_end": ("North", "North "),
+    "no_break_space": ("North East", "North\u00a0East"),
+    "zero_width_space": ("North", "Nor\u200bth"),
+    "byte_order_mark": ("North", "\ufeffNorth"),
+    "soft_hyphen": ("North", "Nor\u00adth"),
+    "variation_selector": ("North", "North\ufe0f"),
+    "nul": ("North", "North\0"),
+    "decomposed": ("K\u00f6ln", "Ko\u0308ln"),
+    "full_width": ("North", "\uff2eorth"),
+    "ligature": ("office", "o\ufb03ce"),
+    "dash": ("North-1", "North\u20131"),
+}
+
+
+@pytest.mark.parametrize("case", SPELLINGS)
+@pytest.mark.parametrize("column", NAMES)
+def test_a_name_in_two_spellings_is_refused_with_both_and_their_rows(column, case):
+    first, second = SPELLINGS[case]
+    rows = [
+        manifest_row(name, **{column: text})
+        for name, text in zip("abc", (first, second, first), strict=True)
+    ]
+    with pytest.raises(ManifestError) as error:
+        check_manifest(manifest(*rows))
+    told = str(error.value)
+    assert told.startswith(f"column '{column}': ")
+    assert "(rows 2, 4)" in told
+    assert "(row 3)" in told
+    assert "write one spelling in all these rows" in told
+    assert len({part.split("'")[1] for part in told.split(": ", 1)[1].split(" and ")[:2]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("007", "7"), ("P01", "p1"), ("P-007", "P 7"), ("7.0", "7"), ("MRN 12", "MRN-12")],
+)
+def test_a_patient_whose_id_a_program_changed_is_refused(first, second):
+    rows = [manifest_row("a", patient_id=first), manifest_row("b", patient_id=second)]
+    with pytest.raises(ManifestError, match="would be two patients, and one patient's slides"):
+        check_manifest(manifest(*rows))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("P1", "P10"), ("a01b1", "a1b01"), ("1-11", "11-1"), ("2.05", "2.5"), ("0", "00a"),
+        ("10", "100"), ("TCGA-01", "TCGA-10"),
+    ],
+)  # fmt: skip
+def test_patients_whose_ids_differ_in_more_are_two(first, second):
+    rows = [manifest_row("a", patient_id=first), manifest_row("b", patient_id=second)]
+    assert check_manifest(manifest(*rows))["status"].to_list() == ["listed"] * 2
+
+
+def test_labels_of_numbers_keep_their_zeros():
+    rows = [manifest_row("a", label="01", center="1"), manifest_row("b", label="1", center="01")]
+    assert check_manifest(manifest(*rows))["label"].to_list() == ["01", "1"]
+
+
+def test_many_names_in_two_spellings_are_counted():
+    rows = [manifest_row(f"{i}{j}", center="cC"[j] * (i + 1)) for i in range(9) for j in (0, 1)]
+    with pytest.raises(ManifestError, match="; and 4 more differ in"):
+        check_manifest(manifest(*rows))
+
+
+@given(st.text(max_size=12))
+def test_a_plain_name_is_that_of_all_its_spellings(text):
+    plain = plain_name(text)
+    assert plain == plain_name(plain)
+    assert plain == plain_name(f" {text}\u200b")
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert plain == plain_name(unicodedata.normalize(form, text))
+    assert plain_patient(text) == plain_patient(plain)
+
+
+NOTHING = [
+    "NA", "N/A", "n.a.", "None", "NaN", "null", "NULL", "#N/A", "#N/A N/A", "-", "--", "\u2014",
+    "\u2212", "?", "???", ".", "_", "/", "*", "<NA>", "NaT", "nil", "\\N", "#NV", "#REF!", "(null)",
+    "unknown", "Missing", "N / A", "\u200b", "not available", "-nan", "1.#QNAN", "k.A.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["path", "patient_id", "center", "label"])
+@pytest.mark.parametrize("word", NOTHING)
+def test_a_word_for_nothing_costs_its_row_and_makes_no_class(word, column):
+    table = check_manifest(manifest(manifest_row("a"), manifest_row("b") | {column: word}))
+    good, bad = table.to_dicts()
+    assert (good["status"], bad["status"]) == ("listed", "unusable")
+    assert bad["reason"].startswith(f"row 3: '{column}' is ")
+    assert "fill it in" in bad["reason"]
+
+
+@pytest.mark.parametrize("word", NOTHING)
+def test_a_word_for_nothing_is_no_organ_no_scanner_and_no_resolution(word):
+    row = check_manifest(manifest(manifest_row("a", organ=word, scanner=word, mpp=word)))
+    assert row.select("organ", "scanner", "mpp", "reason").row(0) == (
+        "unspecified", "unspecified", None, "",
+    )  # fmt: skip
+
+
+def test_a_slide_id_stands_for_itself_unless_nothing_of_it_is_seen():
+    named = check_manifest(manifest(manifest_row("missing"), manifest_row("NA")))
+    assert named["status"].to_list() == ["listed"] * 2
+    with pytest.raises(ManifestError, match="slide_id is empty in row 2"):
+        check_manifest(manifest(manifest_row("\u200b\u00a0")))
+
+
+@pytest.mark.parametrize(
+    "name", ["+", "++", "0", "no", "blank", "nano", "Nancy", "NAT1", "none found", "<5%"]
+)
+def test_a_name_that_only_looks_like_nothing_is_a_name(name):
+    assert check_manifest(manifest(manifest_row("a", label=name)))["status"].item() == "listed"

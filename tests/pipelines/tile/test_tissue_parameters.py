@@ -74,3 +74,48 @@ def test_a_slide_without_a_sharp_tile_says_so(cohort):
 def test_a_name_that_is_no_parameter_is_refused(cohort):
     with pytest.raises(ValueError, match=r"tile\.tissue has no parameter min_speck"):
         cut(cohort, min_speck=1)
+
+
+#: Stains that are as green, blue or red as ink.
+STAINS = {
+    "Giemsa": (85, 120, 205), "GMS": (110, 180, 150), "trichrome": (70, 100, 190),
+    "light green": (120, 190, 130), "nuclear fast red": (205, 20, 30),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stain", STAINS.values(), ids=STAINS)
+def test_a_stain_that_is_taken_for_pen_is_said_to_be_and_can_be_kept(tmp_path, pink_slide, stain):
+    pixels = pink_slide.copy()
+    pixels[256:768, 256:768] = stain
+    write_tiff(tmp_path / "a.tiff", pixels)
+    files = SlideFiles(tmp_path)
+    listed = check_manifest(manifest(manifest_row("a")))
+    cohort = describe_slides(listed, files, {"mpp_bounds": [0.05, 10]}, ENGINE), files
+    tiles, tiling, _ = cut(cohort)
+    assert not tiles
+    assert tiling["reason"].item().startswith("pen marks were left out, 100% of what is coloured")
+    assert "set tile.tissue.leave_out_pen to false" in tiling["reason"].item()
+    assert cut(cohort, leave_out_pen=False)[1]["reason"].item() == ""
+
+
+def test_pen_beside_too_little_tissue_is_not_blamed(tmp_path, pink_slide):
+    """Without the pen there is as little tissue as with it."""
+    pixels = pink_slide.copy()
+    pixels[256:768, 256:768] = 244
+    pixels[300:340, 300:340] = (205, 120, 175)
+    pixels[700:720, 300:800] = (40, 130, 70)
+    write_tiff(tmp_path / "a.tiff", pixels)
+    files = SlideFiles(tmp_path)
+    listed = check_manifest(manifest(manifest_row("a")))
+    tiling = cut((describe_slides(listed, files, {"mpp_bounds": [0.05, 10]}, ENGINE), files))[1]
+    assert tiling["reason"].item().startswith("no tile is tissue to 70%")
+
+
+def test_no_reason_of_a_tiling_names_the_patient_by_the_path(tmp_path, pink_slide):
+    path = write_tiff(tmp_path / "MRN17" / "a.tiff", pink_slide)
+    files = SlideFiles(tmp_path)
+    listed = check_manifest(manifest(manifest_row("a", path="MRN17/a.tiff", patient_id="MRN17")))
+    slides = describe_slides(listed, files, {"mpp_bounds": [0.05, 10]}, ENGINE)
+    path.unlink()
+    reason = cut_tiles(slides, files, PARAMETERS, ENGINE)[1]["reason"].item()
+    assert reason.startswith("no file at '<patient_id>/a.tiff'")

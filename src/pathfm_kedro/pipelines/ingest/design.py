@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,16 @@ import numpy as np
 import polars as pl
 
 from pathfm_kedro.pipelines.ingest.duplicates import DuplicateGroup, find_duplicates
+from pathfm_kedro.pipelines.ingest.manifest import OPTIONAL_COLUMNS
 from pathfm_kedro.statistics.association import cramers_v
 
-#: Slides, patients or groups named in a warning before the rest is counted.
+#: Kinds named in a warning before the rest is counted.
 _NAMED = 5
+#: What a patient should have one of, and what to do where there are several.
+_ONE_PER_PATIENT = {
+    "center": "if two people share an id, tell them apart",
+    "label": "if that is not meant, correct the label or the id",
+}
 _SAME = {
     "path": "are the same file, listed more than once",
     "file": "are the same file",
@@ -38,8 +45,10 @@ def summarise_design(
         organ, label, center, n_patients, n_slides; one row per class and center, zeros included.
     summary
         ``cramers_v`` (over patients; null where it is undefined), ``n_patients``, ``n_slides``,
-        ``n_unusable``, ``duplicates`` (slide ids of every group that shows the same tissue) and
-        ``warnings``.
+        ``n_unusable``, ``tissue_share`` (median over the slides of each center), ``warnings`` and, for
+        who may see ids, ``duplicates`` (slide ids of every group that shows the same tissue) and
+        ``patients_of_several`` (centers and labels of every patient that has more than one).
+        The warnings stand in the report, so they count patients and slides and name none.
     """
     usable = slides.filter(pl.col("status") == "usable")
     design = _design_table(usable)
@@ -52,14 +61,23 @@ def summarise_design(
     )
     association = cramers_v(counts) if counts.size else None
     duplicates = find_duplicates(usable)
+    several = {column: _patients_of_several(usable, column) for column in _ONE_PER_PATIENT}
     limit = float(parameters["cramers_v_warning"])
     summary = {
         "cramers_v": association,
         "n_patients": usable["patient_id"].n_unique(),
         "n_slides": usable.height,
         "n_unusable": slides.height - usable.height,
+        "tissue_share": _tissue_by_center(usable),
         "duplicates": [list(group.slide_ids) for group in duplicates],
-        "warnings": _warnings(usable, association, limit) + _same_tissue(duplicates),
+        "patients_of_several": several,
+        "warnings": [
+            *_warnings(usable, association, limit),
+            *_split_patients(several),
+            *_mixed_organs(usable),
+            *_slide_warnings(usable),
+            *_same_tissue(duplicates),
+        ],
     }
     return design, summary
 
@@ -103,59 +121,87 @@ def _warnings(usable: pl.DataFrame, association: float | None, limit: float) -> 
             f"{len(single)} label(s) with one patient cannot be retrieved from other patients: "
             f"{', '.join(single[:8])}{' …' if len(single) > 8 else ''}"
         )
-    return warnings + _split_patients(usable) + _slide_warnings(usable)
+    return warnings
 
 
-def _split_patients(usable: pl.DataFrame) -> list[str]:
+def _patients_of_several(usable: pl.DataFrame, column: str) -> dict[str, list[str]]:
+    """Patients with slides of more than one center or label, and which."""
+    several = (
+        usable.group_by("patient_id")
+        .agg(pl.col(column).unique().sort())
+        .filter(pl.col(column).list.len() > 1)
+        .sort("patient_id")
+    )
+    return {str(patient): list(values) for patient, values in several.iter_rows()}
+
+
+def _split_patients(several: Mapping[str, Mapping[str, list[str]]]) -> list[str]:
     """Patients that are not of one center or one label, as a slip in the manifest would make them."""
     told = []
-    for column, means in (
-        ("center", "if two people share an id, tell them apart"),
-        ("label", "if that is not meant, correct the label or the id"),
-    ):
-        several = (
-            usable.group_by("patient_id")
-            .agg(pl.col(column).unique().sort())
-            .filter(pl.col(column).list.len() > 1)
-            .sort("patient_id")
+    for column, patients in several.items():
+        if not patients:
+            continue
+        kinds = Counter(", ".join(values) for values in patients.values()).most_common()
+        shown = "; ".join(f"{count} of {values}" for values, count in kinds[:_NAMED])
+        more = f"; and {len(kinds) - _NAMED} other sets" if len(kinds) > _NAMED else ""
+        told.append(
+            f"{len(patients)} patient(s) have slides of more than one {column} ({shown}{more}): see "
+            f"'patients_of_several' in the design summary; {_ONE_PER_PATIENT[column]}"
         )
-        if several.height:
-            named = [
-                f"{patient} ({', '.join(values)})"
-                for patient, values in several.head(_NAMED).iter_rows()
-            ]
-            told.append(
-                f"{several.height} patient(s) have slides of more than one {column}: "
-                f"{_listed(named, several.height)}; {means}"
-            )
     return told
+
+
+def _mixed_organs(usable: pl.DataFrame) -> list[str]:
+    """Slides without an organ beside slides that have one: they would make a stratum of their own."""
+    without = usable.filter(pl.col("organ") == OPTIONAL_COLUMNS["organ"]).height
+    if without in (0, usable.height):
+        return []
+    return [
+        f"{without} of {usable.height} slides have no organ and count as one organ of their own: fill "
+        "'organ' in, or leave it out for all"
+    ]
+
+
+def _tissue_by_center(usable: pl.DataFrame) -> dict[str, float]:
+    """Median share of tissue; centers that differ much in it were scanned or tinted differently."""
+    # Tables that were made before this column came have no shares.
+    if "tissue_share" not in usable.columns:
+        return {}
+    medians = (
+        usable.group_by("center")
+        .agg(pl.col("tissue_share").median())
+        .drop_nulls("tissue_share")
+        .sort("center")
+    )
+    return {str(center): round(float(share), 4) for center, share in medians.iter_rows()}
 
 
 def _slide_warnings(usable: pl.DataFrame) -> list[str]:
-    warned = usable.filter(pl.col("warning") != "").sort("slide_id")
-    named = warned.select(pl.format("slide {}: {}", "slide_id", "warning")).to_series()
-    told = named.head(_NAMED).to_list()
-    if warned.height > _NAMED:
-        told.append(
-            f"{warned.height - _NAMED} more slides have a warning of their own: see 'warning' in the "
-            "slides table"
-        )
-    return told
+    """Each warning of single slides with the number of slides that have it, by center."""
+    warned = usable.filter(pl.col("warning") != "")
+    counts = warned.group_by("warning").agg(pl.len().alias("n"), pl.col("center"))
+    told = []
+    for warning, n, centers in counts.sort("n", "warning", descending=[True, False]).iter_rows():
+        at = ", ".join(f"{center} {count}" for center, count in sorted(Counter(centers).items()))
+        told.append(f"{n} slide(s) ({at}): {warning}")
+    more = len(told) - _NAMED
+    return told[:_NAMED] + (
+        [f"{more} more warnings of single slides: see 'warning' in the slides table"]
+        if more > 0
+        else []
+    )
 
 
 def _same_tissue(duplicates: list[DuplicateGroup]) -> list[str]:
     """The same tissue under several ids; worst where a query could find itself in another patient."""
-    told = [
-        f"slides {_listed(list(group.slide_ids[:_NAMED]), len(group.slide_ids))} of {_whose(group)} "
-        f"{_SAME[group.evidence]}: {_harm(group)}; keep one of them"
-        for group in sorted(duplicates, key=lambda group: not _leaks(group))
+    kinds: dict[tuple[str, str, str], list[DuplicateGroup]] = {}
+    for group in sorted(duplicates, key=lambda group: not _leaks(group)):
+        kinds.setdefault((_whose(group), group.evidence, _harm(group)), []).append(group)
+    return [
+        f"{len(groups)} group(s) of slides of {whose}, {sum(len(g.slide_ids) for g in groups)} slides, "
+        f"{_SAME[evidence]}: {harm}; keep one of each, see 'duplicates' in the design summary"
+        for (whose, evidence, harm), groups in kinds.items()
     ]
-    more = len(told) - 2 * _NAMED
-    return told[: 2 * _NAMED] + (
-        [f"{more} more groups of slides that show the same tissue: see 'duplicates' beside this"]
-        if more > 0
-        else []
-    )
 
 
 def _leaks(group: DuplicateGroup) -> bool:
@@ -172,7 +218,3 @@ def _whose(group: DuplicateGroup) -> str:
     if group.n_patients > 1:
         return "different patients"
     return "one patient at different centers" if group.n_centers > 1 else "one patient"
-
-
-def _listed(named: list[str], total: int) -> str:
-    return ", ".join(named) + (f" and {total - len(named)} more" if total > len(named) else "")

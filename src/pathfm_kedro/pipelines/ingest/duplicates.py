@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.slides.readers import Pixels, SlideReader
-from pathfm_kedro.slides.tissue import read_overview
+from pathfm_kedro.slides.tissue import Overview, read_overview
 
 #: Longest side of the picture that a digest is made from: 32 px per cell of the grid, so that a cell's
 #: mean hardly depends on compression or on the level that was read.
@@ -64,10 +64,15 @@ class DuplicateGroup:
 
 def digest_of_slide(reader: SlideReader) -> str | None:
     """Digest of what an open slide shows, from its smallest sufficient pyramid level."""
+    return tissue_digest(read_thumbnail(reader).image)
+
+
+def read_thumbnail(reader: SlideReader) -> Overview:
+    """The whole slide at the size that a digest is made from."""
     description = reader.description
     reduction = max(description.width, description.height) / THUMBNAIL_SIDE
     # With one micrometre per px the wanted resolution is the reduction itself.
-    return tissue_digest(read_overview(reader, 1.0, reduction).image)
+    return read_overview(reader, 1.0, reduction)
 
 
 def tissue_digest(image: Pixels) -> str | None:

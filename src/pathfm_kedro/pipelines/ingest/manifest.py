@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import polars as pl
+
+from pathfm_kedro.pipelines.ingest.spelling import (
+    Spellings,
+    listed_rows,
+    plain_name,
+    several_spellings,
+    stands_for_nothing,
+    visible,
+)
 
 #: Columns that every manifest has.
 REQUIRED_COLUMNS = ("slide_id", "path", "patient_id", "center", "label")
@@ -12,15 +22,21 @@ REQUIRED_COLUMNS = ("slide_id", "path", "patient_id", "center", "label")
 OPTIONAL_COLUMNS = {"organ": "unspecified", "scanner": "unspecified"}
 #: Columns that ingest writes; a manifest's own column of that name is kept under ``manifest_<name>``.
 RESERVED_COLUMNS = (
-    "vendor", "width", "height", "levels", "fingerprint", "tissue_digest", "status", "reason",
-    "warning",
+    "vendor", "width", "height", "levels", "fingerprint", "tissue_digest", "tissue_share",
+    "status", "reason", "warning",
 )  # fmt: skip
 #: Columns whose name, misspelt, would leave a setting out without a word.
 _KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "mpp")
+#: Columns of names that are compared, and what a name in two spellings would become.
+_NAMES = {
+    "center": "two centers", "label": "two classes", "organ": "two organs",
+    "scanner": "two scanners",
+    "patient_id": "two patients, and one patient's slides would be compared with each other",
+}  # fmt: skip
 #: Names of working columns. Names are read without blanks at their ends, so no manifest has these.
-_ROW, _MPP_TEXT = " row", " mpp"
-#: Rows named in a message before the rest is counted.
-_NAMED_ROWS = 5
+_ROW, _MPP_TEXT, _ALIKE = " row", " mpp", " alike"
+#: Names told in a message before the rest is counted.
+_NAMED = 5
 
 
 class ManifestError(ValueError):
@@ -45,8 +61,8 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     Raises
     ------
     ManifestError
-        If a column is missing or misspelt, there are no rows, or a slide_id is empty or not the only
-        one of its kind.
+        If a column is missing or misspelt, there are no rows, a slide_id is empty or not the only
+        one of its kind, or a center, label, organ, scanner or patient_id is spelt in several ways.
 
     Examples
     --------
@@ -64,15 +80,14 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
         raise ManifestError("the manifest has no rows: list one slide per row")
     _refuse_empty_ids(numbered)
     _refuse_duplicates(numbered)
+    _refuse_several_spellings(numbered)
     for name, default in OPTIONAL_COLUMNS.items():
         given = pl.col(name) if name in numbered.columns else pl.lit(None, pl.String)
         numbered = numbered.with_columns(
-            pl.when(given.is_null() | (given == ""))
-            .then(pl.lit(default))
-            .otherwise(given)
-            .alias(name)
+            pl.when(_is_nothing(given)).then(pl.lit(default)).otherwise(given).alias(name)
         )
     text = pl.col("mpp") if "mpp" in numbered.columns else pl.lit(None, pl.String)
+    text = pl.when(~_is_nothing(text)).then(text)
     numbered = numbered.with_columns(
         text.alias(_MPP_TEXT), text.cast(pl.Float64, strict=False).alias("mpp")
     )
@@ -142,29 +157,79 @@ def _without_reserved(manifest: pl.DataFrame) -> pl.DataFrame:
 
 
 def _refuse_empty_ids(numbered: pl.DataFrame) -> None:
-    rows = numbered.filter(pl.col("slide_id").fill_null("") == "")[_ROW].to_list()
+    # An id stands for itself, so one that is called NA or missing does no harm.
+    seen = pl.col("slide_id").fill_null("").map_elements(plain_name, return_dtype=pl.String)
+    rows = numbered.filter(seen == "")[_ROW].to_list()
     if rows:
-        raise ManifestError(f"slide_id is empty in row {_listed(rows)}: give every slide its own")
+        raise ManifestError(
+            f"slide_id is empty in row {listed_rows(rows)}: give every slide its own"
+        )
 
 
 def _refuse_duplicates(numbered: pl.DataFrame) -> None:
-    """Ids that are equal, or would be one file name on disks that do not tell case apart."""
-    alike = pl.col("slide_id").str.to_lowercase()
-    twice = numbered.filter(alike.is_duplicated()).sort(alike, _ROW)
+    """Ids that are equal, or would be one file name on disks that do not tell case or form apart."""
+    alike = pl.col(_ALIKE)
+    twice = (
+        numbered.with_columns(
+            pl.col("slide_id").map_elements(_file_name, return_dtype=pl.String).alias(_ALIKE)
+        )
+        .filter(alike.is_duplicated())
+        .sort(alike, _ROW)
+    )
     if twice.is_empty():
         return
     first = twice["slide_id"][0]
-    same = twice.filter(alike == first.lower())
-    rows = _listed(same[_ROW].to_list())
+    same = twice.filter(alike == _file_name(first))
+    rows = listed_rows(same[_ROW].to_list())
     if same["slide_id"].n_unique() > 1:
+        spelt = ", ".join(visible(text) for text in same["slide_id"].unique(maintain_order=True))
         raise ManifestError(
-            f"the slide_ids {', '.join(same['slide_id'].unique(maintain_order=True))} in rows {rows} "
-            "differ in case only, and some disks take them for one: every slide needs an id of its own"
+            f"the slide_ids {spelt} in rows {rows} differ in case only, or in Unicode form, and some "
+            "disks take them for one: every slide needs an id of its own"
         )
     raise ManifestError(
         f"slide_id '{first}' is in rows {rows}; {twice['slide_id'].n_unique()} ids are given more than "
         "once: every slide needs an id of its own"
     )
+
+
+def _file_name(slide_id: str) -> str:
+    """An id as a disk compares names that does not tell case and Unicode form apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", slide_id).casefold())
+
+
+def _refuse_several_spellings(numbered: pl.DataFrame) -> None:
+    """A name in two spellings would count as two centers, classes or patients without a word."""
+    for column, becomes in _NAMES.items():
+        if column not in numbered.columns:
+            continue
+        filled = numbered.filter(~_is_nothing(pl.col(column))).select(_ROW, column)
+        several = several_spellings(filled.iter_rows(), patients=column == "patient_id")
+        if several:
+            raise ManifestError(_told(column, becomes, several))
+
+
+def _told(column: str, becomes: str, several: Sequence[Spellings]) -> str:
+    names = [
+        " and ".join(
+            f"'{visible(text)}' ({'row' if len(rows) == 1 else 'rows'} {listed_rows(rows)})"
+            for text, rows in one.rows.items()
+        )
+        for one in several[:_NAMED]
+    ]
+    more = f"; and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
+    differ = "case, blanks, dashes, invisible characters or Unicode form"
+    if column == "patient_id":
+        differ = "case, blanks, dashes, zeros before a number, invisible characters or Unicode form"
+    return (
+        f"column '{column}': {'; '.join(names)}{more} differ in {differ} only and would be {becomes}: "
+        "write one spelling in all these rows; where two are meant, give them names that differ in more"
+    )
+
+
+def _is_nothing(cell: pl.Expr) -> pl.Expr:
+    """Whether a cell is empty or holds a word for nothing, see :func:`stands_for_nothing`."""
+    return cell.fill_null("").map_elements(stands_for_nothing, return_dtype=pl.Boolean)
 
 
 def _is_bad_mpp() -> pl.Expr:
@@ -190,15 +255,15 @@ def _row_reason() -> pl.Expr:
         )
     ).otherwise(pl.lit(""))  # fmt: skip
     for name in reversed(REQUIRED_COLUMNS):
-        empty = pl.col(name).fill_null("") == ""
-        reason = (
-            pl.when(empty)
-            .then(pl.concat_str(where, pl.lit(f"'{name}' is empty: fill it in")))
-            .otherwise(reason)
-        )
+        cell = pl.col(name).fill_null("")
+        empty = pl.concat_str(where, pl.lit(f"'{name}' is empty: fill it in"))
+        word = pl.concat_str(
+            where, pl.lit(f"'{name}' is '"), cell,
+            pl.lit(
+                "', which stands for an empty cell: fill it in, or spell out what is meant where it is "
+                "a name"
+            ),
+        )  # fmt: skip
+        is_word = pl.lit(False) if name == "slide_id" else _is_nothing(cell)
+        reason = pl.when(cell == "").then(empty).when(is_word).then(word).otherwise(reason)
     return reason
-
-
-def _listed(rows: list[int]) -> str:
-    named = ", ".join(str(row) for row in rows[:_NAMED_ROWS])
-    return named if len(rows) <= _NAMED_ROWS else f"{named} and {len(rows) - _NAMED_ROWS} more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
-from pathfm_kedro.slides.files import SlideError, SlideFiles
+from pathfm_kedro.slides.files import SlideError, SlideFiles, without_patient
 from pathfm_kedro.slides.mosaic import choose_mosaic, colour_clusters
 from pathfm_kedro.slides.readers import SlideReader, read_field
 from pathfm_kedro.slides.tissue import (
@@ -93,19 +94,22 @@ def cut_tiles(
             rows,
             settings,
             "finding tissue",
-            lambda found: Note(found[0].height, reason=_why_no_tile(found, parameters)),
+            lambda found: Note(found.table.height, reason=_why_no_tile(found, parameters)),
         )
     tables, tiling = [], []
     for outcome in outcomes:
         slide_id = outcome.item["slide_id"]
         if outcome.reason is not None:
             reason = outcome.reason.removeprefix(f"{SlideError.__name__}: ")
-            tiling.append(_tiling_row(slide_id, None, 0.0, reason.removeprefix("ValueError: ")))
+            reason = reason.removeprefix("ValueError: ")
+            reason = without_patient(reason, outcome.item["path"], outcome.item["patient_id"])
+            tiling.append(_tiling_row(slide_id, None, 0.0, reason))
             continue
-        table, area, _ = outcome.result
-        tables.append(table)
-        reason = _why_no_tile(outcome.result, parameters)
-        tiling.append(_tiling_row(slide_id, table, area, reason))
+        found = outcome.result
+        tables.append(found.table)
+        tiling.append(
+            _tiling_row(slide_id, found.table, found.tissue_mm2, _why_no_tile(found, parameters))
+        )
     reasons = {row["slide_id"]: row["reason"] for row in tiling if row["reason"]}
     refuse_too_many_failed(reasons, len(rows), settings)
     empty = pl.DataFrame(schema=TILES_SCHEMA)
@@ -151,10 +155,32 @@ def _refuse_bad_parameters(parameters: Mapping[str, Any]) -> None:
     TissueSettings.from_parameters(parameters.get("tissue", {}))
 
 
-def _tile_slide(
-    row: Mapping[str, Any], files: SlideFiles, parameters: Mapping[str, Any]
-) -> tuple[pl.DataFrame, float, float]:
-    """The slide's tiles, its tissue in mm², and the largest tissue fraction of any tile."""
+@dataclass(frozen=True)
+class _Found:
+    """What a slide gave.
+
+    Attributes
+    ----------
+    table
+        Its tiles.
+    tissue_mm2
+        Area of its tissue.
+    most
+        Largest tissue fraction of any tile.
+    pen_share
+        Of what is coloured, the share that was left out as pen; looked at where there is no tile.
+    most_with_pen
+        Largest tissue fraction of any tile, had no pen been left out.
+    """
+
+    table: pl.DataFrame
+    tissue_mm2: float
+    most: float
+    pen_share: float = 0.0
+    most_with_pen: float = 0.0
+
+
+def _tile_slide(row: Mapping[str, Any], files: SlideFiles, parameters: Mapping[str, Any]) -> _Found:
     pixels, mpp = int(parameters["pixels"]), float(parameters["mpp"])
     field_um = pixels * mpp
     side = field_um / row["mpp"]
@@ -170,16 +196,17 @@ def _tile_slide(
             "tile.mpp for this cohort"
         )
     tissue = TissueSettings.from_parameters(parameters.get("tissue", {}))
+    # A slide that lacks part of a px for one tile has that tile.
+    fitting = min(side, row["width"], row["height"])
     with files.open(row["path"]) as reader:
         overview = read_overview(reader, row["mpp"], float(parameters["overview_mpp"]))
-        mask = tissue_mask(overview.image, tissue, overview.scale * row["mpp"])
-        # A slide that lacks part of a px for one tile has that tile.
-        fitting = min(side, row["width"], row["height"])
+        um_per_px = overview.scale * row["mpp"]
+        mask = tissue_mask(overview.image, tissue, um_per_px)
         grid = tile_grid(overview, mask, row["width"], row["height"], fitting)
         most = float(grid.tissue_fraction.max())
         grid = grid.where(grid.tissue_fraction >= float(parameters["min_tissue_fraction"]))
         grid = _in_focus(grid, reader, pixels, tissue.min_sharpness)
-    area_mm2 = float(mask.sum()) * (overview.scale * row["mpp"] / 1000) ** 2
+    area_mm2 = float(mask.sum()) * (um_per_px / 1000) ** 2
     grid = _capped(grid, parameters["max_tiles_per_slide"], row["slide_id"], parameters["seed"])
     clusters, chosen = _mosaic(grid, parameters)
     ids = [f"{row['slide_id']}@{x}_{y}" for x, y in zip(grid.x, grid.y, strict=True)]
@@ -197,24 +224,40 @@ def _tile_slide(
         },
         schema=TILES_SCHEMA,
     )
-    return table, area_mm2, most
+    found = _Found(table, area_mm2, most)
+    if table.height or not tissue.leave_out_pen:
+        return found
+    with_pen = tissue_mask(overview.image, replace(tissue, leave_out_pen=False), um_per_px)
+    coloured = int(with_pen.sum())
+    shares = tile_grid(overview, with_pen, row["width"], row["height"], fitting).tissue_fraction
+    return replace(
+        found,
+        pen_share=1 - int((mask & with_pen).sum()) / coloured if coloured else 0.0,
+        most_with_pen=float(shares.max()),
+    )
 
 
-def _why_no_tile(found: tuple[pl.DataFrame, float, float], parameters: Mapping[str, Any]) -> str:
+def _why_no_tile(found: _Found, parameters: Mapping[str, Any]) -> str:
     """Why a slide gives no tile, from what :func:`_tile_slide` found; empty where it gives some."""
-    table, area, most = found
-    if table.height:
+    if found.table.height:
         return ""
+    area, most, least = found.tissue_mm2, found.most, float(parameters["min_tissue_fraction"])
+    if found.pen_share > 0 and most < least <= found.most_with_pen:
+        return (
+            f"pen marks were left out, {found.pen_share:.0%} of what is coloured on this slide, and no "
+            f"tile is tissue to {least:.0%} without them: if that colour is a stain (green, or strong "
+            "blue or red), set tile.tissue.leave_out_pen to false for this cohort"
+        )
     if area == 0:
         return "no tissue was found on this slide"
-    if most >= float(parameters["min_tissue_fraction"]):
+    if most >= least:
         return (
             f"every tile is less sharp than {parameters['tissue']['min_sharpness']:g}: scan the slide "
             "again, or lower tile.tissue.min_sharpness for this cohort"
         )
     return (
-        f"no tile is tissue to {float(parameters['min_tissue_fraction']):.0%}, the most is "
-        f"{most:.0%}: lower tile.min_tissue_fraction for this cohort"
+        f"no tile is tissue to {least:.0%}, the most is {most:.0%}: lower tile.min_tissue_fraction for "
+        "this cohort"
     )
 
 

@@ -1,0 +1,152 @@
+"""Names that differ in spelling only, and words that programs write where there is nothing."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+#: What programs and people write for a value that is not there, without case and blanks: R, pandas,
+#: Polars, spreadsheets (English, German, French, Spanish), SQL, MATLAB, and laboratory systems.
+_NOTHING = frozenset(
+    {
+        "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "<na>", "(na)", "[na]", "nat",
+        "nan", "-nan", "+nan", "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "<none>",
+        "(none)", "nonetype", "null", "<null>", "(null)", "[null]", "#null", "#null!", "nil", "\\n",
+        "#value!", "#ref!", "#name?", "#num!", "#div/0!", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a",
+        "n/d", "n.d.", "missing", "(missing)", "<missing>", "unknown", "(unknown)", "<unknown>", "unk",
+        "undefined", "undef", "(empty)", "(blank)", "tbd", "notavailable",
+        "notapplicable", "notspecified", "notknown", "notgiven",
+    }
+)  # fmt: skip
+#: Letters and marks that are drawn as nothing, beside those of Unicode's category Cf.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+#: Zeros before a whole number that stands alone or behind letters: 007, P007, MRN-007. Those of a
+#: pseudonym such as a01b2, and those behind a decimal point, are part of it.
+_LEADING_ZEROS = re.compile(r"(?<![^\W_])(?<!\d\.)([^\W\d_]*)0+(?=\d+(?![^\W_]))")
+#: A separator between letters and the number behind them: MRN-12 and MRN 12 are MRN12.
+_BEFORE_NUMBER = re.compile(r"(?<=[^\W\d_])[-_](?=\d)")
+#: A whole number as a program writes it that took a column of ids for numbers.
+_FLOAT = re.compile(r"(\d+)\.0+")
+
+
+def plain_name(text: str) -> str:
+    """A name without what does not tell names apart: case, blanks, invisible characters, Unicode form.
+
+    Dashes of any length count as hyphens, since word processors write one for the other.
+
+    Examples
+    --------
+    >>> plain_name("No\u00a0rth\u200b\u20131"), plain_name("NORTH-1")
+    ('north-1', 'north-1')
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    seen = (
+        "-" if unicodedata.category(letter) == "Pd" or letter == "\u2212" else letter
+        for letter in _INVISIBLE.sub("", folded)
+        if not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf")
+    )
+    # Another form can arise where a blank stood between two letters.
+    return unicodedata.normalize("NFKC", "".join(seen))
+
+
+def plain_patient(text: str) -> str:
+    """A patient's id without what programs change in it: like a name, and zeros before a number.
+
+    Examples
+    --------
+    >>> plain_patient("P-007"), plain_patient("p 7"), plain_patient("7.0"), plain_patient("a01b2")
+    ('p7', 'p7', '7', 'a01b2')
+    """
+    name = _BEFORE_NUMBER.sub("", plain_name(text))
+    number = _FLOAT.fullmatch(name)
+    return _LEADING_ZEROS.sub(r"\1", number[1] if number else name)
+
+
+def stands_for_nothing(text: str) -> bool:
+    """Whether a cell is empty or holds what is written where there is nothing.
+
+    Examples
+    --------
+    >>> [stands_for_nothing(text) for text in ("N/A", " none", "\u2014", "?", "+", "nano", "North")]
+    [True, True, True, True, False, False, False]
+    """
+    name = plain_name(text)
+    return name in _NOTHING or all(unicodedata.category(letter)[0] == "P" for letter in name)
+
+
+@dataclass(frozen=True)
+class Spellings:
+    """One name in several spellings.
+
+    Attributes
+    ----------
+    rows
+        Where each spelling stands, in the order of their first rows.
+    """
+
+    rows: dict[str, tuple[int, ...]]
+
+
+def several_spellings(cells: Iterable[tuple[int, str]], patients: bool) -> list[Spellings]:
+    """Names that are spelt in more than one way.
+
+    Parameters
+    ----------
+    cells
+        Row and text of each cell that is filled.
+    patients
+        Whether the names are ids of patients, see :func:`plain_patient`.
+
+    Returns
+    -------
+    list of Spellings
+        In the order of their first rows.
+
+    Examples
+    --------
+    >>> several_spellings([(2, "North"), (3, "South"), (4, "north")], patients=False)
+    [Spellings(rows={'North': (2,), 'north': (4,)})]
+    """
+    plain = plain_patient if patients else plain_name
+    found: dict[str, dict[str, list[int]]] = {}
+    for row, text in cells:
+        found.setdefault(plain(text), {}).setdefault(text, []).append(row)
+    return [
+        Spellings({text: tuple(rows) for text, rows in spelt.items()})
+        for spelt in found.values()
+        if len(spelt) > 1
+    ]
+
+
+def visible(text: str) -> str:
+    r"""A text in which what cannot be seen is written out, so that two spellings can be told apart.
+
+    Examples
+    --------
+    >>> print(visible("Nor\u200bth"), visible("Ko\u0308ln"), visible("Köln"))
+    Nor\u200bth Ko\u0308ln Köln
+    """
+
+    def is_seen(letter: str) -> bool:
+        drawn = unicodedata.category(letter)[0] in "LNPS" and not _INVISIBLE.match(letter)
+        return drawn or letter == " "
+
+    return "".join(
+        letter if is_seen(letter) else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
+def listed_rows(rows: Sequence[int], named: int = 5) -> str:
+    """Rows as a person reads them, the first few by their number.
+
+    Examples
+    --------
+    >>> listed_rows([2, 3, 4], named=2)
+    '2, 3 and 1 more'
+    """
+    shown = ", ".join(str(row) for row in rows[:named])
+    return shown if len(rows) <= named else f"{shown} and {len(rows) - named} more"
