@@ -237,6 +237,10 @@ DESIGNS = {
         [manifest_row("a", organ="lung"), manifest_row("b", organ="NA")],
         "1 of 2 slides have no organ and count as one organ of their own",
     ),
+    "label_unknown": (
+        [manifest_row("a", label="Unknown"), manifest_row("b")],
+        "1 slide(s) have the label 'Unknown', which counts as one name: leave the cell empty",
+    ),
     "one_label": (
         [manifest_row("a"), manifest_row("b", center="B")],
         "one label only: retrieval and probes have nothing to tell apart",

@@ -11,6 +11,7 @@ import polars as pl
 
 from pathfm_kedro.pipelines.ingest.duplicates import DuplicateGroup, find_duplicates
 from pathfm_kedro.pipelines.ingest.manifest import OPTIONAL_COLUMNS
+from pathfm_kedro.pipelines.ingest.spelling import stands_for_unknown
 from pathfm_kedro.statistics.association import cramers_v
 
 #: Kinds named in a warning before the rest is counted.
@@ -75,6 +76,7 @@ def summarise_design(
             *_warnings(usable, association, limit),
             *_split_patients(several),
             *_mixed_organs(usable),
+            *_unknown_names(usable),
             *_slide_warnings(usable),
             *_same_tissue(duplicates),
         ],
@@ -160,6 +162,19 @@ def _mixed_organs(usable: pl.DataFrame) -> list[str]:
         f"{without} of {usable.height} slides have no organ and count as one organ of their own: fill "
         "'organ' in, or leave it out for all"
     ]
+
+
+def _unknown_names(usable: pl.DataFrame) -> list[str]:
+    """Words such as unknown, which make one patient, center or class of many."""
+    told = []
+    for column in ("patient_id", "center", "label"):
+        for name, n in usable[column].value_counts().sort(column).iter_rows():
+            if stands_for_unknown(name):
+                told.append(
+                    f"{n} slide(s) have the {column} '{name}', which counts as one name: leave the "
+                    "cell empty where it is not known, and the slide is left out"
+                )
+    return told
 
 
 def _tissue_by_center(usable: pl.DataFrame) -> dict[str, float]:

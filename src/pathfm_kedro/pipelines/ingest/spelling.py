@@ -7,19 +7,22 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: What programs and people write for a value that is not there, without case and blanks: R, pandas,
-#: Polars, spreadsheets (English, German, French, Spanish), SQL, MATLAB, and laboratory systems.
+#: What programs write for a value that is not there, without case and blanks: R, pandas, Polars,
+#: spreadsheets (English, German, French, Spanish), SQL, MATLAB, and laboratory systems.
 _NOTHING = frozenset(
     {
         "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "<na>", "(na)", "[na]", "nat",
         "nan", "-nan", "+nan", "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "<none>",
         "(none)", "nonetype", "null", "<null>", "(null)", "[null]", "#null", "#null!", "nil", "\\n",
         "#value!", "#ref!", "#name?", "#num!", "#div/0!", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a",
-        "n/d", "n.d.", "missing", "(missing)", "<missing>", "unknown", "(unknown)", "<unknown>", "unk",
-        "undefined", "undef", "(empty)", "(blank)", "tbd", "notavailable",
-        "notapplicable", "notspecified", "notknown", "notgiven",
+        "n/d", "n.d.", "(missing)", "<missing>", "(unknown)", "<unknown>", "(empty)", "(blank)",
+        "notavailable", "notapplicable", "notspecified", "notgiven",
     }
 )  # fmt: skip
+#: What people write where they do not know: a name like any other to the program, and seldom one name.
+_UNKNOWN = frozenset(
+    {"unknown", "unk", "notknown", "missing", "undefined", "undef", "tbd", "unbekannt", "inconnu"}
+)
 #: Letters and marks that are drawn as nothing, beside those of Unicode's category Cf.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
@@ -76,6 +79,17 @@ def stands_for_nothing(text: str) -> bool:
     """
     name = plain_name(text)
     return name in _NOTHING or all(unicodedata.category(letter)[0] == "P" for letter in name)
+
+
+def stands_for_unknown(text: str) -> bool:
+    """Whether a name says that the name is not known.
+
+    Examples
+    --------
+    >>> [stands_for_unknown(text) for text in ("Unknown", "not known", "unknown primary")]
+    [True, True, False]
+    """
+    return plain_name(text) in _UNKNOWN
 
 
 @dataclass(frozen=True)
