@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.real_data, pytest.mark.journey, pytest.mark.slow]
 CONTROLS = {"stain_statistics", "random_projection"}
 #: Fewer angles, draws and permutations than an audit takes: the figures stay, the time goes.
 ROBUSTNESS = {
-    "robustness_index": {"bootstrap_draws": 500, "n_permutations": 50},
+    "robustness_index": {"draws": 500, "n_permutations": 50},
+    "robustness_margins": {"draws": 500, "n_permutations": 50},
     "tile_pool": {"max_tiles": 24},
     "rotation": {"angle_step": 45, "k": [5, 10], "draws": 500},
     "appearance": {"jitter": [0.1], "jpeg": [70], "blur": [1.0], "gamma": [0.8], "draws": 500},
@@ -216,7 +217,7 @@ def test_the_robustness_index_on_real_vectors_equals_brute_force(amibr, encoder)
         same_label = label[found] == label[:, None]
         same_center = center[found] == center[:, None]
         so, os = (same_label & ~same_center).sum(), (~same_label & same_center).sum()
-        rows = measured(amibr, "amibr", "robustness_index", "ri", design="all", role="curve", k=k)
+        rows = measured(amibr, "amibr", "robustness_index", "ri", design="all", k=k)
         assert rows[encoder]["value"] == pytest.approx(so / (so + os), abs=1e-9)
 
 

@@ -6,8 +6,10 @@ import itertools
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.statistics.balanced_designs import codes_of
 from pathfm_kedro.statistics.cross_validation import balanced_accuracy
 
 Floats = NDArray[np.float64]
@@ -60,6 +62,37 @@ def votes_at(classes: Ints, found: Ints, grid: Ints) -> Ints:
             counts[:, :n_classes].any(axis=1), (counts[:, :n_classes] - late).argmax(axis=1), -1
         )
     return votes
+
+
+def vote_accuracy(rows: pl.DataFrame, target: str, weights: Floats) -> Floats:
+    """Balanced accuracy of the neighbours' vote at one k, averaged over scopes.
+
+    Parameters
+    ----------
+    rows
+        Columns patient_id, scope, the target, n (queries) and n_correct_<target>.
+    target
+        ``label`` or ``center``.
+    weights
+        [draws, patients] how often each patient stands as query.
+
+    Returns
+    -------
+    ndarray
+        [draws]; NaN where no patient of any scope is resampled.
+    """
+    codes = [codes_of(rows[name]) for name in ("patient_id", "scope", target)]
+    shape = (weights.shape[1], *(int(code.max()) + 1 for code in codes[1:]))
+    cell = np.ravel_multi_index(codes, shape)
+    correct, asked = (
+        (
+            weights @ np.bincount(cell, rows[name], int(np.prod(shape))).reshape(shape[0], -1)
+        ).reshape(-1, *shape[1:])
+        for name in (f"n_correct_{target}", "n")
+    )
+    filled = (asked > 0).any(axis=2).sum(axis=1)
+    mean = balanced_accuracy(correct, asked).sum(axis=1) / np.maximum(filled, 1)
+    return np.where(filled > 0, mean, np.nan)
 
 
 def permuted_accuracies(units: Ints, found: Ints, grid: Ints, tags: Ints) -> Floats:

@@ -51,7 +51,6 @@ from pathfm_kedro.statistics.balanced_designs import (
     Scope,
     Subsampling,
     balanced_subsamples,
-    codes_of,
     each_searched,
     permuted_tags,
 )
@@ -60,10 +59,9 @@ from pathfm_kedro.statistics.bootstrap import (
     ratio_estimate,
     sum_by_patient,
 )
-from pathfm_kedro.statistics.cross_validation import balanced_accuracy
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
-from pathfm_kedro.statistics.neighbour_votes import permuted_accuracies, votes_at
+from pathfm_kedro.statistics.neighbour_votes import permuted_accuracies, vote_accuracy, votes_at
 from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, read_parameters
@@ -246,10 +244,12 @@ def choose_k(
 
 def best_k(statistics: pl.DataFrame, design: str) -> int | None:
     """First k at which the vote names the label best; None if the design cannot be measured."""
-    rows = counted(statistics, design)
-    ones = np.ones((1, rows["patient_id"].n_unique()))
-    grid = rows["k"].unique().sort().to_list()
-    return max(grid, key=lambda k: vote_accuracy(rows, k, "label", ones)[0], default=None)
+    rows = by_k(counted(statistics, design))
+    accuracy = {
+        k: vote_accuracy(each, "label", np.ones((1, each["patient_id"].n_unique())))[0]
+        for k, each in rows.items()
+    }
+    return max(accuracy, key=lambda k: accuracy[k], default=None)
 
 
 def counted(statistics: pl.DataFrame, design: str) -> pl.DataFrame:
@@ -257,38 +257,10 @@ def counted(statistics: pl.DataFrame, design: str) -> pl.DataFrame:
     return statistics.filter(pl.col("design") == design, pl.col("n").is_not_null())
 
 
-def vote_accuracy(rows: pl.DataFrame, k: int, target: str, weights: Floats) -> Floats:
-    """Balanced accuracy of the vote of k neighbours, averaged over scopes.
-
-    Parameters
-    ----------
-    rows
-        From :func:`counted`.
-    k
-        Neighbours that vote.
-    target
-        ``label`` or ``center``.
-    weights
-        [draws, patients] how often each patient stands as query.
-
-    Returns
-    -------
-    ndarray
-        [draws]; NaN where no patient of any scope is resampled.
-    """
-    voted = rows.filter(pl.col("k") == k)
-    codes = [codes_of(voted[name]) for name in ("patient_id", "scope", target)]
-    shape = (weights.shape[1], *(int(code.max()) + 1 for code in codes[1:]))
-    cell = np.ravel_multi_index(codes, shape)
-    correct, asked = (
-        (
-            weights @ np.bincount(cell, voted[name], int(np.prod(shape))).reshape(shape[0], -1)
-        ).reshape(-1, *shape[1:])
-        for name in (f"n_correct_{target}", "n")
-    )
-    filled = (asked > 0).any(axis=2).sum(axis=1)
-    mean = balanced_accuracy(correct, asked).sum(axis=1) / np.maximum(filled, 1)
-    return np.where(filled > 0, mean, np.nan)
+def by_k(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:
+    """Rows at each k, ascending, without their lists of neighbours."""
+    light = rows.select(pl.exclude(pl.List)).sort("k", maintain_order=True)
+    return {part["k"][0]: part for part in light.partition_by("k", maintain_order=True)}
 
 
 @record(frozen=True)
@@ -303,6 +275,11 @@ class MeasuredDesign:
     def neighbours(self) -> UnitNeighbours:
         """Who is whose neighbour how often."""
         return UnitNeighbours.of(counted(self.statistics, self.design), self.design)
+
+    @cached_property
+    def at(self) -> dict[int, pl.DataFrame]:
+        """Rows of the units at each k."""
+        return by_k(self.neighbours.rows)
 
     @property
     def k_grid(self) -> tuple[int, ...]:
@@ -344,9 +321,21 @@ class MeasuredDesign:
     @cached_property
     def design_null(self) -> dict[int, float]:
         """Index at each k if every eligible tile were equally likely to be a neighbour."""
-        rows, expected = self.neighbours.rows, pl.col("expected_so", "expected_os").sum()
-        sums = {k: rows.filter(pl.col("k") == k).select(expected).row(0) for k in self.k_grid}
+        expected = pl.col("expected_so", "expected_os").sum()
+        sums = {k: rows.select(expected).row(0) for k, rows in self.at.items()}
         return {k: so / (so + os) for k, (so, os) in sums.items()}
+
+    @cached_property
+    def permuted(self) -> dict[tuple[str, int], Floats]:
+        """[permutations] accuracy of the vote on label and center at each k, over scopes."""
+        rows = self.statistics.filter(
+            pl.col("design") == self.design, pl.col("permuted_label").is_not_null()
+        ).group_by("k", maintain_order=True)
+        return {
+            (target, k): np.mean(permuted, axis=0)
+            for target in ("label", "center")
+            for k, permuted in rows.agg(f"permuted_{target}").iter_rows()
+        }
 
 
 def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
@@ -386,23 +375,19 @@ def ri_design_null(measured: MeasuredDesign, k: int) -> Value:
 
 def support(measured: MeasuredDesign, k: int) -> Value:
     """Share of queries with SO or OS among their k neighbours."""
-    rows = measured.neighbours.rows.filter(pl.col("k") == k)
-    queries = PatientStatistics(rows, measured.p)
+    queries = PatientStatistics(measured.at[k], measured.p)
     supported, asked = queries.sums("n_supported"), queries.sums("n")
     return Value(ratio_estimate(supported, asked, measured.weights, measured.neighbours.n))
 
 
 def knn_accuracy(measured: MeasuredDesign, k: int, target: str) -> Value:
     """Balanced accuracy of the vote of k neighbours; null: permuted labels, or centers."""
-    found, weights = measured.neighbours, measured.weights
-    ones = np.ones((1, found.n_patients))
-    point, draws = (vote_accuracy(found.rows, k, target, each) for each in (ones, weights))
-    permuted = measured.statistics.filter(pl.col("design") == measured.design, pl.col("k") == k)[
-        f"permuted_{target}"
-    ].drop_nulls()
+    found = measured.neighbours
+    cohort = np.ones((1, found.n_patients))
+    point, *draws = vote_accuracy(measured.at[k], target, np.vstack([cohort, measured.weights]))
     return Value(
-        Estimate(float(point[0]), *percentile_interval(draws), found.n, found.n_patients),
-        null_range(np.mean(permuted.to_list(), axis=0)),
+        Estimate(float(point), *percentile_interval(np.array(draws)), found.n, found.n_patients),
+        null_range(measured.permuted[target, k]),
     )
 
 
