@@ -108,6 +108,7 @@ class ShardedTensors:
     folder: Path
     index: Mapping[str, Mapping[str, Any]]
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    _headers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def slide_ids(self) -> tuple[str, ...]:
@@ -123,12 +124,14 @@ class ShardedTensors:
     def header(self) -> dict[str, str]:
         """Header of the first shard: encoder fingerprint, preprocessing, units."""
         for slide_id in self.slide_ids:
-            return read_header(self.folder / shard_name(slide_id)) or {}
+            return self.slide_header(slide_id)
         return {}
 
     def slide_header(self, slide_id: str) -> dict[str, str]:
         """What a slide's shard depends on; empty where it is broken."""
-        return read_header(self.folder / shard_name(slide_id)) or {}
+        if slide_id not in self._headers:
+            self._headers[slide_id] = read_header(self.folder / shard_name(slide_id)) or {}
+        return self._headers[slide_id]
 
     def tensor_names(self, slide_id: str) -> tuple[str, ...]:
         """Names of a slide's tensors, sorted.
