@@ -108,7 +108,13 @@ class ShardedTensors:
     folder: Path
     index: Mapping[str, Mapping[str, Any]]
     made_by: Mapping[str, Any] = field(default_factory=dict)
-    _headers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
+    _headers: dict[str, dict[str, str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Jobs on a cluster carry this object, and have no use for what was read here.
+        return type(self), (self.folder, self.index, self.made_by)
 
     @property
     def slide_ids(self) -> tuple[str, ...]:
