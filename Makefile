@@ -33,7 +33,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 demo: $(DEMO)
-	@echo
 	@echo "The report: $$(ls -d data/phantom/08_reporting/report.html/*/report.html | tail -n 1)"
 
 # Nothing is computed again unless code or configuration changed; then slides and vectors whose

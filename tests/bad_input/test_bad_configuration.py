@@ -11,19 +11,27 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from kedro.config import OmegaConfigLoader
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.io.core import Version
+from kedro.pipeline import Pipeline, node
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, read_cohort_plan
 from pathfm_kedro.configuration import OPEN_GROUPS, refuse_unknown_keys, unknown_keys
+from pathfm_kedro.datasets.parquet import ParquetDataset
+from pathfm_kedro.datasets.sharded_tensors import ShardedTensors
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.engine import EngineSettings
 from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
 from pathfm_kedro.folders import FolderError, list_folder
-from pathfm_kedro.pipelines.retrieve.search import Retrieval, Scope, rank_matches
+from pathfm_kedro.hooks import RunHooks, VectorHooks
+from pathfm_kedro.pipelines.retrieve.search import Scope, rank_matches
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
+from pathfm_kedro.run_lock import CohortInUseError, cohort_lock
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.tables import OtherSlidesError, refuse_other_slides
 from tests.conftest import PROJECT
 
 RETRIEVAL = yaml.safe_load((PROJECT / "conf/base/parameters_retrieve.yml").read_text())["retrieval"]
@@ -400,3 +408,56 @@ def test_files_and_globals_whose_names_have_a_slip_are_refused(conf):
         "parameters_tile.yml?",
         "conf/clinic/globals.yml: there is no slide_root: did you mean slides_root?",
     ]
+
+
+def test_a_second_run_of_a_cohort_is_told_which_one_there_is(tmp_path):
+    with (
+        cohort_lock(tmp_path, "clinic"),
+        pytest.raises(CohortInUseError, match="cohort clinic is being run already, by process"),
+        cohort_lock(tmp_path, "clinic"),
+    ):
+        pytest.fail("two runs at once")
+
+
+def test_what_another_pipeline_makes_is_told_with_the_command(tmp_path):
+    tiles = ParquetDataset(filepath=(tmp_path / "tiles").as_posix(), version=Version(None, None))
+    told = {"run_params": {"env": "clinic"}, "catalog": DataCatalog({"tiles": tiles})}
+    with pytest.raises(
+        ValueError, match=r"tiles: not made yet for cohort clinic\. Run first: kedro"
+    ):
+        RunHooks().before_pipeline_run(
+            pipeline=Pipeline([node(len, "tiles", "n", name="count")]), **told
+        )
+
+
+def test_a_reference_in_a_folders_name_is_told_as_one(conf):
+    (conf / "clinic" / "globals.yml").write_text("slides_root: /data/a${x}b\n")
+    with pytest.raises(ValueError, match=r"conf/clinic, slides_root: .* is read as a reference"):
+        read_cohort_plan("clinic", str(conf))
+
+
+def test_vectors_of_a_changed_entry_are_told_by_key(tmp_path):
+    vectors = ShardedTensors(
+        tmp_path, {}, {"encoder": "uni", "entry": {"model": "timm:resnet18", "pooling": "default"}}
+    )
+    entry = {"model": "timm:resnet18", "pooling": "patch_mean"}
+    catalog = DataCatalog(
+        {"params:encoders.uni": MemoryDataset(entry), "slides": ParquetDataset(filepath="none")}
+    )
+    read = node(len, "embeddings.uni", "n", name="read")
+    with pytest.raises(ValueError, match=r"the vectors were made with encoders\.uni"):
+        VectorHooks().check_vectors(read, catalog, {"embeddings.uni": vectors})
+
+
+def test_vectors_of_a_replaced_file_are_told():
+    class Vectors:
+        slide_ids = ("a",)
+
+        def slide_header(self, slide_id):
+            return {"slide": "as it was"}
+
+    slides = pl.DataFrame({"slide_id": ["a"], "fingerprint": ["as it is"]})
+    with pytest.raises(
+        OtherSlidesError, match="the vectors of slide a were made from another file"
+    ):
+        refuse_other_slides(slides, Vectors(), "embeddings.uni", "run the embed pipeline again")

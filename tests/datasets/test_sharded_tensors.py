@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,20 @@ def test_every_slide_id_has_a_safe_file_name_of_its_own(slide_id):
     assert "\\" not in name
     assert not name.startswith(".")
     assert name != shard_name(slide_id + "x")
+
+
+def test_who_made_the_shards_is_kept_in_the_index_and_travels(tmp_path):
+    data = dataset(tmp_path, "1")
+    data.made_by = {"encoder": "uni", "entry": {"model": "timm:resnet18"}}
+    data.save(plan([CountingJob("a"), CountingJob("b")]))
+    loaded = dataset(tmp_path, "1").load()
+    assert loaded.made_by == data.made_by
+    assert loaded.slide_header("a") == {"slide": "a", "revision": "1"}
+    copied = pickle.loads(pickle.dumps(loaded))
+    assert copied == loaded
+    # What was read of 10,000 shards does not travel with every job.
+    assert b"revision" not in pickle.dumps(loaded)
+    assert copied.slide_header("b") == loaded.slide_header("b")
 
 
 def test_a_missing_shard_is_named_with_the_mend(tmp_path):

@@ -6,17 +6,54 @@ import pytest
 
 from tests.journeys.conftest import fresh_clone, kedro, newest, read_table, write_parameters
 from tests.journeys.test_dvc import COHORT, small_phantom
+from tests.test_registry import SEVEN
 
 pytestmark = pytest.mark.journey
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A clone with the small phantom, run once as a person runs it."""
+def made(tmp_path_factory):
+    """A clone with the small phantom, run once as a person runs it, and what the run said."""
     folder = fresh_clone(tmp_path_factory)
     small_phantom(folder)
-    kedro(folder, "run", "--env", COHORT)
-    return folder
+    return folder, kedro(folder, "run", "--env", COHORT).stdout
+
+
+@pytest.fixture(scope="module")
+def project(made):
+    return made[0]
+
+
+def test_a_whole_run_says_what_a_person_must_see_and_keeps_the_rest(made):
+    folder, output = made
+    lines = output.splitlines()
+    assert len(lines) < 60
+    for pipeline in SEVEN:
+        assert sum(line.startswith(f"{pipeline}: done in ") for line in lines) == 1
+    verdicts = lines[lines.index("Verdicts:") + 1 :]
+    assert {line.split()[0] for line in verdicts[:3]} == {
+        "phantom_truth", "random_projection", "stain_statistics",
+    }  # fmt: skip
+    assert verdicts[3].startswith("The report: data/")
+    assert "Completed node:" in (folder / "logs" / "kedro.log").read_text()
+    output = kedro(folder, "run", "--env", COHORT, "--pipelines", "tile", "--verbose").stdout
+    assert "Completed node:" in output
+
+
+def test_a_misspelt_parameter_is_one_message(project):
+    told = kedro(project, "run", "--env", COHORT, "--params", "tile.mp=1", check=False)
+    assert told.returncode == 1
+    assert told.stderr.strip() == "Error: --params: there is no tile.mp: did you mean tile.mpp?"
+    told = kedro(
+        project, "run", "--env", COHORT, "--params", "tile.mp=1", "--traceback", check=False
+    )
+    assert "Traceback" in told.stderr + told.stdout
+
+
+def test_the_runner_of_processes_is_refused_in_words(project):
+    told = kedro(project, "run", "--env", COHORT, "--runner", "ParallelRunner", check=False)
+    assert told.returncode == 1
+    assert "ParallelRunner cannot run this project" in told.stderr
 
 
 def versions(project, name):

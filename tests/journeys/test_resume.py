@@ -161,10 +161,10 @@ def test_killed_runs_end_in_the_same_bytes_and_repeat_only_what_was_in_flight(
 
 def computed_of(log: str) -> tuple[int, int]:
     """What a run says: how many slides it computed, of how many."""
-    plain = " ".join(re.sub(r"\s+", " ", log).split())
-    found = re.search(rf"embedding with {ENCODER}: (\d+) of (\d+) slides computed", plain)
+    found = re.search(r"embed: done in [\d:]+; results per slide: ([^;\n]*)", log)
     assert found, log[-3000:]
-    return int(found[1]), int(found[2])
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (computed|reused)", found[1])}
+    return counts.get("computed", 0), sum(counts.values())
 
 
 def _say_in_the_cohort(folder: Path, **entries: object) -> None:

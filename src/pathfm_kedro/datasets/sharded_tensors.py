@@ -108,6 +108,13 @@ class ShardedTensors:
     folder: Path
     index: Mapping[str, Mapping[str, Any]]
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    _headers: dict[str, dict[str, str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Jobs on a cluster carry this object, and have no use for what was read here.
+        return type(self), (self.folder, self.index, self.made_by)
 
     @property
     def slide_ids(self) -> tuple[str, ...]:
@@ -123,12 +130,14 @@ class ShardedTensors:
     def header(self) -> dict[str, str]:
         """Header of the first shard: encoder fingerprint, preprocessing, units."""
         for slide_id in self.slide_ids:
-            return read_header(self.folder / shard_name(slide_id)) or {}
+            return self.slide_header(slide_id)
         return {}
 
     def slide_header(self, slide_id: str) -> dict[str, str]:
         """What a slide's shard depends on; empty where it is broken."""
-        return read_header(self.folder / shard_name(slide_id)) or {}
+        if slide_id not in self._headers:
+            self._headers[slide_id] = read_header(self.folder / shard_name(slide_id)) or {}
+        return self._headers[slide_id]
 
     def tensor_names(self, slide_id: str) -> tuple[str, ...]:
         """Names of a slide's tensors, sorted.
