@@ -43,7 +43,7 @@ def curve(
     words: Words,
 ) -> go.Figure | None:
     """A figure over an entry of its setting with interval bands; one curve an encoder."""
-    at = {**words.usual(measurements, experiment), **plot.at}
+    at = {**words.usual_of_check(measurements, experiment), **plot.at}
     rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
     if rows.is_empty():
         return None
@@ -75,7 +75,7 @@ def curve_table(measurements: pl.DataFrame, experiment: str, words: Words) -> pl
     columns = ["encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high"]
     for plot in words.of(experiment).plots:
         if plot.kind == "curve":
-            at = {**words.usual(measurements, experiment), **plot.at}
+            at = {**words.usual_of_check(measurements, experiment), **plot.at}
             rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
             return rows.select(columns)
     return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64()) | {"encoder": pl.String()})

@@ -27,8 +27,6 @@ from pathfm_kedro.pipelines.report.words import NoteWords, Words, select, settin
 MANY_ROWS = 60
 #: Rows behind "all figures": beyond this a page gets slow on a phone; the tables hold the rest.
 MAX_ROWS = 600
-#: The role under which a figure that stands in several is kept.
-_ROLES = {"cohort_k": 0, "curve": 1, "encoder_k": 2}
 _GROUP = ["metric", "stratum", "setting"]
 
 
@@ -107,7 +105,7 @@ def sections_of(
     joined = words.with_counts(with_final_verdicts(measurements, findings))
     for i, experiment in enumerate(words.order(measurements["experiment"].to_list()), 1):
         told = words.of(experiment)
-        rows = _once(joined.filter(experiment=experiment))
+        rows = joined.filter(experiment=experiment)
         main, rest = _split(rows, experiment, words.usual(measurements, experiment), words)
         shown = pl.concat([main, rest])
         sections.append(
@@ -166,33 +164,16 @@ def _split(
     return main, _whole_groups(rest)
 
 
-def _once(rows: pl.DataFrame) -> pl.DataFrame:
-    """Each figure once, under the first of its roles."""
-    parsed = [json.loads(text) for text in rows["setting"]]
-    bare = [json.dumps(_without_role(entry), sort_keys=True) for entry in parsed]
-    rank = [_ROLES.get(str(entry.get("role")), 0) for entry in parsed]
-    key = ["encoder", "metric", "stratum", "_bare"]
-    return (
-        rows.with_columns(pl.Series("_bare", bare, pl.String()), pl.Series("_rank", rank, pl.Int64))
-        .sort("_rank", maintain_order=True)
-        .unique(key, keep="first", maintain_order=True)
-        .drop("_bare", "_rank")
-    )
-
-
-def _without_role(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "role"}
-
-
 def _in_reading_order(rows: pl.DataFrame, usual: Mapping[str, Any], words: Words) -> pl.DataFrame:
     """Checks first, then by distance from the usual setting; k and angles as numbers."""
-    parsed = [json.loads(text) for text in rows["setting"]]
+    parsed = settings_of(rows)
+    known: dict[str, set[str]] = {}
+    for metric, entry in zip(rows["metric"], parsed, strict=True):
+        known.setdefault(metric, set()).update(entry)
+    # A figure that no setting of this kind applies to is at its usual one.
     departs = [
-        [entry.get(key, wanted) != wanted for key, wanted in usual.items() if key != "role"]
-        for entry in parsed
-    ]
-    is_usual = [
-        all(entry.get(key, wanted) == wanted for key, wanted in usual.items()) for entry in parsed
+        sum(entry.get(key) != wanted for key, wanted in usual.items() if key in known[metric])
+        for metric, entry in zip(rows["metric"], parsed, strict=True)
     ]
     numbers = {
         f"_{key}": pl.Series(
@@ -206,8 +187,8 @@ def _in_reading_order(rows: pl.DataFrame, usual: Mapping[str, Any], words: Words
     others = pl.col("setting").str.replace_all(r'"(k|angle)": [0-9.]+', "")
     return (
         rows.with_columns(
-            pl.Series("_usual", is_usual, dtype=pl.Boolean()),
-            pl.Series("_departs", [sum(entry) for entry in departs], dtype=pl.Int64()),
+            pl.Series("_usual", [count == 0 for count in departs], dtype=pl.Boolean()),
+            pl.Series("_departs", departs, dtype=pl.Int64()),
             words.metric_ranks(rows).alias("_rank"),
             *numbers.values(),
         )
@@ -286,7 +267,8 @@ def _note_value(setting: Mapping[str, Any], row: Row, note: NoteWords) -> str:
     if note.tell != "value":
         return str(setting.get(note.tell, "n/a"))
     where = f" at {note.over} = {setting.get(note.over)}" if note.over else ""
-    return f"{value_text(row)}{where} (chance {null_text(row)})"
+    chance = "" if row["null_low"] is None else f" (chance {null_text(row)})"
+    return f"{value_text(row)}{where}{chance}"
 
 
 def _groups(

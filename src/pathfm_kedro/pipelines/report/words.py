@@ -351,26 +351,25 @@ class Words:
         return f"{value_text(shown)}, must be {threshold_text(row)}"
 
     def usual(self, measurements: pl.DataFrame, experiment: str) -> dict[str, Any]:
-        """The setting of an experiment that its checks use: what a reader needs first.
+        """The setting of an experiment that its checks use: what a reader needs first."""
+        fixed = dict(self.of(experiment).usual)
+        return fixed | self.usual_of_check(measurements, experiment)
 
-        Fixed entries come from the words; others from the judged figure, else from the setting that
-        was measured most.
+    def usual_of_check(self, measurements: pl.DataFrame, experiment: str) -> dict[str, Any]:
+        """Entries of the usual setting that come from the judged figure.
+
+        Where none is judged, those of the setting that was measured most.
         """
-        words = self.of(experiment)
-        usual = dict(words.usual)
-        if not words.usual_of_check:
-            return usual
+        keys = self.of(experiment).usual_of_check
         rows = measurements.filter(experiment=experiment)
         judged = rows.drop_nulls("threshold")
         counted: dict[str, int] = {}
-        for text in (judged if judged.height else rows)["setting"]:
-            entry = json.loads(text)
-            own = {key: entry[key] for key in words.usual_of_check if key in entry}
-            if len(own) == len(words.usual_of_check):
-                name = json.dumps(own, sort_keys=True)
+        for entry in settings_of(judged if judged.height else rows):
+            if keys and all(key in entry for key in keys):
+                name = json.dumps({key: entry[key] for key in keys}, sort_keys=True)
                 counted[name] = counted.get(name, 0) + 1
         best = max(counted, key=lambda name: (counted[name], name), default="{}")
-        return usual | dict(json.loads(best))
+        return dict(json.loads(best))
 
     @staticmethod
     def _at(words: MetricWords, row: Row) -> MetricAt | None:
