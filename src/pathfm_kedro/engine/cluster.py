@@ -65,7 +65,14 @@ def run_on_dask(
     ------
     ConnectionError
         If there is no scheduler at the address, or it goes away.
+    ValueError
+        If Dask is not installed.
     """
+    if find_spec("distributed") is None:
+        raise ValueError(
+            "engine.scheduler is dask, which is not installed: pip install -e '.[cluster]', or set it "
+            "to threads"
+        )
     left = items
     attempts = engine.dask.retries + 1
     if not left:
