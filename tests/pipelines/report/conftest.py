@@ -247,6 +247,17 @@ def tiles(slides: pl.DataFrame) -> pl.DataFrame:
 
 
 @pytest.fixture
+def tiling(slides: pl.DataFrame) -> pl.DataFrame:
+    """Every usable slide was cut; the last gave no tile."""
+    cut = slides.filter(status="usable").select("slide_id")
+    last = pl.int_range(pl.len()) == pl.len() - 1
+    return cut.with_columns(
+        status=pl.when(last).then(pl.lit("unusable")).otherwise(pl.lit("tiled")),
+        reason=pl.when(last).then(pl.lit("no tissue was found")).otherwise(pl.lit("")),
+    )
+
+
+@pytest.fixture
 def provenance() -> dict[str, Any]:
     controls = {"phantom_truth", "random_projection", "stain_statistics"}
     return {
@@ -276,6 +287,7 @@ def report_inputs(
     design: pl.DataFrame,
     slides: pl.DataFrame,
     tiles: pl.DataFrame,
+    tiling: pl.DataFrame,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """Arguments of ``render_report``."""
@@ -292,6 +304,7 @@ def report_inputs(
             "warnings": ["papillary comes from north alone; add a second center"],
         },
         "tiles": tiles,
+        "tiling": tiling,
         "provenance": provenance,
         "parameters": PARAMETERS,
         "words": WORDS,
