@@ -19,8 +19,8 @@ from pathfm_kedro.context import CohortSession
 from tests.conftest import PROJECT
 
 ENCODERS = {
-    "north": {"efficientnet_lite0", "stain_statistics", "random_projection", "mine"},
-    "south": {"random_projection"},
+    "north": {"efficientnet_lite0", "stain_statistics", "noise", "mine"},
+    "south": {"noise"},
 }
 
 
@@ -83,7 +83,7 @@ def test_a_session_leaves_the_environment_as_it_was(project, monkeypatch):
 
 def test_parameters_of_the_command_line_reach_the_pipelines(project):
     with CohortSession.create(
-        project_path=project, env="south", runtime_params={"encoders": {"random_projection": None,
+        project_path=project, env="south", runtime_params={"encoders": {"noise": None,
         "other": {"model": "control:stain_statistics"}}},
     ) as session:  # fmt: skip
         session.load_context()

@@ -89,6 +89,6 @@ def test_without_the_colour_control_every_encoder_still_has_its_rows():
 
     written = [
         {name.rsplit(".", 1)[0] for name in create_pipeline(["uni", other], [other]).all_outputs()}
-        for other in ("random_projection", "stain_statistics")
+        for other in ("noise", "stain_statistics")
     ]
     assert written[0] == written[1]

@@ -28,7 +28,7 @@ TRUTH = {
     "alpha": (0.86, 0.90, 0.72, 0.85, 0.55),
     "beta": (0.20, 0.62, 0.45, 0.60, 0.95),
     "phantom_truth": (0.97, 0.99, 0.97, 0.98, 0.33),
-    "random_projection": (0.40, 0.05, 0.17, 0.17, 0.34),
+    "noise": (0.40, 0.05, 0.17, 0.17, 0.34),
     "stain_statistics": (0.15, 0.97, 0.30, 0.35, 0.99),
 }
 PARAMETERS = {"alpha": 0.05, "chance_margin": 0.2}
@@ -259,7 +259,7 @@ def tiling(slides: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture
 def provenance() -> dict[str, Any]:
-    controls = {"phantom_truth", "random_projection", "stain_statistics"}
+    controls = {"phantom_truth", "noise", "stain_statistics"}
     return {
         "cohort": "phantom",
         "is_phantom": True,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from pathfm_kedro.encoders.controls import PhantomTruth, RandomProjection, StainStatistics
+from pathfm_kedro.encoders.controls import Noise, PhantomTruth, StainStatistics
 from pathfm_kedro.pipelines.robustness.appearance import Appearance, appearance_views
 from pathfm_kedro.pipelines.robustness.stain_references import (
     StainMeasurement,
@@ -23,7 +23,7 @@ from pathfm_kedro.statistics.parameters import read_parameters
 
 CONTROLS = {
     "stain_statistics": StainStatistics(),
-    "random_projection": RandomProjection(),
+    "noise": Noise(),
     "phantom_truth": PhantomTruth(),
 }
 #: Tiles of 112 px show as much as the figures need at a quarter of the time.
