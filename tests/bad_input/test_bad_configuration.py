@@ -17,7 +17,7 @@ from kedro.pipeline import Pipeline, node
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, read_cohort_plan
-from pathfm_kedro.configuration import OPEN_GROUPS, refuse_unknown_keys, unknown_keys
+from pathfm_kedro.configuration import is_open, refuse_unknown_keys, unknown_keys
 from pathfm_kedro.datasets.parquet import ParquetDataset
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensors
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
@@ -299,7 +299,7 @@ def paths_of(group: dict, above: str = ""):
     """Every key below a group that a cohort may change, as a path of names."""
     for key, value in group.items():
         path = f"{above}{key}"
-        if path not in OPEN_GROUPS:
+        if not is_open(path):
             yield path
             if isinstance(value, dict):
                 yield from paths_of(value, f"{path}.")
@@ -383,7 +383,8 @@ def test_open_groups_take_names_of_ones_own(conf):
         "encoders": {"mine": {"model": "timm:resnet18"}, "efficientnet_lite0": None},
         "engine": {"dask": {"options": {"queue": "gpu"}}},
         "phantom": {"labels": {"breast_lobular": "breast"}},
-        "words": {"anything": {"title": "of one's own"}},
+        "words_robustness": {"rotation": {"title": "Drehung", "settings": {"view": {"rotated": ""}}}},
+        "clustering_score": {"calibration": {"called": "colour", "nuisance": "stain_statistics"}},
         "_helper": 3,
     }
     (conf / "clinic" / "parameters_mine.yml").write_text(yaml.safe_dump(content))
