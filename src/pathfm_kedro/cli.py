@@ -45,11 +45,7 @@ _EXAMPLES = {
     "robustness": "# robustness_index:\n#   n_permutations: 200\n",
     "inheritance": "# linear_probe:\n#   folds: 5\n",
     "report": "# report:\n#   alpha: 0.05\n",
-    "words_robustness": (
-        "# words_robustness:\n"
-        "#   rotation:\n"
-        "#     title: 'Rotation: …'\n"
-    ),
+    "words_robustness": ("# words_robustness:\n#   rotation:\n#     title: 'Rotation: …'\n"),
 }
 
 

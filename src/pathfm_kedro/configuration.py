@@ -13,8 +13,8 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
 #: Groups whose keys a cohort chooses itself: its encoders, what a cluster's class takes, the classes of
-#: a phantom and the organ of each; how an experiment is calibrated and told, which is checked where it is
-#: read. A star stands for any name.
+#: a phantom and the organ of each; how an experiment is calibrated and told, which is checked where it
+#: is read. A star stands for any name.
 OPEN_GROUPS = (
     "encoders",
     "engine.dask.options",
@@ -140,7 +140,7 @@ def _unknown(
             yield f"{here} is empty: remove the line, or write keys below it"
         elif key not in known and not (key == "calibration" and "criteria" in known):
             yield f"there is no {here}{_hint(str(key), path, known, whole)}"
-        elif is_open(here):
+        elif is_open(here) and isinstance(known.get(key, {}), Mapping):
             if not isinstance(value, Mapping | None):
                 yield f"{here} is {value!r}: write its keys below it"
         elif isinstance(known[key], Mapping) and known[key]:
