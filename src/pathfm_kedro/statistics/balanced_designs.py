@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as parameters
 
 from pathfm_kedro.statistics.parameters import STRICT
-from pathfm_kedro.statistics.permutation import permuted_within
+from pathfm_kedro.statistics.permutation import permuted_together, permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
 
 Floats = NDArray[np.float64]
@@ -108,11 +108,25 @@ class Scope:
 
 @dataclass(frozen=True)
 class PermutedTags:
-    """Labels and centers of a scope's units, permuted over them; codes, [units, permutations]."""
+    """Labels and centers of a scope's units, permuted over them; codes, [units, permutations].
+
+    Attributes
+    ----------
+    units
+        [units] codes.
+    label
+        Labels permuted within centers.
+    center
+        Centers permuted within labels.
+    label_together, center_together
+        Both permuted together: who knows neither.
+    """
 
     units: Ints
     label: Ints
     center: Ints
+    label_together: Ints
+    center_together: Ints
 
 
 @dataclass(frozen=True)
@@ -409,13 +423,15 @@ def rank_within(keys: Ints, values: Floats) -> Ints:
 def permuted_tags(
     cohort: Cohort, scopes: Sequence[Scope], n_permutations: int, seed: int
 ) -> Iterator[PermutedTags]:
-    """Labels permuted within centers and centers within labels, for each scope.
+    """Labels permuted within centers, centers within labels, and both together, for each scope.
 
     The subsamples of design ``all`` share their permutations; in the pairs a unit keeps its place in
     the order of all its pairs, so that they depend on each other as the measured ones do.
     """
     first = np.unique(cohort.units, return_index=True)[1]
-    labels, centers = cohort.labels[first], cohort.centers[first]
+    labels, centers, patients = (
+        codes[first] for codes in (cohort.labels, cohort.centers, cohort.patients)
+    )
     members = [np.unique(cohort.units[scope.rows]) for scope in scopes]
     for design, group in itertools.groupby(range(len(scopes)), lambda i: scopes[i].design):
         chosen = list(group)
@@ -429,9 +445,11 @@ def permuted_tags(
             )
             for own, other in ((labels, centers), (centers, labels))
         )
+        other = permuted_together(patients[unit], n_permutations, seed, part)
+        tags = label, center, labels[unit][other], centers[unit][other]
         for key, i in zip(keys, chosen, strict=True):
             place = np.searchsorted(nodes, key)
-            yield PermutedTags(members[i], label[place], center[place])
+            yield PermutedTags(members[i], *(permuted[place] for permuted in tags))
 
 
 def unused_row(

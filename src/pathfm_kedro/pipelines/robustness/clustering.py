@@ -6,7 +6,8 @@ silhouette.
 
 0 is neutral only with as many labels as centers: clusters of patients that know neither agree better
 with the finer of the two. ``clustering_score_minus_null`` is the difference from the mean over
-permutations of (label, center).
+permutations of (label, center). To pass it must also lie above what labels permuted within centers
+give: vectors whose centers were pushed apart exceed the first null without knowing a label.
 
 The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
 another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
@@ -38,7 +39,12 @@ from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of, unit_
 from pathfm_kedro.statistics.figures import Figure, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.permutation import minus_null, null_range
+from pathfm_kedro.statistics.permutation import (
+    minus_null,
+    null_range,
+    permuted_together,
+    permuted_within,
+)
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
@@ -81,7 +87,7 @@ class ClusteringScore(ExperimentParameters):
     restarts
         Of k-means, for the chosen number.
     n_permutations
-        Of (label, center) over patients.
+        Of (label, center) over patients, and of labels within centers.
     """
 
     max_tiles: Annotated[int, Field(ge=1)]
@@ -241,22 +247,23 @@ class ClusteredUnits:
 
     @cached_property
     def permuted(self) -> dict[str, Floats]:
-        """[permutations] the scores when patients exchange label and center together.
+        """[permutations] the scores when patients exchange label and center together."""
+        rows = permuted_together(self.patients, self.p.n_permutations, self.p.seed)
+        return self._scores_under(self.labels[rows], self.centers[rows])
 
-        Units lie side by side by patient, once in the patients' order and once in a random one, and
-        each takes the tags that lie beside it: a patient's units take those of one other patient
-        where all have equally many. The order within a patient is random too, or patients that show
-        every label would give each label to itself.
-        """
-        generator = np.random.default_rng(self.p.seed)
+    @cached_property
+    def permuted_labels(self) -> dict[str, Floats]:
+        """[permutations] the scores with labels permuted within centers."""
+        permuted = self.labels, self.centers, self.p.n_permutations, self.p.seed, self.patients
+        labels = permuted_within(*permuted)
+        return self._scores_under(labels, np.broadcast_to(self.centers[:, None], labels.shape))
+
+    def _scores_under(self, labels: Ints, centers: Ints) -> dict[str, Floats]:
+        """[permutations] the scores, from tags [u, permutations]."""
         ones = np.ones((1, self.n_patients))
-        found = []
-        for _ in range(self.p.n_permutations):
-            patient, unit = generator.random(self.n_patients), generator.random(len(self.labels))
-            order = np.lexsort((unit, patient[self.patients]))
-            other = replace(self, labels=self.labels[order], centers=self.centers[order])
-            found.append({name: float(value[0]) for name, value in other.scores(ones).items()})
-        return {name: np.array([one[name] for one in found]) for name in self.estimates}
+        tags = zip(labels.T, centers.T, strict=True)
+        found = [replace(self, labels=a, centers=b).scores(ones) for a, b in tags]
+        return {name: np.array([one[name][0] for one in found]) for name in self.estimates}
 
 
 def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator[Figure]:
@@ -286,9 +293,10 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
-    return Value(units.estimates[metric], null_range(units.permuted[metric]))
+    nulls = (of[metric] for of in (units.permuted, units.permuted_labels))
+    return Value(units.estimates[metric], *map(null_range, nulls))
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:
     """The difference of both ARI minus the mean of its permutations."""
-    return minus_null(units.estimates["clustering_score"], units.permuted["clustering_score"])
+    return minus_null(score(units, "clustering_score"), units.permuted["clustering_score"])

@@ -312,7 +312,7 @@ class MeasuredDesign:
     @cached_property
     def nulls(self) -> dict[int, dict[str, Null]]:
         """95% of ri and ri_ratio at each k with labels permuted over units within centers."""
-        permuted = self.neighbours.permuted_indices(self.p.n_permutations, self.p.seed)
+        permuted = self.neighbours.permuted_labels(self.p.n_permutations, self.p.seed)
         return {
             k: {"ri": null_range(ri), "ri_ratio": null_range(ratio)}
             for k, (ri, ratio) in zip(self.k_grid, permuted, strict=True)
@@ -357,14 +357,14 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
             "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
             f"this index counts, among {k}: add patients, or take a larger k"
         )
-    return Value(estimate, measured.nulls[k][metric], reason=reason)
+    null = measured.nulls[k][metric]
+    return Value(estimate, null, null, reason=reason)
 
 
 def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
     """The index less the design's own null, neutral at 0 in any design."""
     value = ri(measured, k)
-    less = less_chance(value.estimate, value.null, measured.design_null[k])
-    return Value(less.estimate, less.null, reason=value.reason)
+    return less_chance(value, measured.design_null[k])
 
 
 def ri_design_null(measured: MeasuredDesign, k: int) -> Value:
