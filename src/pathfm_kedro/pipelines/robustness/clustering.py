@@ -33,6 +33,8 @@ from pathfm_kedro.statistics.balanced_designs import (
     Subsampling,
     balanced_subsamples,
     codes_of,
+    left_out_cells,
+    remark_on_size,
 )
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of, unit_distances
@@ -58,8 +60,9 @@ _TILES_PER_CLUSTER = 3
 #: the chosen number gets `restarts`.
 _STARTS = 1
 
-#: One row per unit (patient, label, center) and cluster: its n tiles; a row without unit says why
-#: nothing was clustered.
+#: One row per unit (patient, label, center) and cluster: its n tiles; a row without patient says why
+#: nothing was clustered (reason), or why a cell is left out, or which one decides the others' size
+#: (remark).
 CLUSTERING_SCHEMA: dict[str, pl.DataType] = {
     "patient_id": pl.String(),
     "label": pl.String(),
@@ -69,6 +72,7 @@ CLUSTERING_SCHEMA: dict[str, pl.DataType] = {
     "n_clusters": pl.Int32(),
     "silhouette": pl.Float64(),
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -136,7 +140,8 @@ def clustering_statistics(
         .sort("unit", "cluster")
         .with_columns(n_clusters=pl.lit(int(clusters.max()) + 1), silhouette=pl.lit(silhouette))
     )
-    return to_schema(counts, CLUSTERING_SCHEMA)
+    told = to_schema(sampled.of_design("all"), CLUSTERING_SCHEMA)
+    return pl.concat([to_schema(counts, CLUSTERING_SCHEMA), told])
 
 
 def _problem(sampled: Subsamples, p: ClusteringScore) -> str:
@@ -196,6 +201,8 @@ class ClusteredUnits:
         [u, K] tiles.
     p
         The parameters.
+    remark
+        What decides the size of the cells, where it is one of them.
     """
 
     patients: Ints
@@ -203,6 +210,7 @@ class ClusteredUnits:
     centers: Ints
     counts: Floats
     p: ClusteringScore
+    remark: str = ""
 
     @classmethod
     def of(cls, statistics: pl.DataFrame, p: ClusteringScore) -> ClusteredUnits:
@@ -214,7 +222,7 @@ class ClusteredUnits:
         counts = np.zeros((units.height, int(rows["n_clusters"][0])))
         counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
         patients, labels, centers = (codes_of(units[name]) for name in key)
-        return cls(patients, labels, centers, counts, p)
+        return cls(patients, labels, centers, counts, p, remark_on_size(statistics))
 
     @property
     def n_patients(self) -> int:
@@ -278,12 +286,14 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
     """
     scores = ("clustering_score", "ari_label", "ari_center")
     of_clusters = ("n_clusters", "silhouette")
-    problem = statistics["reason"].drop_nulls()
+    problem = statistics.filter(pl.col("label").is_null())["reason"].drop_nulls()
     if len(problem):
         metrics = ("clustering_score_minus_null", *scores, *of_clusters)
         yield from (Figure(metric, undefined(problem[0])) for metric in metrics)
         return
     units = ClusteredUnits.of(statistics, p)
+    for cell, reason in left_out_cells(statistics):
+        yield Figure("clustering_score", undefined(reason), {"role": "left_out"}, cell)
     yield Figure("clustering_score_minus_null", partial(score_minus_null, units))
     for metric in scores:
         yield Figure(metric, partial(score, units, metric))
@@ -294,7 +304,7 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
     nulls = (of[metric] for of in (units.permuted, units.permuted_labels))
-    return Value(units.estimates[metric], *map(null_range, nulls))
+    return Value(units.estimates[metric], *map(null_range, nulls), remark=units.remark)
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:

@@ -45,7 +45,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.robustness.robustness_index import design_problem
-from pathfm_kedro.statistics.balanced_designs import DesignName, codes_of
+from pathfm_kedro.statistics.balanced_designs import DesignName, codes_of, remark_on_size
 from pathfm_kedro.statistics.bootstrap import (
     percentile_interval,
     ratio_estimate,
@@ -87,7 +87,7 @@ _WORST_CELLS = 4
 #:   (label, center) over the units, and of labels over the units of each center;
 #: - weighted_neighbours: unit and k. Units met at ranks above the previous k and ≤ k, and the sum of
 #:   exp(−distance / tau) over those neighbours; own_k: the k at which tau was set;
-#: - unused: why a design, or a cell of it, is not used.
+#: - unused: why a design, or a cell of it, is not used; or a remark on the size of its cells.
 ROBUSTNESS_MARGINS_SCHEMA: dict[str, pl.DataType] = {
     "kind": pl.String(),
     "design": pl.String(),
@@ -108,6 +108,7 @@ ROBUSTNESS_MARGINS_SCHEMA: dict[str, pl.DataType] = {
     "patients": pl.List(pl.String()),
     **{name: pl.List(pl.Float64()) for name in SUMMARIES},
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -217,6 +218,11 @@ class MeasuredMargins:
         return self.statistics.filter(
             pl.col("design") == self.design, pl.col("kind") == kind, pl.col("m") == self.m
         ).sort("scope", "half", "unit")
+
+    @property
+    def remark(self) -> str:
+        """What decides the design's size, where it is one cell."""
+        return remark_on_size(self.statistics.filter(design=self.design))
 
     @cached_property
     def _margins(self) -> pl.DataFrame:
@@ -387,7 +393,7 @@ def croma(margins: MeasuredMargins, summary: str) -> Value:
         null_range(margins.permuted[summary]),
         # Of the share of margins ≤ 0 less is better: no null stands in the way of passing.
         None if summary == "below" else null_range(margins.permuted_labels[summary]),
-        remark=_partly(margins),
+        remark="; ".join(filter(None, [_partly(margins), margins.remark])),
     )
 
 

@@ -52,7 +52,9 @@ from pathfm_kedro.statistics.balanced_designs import (
     Subsampling,
     balanced_subsamples,
     each_searched,
+    left_out_cells,
     permuted_tags,
+    remark_on_size,
 )
 from pathfm_kedro.statistics.bootstrap import (
     percentile_interval,
@@ -93,7 +95,8 @@ Ints = NDArray[np.int64]
 #:   how often (summing the rows up to k gives the counts at k);
 #: - permuted_label, permuted_center: balanced accuracy of the vote in each permutation; in one row
 #:   for each design, scope and k, whose unit is null;
-#: - reason: why a design (unit, scope null) or a cell of it (label and center given) is not used.
+#: - reason: why a design (unit, scope null) or a cell of it (label and center given) is not used;
+#: - remark: which cell decides how many tiles the others give.
 ROBUSTNESS_INDEX_SCHEMA: dict[str, pl.DataType] = {
     "design": pl.String(),
     "scope": pl.Int32(),
@@ -112,6 +115,7 @@ ROBUSTNESS_INDEX_SCHEMA: dict[str, pl.DataType] = {
     "permuted_label": pl.List(pl.Float64()),
     "permuted_center": pl.List(pl.Float64()),
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -271,6 +275,11 @@ class MeasuredDesign:
     design: str
     p: RobustnessIndex
 
+    @property
+    def remark(self) -> str:
+        """What decides the design's size, where it is one cell."""
+        return remark_on_size(self.statistics.filter(design=self.design))
+
     @cached_property
     def neighbours(self) -> UnitNeighbours:
         """Who is whose neighbour how often."""
@@ -358,7 +367,7 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
             f"this index counts, among {k}: add patients, or take a larger k"
         )
     null = measured.nulls[k][metric]
-    return Value(estimate, null, null, reason=reason)
+    return Value(estimate, null, null, reason=reason, remark=measured.remark)
 
 
 def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
@@ -459,9 +468,6 @@ def no_k(cohort_k: int | None, p: RobustnessIndex) -> str:
 
 def _left_out(statistics: pl.DataFrame, design: str) -> Iterator[Figure]:
     """One for each cell with too few patients or tiles: what the figures do not speak of."""
-    cells = statistics.filter(
-        pl.col("design") == design, pl.col("reason").is_not_null(), pl.col("label").is_not_null()
-    )
-    for label, center, reason in cells.select("label", "center", "reason").iter_rows():
-        setting = {"design": design, "role": "left_out"}
-        yield Figure("ri", undefined(reason), setting, f"{label} × {center}")
+    setting = {"design": design, "role": "left_out"}
+    for cell, reason in left_out_cells(statistics.filter(design=design)):
+        yield Figure("ri", undefined(reason), setting, cell)
