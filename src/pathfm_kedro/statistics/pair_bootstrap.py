@@ -119,7 +119,7 @@ def scaled_interval(
     --------
     >>> draws = np.linspace(-1, 1, 101)
     >>> low, high = scaled_interval(0.0, draws, 4 * draws.var(), -9.0, 1.5)
-    >>> round(low, 3), high
+    >>> round(float(low), 3), high
     (-1.9, 1.5)
     """
     low, high = percentile_interval(draws)

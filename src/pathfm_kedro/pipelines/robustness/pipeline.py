@@ -262,7 +262,16 @@ def create_pipeline(
     """
     known, told = bases or {}, parameters or {}
     listed = EXPERIMENTS if experiments is None else experiments
+    pool = node(
+        choose_pool,
+        ["slides", "tiles", "params:tile_pool"],
+        "tile_pool",
+        name="choose_pool",
+        tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
+    )
     parts = [
+        # No part of a box that vectors enter: a pool comes before them.
+        pool,
         _views(encoders, known),
         *robustness_index_pipelines(encoders, controls, _calibrated(INDEX, encoders, told)),
         *(_experiment(x, encoders, known, told) for x in listed),
@@ -274,16 +283,8 @@ def create_pipeline(
 
 
 def _views(encoders: Sequence[str], bases: Mapping[str, str]) -> Pipeline:
-    """What several experiments share: the pool, the looks of centers, tiles in other stains."""
-    on_pool = ["rotation", "texture", "crop_coherence", *_ON_STAIN, "stain_probe"]
+    """What several experiments share: the looks of centers, tiles in other stains."""
     shared: list[Node | Pipeline] = [
-        node(
-            choose_pool,
-            ["slides", "tiles", "params:tile_pool"],
-            "tile_pool",
-            name="choose_pool",
-            tags=on_pool,
-        ),
         node(
             tile_stains,
             ["views.tile_stains.pixels", "tile_pool"],
@@ -405,7 +406,7 @@ def adversarial_pipeline(
         return [*told, "encoder_runtimes"]
 
     def probe_of(e: str) -> str:
-        return f"statistics.robustness.{x}_probe.{e}"
+        return f"probes.{x}.{e}"
 
     def attacks_on(e: str) -> list[Node]:
         pool, universal = "adversarial_pool", f"views.{x}_universal.{e}"
