@@ -1,6 +1,7 @@
 # make install   the environment in .venv
 # make demo      audit the phantom cohort; ends at the report
 # make test      lint, types, import rules, tests; make test-slow the slow ones
+# make docs      docs/experiments.md anew from docstrings, parameters and words
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
 
@@ -18,11 +19,11 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow lint viz bench clean
+.PHONY: help install demo test test-slow lint docs viz bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 install: $(INSTALLED)
 
@@ -59,6 +60,9 @@ test: lint
 # Audits of the real tile sets, and runs that are killed again and again: minutes each.
 test-slow: $(TESTING)
 	$(BIN)/python -m pytest -m slow tests
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
 
 viz: $(INSTALLED)
 	$(BIN)/kedro viz run

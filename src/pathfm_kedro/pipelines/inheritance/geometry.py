@@ -15,6 +15,13 @@ same figures of Gaussian noise of the same shape. No value is good: described, n
 
 References: Chen et al., Understanding and mitigating the label noise in pre-training (ICLR 2024);
 Roy and Vetterli, The effective rank (EUSIPCO 2007).
+
+Pitfalls
+--------
+- Between encoders the figures mean little: they depend on the number of dimensions and of tiles.
+  Compare one encoder on two cohorts, or before and after a change.
+- Singular values are not centred, so that a large mean vector shows as a small effective rank.
+- The coverage of these intervals was not simulated.
 """
 
 from __future__ import annotations

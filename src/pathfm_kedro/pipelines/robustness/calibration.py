@@ -7,6 +7,11 @@ must pass, at dose 1 fail; in between the figure shows how much nuisance it take
 has a dose of its own: noise in the place of what a tile shows.
 
 The dosed encoders run through the functions of the experiments themselves.
+
+Pitfalls
+--------
+- A dose is a share of a vector's length. It does not say how much nuisance a real encoder holds.
+- What is drawn is not tissue. Margins, clusters and adversarial changes are not calibrated.
 """
 
 from __future__ import annotations

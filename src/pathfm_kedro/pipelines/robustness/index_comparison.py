@@ -5,6 +5,14 @@ for both cancels. All encoders stand in the same design, whose null is the same 
 of indices is that of indices minus null. The spread of each difference is corrected as that of the
 figures themselves: for the index by the bias-corrected jackknife over pairs of patients, for the
 margin by the jackknife of patients in both roles. Intervals and p-values allow for all pairs at once.
+
+Pitfalls
+--------
+- Differences of the margin are those of the margins themselves; two encoders may have different
+  permutation nulls.
+- Encoders measured on other patients are refused; where they lost different slides of the same patients
+  they are compared all the same.
+- The more encoders a cohort has, the wider all intervals.
 """
 
 from __future__ import annotations

@@ -13,6 +13,12 @@ over the training tiles,
 
 How much haematoxylin a tile holds is its nuclei as well as its stain: a high r2 is no fault in
 itself. It is read beside the changes of stain, which leave the tissue alone.
+
+Pitfalls
+--------
+- Few tiles for vectors of many dimensions: a low r2 may be the pool's.
+- The interval resamples the sums of squares given the predictions and is not widened for
+  cross-validation; its coverage was not simulated.
 """
 
 from __future__ import annotations
