@@ -94,9 +94,7 @@ def permuted_blocks(patients: Ints, draws: int, seed: int) -> Ints:
     return out
 
 
-def permuted_together(
-    patients: Ints, draws: int, seed: int, strata: Ints | None = None
-) -> Ints:
+def permuted_together(patients: Ints, draws: int, seed: int, strata: Ints | None = None) -> Ints:
     """Rows whose label *and* center each row takes: patients exchange both together.
 
     Rows lie side by side by patient, once in the patients' order and once in a random one, and each

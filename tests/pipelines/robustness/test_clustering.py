@@ -234,7 +234,9 @@ def test_patients_that_show_every_label_do_not_keep_their_labels_in_the_null():
 
 def test_a_nearly_empty_cell_is_left_out_by_name_or_named_beside_the_verdict():
     slides, _, embeddings = cohort(0, (1.0, 0.0), patients=4, tiles=20)
-    first = slides.filter(label=slides["label"][0], center=slides["center"][0])["slide_id"].to_list()
+    first = slides.filter(label=slides["label"][0], center=slides["center"][0])[
+        "slide_id"
+    ].to_list()
     for keep, n in ((1, 3 * 80), (6, 4 * 24)):
         shards = {s: x[:keep] if s in first else x for s, x in embeddings.shards.items()}
         tiles = pl.DataFrame(

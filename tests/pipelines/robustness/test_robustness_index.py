@@ -540,7 +540,10 @@ def test_a_nearly_empty_cell_is_left_out_by_name_and_shrinks_nothing(keep):
     assert row["verdict"] == "pass"
     left_out = table.filter(stratum="L0 × C0").row(0, named=True)
     assert left_out["verdict"] == "not_applicable"
-    assert f"2 patients with {keep} tiles: fewer than 10% of the median cell's 60" in left_out["reason"]
+    assert (
+        f"2 patients with {keep} tiles: fewer than 10% of the median cell's 60"
+        in left_out["reason"]
+    )
 
 
 def test_a_cell_that_sets_the_size_of_all_is_named_beside_the_verdict():

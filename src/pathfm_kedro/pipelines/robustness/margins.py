@@ -500,8 +500,8 @@ def mari(weighted: WeightedIndex, k: int) -> Value:
             estimate.n,
             estimate.n_patients,
         )
-    nulls = weighted.permuted[k], weighted.permuted_labels[k]
-    return Value(estimate, *map(null_range, nulls))
+    null, label_null = map(null_range, (weighted.permuted[k], weighted.permuted_labels[k]))
+    return Value(estimate, null, label_null)
 
 
 def mari_minus_null(weighted: WeightedIndex, k: int) -> Value:

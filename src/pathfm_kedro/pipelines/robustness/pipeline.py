@@ -274,7 +274,7 @@ def create_pipeline(
         name="choose_pool",
         tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
     )
-    parts = [
+    parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: a pool comes before them.
         pool,
         _views(encoders, known),
