@@ -26,7 +26,8 @@ from pathfm_kedro.pipelines.robustness.rotation import Rotation, rotation_views
 from pathfm_kedro.pipelines.robustness.texture import Texture, texture_views
 from pathfm_kedro.slides.phantom import tile_truth
 from pathfm_kedro.slides.views import inscribed_size
-from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.measurements import Estimate, measurement, measurement_table
+from pathfm_kedro.statistics.parameters import Calibration, read_parameters
 from pathfm_kedro.wiring import Experiment, calibration_node
 from tests.conftest import PROJECT
 from tests.pipelines.robustness.phantom_views import (
@@ -52,9 +53,9 @@ FIELD = 256
 
 
 def block(name: str) -> dict:
-    """An experiment's parameters with fewer draws, and with as many neighbours as there can be.
+    """An experiment's parameters with fewer draws, and with no more neighbours than there can be.
 
-    A tile has three of its own label and center in another patient.
+    A tile has three of its own label and center, in one other patient.
     """
     changed: dict = {"draws": 300}
     if name == "appearance":
@@ -63,6 +64,9 @@ def block(name: str) -> dict:
         judged = PARAMETERS[name]["criteria"][0]
         changed |= {"criteria": [judged | {"at": judged["at"] | {"k": 3}}]}
         changed |= {"calibration": PARAMETERS[name]["calibration"] | {"set": {"k": [3]}}}
+    if name == "robustness_margins":
+        known = PARAMETERS[name]["calibration"]
+        changed |= {"calibration": known | {"set": known["set"] | {"m": [1]}}}
     if name == "field_of_view":
         at = {"field": str(FIELD), "arm": "whole", "over": "tile"}
         judged = {"metric": "macro_f1_gain", "at": at, "below": 0.05}
@@ -195,6 +199,21 @@ def test_a_figure_without_a_check_falls_as_nuisance_takes_over(name):
     knows, follows = (at_dose(table, dose) for dose in (0.0, 1.0))
     assert (knows["value"] > 0.95).all()
     assert (follows["ci_high"] < 0.8).all()
+
+
+def test_a_figure_that_is_not_measured_cannot_be_read():
+    asked = {"metric": "kept_neighbours", "at": {"view": "shuffled", "grid": 16}}
+    told = Calibration(called="a corner", nuisance=CORNER, reads=(asked,))
+    row = measurement(
+        experiment="texture",
+        encoder=TRUTH,
+        metric="kept_neighbours",
+        setting={"view": "shuffled", "grid": 8},
+        estimate=Estimate(0.9, 0.8, 1.0, 72, 24),
+    )
+    figures = measurement_table([row])
+    with pytest.raises(ValueError, match=r"texture\.calibration\.reads: no figure .*'grid': 16"):
+        dose_response(lambda dose: figures, "texture", told, [0.0], TRUTH)
 
 
 def test_without_the_control_that_is_mixed_in_there_is_no_calibration():

@@ -172,28 +172,34 @@ def dose_response(
     -------
     DataFrame
         Measurements table, experiment ``calibration``.
+
+    Raises
+    ------
+    ValueError
+        If a figure that is to be read is not measured.
     """
     rows: list[dict[str, Any]] = []
     for dose in sorted(map(float, doses)):
         found = measure_at(dose)
         judged = found.filter(pl.col("threshold").is_not_null())
-        read = judged if judged.height else _read(found, calibration)
+        read = judged if judged.height else _read(found, experiment, calibration)
         rows += _at_dose(read, experiment, calibration.called, dose, encoder)
     return measurement_table(rows)
 
 
-def _read(found: pl.DataFrame, calibration: Calibration) -> pl.DataFrame:
+def _read(found: pl.DataFrame, experiment: str, calibration: Calibration) -> pl.DataFrame:
+    """The figures that the calibration asks for; all of them where it asks for none."""
     if not calibration.reads:
         return found
-    keep = [
-        any(
-            row["metric"] == asked["metric"]
-            and dict(asked.get("at", {})).items() <= json.loads(row["setting"]).items()
-            for asked in calibration.reads
-        )
-        for row in found.iter_rows(named=True)
-    ]
-    return found.filter(pl.Series(keep, dtype=pl.Boolean()))
+    settings = [json.loads(text) for text in found["setting"]]
+    keep = pl.repeat(False, found.height, dtype=pl.Boolean, eager=True)
+    for asked in calibration.reads:
+        at = dict(asked.get("at", {})).items()
+        own = (found["metric"] == asked["metric"]) & pl.Series([at <= s.items() for s in settings])
+        if not own.any():
+            raise ValueError(f"{experiment}.calibration.reads: no figure {asked} is measured")
+        keep |= own
+    return found.filter(keep)
 
 
 def _at_dose(
