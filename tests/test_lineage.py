@@ -114,8 +114,8 @@ def test_an_experiment_opens_into_its_encoders(shown):
 
 
 def test_kedro_viz_orders_the_layers(shown):
-    assert [layer for layer in LAYERS if layer in shown["layers"]] == shown["layers"]
-    assert {"raw", "primary", "feature", "model_output", "reporting"} <= set(shown["layers"])
+    """It shows none where they run in a circle, through boxes as through nodes."""
+    assert set(shown["layers"]) == set(LAYERS) - {"model_input"}
 
 
 def test_the_plot_of_each_experiment_is_a_dataset_with_a_preview(entries):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ from pathfm_kedro.engine.outcomes import Outcome, attempt
 from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.settings import EngineSettings
 from pathfm_kedro.engine.slides_log import Note, log_slide, prepare_log, slide_of
+from pathfm_kedro.engine.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _outcomes(
     if engine.scheduler == "dask":
         yield from run_on_dask(function, items, engine)
         return
-    with _one_thread_each():
+    with one_thread():
         if engine.n_workers == 1:
             yield from (attempt(function, item) for item in items)
         else:
@@ -204,18 +204,3 @@ def _on_threads(
             stop.set()
             for future in pending:
                 future.cancel()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """One compute thread per worker: no oversubscription, and sums in the same order always."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as parameters
 
 from pathfm_kedro.statistics.parameters import STRICT
-from pathfm_kedro.statistics.permutation import permuted_within
+from pathfm_kedro.statistics.permutation import permuted_together, permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
 
 Floats = NDArray[np.float64]
@@ -29,6 +29,15 @@ Count = Annotated[int, Field(ge=1)]
 DesignName = Literal["all", "paired_2x2"]
 
 Found = TypeVar("Found")
+
+#: A balanced subsample loses at most nine of ten tiles to one small cell.
+MIN_SHARE_OF_MEDIAN_CELL = 0.1
+
+#: A cell with less than this share of the median cell's tiles is named where it sets the others' size.
+_TELLING_SHARE = 0.5
+
+#: Cells named in one sentence.
+_NAMED_CELLS = 3
 
 
 @parameters(frozen=True, config=STRICT, kw_only=True)
@@ -43,6 +52,9 @@ class Subsampling:
         Whose tiles are no neighbours of a query: those of its patient, of its slide, or none.
     min_patients_per_cell, min_tiles_per_cell
         Cells with fewer are left out.
+    min_share_of_median_cell
+        Cells with fewer tiles than this share of the median cell's are left out: every cell gives as
+        many tiles as the smallest.
     max_tiles, subsamples
         Tiles of a subsample of design ``all`` at most, and how many are taken where it is not the
         whole cohort.
@@ -54,6 +66,7 @@ class Subsampling:
     exclude: Literal["patient", "slide", "none"] = "patient"
     min_patients_per_cell: Annotated[int, Field(ge=0)]
     min_tiles_per_cell: Annotated[int, Field(ge=0)]
+    min_share_of_median_cell: Annotated[float, Field(ge=0, le=1)] = MIN_SHARE_OF_MEDIAN_CELL
     max_tiles: Count
     subsamples: Count = 1
     max_tiles_per_pair: Count = 2000
@@ -108,11 +121,25 @@ class Scope:
 
 @dataclass(frozen=True)
 class PermutedTags:
-    """Labels and centers of a scope's units, permuted over them; codes, [units, permutations]."""
+    """Labels and centers of a scope's units, permuted over them; codes, [units, permutations].
+
+    Attributes
+    ----------
+    units
+        [units] codes.
+    label
+        Labels permuted within centers.
+    center
+        Centers permuted within labels.
+    label_together, center_together
+        Both permuted together: who knows neither.
+    """
 
     units: Ints
     label: Ints
     center: Ints
+    label_together: Ints
+    center_together: Ints
 
 
 @dataclass(frozen=True)
@@ -126,7 +153,8 @@ class Subsamples:
     scopes
         Subsamples and pairs, in the order of the designs asked for.
     unused
-        Why designs and cells are not used, with the mend.
+        Why designs and cells are not used, with the mend; and which cell sets the size of a design
+        (remark).
     rows
         [m] rows of the cohort that stand in any scope, sorted.
     vectors
@@ -145,8 +173,13 @@ class Subsamples:
 
     def obstacle(self, design: str) -> str:
         """Why a design cannot be measured, with the mend; empty if it can."""
-        reasons = (r["reason"] for r in self.unused if r["design"] == design and r["label"] is None)
+        rows = (r for r in self.unused if r["design"] == design and r["label"] is None)
+        reasons = (r["reason"] for r in rows if r["reason"])
         return str(next(reasons, ""))
+
+    def of_design(self, design: str) -> list[dict[str, Any]]:
+        """What is to be told of a design: cells left out, and which cell sets the others' size."""
+        return [row for row in self.unused if row["design"] == design]
 
 
 def balanced_subsamples(
@@ -271,11 +304,58 @@ def scopes_of(
     for design in asked.designs:
         reason = _obstacle(cohort, usable, design)
         if reason:
-            unused.append(unused_row(design, reason))
+            unused.append(unused_row(design, f"{reason}{_named(unused_cells)}"))
             continue
-        scopes += builders[design](cohort, usable, asked, seed)
+        built = builders[design](cohort, usable, asked, seed)
+        scopes += built
         unused += [unused_row(design, why, label, center) for label, center, why in unused_cells]
+        if design == "all":
+            unused += _size_of_cells(cohort, built[0])
     return scopes, unused
+
+
+def _named(cells: Sequence[tuple[str, str, str]]) -> str:
+    """Cells that are left out, each with the reason, as the end of a sentence."""
+    if not cells:
+        return ""
+    named = [f"{label} × {center} ({why})" for label, center, why in cells[:_NAMED_CELLS]]
+    more = len(cells) - len(named)
+    return f"; left out: {'; '.join(named)}{f'; and {more} more' if more else ''}"
+
+
+def _size_of_cells(cohort: Cohort, scope: Scope) -> list[dict[str, Any]]:
+    """A remark where one small cell decides how many tiles every cell gives."""
+    used, taken = np.unique(cohort.cells[scope.rows], return_counts=True)
+    tiles = np.bincount(cohort.cells)[used]
+    smallest, median = int(tiles.argmin()), float(np.median(tiles))
+    if taken[0] < tiles[smallest] or tiles[smallest] >= _TELLING_SHARE * median:
+        return []
+    label, center = divmod(int(used[smallest]), cohort.n_centers)
+    names = (cohort.unit_table[name].unique().sort() for name in ("label", "center"))
+    cell = " × ".join(name[code] for name, code in zip(names, (label, center), strict=True))
+    remark = (
+        f"every cell gives {taken[0]} tiles, as many as the smallest, {cell}, has (the median cell has "
+        f"{median:g}): add tiles there"
+    )
+    return [unused_row(scope.design, None) | {"remark": remark}]
+
+
+def left_out_cells(statistics: pl.DataFrame) -> Iterator[tuple[str, str]]:
+    """Each cell that is not used, as a stratum, with the reason.
+
+    Parameters
+    ----------
+    statistics
+        Rows of :func:`unused_row` among others.
+    """
+    rows = statistics.select("label", "center", "reason").drop_nulls()
+    for label, center, reason in rows.iter_rows():
+        yield f"{label} × {center}", reason
+
+
+def remark_on_size(statistics: pl.DataFrame) -> str:
+    """Which cell decides how many tiles every cell gives; empty where none stands out."""
+    return next(iter(statistics["remark"].drop_nulls()), "")
 
 
 def _usable_cells(
@@ -288,17 +368,23 @@ def _usable_cells(
     cell_of_patient = np.unique(np.stack([cohort.cells, cohort.patients]), axis=1)[0]
     patients = np.bincount(cell_of_patient, minlength=size).reshape(shape)
     fewest = (asked.min_patients_per_cell, asked.min_tiles_per_cell)
-    usable = (patients >= max(fewest[0], 1)) & (tiles >= max(fewest[1], 1))
+    enough = (patients >= max(fewest[0], 1)) & (tiles >= max(fewest[1], 1))
+    median = float(np.median(tiles[enough])) if enough.any() else 0.0
+    usable = enough & (tiles >= asked.min_share_of_median_cell * median)
     labels = cohort.unit_table["label"].unique().sort()
     centers = cohort.unit_table["center"].unique().sort()
-    left_out = [
-        (
-            labels[int(i)],
-            centers[int(j)],
-            f"{patients[i, j]} patients with {tiles[i, j]} tiles: a cell needs {fewest[0]} "
-            f"patients and {fewest[1]} tiles",
+
+    def why(i: int, j: int) -> str:
+        found = f"{patients[i, j]} patients with {tiles[i, j]} tiles"
+        if not enough[i, j]:
+            return f"{found}: a cell needs {fewest[0]} patients and {fewest[1]} tiles"
+        return (
+            f"{found}: fewer than {asked.min_share_of_median_cell:.0%} of the median cell's "
+            f"{median:g} tiles; every cell would shrink to as many: add tiles"
         )
-        for i, j in np.argwhere(~usable & (tiles > 0))
+
+    left_out = [
+        (labels[int(i)], centers[int(j)], why(i, j)) for i, j in np.argwhere(~usable & (tiles > 0))
     ]
     return usable, left_out
 
@@ -409,13 +495,15 @@ def rank_within(keys: Ints, values: Floats) -> Ints:
 def permuted_tags(
     cohort: Cohort, scopes: Sequence[Scope], n_permutations: int, seed: int
 ) -> Iterator[PermutedTags]:
-    """Labels permuted within centers and centers within labels, for each scope.
+    """Labels permuted within centers, centers within labels, and both together, for each scope.
 
     The subsamples of design ``all`` share their permutations; in the pairs a unit keeps its place in
     the order of all its pairs, so that they depend on each other as the measured ones do.
     """
     first = np.unique(cohort.units, return_index=True)[1]
-    labels, centers = cohort.labels[first], cohort.centers[first]
+    labels, centers, patients = (
+        codes[first] for codes in (cohort.labels, cohort.centers, cohort.patients)
+    )
     members = [np.unique(cohort.units[scope.rows]) for scope in scopes]
     for design, group in itertools.groupby(range(len(scopes)), lambda i: scopes[i].design):
         chosen = list(group)
@@ -429,13 +517,21 @@ def permuted_tags(
             )
             for own, other in ((labels, centers), (centers, labels))
         )
+        other = permuted_together(patients[unit], n_permutations, seed, part)
+        tags = label, center, labels[unit][other], centers[unit][other]
         for key, i in zip(keys, chosen, strict=True):
             place = np.searchsorted(nodes, key)
-            yield PermutedTags(members[i], label[place], center[place])
+            yield PermutedTags(members[i], *(permuted[place] for permuted in tags))
 
 
 def unused_row(
-    design: str, reason: str, label: str | None = None, center: str | None = None
+    design: str, reason: str | None, label: str | None = None, center: str | None = None
 ) -> dict[str, Any]:
     """Why a design, or a cell of it, is not used."""
-    return {"design": design, "reason": reason, "label": label, "center": center}
+    return {
+        "design": design,
+        "reason": reason,
+        "label": label,
+        "center": center,
+        "remark": None,
+    }

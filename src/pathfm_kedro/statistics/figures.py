@@ -47,17 +47,25 @@ class Value:
         The figure with its interval.
     null
         What it would be if the encoder knew nothing.
+    label_null
+        Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
+        for the label: to pass, the value must lie above its upper end too. Where it is given, `null`
+        does not make a criterion undecidable.
     caveat
         Why no verdict may rest on the figure although it was measured; empty where one may.
     reason
         What a reader must be told of the figure in place of what the judge says; None for the judge's
         words.
+    remark
+        What a reader must be told beside that.
     """
 
     estimate: Estimate
     null: Null = field(default_factory=Null)
+    label_null: Null | None = None
     caveat: str = ""
     reason: str | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,13 +232,19 @@ def _row(
         nothing = Estimate(None, None, None, n, patients)
         return measurement(**common, estimate=nothing, reason=str(problem))
     value = found if isinstance(found, Value) else Value(found)
-    return measurement(
+    row = measurement(
         **common,
         estimate=value.estimate,
         null=value.null,
+        label_null=value.label_null,
         caveat=value.caveat,
         reason=value.reason,
     )
+    if value.remark:
+        # "Descriptive" needs no saying where there is something else to say.
+        judged = row["reason"] if criterion or value.reason else ""
+        row["reason"] = "; ".join(filter(None, [judged, value.remark]))
+    return row
 
 
 def _refuse_unasked(

@@ -143,6 +143,49 @@ def judge(
     )
 
 
+def short_of_null(
+    estimate: Estimate,
+    threshold: float | None,
+    direction: Direction | None,
+    label_null: Null,
+) -> str:
+    """Why a figure that exceeds its threshold says nothing of labels; empty where it does.
+
+    Vectors that are pushed apart by center, as centring them does, exceed what chance gives whatever
+    the labels are.
+
+    Parameters
+    ----------
+    estimate, threshold, direction
+        As in :func:`judge`.
+    label_null
+        Range of the figure of the same vectors with labels permuted within centers.
+
+    Examples
+    --------
+    >>> short_of_null(Estimate(0.1, 0.05, 0.15, 100, 20), 0.0, "above", Null(0.05, 0.12))[:52]
+    'the same vectors reach 0.12 with labels permuted wit'
+    >>> short_of_null(Estimate(0.2, 0.15, 0.25, 100, 20), 0.0, "above", Null(0.05, 0.12))
+    ''
+    """
+    value, low = estimate.value, estimate.ci_low
+    if value is None or low is None or threshold is None or direction != "above":
+        return ""
+    if low <= threshold:
+        return ""
+    if label_null.high is None:
+        return (
+            "no permutation of labels within centers says what these vectors reach whatever the labels "
+            "are: set n_permutations to 200"
+        )
+    if value > label_null.high:
+        return ""
+    return (
+        f"the same vectors reach {label_null.high:.3g} with labels permuted within centers: what lies "
+        "above the threshold comes of how centers lie to each other, not of the labels"
+    )
+
+
 def measurement(
     *,
     experiment: str,
@@ -155,12 +198,14 @@ def measurement(
     null: Null | None = None,
     threshold: float | None = None,
     direction: Direction | None = None,
+    label_null: Null | None = None,
     caveat: str = "",
     reason: str | None = None,
 ) -> dict[str, Any]:
     """One row of the measurements table, judged against its threshold.
 
-    A given `reason` replaces the judge's; with an undefined value it says why.
+    A given `reason` replaces the judge's; with an undefined value it says why. Where a `label_null` is
+    given, a figure that would pass without lying above it gets a caveat in place of a verdict.
 
     Examples
     --------
@@ -171,7 +216,11 @@ def measurement(
     ('pass', '{"angle": 90, "k": 10}')
     """
     null = null or Null()
-    verdict, why = judge(estimate, threshold, direction, null, caveat)
+    chance = null
+    if label_null is not None:
+        chance = Null()
+        caveat = caveat or short_of_null(estimate, threshold, direction, label_null)
+    verdict, why = judge(estimate, threshold, direction, chance, caveat)
     return {
         "experiment": experiment,
         "subject": subject,

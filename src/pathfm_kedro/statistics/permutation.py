@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -93,22 +94,82 @@ def permuted_blocks(patients: Ints, draws: int, seed: int) -> Ints:
     return out
 
 
+def permuted_together(patients: Ints, draws: int, seed: int, strata: Ints | None = None) -> Ints:
+    """Rows whose label *and* center each row takes: patients exchange both together.
+
+    Rows lie side by side by patient, once in the patients' order and once in a random one, and each
+    takes the tags that lie beside it: a patient's rows take those of one other patient where all
+    have equally many. The order within a patient is random too, or patients that show every label
+    would give each label to itself.
+
+    Parameters
+    ----------
+    patients
+        [u] code of the patient of each row (unit).
+    draws
+        Number of permutations.
+    seed
+        Of the permutations.
+    strata
+        [u] within which rows are exchanged; all of them if not given. A patient keeps its place in
+        the random order in every stratum.
+
+    Returns
+    -------
+    ndarray
+        [u, draws] rows.
+
+    Examples
+    --------
+    >>> permuted_together(np.array([0, 0, 1, 1]), draws=1, seed=4)[:, 0].tolist()
+    [2, 3, 1, 0]
+    """
+    stratum = np.zeros_like(patients) if strata is None else strata
+    generator, n_patients = np.random.default_rng(seed), int(patients.max(initial=-1)) + 1
+    beside = np.lexsort((patients, stratum))
+    out = np.empty((len(patients), draws), dtype=np.int64)
+    for draw in range(draws):
+        patient, row = generator.random(n_patients), generator.random(len(patients))
+        out[beside, draw] = np.lexsort((row, patient[patients], stratum))
+    return out
+
+
 def null_range(permuted: Floats) -> Null:
     """95% of a figure's permutations; unknown where there are none."""
     return Null(*percentile_interval(permuted)) if len(permuted) else Null()
 
 
-def less_chance(estimate: Estimate, null: Null, chance: float) -> Value:
-    """A figure, its interval and its null, each minus what chance gives."""
-    value, ci_low, ci_high, low, high = (
-        None if figure is None else figure - chance
-        for figure in (estimate.value, estimate.ci_low, estimate.ci_high, null.low, null.high)
+def less_chance(value: Value, chance: float) -> Value:
+    """A figure, its interval and its nulls, each minus what chance gives."""
+
+    def less(figure: float | None) -> float | None:
+        return None if figure is None else figure - chance
+
+    def shifted(null: Null) -> Null:
+        return Null(less(null.low), less(null.high))
+
+    whole = value.estimate
+    ends = less(whole.value), less(whole.ci_low), less(whole.ci_high)
+    return replace(
+        value,
+        estimate=Estimate(*ends, whole.n, whole.n_patients),
+        null=shifted(value.null),
+        label_null=None if value.label_null is None else shifted(value.label_null),
     )
-    return Value(Estimate(value, ci_low, ci_high, estimate.n, estimate.n_patients), Null(low, high))
 
 
-def minus_null(estimate: Estimate, permuted: Floats) -> Value:
-    """A figure minus the mean of its permutations.
+def _no_permutation(asked: int) -> str:
+    """Why there is nothing to compare with."""
+    if not asked:
+        return "no permutation to compare with: set n_permutations to 200"
+    return (
+        f"in none of {asked} permutations is the figure defined, so that there is nothing to compare "
+        "with: add patients, so that each cell of label and center has several"
+    )
+
+
+def minus_null(value: Value, permuted: Floats) -> Value:
+    """A figure with its nulls, minus the mean of its permutations.
 
     Raises
     ------
@@ -117,15 +178,12 @@ def minus_null(estimate: Estimate, permuted: Floats) -> Value:
 
     Examples
     --------
-    >>> minus_null(Estimate(0.5, 0.25, 0.75, 9, 9), np.array([0.25, 0.25])).estimate.value
+    >>> figure = Value(Estimate(0.5, 0.25, 0.75, 9, 9))
+    >>> minus_null(figure, np.array([0.25, 0.25])).estimate.value
     0.25
     """
     known = permuted[np.isfinite(permuted)]
     if not len(known):
-        raise Undefined(
-            "no permutation to compare with: set n_permutations to 200",
-            estimate.n,
-            estimate.n_patients,
-        )
-    chance = float(known.mean())
-    return less_chance(estimate, null_range(permuted), chance)
+        estimate = value.estimate
+        raise Undefined(_no_permutation(len(permuted)), estimate.n, estimate.n_patients)
+    return less_chance(value, float(known.mean()))

@@ -186,29 +186,46 @@ def margin_of(near: Floats, far: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Sample:
-    """Sampled queries with the entries from their own and from other centers.
+    """Sampled queries with the entries from their own, from other and from all centers.
 
     Attributes
     ----------
     unit
         [q] unit of each query.
-    near_center, far_center
-        Entries from the query's center and from the others.
-    center
-        [U] center of each unit.
+    near_center, far_center, any_center
+        Entries from the query's center, from the others, and from all.
     """
 
     unit: Ints
     near_center: Entries
     far_center: Entries
-    center: Ints
+    any_center: Entries
 
 
-def split_by_center(entries: Entries, unit: Ints, center: Ints, m: int, n_labels: int) -> Sample:
-    """Entries of each center as deep as permuted labels need them."""
+def split_by_center(entries: Entries, unit: Ints, label: Ints, center: Ints, m: int) -> Sample:
+    """Entries of each center, and of all, as deep as permuted tags need them.
+
+    Parameters
+    ----------
+    entries, unit
+        Of the sampled queries.
+    label, center
+        [U] codes of each unit.
+    m
+        Tiles of each type whose distances are averaged.
+    """
     same = center[entries.unit] == center[unit][:, None]
+    n_labels, n_centers = len(np.unique(label)), len(np.unique(center))
     depth = _DEPTH * m * n_labels
-    return Sample(unit, entries.where(same, depth), entries.where(~same, depth), center)
+    # One type in this many, at best, where label and center are permuted together.
+    rarest = -(-n_labels * n_centers // max(min(n_labels, n_centers) - 1, 1))
+    every = slice(None, _DEPTH * m * rarest)
+    return Sample(
+        unit,
+        entries.where(same, depth),
+        entries.where(~same, depth),
+        Entries(entries.distance[:, every], entries.unit[:, every]),
+    )
 
 
 def margins_under(sample: Sample, labels: Ints, m: int) -> Floats:
@@ -224,6 +241,25 @@ def margins_under(sample: Sample, labels: Ints, m: int) -> Floats:
     own = labels[sample.unit][:, None]
     matching = first_mean(sample.far_center.distance, labels[sample.far_center.unit] == own, m)
     clashing = first_mean(sample.near_center.distance, labels[sample.near_center.unit] != own, m)
+    return margin_of(matching, clashing)
+
+
+def margins_under_both(sample: Sample, labels: Ints, centers: Ints, m: int) -> Floats:
+    """[q] margins if the units carried these labels and centers, permuted together.
+
+    Parameters
+    ----------
+    labels, centers
+        [U] of each unit.
+    m
+        Tiles of each type whose distances are averaged.
+    """
+    entries = sample.any_center
+    same_label, same_center = (
+        tags[entries.unit] == tags[sample.unit][:, None] for tags in (labels, centers)
+    )
+    matching = first_mean(entries.distance, same_label & ~same_center, m)
+    clashing = first_mean(entries.distance, ~same_label & same_center, m)
     return margin_of(matching, clashing)
 
 

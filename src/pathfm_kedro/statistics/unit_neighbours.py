@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.balanced_designs import Cohort, Scope, codes_of
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
-from pathfm_kedro.statistics.permutation import permuted_within
+from pathfm_kedro.statistics.permutation import permuted_together, permuted_within
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -229,7 +229,7 @@ class UnitNeighbours:
                 total[band] += resampled_total(self._matrix(chosen, place, len(members)), here)
         return total
 
-    def permuted_indices(self, n_permutations: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
+    def permuted_labels(self, n_permutations: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
         """SO / (SO + OS) and (SS + SO) / (SS + OS) at each k with labels permuted within centers.
 
         Parameters
@@ -252,6 +252,38 @@ class UnitNeighbours:
             near += float(self.count[at_home].sum())
             with np.errstate(invalid="ignore", divide="ignore"):
                 yield so / (so + near - ss), (ss + so) / near
+
+    def permuted_together(self, n_permutations: int, seed: int) -> Iterator[Floats]:
+        """SO / (SO + OS) at each k with labels and centers permuted together.
+
+        Parameters
+        ----------
+        n_permutations, seed
+            Of (label, center) over units, patients as blocks, within a scope.
+
+        Yields
+        ------
+        ndarray
+            [permutations].
+        """
+        rows = permuted_together(self.patient, n_permutations, seed, self.scope)
+        labels, centers = (
+            tags[rows].astype(np.min_scalar_type(int(tags.max(initial=0))))
+            for tags in (self.label, self.center)
+        )
+        so, os = np.zeros((2, n_permutations))
+        for band in range(len(self.k_grid)):
+            index = np.flatnonzero(self.band == band)
+            for start in range(0, len(index), _PERMUTED_PAIRS):
+                part = index[start : start + _PERMUTED_PAIRS]
+                query, neighbour = self.query[part], self.neighbour[part]
+                same_label = labels[query] == labels[neighbour]
+                same_center = centers[query] == centers[neighbour]
+                count = self.count[part].astype(np.float32)
+                so += count @ (same_label & ~same_center).astype(np.float32)
+                os += count @ (~same_label & same_center).astype(np.float32)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                yield so / (so + os)
 
     def _agreeing(self, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
         """[permutations] how many of the chosen neighbours have the query's label in each."""

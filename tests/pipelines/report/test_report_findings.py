@@ -26,7 +26,7 @@ from pathfm_kedro.statistics.measurements import (
 from tests.pipelines.report.conftest import WORDS
 
 PRIMARY = {"family": "median_min", "vote": "mv5"}
-CONTROLS = ("phantom_truth", "random_projection", "stain_statistics", "tile_corner")
+CONTROLS = ("phantom_truth", "noise", "stain_statistics", "tile_corner")
 NO_CONTROLS: dict[str, Any] = {
     "encoders": {name: {"role": "control"} for name in CONTROLS},
     "is_phantom": False,
@@ -171,7 +171,7 @@ def test_every_control_of_a_sound_audit_behaves(
         "alpha": "inconclusive",
         "beta": "fail",
         "phantom_truth": "pass",
-        "random_projection": "fail",
+        "noise": "fail",
         "stain_statistics": "fail",
     }
 
@@ -180,12 +180,12 @@ def test_every_control_of_a_sound_audit_behaves(
     ("encoder", "metric", "setting", "value", "experiment"),
     [
         ("phantom_truth", "f1_range_over_organs", {}, 0.5, "retrieval"),
-        ("random_projection", "ri", {"role": "cohort_k"}, 0.7, "robustness_index"),
-        ("random_projection", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
+        ("noise", "ri", {"role": "cohort_k"}, 0.7, "robustness_index"),
+        ("noise", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
         ("stain_statistics", "ri_minus_null", {}, 0.4, "robustness_index"),
         ("phantom_truth", "mknn", {"angle": 90, "view": "rotated"}, 0.5, "rotation"),
-        ("random_projection", "macro_f1", PRIMARY, 0.6, "retrieval"),
-        ("random_projection", "macro_f1", PRIMARY, 0.01, "retrieval"),
+        ("noise", "macro_f1", PRIMARY, 0.6, "retrieval"),
+        ("noise", "macro_f1", PRIMARY, 0.01, "retrieval"),
     ],
 )
 def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
@@ -213,8 +213,8 @@ def test_a_pass_of_retrieval_needs_a_control_at_chance(
     measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
     even = changed(measurements, 0.1, 0.05, "alpha", "f1_range_over_organs")
-    elsewhere = changed(even, 0.6, 0.02, "random_projection", "macro_f1", family="mean")
-    broken = changed(even, 0.6, 0.02, "random_projection", "macro_f1", **PRIMARY)
+    elsewhere = changed(even, 0.6, 0.02, "noise", "macro_f1", family="mean")
+    broken = changed(even, 0.6, 0.02, "noise", "macro_f1", **PRIMARY)
     verdicts = [
         collect_findings(table, provenance, {})
         .filter(experiment="retrieval", encoder="alpha")["verdict"]
@@ -245,7 +245,7 @@ def test_where_retrieval_says_nothing_its_control_is_not_asked(
         pl.when(mine).then(pl.lit(value)).otherwise(name).alias(name)
         for name, value in columns.items()
     )
-    row = control(check_controls(blank, provenance, {}), "random_projection", "retrieval")
+    row = control(check_controls(blank, provenance, {}), "noise", "retrieval")
     assert row["behaves"] is None
     assert not row["blocks"]
     assert words in row["reason"]
@@ -266,8 +266,8 @@ def test_a_verdict_that_an_experiment_withheld_is_none_of_the_family() -> None:
 @pytest.mark.parametrize(
     ("absent", "experiment"),
     [
-        ("random_projection", "robustness_index"),
-        ("random_projection", "retrieval"),
+        ("noise", "robustness_index"),
+        ("noise", "retrieval"),
         ("stain_statistics", "robustness_index"),
         ("phantom_truth", "rotation"),
     ],
@@ -355,7 +355,7 @@ def test_colour_that_neither_passes_nor_fails_takes_back_passes_alone(
 def test_a_wide_interval_does_not_excuse_neighbours_kept(value: float, low: float) -> None:
     row = measurement(
         experiment="rotation",
-        encoder="random_projection",
+        encoder="noise",
         metric="mknn",
         setting={"angle": 90, "k": 10, "view": "rotated"},
         estimate=Estimate(value, min(low, value), 1.0, 50, 10),
@@ -363,7 +363,7 @@ def test_a_wide_interval_does_not_excuse_neighbours_kept(value: float, low: floa
         direction="above",
     )
     table = check_controls(measurement_table([row]), NO_CONTROLS, {"chance_margin": 0.2})
-    assert control(table, "random_projection", "rotation")["behaves"] is (value <= 0.2)
+    assert control(table, "noise", "rotation")["behaves"] is (value <= 0.2)
 
 
 def test_the_truth_is_only_asked_on_the_phantom(

@@ -16,6 +16,7 @@ from pathfm_kedro.pipelines.robustness.clustering import (
 )
 from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.tables import to_schema
 from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
 
@@ -223,9 +224,33 @@ def test_patients_that_show_every_label_do_not_keep_their_labels_in_the_null():
     ]
     columns = ["patient_id", "label", "center", "cluster", "n"]
     table = pl.DataFrame(rows, schema=columns, orient="row")
-    table = table.with_columns(n_clusters=pl.lit(2), silhouette=0.1, reason=pl.lit(None))
+    table = to_schema(table.with_columns(n_clusters=2, silhouette=0.1), CLUSTERING_SCHEMA)
     found = judged(table)
     of_label = found.filter(metric="ari_label").row(0, named=True)
     assert of_label["value"] == 1
     assert of_label["null_high"] < 0.5
     assert found.filter(metric="clustering_score_minus_null")["verdict"][0] == "pass"
+
+
+def test_a_nearly_empty_cell_is_left_out_by_name_or_named_beside_the_verdict():
+    slides, _, embeddings = cohort(0, (1.0, 0.0), patients=4, tiles=20)
+    first = slides.filter(label=slides["label"][0], center=slides["center"][0])[
+        "slide_id"
+    ].to_list()
+    for keep, n in ((1, 3 * 80), (6, 4 * 24)):
+        shards = {s: x[:keep] if s in first else x for s, x in embeddings.shards.items()}
+        tiles = pl.DataFrame(
+            [(f"{s}-{i}", s) for s, x in shards.items() for i in range(len(x))],
+            schema=["tile_id", "slide_id"],
+            orient="row",
+        )
+        table = measured_on((slides, tiles, InMemory(shards)))
+        row = table.filter(metric="clustering_score_minus_null").row(0, named=True)
+        assert row["n"] == n
+        cell = f"{slides['label'][0]} × {slides['center'][0]}"
+        if keep == 1:
+            assert "below" not in row["reason"]
+            reason = table.filter(stratum=cell)["reason"].item()
+            assert "4 patients with 4 tiles: fewer than 10% of the median cell's 80" in reason
+        else:
+            assert f"as many as the smallest, {cell}, has" in row["reason"]

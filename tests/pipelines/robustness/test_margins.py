@@ -23,6 +23,7 @@ from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.resampled_tail import resampled_distribution, summaries
 from pathfm_kedro.statistics.typed_distances import (
     margins_under,
+    margins_under_both,
     margins_without,
     nearest_of_units,
     sampled_queries,
@@ -194,7 +195,7 @@ def sample_of(vectors, patient, label, center, m):
     queries = np.arange(len(vectors))
     entries = nearest_of_units(vectors, patient, patient, queries, m, "cosine")
     first = np.unique(patient, return_index=True)[1]
-    return split_by_center(entries, patient, center[first], m, len(np.unique(label))), first
+    return split_by_center(entries, patient, label[first], center[first], m), first
 
 
 @pytest.mark.parametrize("m", [1, 3, 5])
@@ -207,6 +208,9 @@ def test_margins_under_other_labels_and_without_a_patient_equal_plain_loops(m):
         permuted = label[first][order]
         expected = looped(vectors, patient, permuted[patient], center, m)
         np.testing.assert_allclose(margins_under(sample, permuted, m), expected, atol=2e-3)
+        tags = label[first][order], center[first][order]
+        expected = looped(vectors, patient, *(each[patient] for each in tags), m)
+        np.testing.assert_allclose(margins_under_both(sample, *tags, m), expected, atol=2e-3)
     margins, met, left = margins_without(sample, label[first], np.arange(len(first)), m)
     np.testing.assert_allclose(margins, looped(vectors, patient, label, center, m), atol=2e-3)
     for out in range(len(first)):
@@ -298,9 +302,48 @@ def test_known_encoders_are_judged():
     assert pick(of_label, "croma", m=3)["value"] > 0.3
     assert pick(of_label, "mari_minus_null", role="cohort_k")["value"] > 0.2
     assert pick(of_center, "croma", m=3)["value"] < -0.3
+    assert pick(of_center, "croma_minus_null")["verdict"] == "fail"
+    assert pick(of_center, "croma_minus_null")["value"] < -0.3
+    assert pick(of_center, "mari_minus_null", role="cohort_k")["ci_high"] < 0
     with_criterion = of_label.filter(pl.col("threshold").is_not_null())
     assert with_criterion["metric"].to_list() == ["croma_minus_null"]
     assert of_label.height <= 60
+
+
+def test_who_follows_the_center_and_knows_a_little_of_the_label_does_not_pass():
+    # Above what labels permuted within centers give, yet nearer to the center for nearly every tile.
+    quick = {"designs": ["all"], "subsamples": 1}
+    for seed in range(3):
+        table = measured(*cohort(seed, 3, 3, 4, 6, effects=(0.5, 1.2)), **quick)
+        assert pick(table, "confounder_dominant")["value"] > 0.9
+        assert pick(table, "croma_minus_null")["verdict"] == "fail"
+
+
+def centred(slides, embeddings):
+    """Vectors without the mean of their center."""
+    center = dict(slides.select("slide_id", "center").iter_rows())
+    means = {
+        name: np.concatenate([x for s, x in embeddings.shards.items() if center[s] == name]).mean(0)
+        for name in set(center.values())
+    }
+    return InMemory({s: x - means[center[s]] for s, x in embeddings.shards.items()})
+
+
+def test_a_harmonised_variant_passes_only_if_it_knows_the_label():
+    quick = {"designs": ["all"], "subsamples": 1}
+    verdicts = {0.0: [], 0.7: []}
+    for effect, found in verdicts.items():
+        for seed in range(6):
+            slides, tiles, embeddings = cohort(seed, 4, 3, 3, 8, effects=(effect, 1.0))
+            table = measured(slides, tiles, centred(slides, embeddings), **quick)
+            found.append(pick(table, "croma_minus_null"))
+    assert {row["verdict"] for row in verdicts[0.7]} == {"pass"}
+    assert "pass" not in {row["verdict"] for row in verdicts[0.0]}
+    beyond = [row for row in verdicts[0.0] if row["ci_low"] > 0]
+    assert beyond
+    for row in beyond:
+        assert row["verdict"] == "inconclusive"
+        assert "labels permuted within centers" in row["caveat"]
 
 
 def test_exchanging_label_and_center_turns_the_sign():

@@ -520,3 +520,49 @@ def test_a_cohort_whose_design_chooses_no_k_says_so():
 def test_parameters_that_are_not_allowed_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         read_parameters(RobustnessIndex, "robustness_index", PARAMETERS | changes)
+
+
+def with_a_small_cell(keep, labels=3, centers=3, patients=3, tiles=20):
+    """L0 at C0 keeps so many tiles of two patients; the others have 60."""
+    slides, _, embeddings = cohort(2, labels, centers, patients, tiles, effects=(0.6, 0.0))
+    cell = slides.filter(label="L0", center="C0")["slide_id"].to_list()
+    shards = {s: x for s, x in embeddings.shards.items() if s != cell[2]}
+    for slide in cell[:2]:
+        shards[slide] = shards[slide][: keep // 2]
+    return slides.filter(pl.col("slide_id").is_in(list(shards))), tiles_of(shards), InMemory(shards)
+
+
+@pytest.mark.parametrize("keep", [2, 4])
+def test_a_nearly_empty_cell_is_left_out_by_name_and_shrinks_nothing(keep):
+    table = measured(*with_a_small_cell(keep), designs=["all"])
+    row = pick(table, "ri_minus_null")
+    assert row["n"] == 8 * 60
+    assert row["verdict"] == "pass"
+    left_out = table.filter(stratum="L0 × C0").row(0, named=True)
+    assert left_out["verdict"] == "not_applicable"
+    assert (
+        f"2 patients with {keep} tiles: fewer than 10% of the median cell's 60"
+        in left_out["reason"]
+    )
+
+
+def test_a_cell_that_sets_the_size_of_all_is_named_beside_the_verdict():
+    table = measured(*with_a_small_cell(12), designs=["all"])
+    for metric in ("ri", "ri_minus_null"):
+        row = pick(table, metric)
+        assert row["n"] == 9 * 12
+        assert "every cell gives 12 tiles, as many as the smallest, L0 × C0, has" in row["reason"]
+    assert pick(table, "support")["reason"] == "descriptive: no threshold is set for this figure"
+    even = measured(*cohort(2, 3, 3), designs=["all"])
+    assert not even["reason"].str.contains("smallest").any()
+    # A cohort that is cut to size is not cut by a cell.
+    cut = measured(*with_a_small_cell(12), designs=["all"], max_tiles=45)
+    assert pick(cut, "ri")["n"] == 45
+    assert not cut["reason"].str.contains("smallest").any()
+
+
+def test_a_design_that_lacks_one_cell_says_which():
+    table = measured(*with_a_small_cell(2, 2, 2), criteria=[])
+    row = pick(table, "ri", "paired_2x2")
+    assert row["value"] is None
+    assert "L0 × C0 (2 patients with 2 tiles: fewer than 10%" in row["reason"]

@@ -36,6 +36,7 @@ def create_pipeline(experiments: Sequence[str]) -> Pipeline:
         "design",
         "design_summary",
         "tiles",
+        "tiling",
         "provenance",
         "params:report",
         "words",

@@ -292,7 +292,7 @@ def judged_macro_f1(votes: PatientVotes, threshold: float | None) -> Value:
             f"above the threshold, but {_not_above_null(figure)}: an encoder that knows nothing may "
             "reach the threshold; raise it or add patients"
         )
-    return Value(value.estimate, value.null, caveat)
+    return Value(value.estimate, value.null, caveat=caveat)
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class OrganSpread:
         )
         bounds = (None if end is None else min(1.0, max(0.0, end)) for end in self._bounds)
         estimate = self._estimate(self._range, *bounds)
-        return Value(estimate, self._null, "" if self.pooled.above_null() else caveat)
+        return Value(estimate, self._null, caveat="" if self.pooled.above_null() else caveat)
 
     def deviation(self) -> Value:
         """Standard deviation."""

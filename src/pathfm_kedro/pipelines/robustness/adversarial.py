@@ -306,7 +306,7 @@ def drop_beyond_noise(
     lost = noise.sums("n_correct") - attacked.sums("n_correct")
     estimate = at_least_binomial(attacked.ratio(lost, attacked.sums("n_tiles")))
     broken = {rule: value for rule, value in sorted(checks.items()) if value > p.tolerance}
-    return Value(estimate, Null(0.0, 0.0), _unsound(broken) if broken else "")
+    return Value(estimate, Null(0.0, 0.0), caveat=_unsound(broken) if broken else "")
 
 
 def _require_attack(

@@ -34,13 +34,15 @@ from pathfm_kedro.statistics.auc import ordered_pairs, rank_auc
 from pathfm_kedro.statistics.balanced_designs import (
     Subsampling,
     balanced_subsamples,
+    left_out_cells,
     permuted_tags,
     read_rows,
+    remark_on_size,
     tagged_rows,
 )
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.cross_validation import patient_folds, widened_interval
-from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
@@ -56,14 +58,17 @@ Resampled = Callable[[str, str], Floats]
 EMBEDDING, WITHOUT_COLOUR, COLOUR = "embedding", "embedding_without_colour", "colour"
 FEATURES = (EMBEDDING, WITHOUT_COLOUR, COLOUR)
 
-#: Three kinds of rows by features:
+#: Four kinds of rows, the first three by features:
 #:
 #: - with other_patient: pairs of a tile of the patient, at the center, and of the other, elsewhere; how
 #:   many of them are correctly ordered; and the n_tiles tiles of the center;
 #: - with permuted: AUC of the center under each permutation (without center: their mean);
-#: - with reason: why there is no probe.
+#: - with reason: why there is no probe;
+#: - without features: why a cell of label and center is left out (reason), or which one decides how
+#:   many tiles the others give (remark).
 CENTER_AUC_SCHEMA: dict[str, pl.DataType] = {
     "features": pl.String(),
+    "label": pl.String(),
     "center": pl.String(),
     "patient_id": pl.String(),
     "other_patient": pl.String(),
@@ -72,6 +77,7 @@ CENTER_AUC_SCHEMA: dict[str, pl.DataType] = {
     "n_tiles": pl.Int64(),
     "permuted": pl.List(pl.Float64()),
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -168,6 +174,7 @@ def center_auc_statistics(
             "among the encoders"
         )
         frames.append(_undefined(reason, FEATURES[1:]))
+    frames.append(to_schema(sampled.of_design("all"), CENTER_AUC_SCHEMA))
     return pl.concat(frames)
 
 
@@ -284,6 +291,8 @@ def center_auc_figures(statistics: pl.DataFrame, p: CenterAuc) -> Iterator[Figur
                 "center_auc", partial(of, center), {"features": features}, f"center={center}"
             )
     yield Figure("center_auc_drop", partial(center_auc_drop, statistics, resampled))
+    for cell, reason in left_out_cells(statistics):
+        yield Figure("center_auc", undefined(reason), {"role": "left_out"}, cell)
 
 
 def center_auc(
@@ -297,7 +306,7 @@ def center_auc(
         pl.col("center").eq_missing(pl.lit(center)),
     )["permuted"][0]
     null = Null(*percentile_interval(permuted.to_numpy())) if len(permuted) else Null(0.5, 0.5)
-    return Value(_estimate(statistics, aucs, (0.0, 1.0)), null)
+    return Value(_estimate(statistics, aucs, (0.0, 1.0)), null, remark=remark_on_size(statistics))
 
 
 def center_auc_drop(statistics: pl.DataFrame, resampled: Resampled) -> Value:

@@ -6,7 +6,8 @@ silhouette.
 
 0 is neutral only with as many labels as centers: clusters of patients that know neither agree better
 with the finer of the two. ``clustering_score_minus_null`` is the difference from the mean over
-permutations of (label, center).
+permutations of (label, center). To pass it must also lie above what labels permuted within centers
+give: vectors whose centers were pushed apart exceed the first null without knowing a label.
 
 The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
 another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
@@ -32,13 +33,20 @@ from pathfm_kedro.statistics.balanced_designs import (
     Subsampling,
     balanced_subsamples,
     codes_of,
+    left_out_cells,
+    remark_on_size,
 )
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of, unit_distances
 from pathfm_kedro.statistics.figures import Figure, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.permutation import minus_null, null_range
+from pathfm_kedro.statistics.permutation import (
+    minus_null,
+    null_range,
+    permuted_together,
+    permuted_within,
+)
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
@@ -52,8 +60,9 @@ _TILES_PER_CLUSTER = 3
 #: the chosen number gets `restarts`.
 _STARTS = 1
 
-#: One row per unit (patient, label, center) and cluster: its n tiles; a row without unit says why
-#: nothing was clustered.
+#: One row per unit (patient, label, center) and cluster: its n tiles; a row without patient says why
+#: nothing was clustered (reason), or why a cell is left out, or which one decides the others' size
+#: (remark).
 CLUSTERING_SCHEMA: dict[str, pl.DataType] = {
     "patient_id": pl.String(),
     "label": pl.String(),
@@ -63,6 +72,7 @@ CLUSTERING_SCHEMA: dict[str, pl.DataType] = {
     "n_clusters": pl.Int32(),
     "silhouette": pl.Float64(),
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -81,7 +91,7 @@ class ClusteringScore(ExperimentParameters):
     restarts
         Of k-means, for the chosen number.
     n_permutations
-        Of (label, center) over patients.
+        Of (label, center) over patients, and of labels within centers.
     """
 
     max_tiles: Annotated[int, Field(ge=1)]
@@ -130,7 +140,8 @@ def clustering_statistics(
         .sort("unit", "cluster")
         .with_columns(n_clusters=pl.lit(int(clusters.max()) + 1), silhouette=pl.lit(silhouette))
     )
-    return to_schema(counts, CLUSTERING_SCHEMA)
+    told = to_schema(sampled.of_design("all"), CLUSTERING_SCHEMA)
+    return pl.concat([to_schema(counts, CLUSTERING_SCHEMA), told])
 
 
 def _problem(sampled: Subsamples, p: ClusteringScore) -> str:
@@ -190,6 +201,8 @@ class ClusteredUnits:
         [u, K] tiles.
     p
         The parameters.
+    remark
+        What decides the size of the cells, where it is one of them.
     """
 
     patients: Ints
@@ -197,6 +210,7 @@ class ClusteredUnits:
     centers: Ints
     counts: Floats
     p: ClusteringScore
+    remark: str = ""
 
     @classmethod
     def of(cls, statistics: pl.DataFrame, p: ClusteringScore) -> ClusteredUnits:
@@ -208,7 +222,7 @@ class ClusteredUnits:
         counts = np.zeros((units.height, int(rows["n_clusters"][0])))
         counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
         patients, labels, centers = (codes_of(units[name]) for name in key)
-        return cls(patients, labels, centers, counts, p)
+        return cls(patients, labels, centers, counts, p, remark_on_size(statistics))
 
     @property
     def n_patients(self) -> int:
@@ -241,22 +255,23 @@ class ClusteredUnits:
 
     @cached_property
     def permuted(self) -> dict[str, Floats]:
-        """[permutations] the scores when patients exchange label and center together.
+        """[permutations] the scores when patients exchange label and center together."""
+        rows = permuted_together(self.patients, self.p.n_permutations, self.p.seed)
+        return self._scores_under(self.labels[rows], self.centers[rows])
 
-        Units lie side by side by patient, once in the patients' order and once in a random one, and
-        each takes the tags that lie beside it: a patient's units take those of one other patient
-        where all have equally many. The order within a patient is random too, or patients that show
-        every label would give each label to itself.
-        """
-        generator = np.random.default_rng(self.p.seed)
+    @cached_property
+    def permuted_labels(self) -> dict[str, Floats]:
+        """[permutations] the scores with labels permuted within centers."""
+        permuted = self.labels, self.centers, self.p.n_permutations, self.p.seed, self.patients
+        labels = permuted_within(*permuted)
+        return self._scores_under(labels, np.broadcast_to(self.centers[:, None], labels.shape))
+
+    def _scores_under(self, labels: Ints, centers: Ints) -> dict[str, Floats]:
+        """[permutations] the scores, from tags [u, permutations]."""
         ones = np.ones((1, self.n_patients))
-        found = []
-        for _ in range(self.p.n_permutations):
-            patient, unit = generator.random(self.n_patients), generator.random(len(self.labels))
-            order = np.lexsort((unit, patient[self.patients]))
-            other = replace(self, labels=self.labels[order], centers=self.centers[order])
-            found.append({name: float(value[0]) for name, value in other.scores(ones).items()})
-        return {name: np.array([one[name] for one in found]) for name in self.estimates}
+        tags = zip(labels.T, centers.T, strict=True)
+        found = [replace(self, labels=a, centers=b).scores(ones) for a, b in tags]
+        return {name: np.array([one[name][0] for one in found]) for name in self.estimates}
 
 
 def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator[Figure]:
@@ -271,12 +286,14 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
     """
     scores = ("clustering_score", "ari_label", "ari_center")
     of_clusters = ("n_clusters", "silhouette")
-    problem = statistics["reason"].drop_nulls()
+    problem = statistics.filter(pl.col("label").is_null())["reason"].drop_nulls()
     if len(problem):
         metrics = ("clustering_score_minus_null", *scores, *of_clusters)
         yield from (Figure(metric, undefined(problem[0])) for metric in metrics)
         return
     units = ClusteredUnits.of(statistics, p)
+    for cell, reason in left_out_cells(statistics):
+        yield Figure("clustering_score", undefined(reason), {"role": "left_out"}, cell)
     yield Figure("clustering_score_minus_null", partial(score_minus_null, units))
     for metric in scores:
         yield Figure(metric, partial(score, units, metric))
@@ -286,9 +303,10 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
-    return Value(units.estimates[metric], null_range(units.permuted[metric]))
+    null, label_null = (null_range(of[metric]) for of in (units.permuted, units.permuted_labels))
+    return Value(units.estimates[metric], null, label_null, remark=units.remark)
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:
     """The difference of both ARI minus the mean of its permutations."""
-    return minus_null(units.estimates["clustering_score"], units.permuted["clustering_score"])
+    return minus_null(score(units, "clustering_score"), units.permuted["clustering_score"])

@@ -406,7 +406,7 @@ def follows_morphology(counts: CueCounts, view: str, scope: str) -> Value:
 def follows_morphology_minus_null(counts: CueCounts) -> Value:
     """The same in another center's stain, minus its null; null 0."""
     found = follows_morphology(counts, TRANSFERRED, "any")
-    return less_chance(found.estimate, found.null, counts.ratio(TRANSFERRED, "any").null)
+    return less_chance(found, counts.ratio(TRANSFERRED, "any").null)
 
 
 def morphology_loss(counts: CueCounts) -> Value:

@@ -408,7 +408,7 @@ def score(places: Places, arm: str) -> Value:
 def gain(places: Places, arm: str, over: str, margin: float) -> Value:
     """How much macro-F1 one arm gains over another on the same places."""
     found = macro_f1_gain(places.arm(arm), places.arm(over), margin)
-    return Value(found.estimate, found.null, "" if found.informed else _KNOWS_NOTHING)
+    return Value(found.estimate, found.null, caveat="" if found.informed else _KNOWS_NOTHING)
 
 
 def equivalence(places: Places, arm: str, over: str, margin: float) -> Estimate:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from pathfm_kedro.statistics.typed_distances import (
     first_mean,
     margin_of,
     margins_under,
+    margins_under_both,
     margins_without,
     nearest_of_units,
     sampled_queries,
@@ -91,6 +92,31 @@ def index_and_margin_statistics(
     """
     index = read_parameters(RobustnessIndex, "robustness_index", parameters)
     p = read_parameters(RobustnessMargins, "robustness_margins", margin_parameters)
+    return _searched(slides, tiles, embeddings, index, p)
+
+
+def robustness_margins_statistics(
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    embeddings: Embeddings,
+    parameters: Mapping[str, Any],
+    p: RobustnessMargins,
+) -> pl.DataFrame:
+    """Statistics of the margins alone; the arguments of :func:`index_and_margin_statistics`."""
+    index = read_parameters(RobustnessIndex, "robustness_index", parameters)
+    designs = tuple(d for d in index.designs if d == index.k_design or p.measures(d))
+    quick = replace(index, designs=designs, n_permutations=0)
+    return _searched(slides, tiles, embeddings, quick, p)[1]
+
+
+def _searched(
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    embeddings: Embeddings,
+    index: RobustnessIndex,
+    p: RobustnessMargins,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Both statistics; margins in the designs that they are asked for in."""
     sampled = balanced_subsamples(slides, tiles, embeddings, index, index.seed)
     cohort, scopes = sampled.cohort, sampled.scopes
 
@@ -100,7 +126,7 @@ def index_and_margin_statistics(
         depth = max(index.k_grid), max(p.m)
         return nearest_by_type(sampled.vectors_of(scope), *tags, *depth, index.distance)
 
-    unused = [{"kind": "unused", **row} for row in sampled.unused]
+    unused = [{"kind": "unused", **row} for row in sampled.unused if p.measures(row["design"])]
     counts = [to_schema(sampled.unused, ROBUSTNESS_INDEX_SCHEMA)]
     margins = [to_schema(unused, ROBUSTNESS_MARGINS_SCHEMA)]
     found = []
@@ -110,6 +136,8 @@ def index_and_margin_statistics(
     for (scope, typed), own, other in zip(searches, votes, labels, strict=True):
         nearest = typed.nearest
         counts.append(scope_statistics(cohort, scope, nearest.indices, own, index.k_grid))
+        if not p.measures(scope.design):
+            continue
         size = max(p.sampled_queries // sizes[scope.design], _FEWEST_SAMPLED)
         sample = _sample(sampled, scope, other.units, size, index.distance, p)
         margins += _scope_margins(cohort, scope, typed, sample, other, index.distance, p)
@@ -136,7 +164,7 @@ def _scope_margins(
     distance: str,
     p: RobustnessMargins,
 ) -> list[pl.DataFrame]:
-    """Rows of the kinds margins, without_patient and permuted of one scope."""
+    """Rows of the kinds margins, without_patient and permuted_… of one scope."""
     near, far = (_distances(found, distance) for found in (typed.same_label, typed.same_center))
     every = np.ones(near.shape, dtype=np.bool_)
     frames = []
@@ -144,7 +172,7 @@ def _scope_margins(
         margins = margin_of(first_mean(near, every, m), first_mean(far, every, m))
         rows = _without_patients(cohort, tags.units, sample, m)
         if m == p.m[0]:
-            rows.append(_permuted(sample, tags, m))
+            rows += _permuted(sample, tags, m)
         frames += [
             frame.with_columns(
                 design=pl.lit(scope.design), scope=pl.lit(scope.number, pl.Int32()), m=pl.lit(m)
@@ -178,8 +206,8 @@ def _sample(
     queries = sampled_queries(units, size, p.seed)
     vectors, groups = sampled.vectors_of(scope), cohort.groups[rows]
     entries = nearest_of_units(vectors, groups, units, queries, m, distance)
-    labels = np.unique(cohort.labels[rows])
-    return split_by_center(entries, units[queries], cohort.centers[rows][first], m, len(labels))
+    label, center = cohort.labels[rows][first], cohort.centers[rows][first]
+    return split_by_center(entries, units[queries], label, center, m)
 
 
 def _without_patients(
@@ -209,12 +237,19 @@ def _without_patients(
     return rows
 
 
-def _permuted(sample: Sample, tags: PermutedTags, m: int) -> dict[str, Any]:
-    """Summaries of the sample's margins in each permutation."""
-    margins = [margins_under(sample, labels, m) for labels in tags.label.T]
-    found = summaries(np.array(margins).reshape(len(margins), -1), TAIL) if margins else {}
-    none = np.zeros(0)
-    return {"kind": "permuted", **{name: _without_nan(found.get(name, none)) for name in SUMMARIES}}
+def _permuted(sample: Sample, tags: PermutedTags, m: int) -> list[dict[str, Any]]:
+    """Summaries of the sample's margins in each permutation of both kinds."""
+    both = zip(tags.label_together.T, tags.center_together.T, strict=True)
+    margins = {
+        "permuted_together": [margins_under_both(sample, *each, m) for each in both],
+        "permuted_labels": [margins_under(sample, labels, m) for labels in tags.label.T],
+    }
+    rows, none = [], np.zeros(0)
+    for kind, each in margins.items():
+        found = summaries(np.array(each).reshape(len(each), -1), TAIL) if each else {}
+        listed = {name: _without_nan(found.get(name, none)) for name in SUMMARIES}
+        rows.append({"kind": kind, **listed})
+    return rows
 
 
 def _without_nan(values: Floats) -> list[float | None]:

@@ -14,7 +14,10 @@ at other centers (SO) and with other labels at its center (OS).
   that the encoder's own accuracy chooses, the same for every k.
 
 Neither is neutral at a fixed figure: with more labels than centers OS tiles are more, hence nearer.
-``*_minus_null`` is the difference from the mean over permutations of labels within centers.
+``*_minus_null`` is the difference from the mean over permutations of label and center together: an
+encoder that follows the center lies where labels permuted *within* centers put it, whatever they are.
+To pass, the figure must lie above that null as well: vectors whose centers were pushed apart exceed
+the first one without knowing a label.
 
 The median and the tail are no function of sums per patient, so the table keeps each unit's margins.
 
@@ -42,7 +45,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.robustness.robustness_index import design_problem
-from pathfm_kedro.statistics.balanced_designs import codes_of
+from pathfm_kedro.statistics.balanced_designs import DesignName, codes_of, remark_on_size
 from pathfm_kedro.statistics.bootstrap import (
     percentile_interval,
     ratio_estimate,
@@ -80,11 +83,11 @@ _WORST_CELLS = 4
 #: - margins: unit and m. `margins` of its queries, ascending, of those that have one; n: queries;
 #: - without_patient: m, half. How the summaries of half of the sampled margins change if each of
 #:   `patients` is no neighbour any more (it still asks);
-#: - permuted: m. The summaries of the sample's margins in each permutation of labels over the units
-#:   of each center;
+#: - permuted_together, permuted_labels: m. The summaries of the sample's margins in each permutation of
+#:   (label, center) over the units, and of labels over the units of each center;
 #: - weighted_neighbours: unit and k. Units met at ranks above the previous k and ≤ k, and the sum of
 #:   exp(−distance / tau) over those neighbours; own_k: the k at which tau was set;
-#: - unused: why a design, or a cell of it, is not used.
+#: - unused: why a design, or a cell of it, is not used; or a remark on the size of its cells.
 ROBUSTNESS_MARGINS_SCHEMA: dict[str, pl.DataType] = {
     "kind": pl.String(),
     "design": pl.String(),
@@ -105,6 +108,7 @@ ROBUSTNESS_MARGINS_SCHEMA: dict[str, pl.DataType] = {
     "patients": pl.List(pl.String()),
     **{name: pl.List(pl.Float64()) for name in SUMMARIES},
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -120,12 +124,19 @@ class RobustnessMargins(ExperimentParameters):
     sampled_queries
         Queries from which the null and the patients' part as neighbours are estimated, per design.
     n_permutations
-        Of labels within centers.
+        Of label and center together, and of labels within centers.
+    designs
+        Those of the index in which margins are measured; None for all of them.
     """
 
     m: Annotated[tuple[Count, ...], Field(min_length=1)]
     sampled_queries: Count
     n_permutations: Annotated[int, Field(ge=0)] = 200
+    designs: tuple[DesignName, ...] | None = None
+
+    def measures(self, design: str) -> bool:
+        """Whether margins are measured in a design of the index."""
+        return self.designs is None or design in self.designs
 
 
 def robustness_margins_figures(
@@ -207,6 +218,11 @@ class MeasuredMargins:
         return self.statistics.filter(
             pl.col("design") == self.design, pl.col("kind") == kind, pl.col("m") == self.m
         ).sort("scope", "half", "unit")
+
+    @property
+    def remark(self) -> str:
+        """What decides the design's size, where it is one cell."""
+        return remark_on_size(self.statistics.filter(design=self.design))
 
     @cached_property
     def _margins(self) -> pl.DataFrame:
@@ -323,8 +339,16 @@ class MeasuredMargins:
 
     @cached_property
     def permuted(self) -> dict[str, Floats]:
-        """[permutations] of each summary; empty where there are none."""
-        rows, out = self._rows("permuted"), {}
+        """[permutations] of each summary, label and center permuted together; empty without any."""
+        return self._permuted("permuted_together")
+
+    @cached_property
+    def permuted_labels(self) -> dict[str, Floats]:
+        """[permutations] of each summary, labels permuted within centers."""
+        return self._permuted("permuted_labels")
+
+    def _permuted(self, kind: str) -> dict[str, Floats]:
+        rows, out = self._rows(kind), {}
         for summary in SUMMARIES:
             found = [values.to_numpy() for values in rows[summary]] or [np.zeros(0)]
             scopes = np.array(found, dtype=np.float64)
@@ -358,7 +382,7 @@ def _widened(
 
 
 def croma(margins: MeasuredMargins, summary: str) -> Value:
-    """Median, mean, lower tail or share ≤ 0 of the margins; null: permuted labels."""
+    """Median, mean, lower tail or share ≤ 0 of the margins; null: permuted (label, center)."""
     margins.require_margins()
     value = float(getattr(margins.point, summary)[0])
     draws, variance = getattr(margins.resampled, summary), margins.changes[summary]
@@ -367,15 +391,17 @@ def croma(margins: MeasuredMargins, summary: str) -> Value:
     return Value(
         Estimate(value, *interval, margins.n, margins.n_patients),
         null_range(margins.permuted[summary]),
-        reason=_partly(margins),
+        # Of the share of margins ≤ 0 less is better: no null stands in the way of passing.
+        None if summary == "below" else null_range(margins.permuted_labels[summary]),
+        remark="; ".join(filter(None, [_partly(margins), margins.remark])),
     )
 
 
-def _partly(margins: MeasuredMargins) -> str | None:
-    """What the figure does not speak of; None if every query has a margin."""
+def _partly(margins: MeasuredMargins) -> str:
+    """What the figure does not speak of; empty if every query has a margin."""
     share = float(margins.answered.sum() / margins.asked.sum())
     if share == 1:
-        return None
+        return ""
     return (
         f"speaks of {share:.0%} of the tiles: the others lack {margins.m} neighbours of their label "
         f"at another center, or {margins.m} of another label at their center, from other patients"
@@ -384,7 +410,7 @@ def _partly(margins: MeasuredMargins) -> str | None:
 
 def croma_minus_null(margins: MeasuredMargins) -> Value:
     """The median margin minus the mean of its permutations."""
-    return minus_null(croma(margins, "median").estimate, margins.permuted["median"])
+    return minus_null(croma(margins, "median"), margins.permuted["median"])
 
 
 def worst_patients(margins: MeasuredMargins) -> Value:
@@ -447,16 +473,25 @@ class WeightedIndex:
 
     @cached_property
     def permuted(self) -> dict[int, Floats]:
-        """[permutations] at each k of the grid."""
+        """[permutations] at each k of the grid, label and center permuted together."""
         from threadpoolctl import threadpool_limits
 
-        found = self.neighbours.permuted_indices(self.p.n_permutations, self.p.seed)
+        found = self.neighbours.permuted_together(self.p.n_permutations, self.p.seed)
+        with threadpool_limits(1):
+            return dict(zip(self.neighbours.k_grid, found, strict=True))
+
+    @cached_property
+    def permuted_labels(self) -> dict[int, Floats]:
+        """[permutations] at each k of the grid, labels permuted within centers."""
+        from threadpoolctl import threadpool_limits
+
+        found = self.neighbours.permuted_labels(self.p.n_permutations, self.p.seed)
         with threadpool_limits(1):
             return {k: ri for k, (ri, _) in zip(self.neighbours.k_grid, found, strict=True)}
 
 
 def mari(weighted: WeightedIndex, k: int) -> Value:
-    """The weighted index of the k nearest; null: labels permuted within centers."""
+    """The weighted index of the k nearest; null: permuted (label, center)."""
     estimate = weighted.estimates[k]
     if estimate.value is None:
         raise Undefined(
@@ -465,9 +500,10 @@ def mari(weighted: WeightedIndex, k: int) -> Value:
             estimate.n,
             estimate.n_patients,
         )
-    return Value(estimate, null_range(weighted.permuted[k]))
+    null, label_null = map(null_range, (weighted.permuted[k], weighted.permuted_labels[k]))
+    return Value(estimate, null, label_null)
 
 
 def mari_minus_null(weighted: WeightedIndex, k: int) -> Value:
     """The weighted index minus the mean of its permutations."""
-    return minus_null(mari(weighted, k).estimate, weighted.permuted[k])
+    return minus_null(mari(weighted, k), weighted.permuted[k])

@@ -56,7 +56,10 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
 from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
 from pathfm_kedro.pipelines.robustness.index_comparison import compare_encoders
-from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
+from pathfm_kedro.pipelines.robustness.margin_statistics import (
+    index_and_margin_statistics,
+    robustness_margins_statistics,
+)
 from pathfm_kedro.pipelines.robustness.margins import (
     RobustnessMargins,
     robustness_margins_figures,
@@ -228,11 +231,13 @@ INDEX = Experiment(
     VECTORS,
     beside=["robustness_k"],
 )
-MARGINS = replace(
-    INDEX,
-    name="robustness_margins",
-    parameters=RobustnessMargins,
-    figures=robustness_margins_figures,
+MARGINS = Experiment(
+    "robustness_margins",
+    RobustnessMargins,
+    robustness_margins_statistics,
+    robustness_margins_figures,
+    [*VECTORS, "params:robustness_index"],
+    beside=["robustness_k"],
 )
 #: Experiments that are wired by hand, since encoders meet in them.
 WIRED = ["robustness_index", "robustness_margins", "robustness_index_comparison", "adversarial"]
@@ -269,11 +274,13 @@ def create_pipeline(
         name="choose_pool",
         tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
     )
-    parts = [
+    parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: a pool comes before them.
         pool,
         _views(encoders, known),
-        *robustness_index_pipelines(encoders, controls, _calibrated(INDEX, encoders, told)),
+        *robustness_index_pipelines(
+            encoders, controls, *(_calibrated(x, encoders, told) for x in (INDEX, MARGINS))
+        ),
         *(_experiment(x, encoders, known, told) for x in listed),
         adversarial_pipeline(encoders, controls, known),
     ]
@@ -334,9 +341,17 @@ def _calibrated(
 
 
 def robustness_index_pipelines(
-    encoders: Sequence[str], controls: Sequence[str], calibration: Node | None
+    encoders: Sequence[str], controls: Sequence[str], *calibrations: Node | None
 ) -> list[Pipeline]:
-    """Index, margins and the comparison of encoders: one search, one k for all."""
+    """Index, margins and the comparison of encoders: one search, one k for all.
+
+    Parameters
+    ----------
+    encoders, controls
+        As in :func:`create_pipeline`.
+    calibrations
+        Of the index and of the margins; None where the truth is not known.
+    """
     told = ["params:robustness_index", "params:robustness_margins"]
     index, margins, compared = WIRED[:3]
     counts, distances = (
@@ -376,11 +391,11 @@ def robustness_index_pipelines(
     found = [grouped(e, [search]) for e, search in zip(encoders, searches, strict=True)]
     own = [grouped(e, [measurements_node("robustness", INDEX, e)]) for e in encoders]
     of_margins = [grouped(e, [measurements_node("robustness", MARGINS, e)]) for e in encoders]
-    more = [] if calibration is None else [calibration]
+    of_index, of_margin = ([] if node is None else [node] for node in calibrations)
     return [
         grouped("neighbours", [*found, common_k]),
-        grouped(index, [*own, *more, _collect(index, encoders, more)]),
-        grouped(margins, [*of_margins, _collect(margins, encoders)]),
+        grouped(index, [*own, *of_index, _collect(index, encoders, of_index)]),
+        grouped(margins, [*of_margins, *of_margin, _collect(margins, encoders, of_margin)]),
         grouped(compared, [comparison, _collect(compared, encoders)]),
     ]
 

@@ -52,7 +52,9 @@ from pathfm_kedro.statistics.balanced_designs import (
     Subsampling,
     balanced_subsamples,
     each_searched,
+    left_out_cells,
     permuted_tags,
+    remark_on_size,
 )
 from pathfm_kedro.statistics.bootstrap import (
     percentile_interval,
@@ -93,7 +95,8 @@ Ints = NDArray[np.int64]
 #:   how often (summing the rows up to k gives the counts at k);
 #: - permuted_label, permuted_center: balanced accuracy of the vote in each permutation; in one row
 #:   for each design, scope and k, whose unit is null;
-#: - reason: why a design (unit, scope null) or a cell of it (label and center given) is not used.
+#: - reason: why a design (unit, scope null) or a cell of it (label and center given) is not used;
+#: - remark: which cell decides how many tiles the others give.
 ROBUSTNESS_INDEX_SCHEMA: dict[str, pl.DataType] = {
     "design": pl.String(),
     "scope": pl.Int32(),
@@ -112,6 +115,7 @@ ROBUSTNESS_INDEX_SCHEMA: dict[str, pl.DataType] = {
     "permuted_label": pl.List(pl.Float64()),
     "permuted_center": pl.List(pl.Float64()),
     "reason": pl.String(),
+    "remark": pl.String(),
 }
 
 
@@ -271,6 +275,11 @@ class MeasuredDesign:
     design: str
     p: RobustnessIndex
 
+    @property
+    def remark(self) -> str:
+        """What decides the design's size, where it is one cell."""
+        return remark_on_size(self.statistics.filter(design=self.design))
+
     @cached_property
     def neighbours(self) -> UnitNeighbours:
         """Who is whose neighbour how often."""
@@ -312,7 +321,7 @@ class MeasuredDesign:
     @cached_property
     def nulls(self) -> dict[int, dict[str, Null]]:
         """95% of ri and ri_ratio at each k with labels permuted over units within centers."""
-        permuted = self.neighbours.permuted_indices(self.p.n_permutations, self.p.seed)
+        permuted = self.neighbours.permuted_labels(self.p.n_permutations, self.p.seed)
         return {
             k: {"ri": null_range(ri), "ri_ratio": null_range(ratio)}
             for k, (ri, ratio) in zip(self.k_grid, permuted, strict=True)
@@ -357,14 +366,14 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
             "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
             f"this index counts, among {k}: add patients, or take a larger k"
         )
-    return Value(estimate, measured.nulls[k][metric], reason=reason)
+    null = measured.nulls[k][metric]
+    return Value(estimate, null, null, reason=reason, remark=measured.remark)
 
 
 def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
     """The index less the design's own null, neutral at 0 in any design."""
     value = ri(measured, k)
-    less = less_chance(value.estimate, value.null, measured.design_null[k])
-    return Value(less.estimate, less.null, reason=value.reason)
+    return less_chance(value, measured.design_null[k])
 
 
 def ri_design_null(measured: MeasuredDesign, k: int) -> Value:
@@ -459,9 +468,6 @@ def no_k(cohort_k: int | None, p: RobustnessIndex) -> str:
 
 def _left_out(statistics: pl.DataFrame, design: str) -> Iterator[Figure]:
     """One for each cell with too few patients or tiles: what the figures do not speak of."""
-    cells = statistics.filter(
-        pl.col("design") == design, pl.col("reason").is_not_null(), pl.col("label").is_not_null()
-    )
-    for label, center, reason in cells.select("label", "center", "reason").iter_rows():
-        setting = {"design": design, "role": "left_out"}
-        yield Figure("ri", undefined(reason), setting, f"{label} × {center}")
+    setting = {"design": design, "role": "left_out"}
+    for cell, reason in left_out_cells(statistics.filter(design=design)):
+        yield Figure("ri", undefined(reason), setting, cell)

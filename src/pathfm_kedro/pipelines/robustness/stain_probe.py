@@ -183,4 +183,4 @@ def r2(patients: PatientStatistics, fit: pl.DataFrame) -> Value:
 def selectivity(patients: PatientStatistics, fit: pl.DataFrame) -> Value:
     """The share beyond that of permuted targets."""
     whole = r2(patients, fit)
-    return less_chance(whole.estimate, whole.null, float(fit["permuted_r2"][0].mean()))
+    return less_chance(whole, float(fit["permuted_r2"][0].mean()))
