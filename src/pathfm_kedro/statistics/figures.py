@@ -54,7 +54,7 @@ class Value:
     caveat
         Why no verdict may rest on the figure although it was measured; empty where one may.
     reason
-        What a reader must be told of the figure in place of what the judge says; None for the judge's
+        What a reader must know of the figure in place of what the judge says; None for the judge's
         words.
     remark
         What a reader must be told beside that.

@@ -164,7 +164,7 @@ def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
         The parameters.
     """
     of = PatientStatistics(statistics, p)
-    of = of.told(n_tiles=of.n)
+    of = of.with_setting(n_tiles=of.n)
     values: dict[str, Value] = {}
     if not statistics["n_dimensions"].drop_nulls().is_empty():
         constant = float(statistics[CONSTANT][0])
@@ -326,7 +326,7 @@ def shape_figures(vectors: Floats) -> dict[str, float]:
 
 
 def rotated_into_rows(vectors: Floats) -> Floats:
-    """[m, d] turned into [m, min(m, d)] with the same inner products, for faster spectra."""
+    """[m, d] reduced to [m, min(m, d)] with the same inner products, for faster spectra."""
     if vectors.shape[1] <= vectors.shape[0]:
         return vectors
     triangular: Floats = np.linalg.qr(vectors.T, mode="r")  # type: ignore[assignment]

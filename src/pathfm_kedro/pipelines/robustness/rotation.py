@@ -286,7 +286,7 @@ def rotation_figures(statistics: pl.DataFrame, p: Rotation) -> Iterator[Figure]:
         for part in (*quarter.within("label"), *quarter.within("center")):
             yield part.figure("mknn", kept_neighbours)
         yield from _over_angles(measured, p)
-    once = of.at(k=p.k[0], distance=p.distances[0]).told()
+    once = of.at(k=p.k[0], distance=p.distances[0]).with_setting()
     for view, angle in angles:
         yield once.at(view=view, angle=angle).figure("cosine_distance", cosine_distance)
 
