@@ -15,6 +15,12 @@ alone. ``center_auc_drop`` is the AUC of the embedding minus that without colour
 Patients are resampled in both roles, given the probes; the interval is widened for cross-validation.
 Null: the same probes for centers permuted over patients within labels. In small cohorts it lies
 below ½: the centers of the tested patients are rarer among those that teach.
+
+Pitfalls
+--------
+- What is left without colour is not linear in colour. It may still be colour, in ways that the
+  regression does not know.
+- That a center can be read does not show that it misleads.
 """
 
 from __future__ import annotations
