@@ -191,7 +191,8 @@ def clusters_of_patients(seed, labels, centers, patients=5, tiles=8, n_clusters=
     ]
     columns = ["patient_id", "label", "center", "cluster", "n"]
     table = pl.DataFrame(rows, schema=columns, orient="row")
-    return table.with_columns(n_clusters=pl.lit(n_clusters), silhouette=0.1, reason=pl.lit(None))
+    of_clusters = {"n_clusters": pl.lit(n_clusters), "silhouette": pl.lit(0.1)}
+    return to_schema(table.with_columns(**of_clusters), CLUSTERING_SCHEMA)
 
 
 @pytest.mark.parametrize(("labels", "centers"), [(2, 4), (4, 2), (3, 3)])
@@ -234,7 +235,9 @@ def test_patients_that_show_every_label_do_not_keep_their_labels_in_the_null():
 
 def test_a_nearly_empty_cell_is_left_out_by_name_or_named_beside_the_verdict():
     slides, _, embeddings = cohort(0, (1.0, 0.0), patients=4, tiles=20)
-    first = slides.filter(label=slides["label"][0], center=slides["center"][0])["slide_id"].to_list()
+    first = slides.filter(label=slides["label"][0], center=slides["center"][0])[
+        "slide_id"
+    ].to_list()
     for keep, n in ((1, 3 * 80), (6, 4 * 24)):
         shards = {s: x[:keep] if s in first else x for s, x in embeddings.shards.items()}
         tiles = pl.DataFrame(

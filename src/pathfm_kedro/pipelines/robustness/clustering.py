@@ -303,8 +303,8 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
-    nulls = (of[metric] for of in (units.permuted, units.permuted_labels))
-    return Value(units.estimates[metric], *map(null_range, nulls), remark=units.remark)
+    null, label_null = (null_range(of[metric]) for of in (units.permuted, units.permuted_labels))
+    return Value(units.estimates[metric], null, label_null=label_null, remark=units.remark)
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:
