@@ -47,10 +47,6 @@ class Value:
         The figure with its interval.
     null
         What it would be if the encoder knew nothing.
-    label_null
-        Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
-        for the label: to pass, the value must lie above its upper end too. Where it is given, `null`
-        does not make a criterion undecidable.
     caveat
         Why no verdict may rest on the figure although it was measured; empty where one may.
     reason
@@ -58,14 +54,18 @@ class Value:
         words.
     remark
         What a reader must be told beside that.
+    label_null
+        Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
+        for the label: to pass, the value must lie above its upper end too. Where it is given, `null`
+        does not make a criterion undecidable.
     """
 
     estimate: Estimate
     null: Null = field(default_factory=Null)
-    label_null: Null | None = None
     caveat: str = ""
     reason: str | None = None
     remark: str = ""
+    label_null: Null | None = None
 
 
 @dataclass(frozen=True)
