@@ -203,7 +203,8 @@ def measure(
     Raises
     ------
     ValueError
-        If a criterion asks for a figure that the experiment does not give, naming those it gives.
+        If a criterion asks for a figure that the experiment does not give, naming those it gives, or
+        two ask for the same.
 
     Examples
     --------
@@ -214,6 +215,7 @@ def measure(
     """
     listed = list(figures)
     _refuse_unasked(criteria, listed, experiment)
+    _refuse_asked_twice(criteria, listed, experiment)
     return measurement_table(_row(figure, experiment, name, criteria, subject) for figure in listed)
 
 
@@ -284,3 +286,15 @@ def _refuse_unasked(
             f"{experiment}.criteria: no figure {criterion.metric} at {json.dumps(dict(criterion.at))} "
             f"(stratum {criterion.stratum}) is measured: {mend}"
         )
+
+
+def _refuse_asked_twice(
+    criteria: Sequence[Criterion], figures: Sequence[Figure], experiment: str
+) -> None:
+    for figure in figures:
+        if sum(criterion.asks(figure) for criterion in criteria) > 1:
+            at = json.dumps(dict(figure.setting))
+            raise ValueError(
+                f"{experiment}.criteria: two judge {figure.metric} at {at} (stratum {figure.stratum}): "
+                "leave one, or tell them apart with at"
+            )
