@@ -1,4 +1,4 @@
-"""What happens around a run: vectors are held against their tables, progress and verdicts are shown."""
+"""Around a run: vectors are compared with their tables, progress and verdicts are shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class VectorHooks:
 
     A person may cut tiles anew, replace a slide's file or change an encoder's entry, and run an
     experiment without embedding again; rows would then be paired by position alone. Whatever the
-    family, vectors are held against every table of tiles that the node gets with them, against the
+    family, vectors are compared with every table of tiles that the node gets with them, against the
     slides table of the cohort, against the encoder's entry in the parameters, and against the
     encoder's own embeddings.
     """
@@ -102,8 +102,8 @@ def _decisive(encoder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What of an encoder's entry decides about its vectors, defaults written out."""
     from pathfm_kedro.encoders import EncoderSpec
 
-    told: dict[str, Any] = json.loads(EncoderSpec.from_parameters(encoder, entry).key())
-    return {key: value for key, value in told.items() if key not in _NOT_OF_THE_VECTORS}
+    described: dict[str, Any] = json.loads(EncoderSpec.from_parameters(encoder, entry).key())
+    return {key: value for key, value in described.items() if key not in _NOT_OF_THE_VECTORS}
 
 
 def _refuse_other_encoder(

@@ -40,7 +40,7 @@ _TILES = {"cpu": 8, "cuda": 64}
 _ENLARGED = 1.5
 #: One step of a trial has ended. It is no slide, so it counts for no rate of slides.
 _STEP = Note(computed=False)
-#: No difference is told that is smaller, since last bits differ between processors and the record
+#: No smaller difference is recorded, since last bits differ between processors and the record
 #: should not.
 _LEAST_DIFFERENCE = 1e-4
 
