@@ -47,10 +47,6 @@ class Value:
         The figure with its interval.
     null
         What it would be if the encoder knew nothing.
-    label_null
-        Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
-        for the label: to pass, the value must lie above its upper end too. Where it is given, `null`
-        does not make a criterion undecidable.
     caveat
         Why no verdict may rest on the figure although it was measured; empty where one may.
     reason
@@ -58,14 +54,18 @@ class Value:
         words.
     remark
         What a reader must be told beside that.
+    label_null
+        Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
+        for the label: to pass, the value must lie above its upper end too. Where it is given, `null`
+        does not make a criterion undecidable.
     """
 
     estimate: Estimate
     null: Null = field(default_factory=Null)
-    label_null: Null | None = None
     caveat: str = ""
     reason: str | None = None
     remark: str = ""
+    label_null: Null | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ def measure(
     Raises
     ------
     ValueError
-        If a criterion asks for a figure that the experiment does not give, naming those it gives.
+        If a criterion asks for a figure that the experiment does not give, naming those it gives, or
+        two ask for the same.
 
     Examples
     --------
@@ -214,6 +215,7 @@ def measure(
     """
     listed = list(figures)
     _refuse_unasked(criteria, listed, experiment)
+    _refuse_asked_twice(criteria, listed, experiment)
     return measurement_table(_row(figure, experiment, name, criteria, subject) for figure in listed)
 
 
@@ -284,3 +286,15 @@ def _refuse_unasked(
             f"{experiment}.criteria: no figure {criterion.metric} at {json.dumps(dict(criterion.at))} "
             f"(stratum {criterion.stratum}) is measured: {mend}"
         )
+
+
+def _refuse_asked_twice(
+    criteria: Sequence[Criterion], figures: Sequence[Figure], experiment: str
+) -> None:
+    for figure in figures:
+        if sum(criterion.asks(figure) for criterion in criteria) > 1:
+            at = json.dumps(dict(figure.setting))
+            raise ValueError(
+                f"{experiment}.criteria: two judge {figure.metric} at {at} (stratum {figure.stratum}): "
+                "leave one, or tell them apart with at"
+            )

@@ -21,7 +21,7 @@ from pathfm_kedro.pipelines.robustness.calibration import (
 from pathfm_kedro.pipelines.robustness.field_of_view import FieldOfView
 from pathfm_kedro.pipelines.robustness.field_pool import ROOM_SCHEMA
 from pathfm_kedro.pipelines.robustness.field_views import EmbedFields
-from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS, INDEX
+from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS, INDEX, MARGINS
 from pathfm_kedro.pipelines.robustness.rotation import Rotation, rotation_views
 from pathfm_kedro.pipelines.robustness.texture import Texture, texture_views
 from pathfm_kedro.slides.phantom import tile_truth
@@ -42,7 +42,9 @@ from tests.pipelines.robustness.phantom_views import (
 
 PARAMETERS = yaml.safe_load((PROJECT / "conf/base/parameters_robustness.yml").read_text())
 CALIBRATED = {
-    x.name: x for x in [INDEX, *EXPERIMENTS] if PARAMETERS[x.name].get("calibration") is not None
+    x.name: x
+    for x in [INDEX, MARGINS, *EXPERIMENTS]
+    if PARAMETERS[x.name].get("calibration") is not None
 }
 TRUTH, STAIN, CORNER = "phantom_truth", "stain_statistics", "tile_corner"
 #: A field in which three places of a small slide have room.
@@ -134,6 +136,7 @@ def data(name: str):
         "robustness_k": lambda: {"k": 5, "per_encoder": {}},
         "views.fields.phantom_truth": fields_as_drawn,
         "params:appearance": lambda: block("appearance"),
+        "params:robustness_index": lambda: block("robustness_index"),
         "params:calibration": lambda: {"doses": [1.0, 0.0]},
     }
     if name in made:

@@ -78,7 +78,7 @@ def table(size, path, mpp=0.5, tile=32):
 def plan(root, slides, tiles, encoder, **changes):
     parameters = PARAMETERS | changes
     pool, _ = choose_field_pool(slides, tiles, parameters)
-    files, beside = SlideFiles(root), (encoder, RUNTIME, parameters)
+    files, beside = SlideFiles(root), (encoder, {"e": RUNTIME}, parameters)
     how = {"name": "e", "work": view_of_fields, "read": VIEWS.read, "title": "fields of view"}
     made = plan_views(slides, tiles, pool, files, {"pixels": 32}, {}, *beside, **how)
     return pool, made

@@ -310,7 +310,7 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
     null, label_null = (null_range(of[metric]) for of in (units.permuted, units.permuted_labels))
-    return Value(units.estimates[metric], null, label_null, remark=units.remark)
+    return Value(units.estimates[metric], null, label_null=label_null, remark=units.remark)
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:
