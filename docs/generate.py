@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -88,10 +88,9 @@ class Documented:
 
 def page() -> str:
     """The whole page, as Markdown."""
-    words = Words.read(gather_words(_configuration()))
-    with mock.patch.dict(os.environ, {"KEDRO_ENV": COHORT}):
-        used = _used_modules(words)
-    found = list(_experiments(used, words))
+    words = Words.read(gather_words(configuration()))
+    used = _used_modules(words)
+    found = experiments(words)
     shared = _shared_modules(found, used)
     parts = [_INTRODUCTION, _contents(found, words), _EVERY_EXPERIMENT]
     parts.append(_parameter_table(ExperimentParameters, {}, {}))
@@ -104,7 +103,9 @@ def page() -> str:
 def _used_modules(words: Words) -> dict[str, dict[str, list[str]]]:
     """Modules of each experiment's nodes by pipeline, the one that gives its figures first."""
     found: dict[str, dict[str, list[str]]] = {}
-    for pipeline, nodes in register_pipelines().items():
+    with mock.patch.dict(os.environ, {"KEDRO_ENV": COHORT}):
+        registered = register_pipelines()
+    for pipeline, nodes in registered.items():
         if pipeline in ("__default__", "report"):
             continue
         for node in nodes.nodes:
@@ -120,8 +121,9 @@ def _used_modules(words: Words) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def _experiments(used: Mapping[str, Mapping[str, list[str]]], words: Words) -> Iterator[Documented]:
+def experiments(words: Words) -> list[Documented]:
     """Experiments in the order of the report."""
+    used, found = _used_modules(words), []
     for name, told in words.experiments.items():
         (pipeline, modules), *_ = used[name].items()
         alone = f"pathfm_kedro.pipelines.{pipeline}.{name}"
@@ -131,7 +133,9 @@ def _experiments(used: Mapping[str, Mapping[str, list[str]]], words: Words) -> I
         }
         own = [first, *sorted(set(modules) - shared - {first})]
         imported = [import_module(module) for module in own]
-        yield Documented(name, pipeline, imported, _parameters_of(name, imported), told)
+        kind = _parameters_of(name, imported)
+        found.append(Documented(name, pipeline, imported, kind, told))
+    return found
 
 
 def _module_of(function: Any) -> str:
@@ -180,7 +184,7 @@ def _shared(module: ModuleType, names: Sequence[str]) -> str:
         if text:
             parts.append(f"**`{name}`.** {_inline(_CALL.split(text)[0].strip(), module)}")
     block = module.__name__.rpartition(".")[2]
-    values = _configuration().get(block)
+    values = configuration().get(block)
     if values:
         reasons = _reasons().get(block, {})
         parts += [f"**Parameters** (`{block}`). {reasons.get('', '')}"]
@@ -203,23 +207,24 @@ def _contents(experiments: Sequence[Documented], words: Words) -> str:
     rows = ["| question | experiment | pipeline |", "| --- | --- | --- |"]
     for x in experiments:
         group = words.report.groups.get(x.words.group)
-        link = f"[{x.words.title}](#{_anchor(x.words.title)})"
+        link = f"[{x.words.title}](#{anchor(x.words.title)})"
         rows.append(f"| {group.title if group else ''} | {link} | `{x.pipeline}` |")
     return "\n".join(rows)
 
 
-def _anchor(title: str) -> str:
+def anchor(title: str) -> str:
+    """What a heading is linked to by."""
     kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
     return kept.replace(" ", "-")
 
 
 def _section(x: Documented) -> str:
     """Everything that is said of one experiment."""
-    values = _configuration().get(x.name) or {}
+    values = configuration().get(x.name) or {}
     reasons = _reasons().get(x.name, {})
     parts = [
         f"## {x.words.title}",
-        _where(x),
+        where(x),
         f"*{x.words.meaning.strip()}*" if x.words.meaning else "",
         _markdown(x.modules[0]),
         *(f"**{_short(m)}.** {_markdown(m)}" for m in x.modules[1:]),
@@ -233,7 +238,8 @@ def _section(x: Documented) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _where(x: Documented) -> str:
+def where(x: Documented) -> str:
+    """How an experiment is run, its code and its tests."""
     first = x.modules[0]
     source = f"Code: {', '.join(_link(module) for module in x.modules)}."
     run = f"`kedro run --namespaces {x.pipeline}.{x.name}`"
@@ -301,18 +307,18 @@ def _parameter_paragraph(
 
 
 def _parameter_table(kind: Any, values: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
-    meanings = _meanings(kind) if kind else {}
+    known = meanings(kind) if kind else {}
     if not values:
         rows = ["| parameter | meaning |", "| --- | --- |"]
-        return "\n".join(rows + [f"| `{key}` | {_cell(text)} |" for key, text in meanings.items()])
+        return "\n".join(rows + [f"| `{key}` | {_cell(text)} |" for key, text in known.items()])
     rows = ["| parameter | default | meaning |", "| --- | --- | --- |"]
     for key, value in values.items():
-        meaning, reason = meanings.get(key, ""), reasons.get(key, "")
+        meaning, reason = known.get(key, ""), reasons.get(key, "")
         told = reason if reason.startswith(meaning.rstrip(".")) else f"{meaning} {reason}"
         nested = _nested(kind, key) if isinstance(value, Mapping) else None
         default = "" if nested else f"`{_flow(value)}`"
         rows.append(f"| `{key}` | {default} | {_cell(told)} |")
-        for inner, text in _meanings(nested).items() if nested else ():
+        for inner, text in meanings(nested).items() if nested else ():
             if inner in value:
                 rows.append(f"| `{key}.{inner}` | `{_flow(value[inner])}` | {_cell(text)} |")
     return "\n".join(rows)
@@ -327,7 +333,7 @@ def _nested(kind: Any, key: str) -> Any:
     return None
 
 
-def _meanings(kind: Any) -> dict[str, str]:
+def meanings(kind: Any) -> dict[str, str]:
     """Parameters of a dataclass with the text of its docstring, bases first."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -376,7 +382,7 @@ def _flow(value: Any) -> str:
 
 
 @cache
-def _configuration() -> Mapping[str, Any]:
+def configuration() -> Mapping[str, Any]:
     """All parameters of conf/base."""
     files = sorted((ROOT / "conf" / "base").glob("parameters*.yml"))
     blocks = (yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in files)

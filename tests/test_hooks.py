@@ -236,6 +236,6 @@ def test_the_verdicts_are_one_line_an_encoder():
         }
     )
     assert verdict_lines(table) == [
-        "uni                fail  (2 fail, 1 not applicable)",
+        "uni    fail  (2 fail, 1 not applicable)",
         "noise  pass  (control: no check)",
     ]

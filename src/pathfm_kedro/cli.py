@@ -274,7 +274,7 @@ def _slides_root(manifest: Path) -> Path:
     try:
         listed = read_manifest_file(manifest)
     except (OSError, ValueError):
-        # What is wrong with it is told where the manifest is checked.
+        # What is wrong with it is said where the manifest is checked.
         return beside_link
     paths = listed["path"].drop_nulls().to_list() if "path" in listed.columns else []
     here, there = (

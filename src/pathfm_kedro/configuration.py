@@ -13,8 +13,8 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
 #: Groups whose keys a cohort chooses itself: its encoders, what a cluster's class takes, the classes of
-#: a phantom and the organ of each; how an experiment is calibrated and told, which is checked where it
-#: is read. A star stands for any name.
+#: a phantom and the organ of each; how an experiment is calibrated and described, which is checked
+#: where it is read. A star stands for any name.
 OPEN_GROUPS = (
     "encoders",
     "engine.dask.options",

@@ -176,8 +176,8 @@ def message_for_person(error: BaseException) -> str | None:
     >>> try:
     ...     read_cohort_plan("nowhere")
     ... except ValueError as error:
-    ...     told = message_for_person(error)
-    >>> told.startswith("there is no cohort 'nowhere'")
+    ...     message = message_for_person(error)
+    >>> message.startswith("there is no cohort 'nowhere'")
     True
     >>> try:
     ...     1 / 0
@@ -235,10 +235,10 @@ def show_errors() -> None:
     shown_before = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-        told = None if is_set(TRACEBACK_VARIABLE) else message_for_person(error)
-        if told is None:
+        message = None if is_set(TRACEBACK_VARIABLE) else message_for_person(error)
+        if message is None:
             shown_before(kind, error, place)
         else:
-            click.echo(f"{click.style('Error:', fg='red')} {told}", err=True)
+            click.echo(f"{click.style('Error:', fg='red')} {message}", err=True)
 
     sys.excepthook = show

@@ -13,9 +13,9 @@ from pathfm_kedro.encoders.base import Pixels, Vectors
 
 #: Raised with any change of what a control computes, so that stored shards are not reused.
 _REVISION = "1"
-#: Tiles at a time: few enough that their pixels stay in a processor's cache.
 #: Cells along a side, and the brightest grey level, of the random projection.
 _GRID, _GREY_LEVELS = 8, 255
+#: Tiles at a time: few enough that their pixels stay in a processor's cache.
 _BATCH_SIZE = 8
 
 
@@ -85,7 +85,7 @@ class Noise:
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
-        """What the vector is drawn from."""
+        """What the vector is made from."""
         return {"input": "BLAKE2b digest of the pixels", "seed": self.seed}
 
     @property
@@ -210,7 +210,7 @@ CONTROLS = {
 
 
 def _normal_by_digest(tiles: Pixels, dimension: int, seed: list[int]) -> Vectors:
-    """Standard normal numbers [n, dimension], each row drawn from the tile's digest and the seed."""
+    """Standard normal numbers [n, dimension], each row sampled from the tile's digest and the seed."""
     vectors = np.empty((len(tiles), dimension), np.float32)
     # One generator a tile, since its seed is that tile's digest; the forward pass of any real
     # encoder costs a thousand times more.

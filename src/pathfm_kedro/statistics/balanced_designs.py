@@ -511,9 +511,11 @@ def permuted_tags(
         keys = [part * len(first) + members[i] for part, i in zip(stratum, chosen, strict=True)]
         nodes = np.unique(np.concatenate(keys))
         part, unit = np.divmod(nodes, len(first))
+        # Codes of the units of this design, so that the permutations are those of its neighbours.
+        owner = np.unique(unit, return_inverse=True)[1]
         label, center = (
             permuted_within(
-                own[unit], part * (int(other.max()) + 1) + other[unit], n_permutations, seed, unit
+                own[unit], part * (int(other.max()) + 1) + other[unit], n_permutations, seed, owner
             )
             for own, other in ((labels, centers), (centers, labels))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -134,6 +135,52 @@ def permuted_together(patients: Ints, draws: int, seed: int, strata: Ints | None
     return out
 
 
+def chosen_anew(permuted: Mapping[int, Floats], k: int, chosen: Sequence[int]) -> Floats:
+    """Permutations of a figure at k, with k chosen anew in each of them.
+
+    A k that is chosen on the tiles that are judged is the one at which chance favours the label. Each
+    permutation is read at the k that its own votes choose, as deviation from the mean there, about the
+    mean at k: the level, which may depend on k, is that of k, and what choosing adds is in the mean.
+
+    Parameters
+    ----------
+    permuted
+        [permutations] at each k of the grid.
+    k
+        The k that was chosen.
+    chosen
+        The k of each permutation; empty where k was given beforehand.
+
+    Returns
+    -------
+    ndarray
+        [permutations]; those at k where nothing is chosen anew.
+
+    Examples
+    --------
+    >>> chosen_anew({1: np.array([0.0, 2.0]), 3: np.array([7.0, 5.0])}, 1, [3, 1]).tolist()
+    [2.0, 2.0]
+    """
+    own = permuted[k]
+    if not len(chosen) or not len(own):
+        return own
+    means = {each: mean_known(values) for each, values in permuted.items()}
+    found = [permuted[each][i] - means[each] for i, each in enumerate(chosen[: len(own)])]
+    return np.array(found) + means[k]
+
+
+def added_by_choice(permuted: Mapping[int, Floats], k: int, chosen: Sequence[int]) -> float:
+    """What choosing k on the tiles that are judged adds to a figure's mean; see `chosen_anew`."""
+    added = mean_known(chosen_anew(permuted, k, chosen)) - mean_known(permuted[k])
+    return 0.0 if np.isnan(added) else added
+
+
+def mean_known(values: Floats) -> float:
+    """Mean of what is finite; NaN where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
 def null_range(permuted: Floats) -> Null:
     """95% of a figure's permutations; unknown where there are none."""
     return Null(*percentile_interval(permuted)) if len(permuted) else Null()
@@ -182,8 +229,8 @@ def minus_null(value: Value, permuted: Floats) -> Value:
     >>> minus_null(figure, np.array([0.25, 0.25])).estimate.value
     0.25
     """
-    known = permuted[np.isfinite(permuted)]
-    if not len(known):
+    chance = mean_known(permuted)
+    if np.isnan(chance):
         estimate = value.estimate
         raise Undefined(_no_permutation(len(permuted)), estimate.n, estimate.n_patients)
-    return less_chance(value, float(known.mean()))
+    return less_chance(value, chance)

@@ -191,7 +191,8 @@ def clusters_of_patients(seed, labels, centers, patients=5, tiles=8, n_clusters=
     ]
     columns = ["patient_id", "label", "center", "cluster", "n"]
     table = pl.DataFrame(rows, schema=columns, orient="row")
-    return table.with_columns(n_clusters=pl.lit(n_clusters), silhouette=0.1, reason=pl.lit(None))
+    of_clusters = {"n_clusters": pl.lit(n_clusters), "silhouette": pl.lit(0.1)}
+    return to_schema(table.with_columns(**of_clusters), CLUSTERING_SCHEMA)
 
 
 @pytest.mark.parametrize(("labels", "centers"), [(2, 4), (4, 2), (3, 3)])

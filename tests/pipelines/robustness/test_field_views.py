@@ -147,7 +147,7 @@ def test_batches_do_not_change_the_vectors(noise, monkeypatch):
     slides, tiles = table(256, "a.png")
     _, made = plan(root, slides, tiles, STAIN)
     whole = made.jobs[0].compute()
-    monkeypatch.setattr(field_views, "_HELD_BYTES", 1)
+    monkeypatch.setattr(field_views, "_BYTES_IN_MEMORY", 1)
     one_by_one = made.jobs[0].compute()
     for name, tensor in whole.items():
         np.testing.assert_array_equal(one_by_one[name], tensor)

@@ -311,7 +311,7 @@ def test_known_encoders_are_judged():
 
 
 def test_who_follows_the_center_and_knows_a_little_of_the_label_does_not_pass():
-    # Above what labels permuted within centers give, yet nearer to the center for nearly every tile.
+    # Above what labels permuted within centers give, and yet nearer to the center for nearly all tiles.
     quick = {"designs": ["all"], "subsamples": 1}
     for seed in range(3):
         table = measured(*cohort(seed, 3, 3, 4, 6, effects=(0.5, 1.2)), **quick)

@@ -10,17 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from pathfm_kedro.encoders.harmonised import center_maps
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     ROBUSTNESS_INDEX_SCHEMA,
     RobustnessIndex,
     choose_k,
+    counted,
     robustness_index_figures,
     robustness_index_statistics,
 )
 from pathfm_kedro.statistics import neighbour_votes, unit_neighbours
+from pathfm_kedro.statistics.balanced_designs import balanced_subsamples, permuted_tags
 from pathfm_kedro.statistics.neighbour_votes import permuted_accuracies
 from pathfm_kedro.statistics.pair_bootstrap import pair_variance, resampled_total
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.permutation import permuted_within
 from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
 
@@ -456,12 +460,15 @@ def test_a_patient_with_two_labels_is_two_units():
     assert pick(measured(shared, tiles, embeddings), "ri")["n_patients"] == 15
 
 
-def votes(n_correct):
-    """Counts of one class pair, so many of 10 correctly classified at k = 1, 3, 5."""
+def votes(n_correct, permuted=((0.2, 0.5), (0.4, 0.3), (0.4, 0.1))):
+    """Counts of one class pair, so many of 10 correctly classified at k = 1, 3, 5.
+
+    `permuted`: accuracy in each permutation, at each k.
+    """
     return pl.DataFrame(
         {
             "design": "all", "scope": 0, "k": [1, 3, 5], "patient_id": "p", "label": "x", "n": 10,
-            "n_correct_label": n_correct,
+            "n_correct_label": n_correct, "permuted_label": [list(each) for each in permuted],
         }
     )  # fmt: skip
 
@@ -469,9 +476,100 @@ def votes(n_correct):
 def test_k_is_the_first_peak_and_the_lower_median_over_encoders():
     tables = {"a": votes([5, 8, 8]), "b": votes([9, 8, 8]), "control": votes([1, 1, 2])}
     chosen = choose_k(PARAMETERS, controls=("control",), **tables)
-    assert chosen == {"k": 1, "per_encoder": {"a": 3, "b": 1, "control": 5}}
+    assert chosen["k"] == 1
+    assert chosen["per_encoder"] == {"a": 3, "b": 1, "control": 5}
+    assert chosen["origin"].endswith("a (3), b (1)")
     assert choose_k(PARAMETERS, **tables)["k"] == 3
     assert choose_k(PARAMETERS, controls=("control",), control=tables["control"])["k"] == 5
+
+
+def test_k_is_chosen_anew_in_each_permutation():
+    tables = {"a": votes([5, 8, 8]), "b": votes([9, 8, 8], [(0.1, 0.3), (0.2, 0.2), (0.3, 0.1)])}
+    assert choose_k(PARAMETERS, **tables)["permuted_k"] == [3, 1]
+    assert choose_k(PARAMETERS, a=tables["a"])["permuted_k"] == [3, 1]
+    assert choose_k(PARAMETERS, b=tables["b"])["permuted_k"] == [5, 1]
+
+
+def test_a_k_that_is_set_is_kept_when_an_encoder_joins():
+    tables = {"a": votes([5, 8, 8]), "b": votes([9, 8, 8])}
+    for some in ({"a": tables["a"]}, tables):
+        chosen = choose_k(PARAMETERS | {"k": 5}, **some)
+        assert chosen["k"] == 5
+        assert chosen["origin"] == "set in robustness_index.k"
+        assert chosen["permuted_k"] == []
+    with pytest.raises(ValueError, match="k is 4: give one of k_grid, 1, 3, 5"):
+        choose_k(PARAMETERS | {"k": 4}, **tables)
+
+
+def test_the_permutations_of_votes_and_of_neighbours_are_the_same():
+    # L2 stands at one center with one patient and is left out: codes of the others have gaps.
+    slides, _, embeddings = cohort(3, 3, 2, patients=3)
+    gone = slides.filter(label="L0")["slide_id"].to_list()[1:3]
+    slides = slides.filter(~pl.col("slide_id").is_in(gone))
+    shards = {s: x for s, x in embeddings.shards.items() if s not in gone}
+    p = read_parameters(RobustnessIndex, "robustness_index", PARAMETERS | {"designs": ["all"]})
+    sampled = balanced_subsamples(slides, tiles_of(shards), InMemory(shards), p, p.seed)
+    tags = next(permuted_tags(sampled.cohort, sampled.scopes, 7, 5))
+    rows = counted(statistics_of(slides, tiles_of(shards), InMemory(shards)), "all")
+    found = unit_neighbours.UnitNeighbours.of(rows, "all")
+    labels = permuted_within(found.label, found.center, 7, 5, found.unit)
+    assert len(tags.units) < sampled.cohort.unit_table.height
+    np.testing.assert_array_equal(
+        np.unique(tags.label, return_inverse=True)[1].reshape(labels.shape), labels
+    )
+
+
+def test_choosing_k_on_the_judged_tiles_adds_nothing_to_an_encoder_that_knows_nothing():
+    wide = {"designs": ["all"], "k_grid": [1, 3, 5, 9, 15], "draws": 20, "n_permutations": 60}
+    chosen, given = [], []
+    for seed in range(60):
+        table = measured(*cohort(seed, 2, 2, 4, patient_effect=1.0), **wide)
+        row, raw = pick(table, "ri_minus_null"), pick(table, "ri")
+        chosen.append(row["value"])
+        given.append(raw["value"] - pick(table, "ri_design_null")["value"])
+    added = np.mean(given) - np.mean(chosen)
+    assert added > 0.002
+    error = np.std(chosen) / np.sqrt(len(chosen))
+    assert abs(np.mean(chosen)) < 2.5 * error
+
+
+def test_the_null_of_the_ratio_is_counted_without_the_querys_own_patient():
+    table = measured(*cohort(0, 3, 2, patients=2, tiles=2), designs=["all"])
+    # Of 22 tiles of other patients 2 share label and center, 4 the label alone, 8 the center alone.
+    found = pick(table, "ri_ratio_design_null")["value"]
+    assert found == pytest.approx((2 + 4) / (2 + 8))
+    assert found < 2 / 3
+
+
+def centred(slides, embeddings, method="centring"):
+    """A harmonised variant, cross-fitted as the audit makes it."""
+
+    class Slides(InMemory):
+        def load_slide(self, slide, name="embedding"):
+            return self.shards[slide]
+
+    maps = center_maps(slides, Slides(embeddings.shards), method)
+    return InMemory({s: maps[s](x) for s, x in embeddings.shards.items()})
+
+
+@pytest.mark.parametrize("method", ["centring", "combat", "whitening"])
+def test_a_harmonised_variant_passes_only_if_it_knows_the_label(method):
+    quick = {"designs": ["all"], "criteria": PARAMETERS["criteria"][1:]}
+    found = {0.0: [], 1.5: []}
+    for effect, rows in found.items():
+        for seed in range(4):
+            data = cohort(seed, 4, 3, 3, 8, 32, effects=(effect, 0.0), patient_effect=1.0)
+            slides, tiles, embeddings = data
+            variant = centred(slides, embeddings, method)
+            rows.append(pick(measured(slides, tiles, variant, **quick), "ri_minus_null"))
+    assert [row["verdict"] for row in found[1.5]] == ["pass"] * 4
+    assert not any(row["verdict"] == "pass" for row in found[0.0])
+    # Its interval alone would say that it follows the tissue.
+    beyond = [row for row in found[0.0] if row["ci_low"] > 0]
+    assert beyond
+    for row in beyond:
+        assert row["verdict"] == "inconclusive"
+        assert "with labels permuted within centers" in row["caveat"]
 
 
 def test_no_criterion_judges_nothing_and_one_of_no_figure_is_refused():
@@ -488,7 +586,11 @@ def test_a_figure_stands_once_and_the_encoders_own_k_beside_it():
     assert ks == [3, 1, 5] * 2
     accuracy = {k: pick(table, "knn_accuracy_label", k=k)["value"] for k in (1, 3, 5)}
     own = table.filter(metric="own_k")
-    assert own["value"].to_list() == [max(accuracy, key=accuracy.get)]
+    k = max(accuracy, key=accuracy.get)
+    assert own["value"].to_list() == [k]
+    there = table.filter(metric="ri_minus_null_at_own_k")["value"].item()
+    expected = pick(table, "ri", k=k)["value"] - pick(table, "ri_design_null", k=k)["value"]
+    assert there == pytest.approx(expected)
 
 
 def test_a_cohort_whose_design_chooses_no_k_says_so():

@@ -115,7 +115,10 @@ def check_controls(
 def _lies_at_null(
     rows: pl.DataFrame, experiment: str, control: ControlWords, margin: float
 ) -> Iterator[ControlCheck]:
-    """The control's interval must meet the null of its own row."""
+    """The control's figure must lie within its own null, or its interval hold the null's middle.
+
+    Intervals that merely overlap say little: a figure above its whole null would pass.
+    """
     name = control.control, experiment, control.expectation
     if control.where_judged and rows["threshold"].is_null().all():
         reason = f"{_NOT_ASKED}no figure of this experiment has a criterion"
@@ -135,11 +138,14 @@ def _lies_at_null(
         reason = f"{_NOT_ASKED}any encoder gives this figure, the null has no width"
         yield ControlCheck(*name, observed, reason=reason)
         return
-    behaves = all(
-        row["ci_low"] <= high + _TOLERANCE and row["ci_high"] >= low - _TOLERANCE
-        for row, (low, high) in zip(defined, nulls, strict=True)
-    )
+    behaves = all(_at_null(row, *null) for row, null in zip(defined, nulls, strict=True))
     yield _judged(*name, observed, behaves, control.otherwise)
+
+
+def _at_null(row: Row, low: float, high: float) -> bool:
+    within = low - _TOLERANCE <= row["value"] <= high + _TOLERANCE
+    middle = (low + high) / 2
+    return bool(within or row["ci_low"] - _TOLERANCE <= middle <= row["ci_high"] + _TOLERANCE)
 
 
 def _lies_near_chance(

@@ -250,7 +250,7 @@ def _note(
     own = own.drop_nulls("value")
     if own.is_empty():
         return ""
-    parts = []
+    told = {}
     for name in audited:
         mine = own.filter(encoder=name)
         entries = sorted(
@@ -259,7 +259,10 @@ def _note(
         )
         values = [_note_value(setting, row, note) for setting, row in entries]
         if values:
-            parts.append(f"{name} {', '.join(values)}")
+            told[name] = ", ".join(values)
+    # What is one for the cohort is told once.
+    one = note.tell != "value" and len(set(told.values())) == 1
+    parts = list(told.values())[:1] if one else [f"{name} {text}" for name, text in told.items()]
     return note.text.format(values="; ".join(parts), n=f"{int(own['n'].to_numpy().max()):,}")
 
 

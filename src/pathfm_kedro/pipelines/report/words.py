@@ -169,10 +169,31 @@ class ExperimentWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class GroupWords:
-    """Experiments that answer one question; core: an encoder passes only with a decided check here."""
+    """Experiments that answer one question.
+
+    Attributes
+    ----------
+    title
+        Of the group.
+    core
+        Whether an encoder passes as a whole only with a decided check here.
+    needs_label
+        Whether its checks decide nothing where nobody reads the label.
+    """
 
     title: str
     core: bool = False
+    needs_label: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LabelCheck:
+    """The figure that tells whether the label can be read at all, and what is said where not."""
+
+    experiment: str
+    metric: str
+    reason: str
+    at: Setting = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -209,6 +230,7 @@ class ReportWords:
     """Words of the report as a whole."""
 
     groups: Mapping[str, GroupWords] = field(default_factory=dict)
+    label_check: LabelCheck | None = None
     controls: tuple[ControlWords, ...] = ()
     claims: tuple[ClaimWords, ...] = ()
     other_claims: tuple[OtherClaim, ...] = ()
@@ -255,6 +277,24 @@ class Words:
     def name(self, experiment: str) -> str:
         """The short name of an experiment: its title up to the question."""
         return self.of(experiment).title.split(":")[0]
+
+    def group(self, experiment: str) -> str:
+        """The group of an experiment; empty where it has none."""
+        return self.of(experiment).group
+
+    def needs_label(self, experiment: str) -> bool:
+        """Whether the experiment decides nothing where nobody reads the label."""
+        known = self.report.groups.get(self.group(experiment))
+        return known is not None and known.needs_label
+
+    def core_metrics(self) -> dict[tuple[str, str], MetricWords]:
+        """Figures without whose verdict no encoder passes, by experiment and metric."""
+        return {
+            (x, metric): words
+            for x, experiment in self.experiments.items()
+            for metric, words in experiment.metrics.items()
+            if words.core
+        }
 
     def order(self, experiments: Iterable[str]) -> list[str]:
         """Experiments without repeats, those with words first and in the order they are told.

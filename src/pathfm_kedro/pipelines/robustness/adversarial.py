@@ -211,8 +211,8 @@ def adversarial_figures(
         yield from _of_transfer(of, clean, p)
         checks = attack_checks(of, p) if attacked.n else {}
     for rule, broken in checks.items():
-        yield clean.told(rule=rule).figure("attack_check", partial(_exact, value=broken))
-    yield clean.told(**attacked.setting, noise=SIGN_NOISE).figure(
+        yield clean.with_setting(rule=rule).figure("attack_check", partial(_exact, value=broken))
+    yield clean.with_setting(**attacked.setting, noise=SIGN_NOISE).figure(
         "accuracy_drop_beyond_noise",
         partial(
             drop_beyond_noise,

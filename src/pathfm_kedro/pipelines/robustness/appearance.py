@@ -308,14 +308,14 @@ def appearance_figures(statistics: pl.DataFrame, p: Appearance) -> Iterator[Figu
     """
     of = PatientStatistics(statistics, p)
     for setting in p.changes:
-        view = _together(of, [setting]).told(**setting)
+        view = _together(of, [setting]).with_setting(**setting)
         yield view.figure("relative_shift", _of_transfers(relative_shift, of, [setting]))
         yield view.figure("kept_neighbours", _of_transfers(kept_neighbours, of, [setting]), k=p.k)
     for name, settings in p.combined.items():
         names = [_name(setting) for setting in settings]
         yield (
             _together(of, settings)
-            .told(changes=names, k=p.k)
+            .with_setting(changes=names, k=p.k)
             .figure(f"{name}_kept_neighbours", _of_transfers(kept_neighbours, of, settings))
         )
 

@@ -215,7 +215,7 @@ def _at_dose(
             "check": json.loads(row["setting"]),
         }
         ends = row["value"], row["ci_low"], row["ci_high"], row["n"], row["n_patients"]
-        told = f"dose {dose:g} of {nuisance}: {row['verdict']}"
+        verdict = f"dose {dose:g} of {nuisance}: {row['verdict']}"
         yield measurement(
             experiment=EXPERIMENT,
             encoder=encoder,
@@ -225,5 +225,5 @@ def _at_dose(
             setting=setting,
             estimate=Estimate(*ends),
             null=Null(row["null_low"], row["null_high"]),
-            reason=row["reason"] if row["value"] is None else told,
+            reason=row["reason"] if row["value"] is None else verdict,
         )

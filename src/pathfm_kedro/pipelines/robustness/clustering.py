@@ -12,6 +12,12 @@ give: vectors whose centers were pushed apart exceed the first null without know
 The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
 another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
 with its own copy, and pairs within a patient count once for each copy.
+
+Pitfalls
+--------
+- One number of clusters is chosen; where labels have subtypes, more clusters than labels lower
+  ``ari_label``.
+- Silhouettes need every pair of tiles, so that few tiles are clustered.
 """
 
 from __future__ import annotations
@@ -304,7 +310,7 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
     null, label_null = (null_range(of[metric]) for of in (units.permuted, units.permuted_labels))
-    return Value(units.estimates[metric], null, label_null, remark=units.remark)
+    return Value(units.estimates[metric], null, label_null=label_null, remark=units.remark)
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:

@@ -284,7 +284,7 @@ def follows(patients: PatientStatistics, what: int, given: int) -> Value:
     value = float(partial_correlation(whole, AGREEMENT, what, given))
     if not np.isfinite(value):
         raise Undefined(
-            "two of agreement, composition and colour rank all crops alike: they cannot be told apart "
+            "two of agreement, composition and colour rank all crops alike: they cannot be separated "
             "in this pool; raise tile_pool.max_tiles"
         )
     resampled = (patients.weights @ sums).reshape(-1, 4, 4)

@@ -1,6 +1,6 @@
 """Field of view: whether an encoder needs to see more than a tile to tell labels apart.
 
-Three factors are held apart, with one vector per place for all (equal bytes of index):
+Three factors are separated, with one vector per place for all (equal bytes of index):
 
 - ``whole``: a wider field at one mpp, resized as a whole to the encoder's input (more tissue, less
   detail);

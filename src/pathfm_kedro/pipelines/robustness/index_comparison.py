@@ -47,7 +47,7 @@ EXPERIMENT = "robustness_index_comparison"
 #: The design in which encoders are compared.
 _DESIGN = "all"
 
-#: Two encoders are told apart below this adjusted p-value.
+#: Two encoders are distinguished below this adjusted p-value.
 _ALPHA = 0.05
 
 
@@ -108,7 +108,7 @@ def compare_encoders(
     dict
         Measurements ri_difference and croma_difference for each encoder, one row for each other
         (setting other): its figure less the other's. All descriptive; the reason says whether they
-        are told apart.
+        are distinguished.
     """
     index = read_parameters(RobustnessIndex, "robustness_index", parameters)
     margins = read_parameters(RobustnessMargins, "robustness_margins", margin_parameters)
@@ -210,7 +210,7 @@ def _told_apart(value: float, other: str, p_value: float, pairs: int) -> str:
     if not np.isfinite(p_value):
         return f"the same as {other} in every resampled cohort"
     if p_value >= _ALPHA:
-        return f"not told apart from {other}: {among}"
+        return f"not distinguished from {other}: {among}"
     return f"{'higher' if value > 0 else 'lower'} than {other}: {among}"
 
 

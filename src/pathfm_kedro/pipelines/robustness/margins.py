@@ -28,11 +28,19 @@ out: the interval is widened by the ratio of the jackknife's spread to the boots
 takes each patient out in both roles: as query from all margins, as neighbour from those of a sample
 of queries. The sample's own error would add to the spread; it is cut in two halves whose errors are
 independent, and the products of the two changes are summed in place of squares.
+
+Pitfalls
+--------
+- Above 0 is a low bar. Read the lower tail: a median hides tiles that follow the center. The tail rests
+  on a tenth of the tiles.
+- A tile without m neighbours of both kinds has no margin; ``margin_support`` says of what share of the
+  tiles the figures speak.
+- τ is each encoder's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as record
 from dataclasses import replace
 from functools import cached_property, partial
@@ -60,7 +68,12 @@ from pathfm_kedro.statistics.pair_bootstrap import (
     scaled_interval,
 )
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.permutation import minus_null, null_range
+from pathfm_kedro.statistics.permutation import (
+    added_by_choice,
+    chosen_anew,
+    minus_null,
+    null_range,
+)
 from pathfm_kedro.statistics.resampled_tail import (
     SUMMARIES,
     Distribution,
@@ -155,7 +168,7 @@ def robustness_margins_figures(
     """
     for design in statistics["design"].unique(maintain_order=True):
         yield from _croma_figures(statistics, design, p)
-        yield from _mari_figures(statistics, design, chosen_k["k"], p)
+        yield from _mari_figures(statistics, design, chosen_k, p)
 
 
 def _croma_figures(statistics: pl.DataFrame, design: str, p: RobustnessMargins) -> Iterator[Figure]:
@@ -182,9 +195,10 @@ def _croma_figures(statistics: pl.DataFrame, design: str, p: RobustnessMargins) 
 
 
 def _mari_figures(
-    statistics: pl.DataFrame, design: str, cohort_k: int | None, p: RobustnessMargins
+    statistics: pl.DataFrame, design: str, chosen_k: Mapping[str, Any], p: RobustnessMargins
 ) -> Iterator[Figure]:
     """MaRI for every k of the grid, the cohort's first."""
+    cohort_k = chosen_k["k"]
     rows = statistics.filter(pl.col("design") == design, pl.col("kind") == "weighted_neighbours")
     at_cohort_k = {"design": design, "k": cohort_k, "role": "cohort_k"}
     if rows.is_empty() or cohort_k is None:
@@ -200,7 +214,9 @@ def _mari_figures(
         setting = at_cohort_k if k == cohort_k else {"design": design, "k": k}
         yield Figure("mari", partial(mari, weighted, k), setting, n=n)
         if k == cohort_k:
-            yield Figure("mari_minus_null", partial(mari_minus_null, weighted, k), setting, n=n)
+            chosen = chosen_k.get("permuted_k", ())
+            minus = partial(mari_minus_null, weighted, k, chosen)
+            yield Figure("mari_minus_null", minus, setting, n=n)
     tau = Estimate(float(rows["tau"][0]), None, None, n, weighted.neighbours.n_patients)
     yield Figure("mari_temperature", lambda: tau, {"design": design, "k": int(rows["own_k"][0])})
 
@@ -392,7 +408,7 @@ def croma(margins: MeasuredMargins, summary: str) -> Value:
         Estimate(value, *interval, margins.n, margins.n_patients),
         null_range(margins.permuted[summary]),
         # Of the share of margins ≤ 0 less is better: no null stands in the way of passing.
-        None if summary == "below" else null_range(margins.permuted_labels[summary]),
+        label_null=None if summary == "below" else null_range(margins.permuted_labels[summary]),
         remark="; ".join(filter(None, [_partly(margins), margins.remark])),
     )
 
@@ -500,10 +516,22 @@ def mari(weighted: WeightedIndex, k: int) -> Value:
             estimate.n,
             estimate.n_patients,
         )
-    null, label_null = map(null_range, (weighted.permuted[k], weighted.permuted_labels[k]))
-    return Value(estimate, null, label_null)
+    null, label_null = (null_range(of[k]) for of in (weighted.permuted, weighted.permuted_labels))
+    return Value(estimate, null, label_null=label_null)
 
 
-def mari_minus_null(weighted: WeightedIndex, k: int) -> Value:
-    """The weighted index minus the mean of its permutations."""
-    return minus_null(mari(weighted, k), weighted.permuted[k])
+def mari_minus_null(weighted: WeightedIndex, k: int, chosen: Sequence[int] = ()) -> Value:
+    """The weighted index minus the mean of its permutations, and minus what choosing k adds.
+
+    Parameters
+    ----------
+    weighted, k
+        The index, and the k that is read.
+    chosen
+        The k that each permutation of labels within centers chooses; empty where k is given.
+    """
+    value, labels = mari(weighted, k), weighted.permuted_labels
+    anew = chosen_anew(labels, k, chosen)
+    if len(anew):
+        value = replace(value, label_null=null_range(anew))
+    return minus_null(value, weighted.permuted[k] + added_by_choice(labels, k, chosen))

@@ -5,12 +5,14 @@ label, other center), OS (other label, same center), OO. Over all queries and ra
 
 - ``ri = SO / (SO + OS)`` (Kömen et al. 2025, PathoROB),
 - ``ri_ratio = (SS + SO) / (SS + OS)`` (de Jong et al. 2025),
-- ``ri_design_null``: ``ri`` if every eligible tile were equally likely to be a neighbour, and
-  ``ri_minus_null``, what the encoder adds to it;
+- ``ri_design_null``, ``ri_ratio_design_null``: both if every eligible tile were equally likely to be
+  a neighbour, counted over the queries (the query's own patient is not eligible, so that the ratio
+  lies below C / B for B labels and C centers); ``ri_minus_null``: what the encoder adds;
 - ``support``: share of queries with SO or OS among their neighbours;
 - ``knn_accuracy_label``, ``knn_accuracy_center``: balanced accuracy of the neighbours' vote. The
-  first k at which the label is voted best is the encoder's own (``own_k``); :func:`choose_k` takes
-  the lower median over encoders for the cohort (role ``cohort_k``).
+  first k at which the label is voted best is the encoder's own (``own_k``, and the index there);
+  :func:`choose_k` takes the lower median over encoders for the cohort (role ``cohort_k``). That moves
+  when an encoder joins, unless the parameter ``k`` keeps it.
 
 The interval
 ------------
@@ -21,6 +23,15 @@ same patient neighbour each other only with ``exclude: slide`` or ``none``.
 It is the interval for another cohort of such patients, from whichever centers they come. Labels
 permuted within fixed centers spread less, so that the interval is wider than that null's.
 
+Two nulls
+---------
+The design null is what ``ri_minus_null`` subtracts. A verdict must clear the encoder's own null too:
+the index of the same neighbours with labels permuted within centers. Vectors whose centers were
+pushed apart, as centring them does, exceed the design null without knowing a label.
+
+k is chosen on the tiles that are judged, which favours the label by chance. The votes on permuted
+labels choose anew in each permutation; what that adds to the mean is subtracted as well.
+
 The null of a vote
 ------------------
 The query's own patient is no candidate, so that its label is a little rarer among the candidates
@@ -28,6 +39,18 @@ than the others, and a majority of many neighbours makes more of a small differe
 not 1 / number of classes: without knowledge, 4 labels at 3 centers with 4 patients each give a
 majority of 31 about 0.19. The neighbours vote again with labels permuted over the units of each
 center (centers: over those of each label).
+
+Pitfalls
+--------
+- Above its null means "follows the tissue more than an encoder that knows nothing would": a low bar.
+  Read the index itself.
+- The two nulls answer different questions. An encoder whose neighbours all come from one center has a
+  permutation null far below the design null: it may lie above the first and fail against the second.
+  That is meant: it follows the center.
+- k is chosen on the same tiles. In small cohorts the largest k of the grid may exceed what a cell
+  holds.
+- Label and center must be crossed; where they are confounded nothing can be said.
+- Tiles weigh equally; a label has as many as its cell gives, whatever its share in practice.
 """
 
 from __future__ import annotations
@@ -68,7 +91,12 @@ from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, read_parameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
-from pathfm_kedro.statistics.permutation import less_chance, null_range
+from pathfm_kedro.statistics.permutation import (
+    added_by_choice,
+    chosen_anew,
+    less_chance,
+    null_range,
+)
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 from pathfm_kedro.statistics.unit_neighbours import (
     OS,
@@ -129,6 +157,8 @@ class RobustnessIndex(Subsampling, ExperimentParameters):
         Numbers of neighbours.
     k_design
         The design whose accuracy chooses k.
+    k
+        The cohort's number of neighbours, on the grid; None to choose it.
     distance
         By which tiles are near.
     n_permutations
@@ -141,8 +171,16 @@ class RobustnessIndex(Subsampling, ExperimentParameters):
         AfterValidator(lambda grid: tuple(sorted(set(grid)))),
     ]
     k_design: DesignName = "all"
+    k: int | None = None
     distance: Literal["cosine", "euclidean"] = "cosine"
     n_permutations: Annotated[int, Field(ge=0)] = 200
+
+    def __post_init__(self) -> None:
+        """Refuse a k that is not measured."""
+        if self.k is not None and self.k not in self.k_grid:
+            raise ValueError(
+                f"k is {self.k}: give one of k_grid, {', '.join(map(str, self.k_grid))}"
+            )
 
 
 def robustness_index_statistics(
@@ -223,6 +261,9 @@ def choose_k(
 ) -> dict[str, Any]:
     """Number of neighbours whose vote names the label best, per encoder and for the cohort.
 
+    The cohort's is the lower median over encoders, so that it is on the grid; or the parameter ``k``,
+    with which an encoder that joins does not move the figures of the others.
+
     Parameters
     ----------
     parameters
@@ -235,15 +276,26 @@ def choose_k(
     Returns
     -------
     dict
-        ``{"k": int or None, "per_encoder": {encoder: int}}``: for the cohort the lower median over
-        encoders, so that it is on the grid. Encoders whose design cannot be measured are missing.
+        ``k`` (int or None) with its ``origin`` in words; ``per_encoder`` {encoder: int}, without
+        those whose design cannot be measured; ``permuted_k``, the cohort's k chosen anew in each
+        permutation of labels within centers, empty where it is not chosen.
     """
-    design = read_parameters(RobustnessIndex, "robustness_index", parameters).k_design
-    own = {name: best_k(statistics[name], design) for name in sorted(statistics)}
+    p = read_parameters(RobustnessIndex, "robustness_index", parameters)
+    own = {name: best_k(statistics[name], p.k_design) for name in sorted(statistics)}
     per_encoder = {name: k for name, k in own.items() if k is not None}
-    voters = [k for name, k in per_encoder.items() if name not in controls]
-    voters = voters or list(per_encoder.values())
-    return {"k": median_low(voters) if voters else None, "per_encoder": per_encoder}
+    voters = [name for name in per_encoder if name not in controls] or list(per_encoder)
+    found: dict[str, Any] = {"per_encoder": per_encoder, "permuted_k": []}
+    if not voters:
+        return found | {"k": None, "origin": f"no encoder was measured in the design {p.k_design}"}
+    if p.k is not None:
+        return found | {"k": p.k, "origin": "set in robustness_index.k"}
+    again = [permuted_best_k(statistics[name], p.k_design) for name in voters]
+    found["permuted_k"] = [median_low(each) for each in zip(*again, strict=False)]
+    return found | {
+        "k": median_low(per_encoder[name] for name in voters),
+        "origin": "lower median of the numbers at which the label is found best by "
+        + ", ".join(f"{name} ({per_encoder[name]})" for name in voters),
+    }
 
 
 def best_k(statistics: pl.DataFrame, design: str) -> int | None:
@@ -254,6 +306,24 @@ def best_k(statistics: pl.DataFrame, design: str) -> int | None:
         for k, each in rows.items()
     }
     return max(accuracy, key=lambda k: accuracy[k], default=None)
+
+
+def permuted_best_k(statistics: pl.DataFrame, design: str) -> list[int]:
+    """First k at which the vote on permuted labels names them best, in each permutation."""
+    accuracy = permuted_votes(statistics, design, "label")
+    k_grid = sorted(accuracy)
+    stacked = np.array([accuracy[k] for k in k_grid]).reshape(len(k_grid), -1)
+    return np.array(k_grid)[stacked.argmax(axis=0)].tolist() if stacked.size else []
+
+
+def permuted_votes(statistics: pl.DataFrame, design: str, target: str) -> dict[int, Floats]:
+    """[permutations] accuracy of the vote on label or center at each k, over scopes."""
+    rows = statistics.filter(
+        pl.col("design") == design, pl.col(f"permuted_{target}").is_not_null()
+    ).group_by("k", maintain_order=True)
+    return {
+        k: np.mean(permuted, axis=0) for k, permuted in rows.agg(f"permuted_{target}").iter_rows()
+    }
 
 
 def counted(statistics: pl.DataFrame, design: str) -> pl.DataFrame:
@@ -274,6 +344,11 @@ class MeasuredDesign:
     statistics: pl.DataFrame
     design: str
     p: RobustnessIndex
+    chosen_k: Mapping[str, Any]
+
+    def chosen(self, k: int) -> Sequence[int]:
+        """The k of each permutation; empty for a k that was not chosen."""
+        return self.chosen_k.get("permuted_k", ()) if k == self.chosen_k["k"] else ()
 
     @property
     def remark(self) -> str:
@@ -319,31 +394,31 @@ class MeasuredDesign:
         return out
 
     @cached_property
-    def nulls(self) -> dict[int, dict[str, Null]]:
-        """95% of ri and ri_ratio at each k with labels permuted over units within centers."""
-        permuted = self.neighbours.permuted_labels(self.p.n_permutations, self.p.seed)
+    def permuted(self) -> dict[str, dict[int, Floats]]:
+        """[permutations] of ri and ri_ratio at each k, labels permuted over units within centers."""
+        found = list(self.neighbours.permuted_labels(self.p.n_permutations, self.p.seed))
+        both = zip(*found, strict=True)
         return {
-            k: {"ri": null_range(ri), "ri_ratio": null_range(ratio)}
-            for k, (ri, ratio) in zip(self.k_grid, permuted, strict=True)
+            metric: dict(zip(self.k_grid, permuted, strict=True))
+            for metric, permuted in zip(("ri", "ri_ratio"), both, strict=True)
         }
 
     @cached_property
-    def design_null(self) -> dict[int, float]:
-        """Index at each k if every eligible tile were equally likely to be a neighbour."""
-        expected = pl.col("expected_so", "expected_os").sum()
-        sums = {k: rows.select(expected).row(0) for k, rows in self.at.items()}
-        return {k: so / (so + os) for k, (so, os) in sums.items()}
+    def design_null(self) -> dict[int, dict[str, float]]:
+        """Both indices at each k if every eligible tile were equally likely to be a neighbour."""
+        kinds = pl.col("expected_ss", "expected_so", "expected_os").sum()
+        sums = {k: rows.select(kinds).row(0) for k, rows in self.at.items()}
+        return {
+            k: {"ri": so / (so + os), "ri_ratio": (ss + so) / (ss + os)}
+            for k, (ss, so, os) in sums.items()
+        }
 
     @cached_property
-    def permuted(self) -> dict[tuple[str, int], Floats]:
+    def permuted_votes(self) -> dict[str, dict[int, Floats]]:
         """[permutations] accuracy of the vote on label and center at each k, over scopes."""
-        rows = self.statistics.filter(
-            pl.col("design") == self.design, pl.col("permuted_label").is_not_null()
-        ).group_by("k", maintain_order=True)
         return {
-            (target, k): np.mean(permuted, axis=0)
+            target: permuted_votes(self.statistics, self.design, target)
             for target in ("label", "center")
-            for k, permuted in rows.agg(f"permuted_{target}").iter_rows()
         }
 
 
@@ -366,19 +441,19 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
             "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
             f"this index counts, among {k}: add patients, or take a larger k"
         )
-    null = measured.nulls[k][metric]
-    return Value(estimate, null, null, reason=reason, remark=measured.remark)
+    null = null_range(chosen_anew(measured.permuted[metric], k, measured.chosen(k)))
+    return Value(estimate, null, label_null=null, reason=reason, remark=measured.remark)
 
 
 def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
-    """The index less the design's own null, neutral at 0 in any design."""
-    value = ri(measured, k)
-    return less_chance(value, measured.design_null[k])
+    """The index less the design's own null and what choosing k adds, neutral at 0 in any design."""
+    added = added_by_choice(measured.permuted["ri"], k, measured.chosen(k))
+    return less_chance(ri(measured, k), measured.design_null[k]["ri"] + added)
 
 
-def ri_design_null(measured: MeasuredDesign, k: int) -> Value:
-    """The index if every eligible tile were equally likely to be a neighbour."""
-    chance, found = measured.design_null[k], measured.neighbours
+def ri_design_null(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
+    """An index if every eligible tile were equally likely to be a neighbour."""
+    chance, found = measured.design_null[k][metric], measured.neighbours
     return Value(Estimate(chance, chance, chance, found.n, found.n_patients), Null(chance, chance))
 
 
@@ -396,7 +471,7 @@ def knn_accuracy(measured: MeasuredDesign, k: int, target: str) -> Value:
     point, *draws = vote_accuracy(measured.at[k], target, np.vstack([cohort, measured.weights]))
     return Value(
         Estimate(float(point), *percentile_interval(np.array(draws)), found.n, found.n_patients),
-        null_range(measured.permuted[target, k]),
+        null_range(chosen_anew(measured.permuted_votes[target], k, measured.chosen(k))),
     )
 
 
@@ -406,6 +481,7 @@ ESTIMATORS: dict[str, Callable[[MeasuredDesign, int], Value]] = {
     "ri_ratio": partial(ri, metric="ri_ratio"),
     "ri_minus_null": ri_minus_null,
     "ri_design_null": ri_design_null,
+    "ri_ratio_design_null": partial(ri_design_null, metric="ri_ratio"),
     "support": support,
     "knn_accuracy_label": partial(knn_accuracy, target="label"),
     "knn_accuracy_center": partial(knn_accuracy, target="center"),
@@ -429,7 +505,7 @@ def robustness_index_figures(
     cohort_k = chosen_k["k"]
     for design in p.designs:
         yield from _left_out(statistics, design)
-        measured = MeasuredDesign(statistics, design, p)
+        measured = MeasuredDesign(statistics, design, p, chosen_k)
         at_cohort_k = {"design": design, "k": cohort_k, "role": "cohort_k"}
         problem = design_problem(statistics, design) or no_k(cohort_k, p)
         if problem:
@@ -444,8 +520,23 @@ def robustness_index_figures(
                 yield Figure(metric, compute, setting, n=found.n, n_patients=found.n_patients)
         own = best_k(statistics, design) if design == p.k_design else None
         if own is not None:
-            value = Value(Estimate(own, None, None, found.n, found.n_patients))
-            yield Figure("own_k", partial(lambda value: value, value), {"design": design})
+            yield from _about_k(measured, own)
+
+
+def _about_k(measured: MeasuredDesign, own: int) -> Iterator[Figure]:
+    """Where the cohort's k comes from, the encoder's own, and the index there."""
+    found, design, cohort_k = measured.neighbours, measured.design, measured.chosen_k["k"]
+
+    def given(k: int, remark: str = "") -> Callable[[], Value]:
+        return lambda: Value(Estimate(k, None, None, found.n, found.n_patients), remark=remark)
+
+    if cohort_k is not None:
+        origin = measured.chosen_k.get("origin", "")
+        yield Figure("cohort_k", given(cohort_k, origin), {"design": design, "origin": origin})
+    yield Figure("own_k", given(own), {"design": design})
+    at_own_k = MeasuredDesign(measured.statistics, design, measured.p, {"k": None})
+    minus = partial(ri_minus_null, at_own_k, own)
+    yield Figure("ri_minus_null_at_own_k", minus, {"design": design, "k": own})
 
 
 def design_problem(statistics: pl.DataFrame, design: str) -> str:

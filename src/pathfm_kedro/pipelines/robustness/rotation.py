@@ -286,7 +286,7 @@ def rotation_figures(statistics: pl.DataFrame, p: Rotation) -> Iterator[Figure]:
         for part in (*quarter.within("label"), *quarter.within("center")):
             yield part.figure("mknn", kept_neighbours)
         yield from _over_angles(measured, p)
-    once = of.at(k=p.k[0], distance=p.distances[0]).told()
+    once = of.at(k=p.k[0], distance=p.distances[0]).with_setting()
     for view, angle in angles:
         yield once.at(view=view, angle=angle).figure("cosine_distance", cosine_distance)
 
@@ -300,6 +300,7 @@ def _over_angles(measured: PatientStatistics, p: Rotation) -> Iterator[Figure]:
     rotated = measured.at(view=ROTATED).mean_over("angle")
     lossless = pl.col("angle") % QUARTER_TURN == 0
     yield rotated.where(lossless).figure("mknn_quarter_turns", kept_neighbours)
+    yield rotated.where(~lossless).figure("mknn_between_quarter_turns", kept_between)
     yield replace(rotated, setting=measured.setting).figure("mknn_variance", variance_over_angles)
     interpolated = replace(rotated.where(~lossless), setting=measured.setting)
     for view in (ROUND_TRIP, SHIFTED):
@@ -317,6 +318,21 @@ def _of_equal_loss(control: PatientStatistics, p: Rotation) -> PatientStatistics
     return replace(control, table=repeated.join(control.table, on="angle"))
 
 
+def kept_between(view: PatientStatistics) -> Value:
+    """Mean of mknn over the angles that are no multiples of 90°.
+
+    An encoder that averages its vectors over quarter turns keeps everything at 90° by construction:
+    only angles between show whether it is invariant.
+
+    Raises
+    ------
+    Undefined
+        If every angle is a multiple of 90°, or neighbours are undefined.
+    """
+    _require_interpolated(view)
+    return kept_neighbours(view)
+
+
 def excess_over_control(view: PatientStatistics, control: PatientStatistics) -> Value:
     """Mean over interpolated angles of mknn(control) − mknn(rotated); null 0.
 
@@ -325,13 +341,16 @@ def excess_over_control(view: PatientStatistics, control: PatientStatistics) -> 
     Undefined
         If no angle is interpolated, or neighbours are undefined.
     """
-    step = cast(Rotation, view.parameters).angle_step
-    if step == QUARTER_TURN:
+    _require_interpolated(view)
+    return excess_drop(view, control)
+
+
+def _require_interpolated(view: PatientStatistics) -> None:
+    if cast(Rotation, view.parameters).angle_step == QUARTER_TURN:
         raise Undefined(
             "every angle is a multiple of 90°, which no interpolation blurs; set "
             "rotation.angle_step below 90"
         )
-    return excess_drop(view, control)
 
 
 def variance_over_angles(view: PatientStatistics) -> Value:

@@ -204,7 +204,7 @@ def texture_figures(statistics: pl.DataFrame, p: Texture) -> Iterator[Figure]:
         for view in (moved, control):
             yield view.figure("relative_shift", relative_shift)
             yield view.figure("kept_neighbours", kept_neighbours, k=p.k)
-        both = moved.told(grid=grid)
+        both = moved.with_setting(grid=grid)
         yield both.figure("excess_shift", partial(excess_shift, control=control))
         yield both.figure("excess_drop", partial(excess_drop, control=control), k=p.k)
         yield moved.figure("label_accuracy", label_accuracy)
