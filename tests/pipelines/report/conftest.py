@@ -196,12 +196,12 @@ def audit_rows(encoders: list[str]) -> Iterator[dict[str, Any]]:
         yield from other_rows(encoder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def measurements() -> pl.DataFrame:
     return measurement_table(audit_rows(list(TRUTH)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def design() -> pl.DataFrame:
     labels = ["gland", "solid", "stroma", "necrosis", "papillary", "mucinous"]
     centers = ["north", "south", "west"]
@@ -214,7 +214,7 @@ def design() -> pl.DataFrame:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def slides(design: pl.DataFrame) -> pl.DataFrame:
     rows = [
         {
@@ -239,14 +239,14 @@ def slides(design: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiles(slides: pl.DataFrame) -> pl.DataFrame:
     usable = slides.filter(status="usable")["slide_id"].to_list()
     names = [(slide, f"{slide}-{i}") for slide in usable for i in range(20)]
     return pl.DataFrame(names, schema=["slide_id", "tile_id"], orient="row")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiling(slides: pl.DataFrame) -> pl.DataFrame:
     """Every usable slide was cut; the last gave no tile."""
     cut = slides.filter(status="usable").select("slide_id")
@@ -257,7 +257,7 @@ def tiling(slides: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def provenance() -> dict[str, Any]:
     controls = {"phantom_truth", "noise", "stain_statistics"}
     return {
@@ -281,7 +281,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def report_inputs(
     measurements: pl.DataFrame,
     design: pl.DataFrame,

@@ -46,7 +46,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(report_inputs: dict[str, Any]) -> str:
     return render_report(**report_inputs)
 
