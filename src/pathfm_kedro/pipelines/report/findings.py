@@ -249,7 +249,7 @@ def _taken_back(
 
 
 def _in_order(findings: pl.DataFrame, words: Words) -> pl.DataFrame:
-    """By experiment as told, figure by figure, encoders before controls: no input order remains."""
+    """In the order of the words, figure by figure, encoders before controls: no input order remains."""
     order = {name: i for i, name in enumerate(words.order(findings["experiment"].to_list()))}
     rank = pl.col("experiment").replace_strict(order, default=0, return_dtype=pl.Int64())
     return findings.sort(
