@@ -33,9 +33,9 @@ ROBUSTNESS = {
         "transfer_epsilon": 2,
     },
 }
-RETRIEVE = {"retrieve": {"draws": 500, "n_permutations": 50}}
+RETRIEVE = {"retrieval": {"draws": 500, "n_permutations": 50}}
 INHERITANCE = {
-    "geometry": {"n_tiles": 128, "null_draws": 5, "draws": 200},
+    "geometry": {"n_tiles": 128, "null_samples": 5, "draws": 200},
     "linear_probe": {"draws": 500},
 }
 

@@ -222,3 +222,27 @@ def test_small_cohorts_say_what_they_lack():
     first = tiles.group_by("slide_id", maintain_order=True).first()
     table = measure(slides, first, single)
     assert set(table["n"]) == {12}
+
+
+@pytest.mark.parametrize("outliers", [1, 3])
+def test_a_few_endless_vectors_are_no_shape(outliers):
+    slides, tiles, shards = cohort()
+    for slide in list(shards)[:outliers]:
+        shards[slide][0] = 1e10
+    table = measure(slides, tiles, shards, PARAMETERS | {"n_tiles": 108})
+    assert table["value"].is_null().all()
+    assert table["reason"].str.contains(f"{outliers} of 108 vectors").all()
+    assert table["reason"].str.contains("times as long as the median").all()
+
+
+def test_intervals_end_where_the_figures_can():
+    slides, tiles, shards = cohort(n_slides=6)
+    for slide in list(shards)[:3]:
+        shards[slide] *= 9
+    rows = {row["metric"]: row for row in measure(slides, tiles, shards).iter_rows(named=True)}
+    rank = rows["effective_rank"]
+    assert 1 <= rank["ci_low"] <= rank["value"] <= rank["ci_high"] <= 5
+    assert 0 <= rows["singular_value_entropy"]["ci_low"]
+    assert rows["singular_value_entropy"]["ci_high"] <= np.log(5)
+    assert rows["kurtosis_raw"]["ci_low"] >= 1
+    assert rows["mean_cosine"]["ci_high"] <= 1

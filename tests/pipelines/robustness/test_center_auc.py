@@ -78,7 +78,7 @@ def test_auc_equals_scikit_learn():
     center = np.repeat(np.arange(48) // 8 % 3, 5)
     label = np.repeat(np.arange(48) // 24, 5)
     patients = np.repeat(np.arange(48), 5)
-    folds = patient_folds(patients, 4, seed=0, strata=label * 3 + center)
+    folds = patient_folds(patients, 4, seed=0, strata=label)
     won, pairs = np.zeros(3), np.zeros(3)
     for fold in range(4):
         train, test = folds != fold, folds == fold
@@ -189,3 +189,18 @@ def test_statistics_have_their_columns_and_are_the_same_for_one_seed():
     statistics = center_auc_statistics(*data, p)
     assert dict(statistics.schema) == CENTER_AUC_SCHEMA
     assert statistics.equals(center_auc_statistics(*data, p))
+
+
+def test_an_encoder_that_knows_the_label_alone_lies_in_its_null():
+    places = []
+    for seed in range(60):
+        slides, tiles, embeddings, _ = cohort(seed, centers=3, patients=3, tiles=4)
+        label = dict(slides.select("slide_id", "label").iter_rows())
+        known = {s: x + 3.0 * (label[s] == "L1") for s, x in embeddings.shards.items()}
+        p = read_parameters(CenterAuc, "center_auc", PARAMETERS | {"draws": 20})
+        statistics = center_auc_statistics(slides, tiles, InMemory(known), p)
+        found = next(iter(center_auc_figures(statistics, p))).compute()
+        permuted = statistics.filter(pl.col("center").is_null(), features="embedding")["permuted"]
+        places.append(np.mean(permuted.drop_nulls()[0].to_numpy() < found.estimate.value))
+    # The place of the figure among its permutations is even: its mean is a half.
+    assert abs(np.mean(places) - 0.5) < 3 / np.sqrt(12 * len(places))

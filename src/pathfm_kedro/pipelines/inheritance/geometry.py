@@ -7,10 +7,14 @@ r"""Shape of the embedding cloud: moments, spectrum and mean cosine on a fixed n
   ``effective_rank = exp(entropy)``;
 - ``mean_cosine`` over all pairs of different tiles.
 
+Where a few vectors are so long that they are most of the cloud, nothing is said of its shape: that is a
+fault of the vectors.
+
 Kurtosis and spectra depend on the number of rows: they are taken on a fixed number of tiles, balanced
 over slides, and the number used stands in the setting. Intervals of moments: bootstrap over patients,
 centred on the figure, since resampled kurtosis is biased low. Intervals of spectra and mean cosine:
-jackknife over groups of patients, since repeated rows lower the rank and raise the cosine. Null: the
+jackknife over groups of patients, since repeated rows lower the rank and raise the cosine. Intervals
+end where the figure's possible range does. Null: the
 same figures of Gaussian noise of the same shape. No value is good: described, not judged.
 
 References: Chen et al., Understanding and mitigating the label noise in pre-training (ICLR 2024);
@@ -27,6 +31,7 @@ Pitfalls
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, cast
 
@@ -43,17 +48,23 @@ from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.sampling import balanced_tiles
-from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 MOMENTS = ("skewness", "kurtosis_excess", "kurtosis_raw")
+#: The least that a moment can be.
+_LEAST = {"skewness": (-np.inf,), "kurtosis_excess": (-2.0,), "kurtosis_raw": (1.0,)}
 SPECTRAL = ("singular_value_entropy", "largest_singular_value_ratio", "effective_rank")
 #: What a rotation of the space leaves alone.
 SHAPE = (*SPECTRAL, "mean_cosine")
 CONSTANT = "constant_dimensions"
+#: Vectors longer than this many times the median are long; if they hold most of the squared length of
+#: all, spectrum and moments speak of them alone.
+_LONG = 10.0
+_MOST = 0.5
 #: Entries of one batch of resampled power sums.
 _BATCH_ENTRIES = 1 << 22
 
@@ -61,7 +72,8 @@ _BATCH_ENTRIES = 1 << 22
 #:
 #: - power_sums: of the standardised columns that vary, powers 1 to 4 one after the other;
 #: - of each figure of the shape, its value on all tiles and, ``_without``, without the patient's group
-#:   of the jackknife; null where the tiles have none.
+#:   of the jackknife; null where the tiles have none;
+#: - reason: why the cloud has no shape to speak of.
 GEOMETRY_SCHEMA: dict[str, pl.DataType] = {
     "patient_id": pl.String(),
     "n_tiles": pl.Int64(),
@@ -71,6 +83,7 @@ GEOMETRY_SCHEMA: dict[str, pl.DataType] = {
     "group": pl.Int64(),
     **{name: pl.Float64() for name in SHAPE},
     **{f"{name}_without": pl.Float64() for name in SHAPE},
+    "reason": pl.String(),
 }
 
 
@@ -123,14 +136,36 @@ def geometry_statistics(
         "patient_id": np.unique(names),
         "n_tiles": np.bincount(patients, minlength=n_patients),
     }
-    if len(vectors) >= 2 and vectors.any():
+    problem = few_hold_most(vectors)
+    if problem:
+        own["reason"] = [problem] * n_patients
+    elif len(vectors) >= 2 and vectors.any():
         # Small decompositions: more threads cost more than they give, and change the last digits.
         with threadpool_limits(1):
             own |= _of_cloud(vectors, patients, p.n_groups)
-    table = pl.DataFrame(own)
-    missing = [pl.lit(None).alias(name) for name in GEOMETRY_SCHEMA if name not in table.columns]
-    return table.with_columns(missing).select(
-        pl.col(name).cast(kind) for name, kind in GEOMETRY_SCHEMA.items()
+    return to_schema(pl.DataFrame(own), GEOMETRY_SCHEMA)
+
+
+def few_hold_most(vectors: Floats) -> str:
+    """Why the cloud of [m, d] has no shape to speak of: a few long vectors; empty if it has.
+
+    Examples
+    --------
+    >>> few_hold_most(np.ones((9, 2)))
+    ''
+    >>> few_hold_most(np.diag([1.0] * 8 + [1e10]))[:36]
+    '1 of 9 vectors is up to 1e+10 times '
+    """
+    lengths = np.linalg.norm(vectors, axis=1)
+    usual = float(np.median(lengths)) if len(lengths) else 0.0
+    long = lengths > _LONG * usual
+    if not usual or (lengths[long] ** 2).sum() <= _MOST * (lengths**2).sum():
+        return ""
+    count, most = int(long.sum()), float(lengths.max() / usual)
+    return (
+        f"{count} of {len(lengths)} vectors {'is' if count == 1 else 'are'} up to {most:.3g} times as long "
+        "as the median, so that moments and spectrum would speak of nothing else: look for a fault in "
+        "the encoder or in its input, and embed again"
     )
 
 
@@ -179,6 +214,8 @@ def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
 def _known(of: PatientStatistics, metric: str, values: dict[str, Value]) -> Value:
     if metric in values:
         return values[metric]
+    if of.table["reason"].count():
+        raise Undefined(of.table["reason"][0])
     if values:
         raise Undefined(
             "every dimension is constant, so that moments are undefined: check the encoder"
@@ -208,18 +245,37 @@ def moment_estimates(of: PatientStatistics) -> dict[str, Estimate]:
             if of.n_patients > 1
             else (None, None)
         )
-        found[metric] = Estimate(float(value), *bounds, of.n, of.n_patients)
+        found[metric] = _within(
+            Estimate(float(value), *bounds, of.n, of.n_patients), *_LEAST[metric]
+        )
     return found
+
+
+def _within(estimate: Estimate, least: float, most: float = np.inf) -> Estimate:
+    """The estimate with its interval cut to what the figure can be."""
+    low, high = (
+        None if end is None else min(max(end, least), most)
+        for end in (estimate.ci_low, estimate.ci_high)
+    )
+    return replace(estimate, ci_low=low, ci_high=high)
 
 
 def shape_estimates(of: PatientStatistics) -> dict[str, Estimate]:
     """Spectral figures and mean cosine with their jackknife intervals over groups of patients."""
     groups = of.table.unique("group").sort("group")
+    rank = min(of.n, int(of.table["n_dimensions"][0]))
+    ranges = {
+        "singular_value_entropy": (0.0, np.log(rank)),
+        "largest_singular_value_ratio": (0.0, np.log(rank)),
+        "effective_rank": (1.0, float(rank)),
+        "mean_cosine": (-1.0, 1.0),
+    }
     found = {}
     for metric in SHAPE:
         value = float(of.table[metric][0])
         without = groups[f"{metric}_without"].drop_nulls().to_numpy()
-        found[metric] = Estimate(value, *jackknife_interval(value, without), of.n, of.n_patients)
+        estimate = Estimate(value, *jackknife_interval(value, without), of.n, of.n_patients)
+        found[metric] = _within(estimate, *ranges[metric])
     return found
 
 

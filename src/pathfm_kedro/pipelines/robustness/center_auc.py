@@ -14,7 +14,9 @@ alone. ``center_auc_drop`` is the AUC of the embedding minus that without colour
 
 Patients are resampled in both roles, given the probes; the interval is widened for cross-validation.
 Null: the same probes for centers permuted over patients within labels. In small cohorts it lies
-below ½: the centers of the tested patients are rarer among those that teach.
+below ½: the centers of the tested patients are rarer among those that teach. Folds are even in labels
+and do not look at the center: folds that are even in the true centers are not so in permuted ones,
+and an encoder that knows the label alone would then lie above its null.
 
 Pitfalls
 --------
@@ -154,11 +156,14 @@ def center_auc_statistics(
         return _undefined(sampled.obstacle("all"), FEATURES)
     cohort, scope = sampled.cohort, sampled.scopes[0]
     patients, centers = cohort.patients[scope.rows], cohort.centers[scope.rows]
-    folds = patient_folds(patients, p.folds, p.seed, cohort.cells[scope.rows])
+    folds = patient_folds(patients, p.folds, p.seed, cohort.labels[scope.rows])
     names = (cohort.unit_table[name].unique().sort() for name in ("patient_id", "center"))
     known = _Tiles(patients, centers, folds, *names)
     if min(len(np.unique(folds[centers == c])) for c in np.unique(centers)) < 2:
-        reason = "a center has one patient: none can test what the other taught; add patients"
+        reason = (
+            "all patients of a center stand in one fold: none can test what another taught; add "
+            "patients, or take more folds"
+        )
         return _undefined(reason, FEATURES)
     permuted = next(permuted_tags(cohort, [scope], p.n_permutations, p.seed))
     place = np.searchsorted(permuted.units, cohort.units[scope.rows])
