@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "experiments.md"
 #: The cohort whose pipelines are looked at: it has every experiment, the calibration too.
 COHORT = "phantom"
-#: Told once for all experiments, or in a paragraph of its own.
+#: Said once for all experiments, or in a paragraph of its own.
 _OWN_PARAGRAPH = {"criteria", "calibration"}
 #: Indentation of a parameter below its block in conf/base.
 _OF_PARAMETER = 2
@@ -124,7 +124,7 @@ def _used_modules(words: Words) -> dict[str, dict[str, list[str]]]:
 def experiments(words: Words) -> list[Documented]:
     """Experiments in the order of the report."""
     used, found = _used_modules(words), []
-    for name, told in words.experiments.items():
+    for name, own_words in words.experiments.items():
         (pipeline, modules), *_ = used[name].items()
         alone = f"pathfm_kedro.pipelines.{pipeline}.{name}"
         first = alone if name == "calibration" else modules[0]
@@ -134,7 +134,7 @@ def experiments(words: Words) -> list[Documented]:
         own = [first, *sorted(set(modules) - shared - {first})]
         imported = [import_module(module) for module in own]
         kind = _parameters_of(name, imported)
-        found.append(Documented(name, pipeline, imported, kind, told))
+        found.append(Documented(name, pipeline, imported, kind, own_words))
     return found
 
 
@@ -269,8 +269,8 @@ def _criteria(x: Documented, values: Mapping[str, Any], reason: str) -> str:
     given = values.get("criteria") or []
     stated = [_criterion(entry) for entry in given]
     head = "**Criterion.**" if len(stated) == 1 else "**Criteria.**"
-    told = "; ".join(stated) + "." if stated else "None by default: described, not judged."
-    return f"{head} {told}" + (f" {reason}" if reason else "")
+    listed = "; ".join(stated) + "." if stated else "None by default: described, not judged."
+    return f"{head} {listed}" + (f" {reason}" if reason else "")
 
 
 def _criterion(entry: Mapping[str, Any]) -> str:
@@ -283,8 +283,8 @@ def _criterion(entry: Mapping[str, Any]) -> str:
 def _controls(controls: Sequence[ControlWords]) -> str:
     if not controls:
         return ""
-    told = (f"- `{c.control}`: {c.expectation.strip()}" for c in controls)
-    return "\n".join(["**Controls.** What must be seen for a finding to count:", "", *told])
+    lines = (f"- `{c.control}`: {c.expectation.strip()}" for c in controls)
+    return "\n".join(["**Controls.** What must be seen for a finding to count:", "", *lines])
 
 
 def _calibrated(x: Documented, values: Mapping[str, Any]) -> str:
@@ -314,13 +314,13 @@ def _parameter_table(kind: Any, values: Mapping[str, Any], reasons: Mapping[str,
     rows = ["| parameter | default | meaning |", "| --- | --- | --- |"]
     for key, value in values.items():
         meaning, reason = known.get(key, ""), reasons.get(key, "")
-        told = reason if reason.startswith(meaning.rstrip(".")) else f"{meaning} {reason}"
+        text = reason if reason.startswith(meaning.rstrip(".")) else f"{meaning} {reason}"
         nested = _nested(kind, key) if isinstance(value, Mapping) else None
         default = "" if nested else f"`{_flow(value)}`"
-        rows.append(f"| `{key}` | {default} | {_cell(told)} |")
-        for inner, text in meanings(nested).items() if nested else ():
+        rows.append(f"| `{key}` | {default} | {_cell(text)} |")
+        for inner, inner_text in meanings(nested).items() if nested else ():
             if inner in value:
-                rows.append(f"| `{key}.{inner}` | `{_flow(value[inner])}` | {_cell(text)} |")
+                rows.append(f"| `{key}.{inner}` | `{_flow(value[inner])}` | {_cell(inner_text)} |")
     return "\n".join(rows)
 
 
@@ -337,12 +337,12 @@ def meanings(kind: Any) -> dict[str, str]:
     """Parameters of a dataclass with the text of its docstring, bases first."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
-        _, _, attributes = text.partition("Attributes\n----------\n")
+        docstring = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        _, _, attributes = docstring.partition("Attributes\n----------\n")
         for entry in re.finditer(r"^(\w[\w, ]*)\n((?:    .*\n?|\n)+)", attributes, re.MULTILINE):
             module = sys.modules[base.__module__]
-            told = _inline(" ".join(entry[2].split()), module)
-            found |= {name.strip(): told for name in entry[1].split(",")}
+            text = _inline(" ".join(entry[2].split()), module)
+            found |= {name.strip(): text for name in entry[1].split(",")}
     return found
 
 

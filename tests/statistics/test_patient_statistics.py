@@ -120,7 +120,7 @@ def test_a_figure_carries_setting_stratum_and_counts():
     figure = part.figure("share", share, k=5)
     assert figure.setting == {"view": "clean", "angle": 90, "k": 5}
     assert (figure.stratum, figure.n, figure.n_patients) == ("label=y", 6, 2)
-    assert part.told(k=5).figure("share", share).setting == {"k": 5}
+    assert part.with_setting(k=5).figure("share", share).setting == {"k": 5}
 
 
 counts = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=2, max_size=12)

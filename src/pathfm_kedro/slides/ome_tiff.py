@@ -234,7 +234,7 @@ class TiffReader:
             raise ValueError(f"pixels at x={x}, y={y} cannot be decoded: {error}") from error
 
     @property
-    def is_turned(self) -> bool:
+    def is_reoriented(self) -> bool:
         """Whether the pixels are stored in another orientation than they are shown in."""
         return self._orientation in range(2, 9)
 
@@ -292,7 +292,7 @@ class TiffReader:
 
     def _turned_region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         """A region of the level as it is shown, from where its pixels are stored."""
-        if not self.is_turned:
+        if not self.is_reoriented:
             return self._region(level, left, top, width, height)
         at = self._levels[level]
         transposed = self._orientation in _TRANSPOSED
@@ -442,7 +442,7 @@ class DirectReader(TiffReader):
         self._openslide.__exit__(kind, error, trace)
 
     def _is_seen_alike(self, sizes: Sequence[tuple[int, int]]) -> bool:
-        if self.is_turned or tuple(sizes) != tuple(
+        if self.is_reoriented or tuple(sizes) != tuple(
             (level.width, level.height) for level in self._levels
         ):
             return False

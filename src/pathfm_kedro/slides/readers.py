@@ -255,7 +255,7 @@ def _open_plain_tiff(path: Path, reader: _OpenSlideReader) -> SlideReader:
     except (OSError, ValueError):
         return reader
     shown, other_one = reader.description, other.description
-    if other.is_turned or (shown.width, shown.height) != (other_one.width, other_one.height):
+    if other.is_reoriented or (shown.width, shown.height) != (other_one.width, other_one.height):
         reader.__exit__(None, None, None)
         return other
     other.__exit__(None, None, None)

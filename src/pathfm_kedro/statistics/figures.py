@@ -53,11 +53,11 @@ class Value:
         What a reader must know of the figure in place of what the judge says; None for the judge's
         words.
     remark
-        What a reader must be told beside that.
+        What a reader must know beside that.
     label_null
         Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
-        for the label: to pass, the value must lie above its upper end too. Where it is given, `null`
-        does not make a criterion undecidable.
+        for the label: to pass, the value must lie above it and the interval above its middle. Where it
+        is given, `null` does not make a criterion undecidable.
     """
 
     estimate: Estimate

@@ -152,7 +152,9 @@ def short_of_null(
     """Why a figure that exceeds its threshold says nothing of labels; empty where it does.
 
     Vectors that are pushed apart by center, as centring them does, exceed what chance gives whatever
-    the labels are.
+    the labels are. To say something of labels the value must lie above the permutations, and its
+    interval above their middle: the value alone would exceed 97.5% of them in 2.5% of cohorts, and the
+    whole interval above all of them asks for twice the evidence.
 
     Parameters
     ----------
@@ -163,9 +165,9 @@ def short_of_null(
 
     Examples
     --------
-    >>> short_of_null(Estimate(0.1, 0.05, 0.15, 100, 20), 0.0, "above", Null(0.05, 0.12))[:52]
-    'the same vectors reach 0.12 with labels permuted wit'
-    >>> short_of_null(Estimate(0.2, 0.15, 0.25, 100, 20), 0.0, "above", Null(0.05, 0.12))
+    >>> short_of_null(Estimate(0.1, 0.05, 0.15, 100, 20), 0.0, "above", Null(0.04, 0.12))[:52]
+    'with labels permuted within centers the same vectors'
+    >>> short_of_null(Estimate(0.2, 0.15, 0.25, 100, 20), 0.0, "above", Null(0.04, 0.12))
     ''
     """
     value, low = estimate.value, estimate.ci_low
@@ -173,16 +175,18 @@ def short_of_null(
         return ""
     if low <= threshold:
         return ""
-    if label_null.high is None:
+    if label_null.low is None or label_null.high is None:
         return (
             "no permutation of labels within centers says what these vectors reach whatever the labels "
             "are: set n_permutations to 200"
         )
-    if value > label_null.high:
+    middle = (label_null.low + label_null.high) / 2
+    if value > label_null.high and low > middle:
         return ""
     return (
-        f"the same vectors reach {label_null.high:.3g} with labels permuted within centers: what lies "
-        "above the threshold comes of how centers lie to each other, not of the labels"
+        f"with labels permuted within centers the same vectors give {label_null.low:.3g} to "
+        f"{label_null.high:.3g}: what lies above the threshold may come of how centers lie to each other, "
+        "not of the labels"
     )
 
 
@@ -205,7 +209,7 @@ def measurement(
     """One row of the measurements table, judged against its threshold.
 
     A given `reason` replaces the judge's; with an undefined value it says why. Where a `label_null` is
-    given, a figure that would pass without lying above it gets a caveat in place of a verdict.
+    given, a figure that would pass without clearing it gets a caveat in place of a verdict.
 
     Examples
     --------

@@ -179,7 +179,7 @@ def refuse_other_slides(
     """
     known = dict(slides.select("slide_id", "fingerprint").iter_rows())
     made = {slide: embeddings.slide_header(slide).get("slide") for slide in embeddings.slide_ids}
-    other = sorted(s for s, told in made.items() if told and s in known and told != known[s])
+    other = sorted(s for s, by in made.items() if by and s in known and by != known[s])
     if other:
         raise OtherSlidesError(
             f"{family}: the vectors of {counted(other)} were made from another file than the slides "

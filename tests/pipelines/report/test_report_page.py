@@ -425,4 +425,4 @@ def test_a_browser_draws_every_plot(page: str, tmp_path: Path) -> None:
     assert len(re.findall(r'class="plot js-plotly-plot"', done.stdout)) == boxes
     assert done.stdout.count('class="plot-container plotly"') == boxes
     # The page's own script holds the sentence once; a plot that failed would add another.
-    assert done.stdout.count("This plot could not be drawn") == 1
+    assert done.stdout.count("This plot could not be shown") == 1

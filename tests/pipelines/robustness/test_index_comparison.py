@@ -175,3 +175,34 @@ def test_simultaneous_intervals_hold_together():
         hits.append(((found.low <= truth) & (truth <= found.high)).all())
         assert ((found.p_value < 0.05) == ((found.low > 0) | (found.high < 0))).mean() >= 0.75
     assert 0.92 <= np.mean(hits) <= 0.98
+
+
+def test_a_gain_that_any_labels_would_give_is_said_to_be_one():
+    slides, tiles, embeddings = encoders(3, {"base": (0.0, 1.0)})
+    center = dict(slides.select("slide_id", "center").iter_rows())
+    shards = embeddings["base"].shards
+    means = {
+        c: np.concatenate([x for s, x in shards.items() if center[s] == c]).mean(0)
+        for c in set(center.values())
+    }
+    embeddings["centred"] = InMemory({s: x - means[center[s]] for s, x in shards.items()})
+    counts = {
+        name: index_and_margin_statistics(
+            slides, tiles, each, PARAMETERS | {"n_permutations": 60}, MARGINS
+        )
+        for name, each in embeddings.items()
+    }
+    tables = {f"index_{name}": both[0] for name, both in counts.items()}
+    tables |= {f"margins_{name}": both[1] for name, both in counts.items()}
+    found = compare_encoders(
+        {"k": 3}, PARAMETERS | {"n_permutations": 60}, MARGINS, encoders=list(embeddings), **tables
+    )
+    row, mirrored = (
+        pick(found["centred"], "ri_difference", "base"),
+        pick(found["base"], "ri_difference", "centred"),
+    )
+    assert row["ci_low"] > 0
+    assert row["null_low"] <= row["value"] <= row["null_high"]
+    assert "higher than base" in row["reason"]
+    assert "as large with labels permuted within centers" in row["reason"]
+    assert mirrored["null_low"] == -row["null_high"]

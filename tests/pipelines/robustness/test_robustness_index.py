@@ -569,7 +569,7 @@ def test_a_harmonised_variant_passes_only_if_it_knows_the_label(method):
     assert beyond
     for row in beyond:
         assert row["verdict"] == "inconclusive"
-        assert "with labels permuted within centers" in row["caveat"]
+        assert "labels permuted within centers" in row["caveat"]
 
 
 def test_no_criterion_judges_nothing_and_one_of_no_figure_is_refused():

@@ -40,13 +40,13 @@ class ControlCheck:
     expectation, observed
         What must be seen if the instrument works, and what was.
     behaves
-        None where it could not be told or does not apply.
+        None where it could not be decided or does not apply.
     blocks
         Whether the experiment's findings cannot be trusted for that reason.
     blocks_pass
         Whether a pass cannot be trusted, although a fail can: nothing shows that the check can fail.
     reason
-        Why it misbehaves, could not be told, or does not apply.
+        Why it misbehaves, could not be decided, or does not apply.
     """
 
     control: str
@@ -94,21 +94,21 @@ def check_controls(
     Returns
     -------
     DataFrame
-        :data:`CONTROL_SCHEMA`. `behaves` is null where it could not be told or does not apply;
+        :data:`CONTROL_SCHEMA`. `behaves` is null where it could not be decided or does not apply;
         `blocks` says whether the experiment's findings become inconclusive for it, `blocks_pass`
         whether only those that pass do.
     """
-    told = Words.read(words)
+    wording = Words.read(words)
     margin = float(parameters.get("chance_margin", CHANCE_MARGIN))
     checks: list[ControlCheck] = []
-    for experiment in told.order(measurements["experiment"].to_list()):
+    for experiment in wording.order(measurements["experiment"].to_list()):
         rows = measurements.filter(experiment=experiment)
-        for control in told.of(experiment).controls:
+        for control in wording.of(experiment).controls:
             ask = _ASKED_OF[control.must]
             checks += ask(rows, experiment, control, margin)
     # What was drawn is known on the phantom alone.
-    for control in told.report.controls if provenance.get("is_phantom") else ():
-        checks += _passes_everything(measurements, control, told)
+    for control in wording.report.controls if provenance.get("is_phantom") else ():
+        checks += _passes_everything(measurements, control, wording)
     return pl.DataFrame([asdict(check) for check in checks], schema=CONTROL_SCHEMA)
 
 
@@ -241,8 +241,8 @@ def _agreements(rows: pl.DataFrame, control: ControlWords) -> tuple[str, bool] |
     more, less = found
     names = control.where["more"], control.where["less"]
     shown = [f"{n} {interval_text(v)}" for n, v in zip(names, found, strict=True)]
-    told = f"agreement beyond chance: {', '.join(shown)}"
-    return told, more["ci_low"] > less["ci_high"]
+    agreement = f"agreement beyond chance: {', '.join(shown)}"
+    return agreement, more["ci_low"] > less["ci_high"]
 
 
 def _passes_everything(

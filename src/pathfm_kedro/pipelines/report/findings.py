@@ -71,13 +71,13 @@ def collect_findings(
         pl.Series("p_value", p_values, dtype=pl.Float64(), nan_to_null=True),
         pl.col("verdict").alias("measured_verdict"),
     )
-    told = Words.read(words)
+    wording = Words.read(words)
     alpha = float(parameters.get("alpha", ALPHA))
     findings = _detectable(_after_correction(findings, alpha), alpha)
     findings = _after_controls(findings, controls)
-    if label_is_read(measurements, role, told) is False:
-        findings = _without_label(findings, told)
-    return _in_order(_inherited(findings, provenance), told)
+    if label_is_read(measurements, role, wording) is False:
+        findings = _without_label(findings, wording)
+    return _in_order(_inherited(findings, provenance), wording)
 
 
 def label_is_read(measurements: pl.DataFrame, role: Mapping[str, str], words: Words) -> bool | None:
@@ -125,9 +125,9 @@ def _inherited(findings: pl.DataFrame, provenance: Mapping[str, Any]) -> pl.Data
     hit = (pl.col("verdict") == "not_applicable") & pl.col("_verdict").is_in(
         ["fail", "inconclusive"]
     )
-    told = pl.format("as for {}, whose vectors it takes; {}", "_base", "reason")
+    reason = pl.format("as for {}, whose vectors it takes; {}", "_base", "reason")
     return joined.with_columns(
-        reason=pl.when(hit).then(told).otherwise("reason"),
+        reason=pl.when(hit).then(reason).otherwise("reason"),
         verdict=pl.when(hit).then("_verdict").otherwise("verdict"),
     ).drop("_base", "_verdict", "_value", "_reason")
 
@@ -185,8 +185,8 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
 def _detectable(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     """Beside an open check, the difference that would be found in 80 of 100 cohorts of this size.
 
-    Among m checks a difference has to clear level alpha / m at worst: at the size that is told for one
-    check alone, about half of such cohorts would stay open.
+    Among m checks a difference has to clear level alpha / m at worst: at the size reported for one check
+    alone, about half of such cohorts would stay open.
     """
     from scipy.stats import norm
 
@@ -249,7 +249,7 @@ def _taken_back(
 
 
 def _in_order(findings: pl.DataFrame, words: Words) -> pl.DataFrame:
-    """By experiment as told, figure by figure, encoders before controls: no input order remains."""
+    """In the order of the words, figure by figure, encoders before controls: no input order remains."""
     order = {name: i for i, name in enumerate(words.order(findings["experiment"].to_list()))}
     rank = pl.col("experiment").replace_strict(order, default=0, return_dtype=pl.Int64())
     return findings.sort(

@@ -95,13 +95,13 @@ def render_report(
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
-    told = Words.read(words)
+    wording = Words.read(words)
     audited = audited_slides(slides, tiling)
     names = measurements["encoder"].unique().sort().to_list()
     role = roles(provenance, names)
     boxes = count(1)
     given = dict(zip(experiments, first_plots, strict=True))
-    plots = _plots_of_experiments(measurements, provenance, told, given, boxes)
+    plots = _plots_of_experiments(measurements, provenance, wording, given, boxes)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["md3"] = number
     environment.filters["plain"] = lambda text: without_folders(str(text or ""))
@@ -111,16 +111,16 @@ def render_report(
         provenance=provenance,
         identity=_identity(slides, provenance),
         behaving=behaving(controls),
-        phantom=_phantom(provenance, told),
+        phantom=_phantom(provenance, wording),
         cards=_cards(verdicts, controls, "encoder"),
         control_cards=_cards(verdicts, controls, "control"),
         may=_may(findings, audited, parameters),
-        may_not=_may_not(findings, controls, audited, design_summary, provenance, told),
+        may_not=_may_not(findings, controls, audited, design_summary, provenance, wording),
         overview=_shown(findings_plot, FINDINGS_CAPTION, boxes) if findings.height else (),
-        sections=sections_of(measurements, findings, controls, plots, role, told),
-        controls=[_control(row, told) for row in controls.iter_rows(named=True)],
-        claims=claims_of(measurements, role, told),
-        other_claims=other_claims(measurements, told),
+        sections=sections_of(measurements, findings, controls, plots, role, wording),
+        controls=[_control(row, wording) for row in controls.iter_rows(named=True)],
+        claims=claims_of(measurements, role, wording),
+        other_claims=other_claims(measurements, wording),
         cohort=cohort_facts(audited, tiles),
         design=design.sort("label", "center", *design.columns).to_dicts(),
         design_plots=_shown(design_plot, DESIGN_CAPTION, boxes) if design.height else (),
@@ -182,7 +182,7 @@ def script_json(data: str) -> str:
 
 
 def _identity(slides: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
-    """What was audited by which version, so that two reports can be told apart."""
+    """What was audited by which version, so that two reports can be distinguished."""
     version = provenance.get("versions", {}).get("pathfm-kedro")
     role = [encoder.get("role") for _, encoder in sorted(provenance.get("encoders", {}).items())]
     n_controls = role.count("control")

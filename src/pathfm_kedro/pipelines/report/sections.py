@@ -32,7 +32,7 @@ _GROUP = ["metric", "stratum", "setting"]
 
 @dataclass(frozen=True)
 class TableRow:
-    """One encoder's figure as it is shown; `measured` is a control's verdict, told small."""
+    """One encoder's figure as it is shown; `measured` is a control's verdict, in small print."""
 
     encoder: str
     is_control: bool
@@ -99,24 +99,24 @@ def sections_of(
     role
         Of each encoder.
     words
-        How experiments are told.
+        How experiments are described.
     """
     sections = []
     joined = words.with_counts(with_final_verdicts(measurements, findings))
     for i, experiment in enumerate(words.order(measurements["experiment"].to_list()), 1):
-        told = words.of(experiment)
+        wording = words.of(experiment)
         rows = joined.filter(experiment=experiment)
         main, rest = _split(rows, experiment, words.usual(measurements, experiment), words)
         shown = pl.concat([main, rest])
         sections.append(
             Section(
                 f"experiment-{i}",
-                told.title,
-                told.meaning,
-                told.published,
-                told.null_title,
+                wording.title,
+                wording.meaning,
+                wording.published,
+                wording.null_title,
                 plots.get(experiment, ()),
-                told.folded,
+                wording.folded,
                 _groups(main, role, controls, words),
                 _groups(rest, role, controls, words),
                 rows.height - shown.height,
@@ -147,14 +147,14 @@ def _split(
     not know, the figures that an encoder has in few settings. Folded rows that depart furthest
     from the usual setting come last and are left out first.
     """
-    told = words.of(experiment)
-    rows = rows.filter(~pl.col("metric").is_in(list(told.hidden)))
+    wording = words.of(experiment)
+    rows = rows.filter(~pl.col("metric").is_in(list(wording.hidden)))
     rows = _in_reading_order(rows, usual, words)
     if rows.height <= MANY_ROWS:
         return rows.drop("_usual"), rows.clear().drop("_usual")
     judged = pl.col("threshold").is_not_null()
-    if told.key_figures is not None:
-        wanted = pl.col("metric").is_in(list(told.key_figures)) & pl.col("_usual")
+    if wording.key_figures is not None:
+        wanted = pl.col("metric").is_in(list(wording.key_figures)) & pl.col("_usual")
         wanted &= ~pl.col("stratum").str.contains("^(label|center)=")
     else:
         wanted = pl.len().over("encoder", "metric") <= 3
@@ -231,8 +231,8 @@ def _notes(
     """What a reader must know to take an experiment's figures for what they are."""
     audited = [name for name in sorted(role) if role[name] == "encoder"]
     usual = words.usual(rows, experiment)
-    told = (_note(rows, experiment, note, audited, usual) for note in words.of(experiment).notes)
-    return tuple(text for text in told if text)
+    notes = (_note(rows, experiment, note, audited, usual) for note in words.of(experiment).notes)
+    return tuple(text for text in notes if text)
 
 
 def _note(
@@ -250,7 +250,7 @@ def _note(
     own = own.drop_nulls("value")
     if own.is_empty():
         return ""
-    told = {}
+    listed = {}
     for name in audited:
         mine = own.filter(encoder=name)
         entries = sorted(
@@ -259,10 +259,12 @@ def _note(
         )
         values = [_note_value(setting, row, note) for setting, row in entries]
         if values:
-            told[name] = ", ".join(values)
-    # What is one for the cohort is told once.
-    one = note.tell != "value" and len(set(told.values())) == 1
-    parts = list(told.values())[:1] if one else [f"{name} {text}" for name, text in told.items()]
+            listed[name] = ", ".join(values)
+    # What is one for the cohort is said once.
+    one = note.tell != "value" and len(set(listed.values())) == 1
+    parts = (
+        list(listed.values())[:1] if one else [f"{name} {text}" for name, text in listed.items()]
+    )
     return note.text.format(values="; ".join(parts), n=f"{int(own['n'].to_numpy().max()):,}")
 
 

@@ -38,8 +38,8 @@ def verdict_by_encoder(
     DataFrame
         :data:`VERDICT_SCHEMA`, encoders before controls, each in alphabetical order.
     """
-    told = Words.read(words)
-    expected = _expected_checks(findings, told)
+    wording = Words.read(words)
+    expected = _expected_checks(findings, wording)
     rows = []
     for (encoder, role), own in findings.group_by("encoder", "role", maintain_order=True):
         counts = {verdict: own.filter(verdict=verdict).height for verdict in VERDICTS}
@@ -49,9 +49,9 @@ def verdict_by_encoder(
             {
                 "encoder": encoder,
                 "role": role,
-                "verdict": _verdict(own, counts, bool(missing), told),
+                "verdict": _verdict(own, counts, bool(missing), wording),
                 **{f"n_{name}": count for name, count in counts.items()},
-                "sentence": _sentence(own, counts, missing, told)
+                "sentence": _sentence(own, counts, missing, wording)
                 + _control_sentence(str(encoder), controls),
             }
         )

@@ -1,8 +1,8 @@
 """The words of the report: read from the parameters, so that an institution can change them.
 
 Code knows no experiment: what it is called, what its figures mean, how it is plotted and what the
-controls must show stands in ``parameters_words_<pipeline>.yml``. An experiment without words is told by
-the names in its table.
+controls must show stands in ``parameters_words_<pipeline>.yml``. An experiment without words is
+described by the names in its table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MetricAt:
 
 @dataclass(frozen=True, config=_STRICT)
 class MetricWords:
-    """How a figure is told.
+    """How a figure is described.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class ControlWords:
         Of which figure; of the judged one where `at` is left out.
     where
         ``{metric, exceeds, more, less, else}``: asked only where the control's agreement beyond chance
-        in the first figure lies above that in the second, told as more and less; else why not.
+        in the first figure lies above that in the second, described as more and less; else why not.
     where_judged
         Asked only where the experiment has a criterion.
     pass_blocks
@@ -146,7 +146,7 @@ class PlotWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExperimentWords:
-    """How an experiment is told to somebody who never met it; see the head of a file of words."""
+    """How an experiment is described to somebody who never met it; see the head of a file of words."""
 
     title: str = ""
     group: str = ""
@@ -198,12 +198,12 @@ class LabelCheck:
 
 @dataclass(frozen=True, config=_STRICT)
 class ClaimForm:
-    """One form of a claim: what it says, of which figure, and when it held."""
+    """One form of a claim: what it says, of which figure, and when it holds."""
 
     text: str
     experiment: str
     metric: str
-    held: Mapping[str, Any] = field(default_factory=dict)
+    criterion: Mapping[str, Any] = field(default_factory=dict)
     at: Setting = field(default_factory=dict)
     head: str = "Corrected"
 
@@ -219,7 +219,7 @@ class ClaimWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class OtherClaim:
-    """A claim that is told in the section of its experiment."""
+    """A claim that is discussed in the section of its experiment."""
 
     text: str
     experiment: str
@@ -239,7 +239,7 @@ class ReportWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class Words:
-    """All words: of experiments by name, in the order in which they are told, and of the report."""
+    """All words: of experiments by name, in the order of the report, and of the report as a whole."""
 
     experiments: Mapping[str, ExperimentWords] = field(default_factory=dict)
     report: ReportWords = field(default_factory=ReportWords)
@@ -256,8 +256,8 @@ class Words:
         try:
             return TypeAdapter(cls).validate_python(dict(words))
         except ValidationError as error:
-            told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"parameters_words_*.yml: {'; '.join(told)}") from None
+            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"parameters_words_*.yml: {'; '.join(problems)}") from None
 
     def of(self, experiment: str) -> ExperimentWords:
         """Words of an experiment; a plain title where it has none of its own.
@@ -297,7 +297,7 @@ class Words:
         }
 
     def order(self, experiments: Iterable[str]) -> list[str]:
-        """Experiments without repeats, those with words first and in the order they are told.
+        """Experiments without repeats, those with words first and in the order of the report.
 
         Examples
         --------

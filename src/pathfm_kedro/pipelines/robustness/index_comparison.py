@@ -1,8 +1,10 @@
 """Encoders compared two by two: difference of the robustness index and of the median margin.
 
 Both encoders are resampled on the same draws of patients, so that what makes a cohort easy or hard
-for both cancels. All encoders stand in the same design, whose null is the same for all: the difference
-of indices is that of indices minus null. The spread of each difference is corrected as that of the
+for both cancels. All encoders stand in the same design, whose null is the same for all. The null of a
+difference is what it is with labels permuted within centers, alike for both: a variant without the
+means of its centers has a higher index than its base whatever the labels are, and what it gains in
+labels is only what exceeds that null. The spread of each difference is corrected as that of the
 figures themselves: for the index by the bias-corrected jackknife over pairs of patients, for the
 margin by the jackknife of patients in both roles. Intervals and p-values allow for all pairs at once.
 
@@ -38,6 +40,7 @@ from pathfm_kedro.statistics.pair_bootstrap import (
 )
 from pathfm_kedro.statistics.paired_comparison import simultaneous_intervals
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.permutation import null_range
 from pathfm_kedro.statistics.unit_neighbours import OS, SO, UnitNeighbours
 
 Floats = NDArray[np.float64]
@@ -70,6 +73,8 @@ class Compared:
         Names, in order.
     n
         Queries behind the figure.
+    permuted
+        [permutations] with labels permuted within centers, the same for every encoder.
     """
 
     value: float
@@ -78,6 +83,7 @@ class Compared:
     weight: Any
     patients: tuple[str, ...]
     n: int
+    permuted: Floats
 
 
 def compare_encoders(
@@ -140,7 +146,10 @@ def compared_index(statistics: pl.DataFrame, k: int | None, p: RobustnessIndex) 
     value = float(matching.sum()) / below
     patients = tuple(rows["patient_id"].unique().sort())
     influence = (matching - value * typed) / below
-    return Compared(value, draws, influence, typed / below, patients, found.n)
+    permuted = dict(
+        zip(found.k_grid, found.permuted_labels(p.n_permutations, p.seed), strict=True)
+    )[k][0]
+    return Compared(value, draws, influence, typed / below, patients, found.n, permuted)
 
 
 def compared_margin(statistics: pl.DataFrame, m: int, p: RobustnessMargins) -> Compared | None:
@@ -155,6 +164,7 @@ def compared_margin(statistics: pl.DataFrame, m: int, p: RobustnessMargins) -> C
         None,
         tuple(margins.patients),
         margins.n,
+        margins.permuted_labels["median"],
     )
 
 
@@ -188,17 +198,40 @@ def _simultaneous(
     found = simultaneous_intervals(values, np.array([draws for _, draws in differences]))
     out = {}
     bounds = zip(both.items(), values.tolist(), found.low, found.high, found.p_value, strict=True)
-    for ((first, second), (measured, _)), value, low, high, p_value in bounds:
-        for name, other, figure, bottom, top in (
-            (first, second, value, low, high),
-            (second, first, -value, -high, -low),
+    for ((first, second), (measured, against)), value, low, high, p_value in bounds:
+        null = _null_of(measured, against)
+        for name, other, figure, bottom, top, chance in (
+            (first, second, value, low, high, null),
+            (second, first, -value, -high, -low, Null(_minus(null.high), _minus(null.low))),
         ):
             estimate = Estimate(
                 figure, _known(bottom), _known(top), measured.n, len(measured.patients)
             )
             reason = _told_apart(figure, other, float(p_value), len(both))
-            out[name, other] = Value(estimate, Null(0.0, 0.0), reason=reason)
+            remark = _from_centers(figure, chance) if p_value < _ALPHA else ""
+            out[name, other] = Value(estimate, chance, reason=reason, remark=remark)
     return out
+
+
+def _null_of(first: Compared, second: Compared) -> Null:
+    """95% of the difference with labels permuted within centers, alike for both."""
+    if not len(first.permuted) or len(first.permuted) != len(second.permuted):
+        return Null(0.0, 0.0)
+    return null_range(first.permuted - second.permuted)
+
+
+def _minus(end: float | None) -> float | None:
+    return None if end is None else -end
+
+
+def _from_centers(value: float, null: Null) -> str:
+    """That a difference is there whatever the labels are; empty where it is not."""
+    if null.low is None or null.high is None or not null.low <= value <= null.high:
+        return ""
+    return (
+        "as large with labels permuted within centers: it comes of how centers lie to each other, not of "
+        "the labels"
+    )
 
 
 def _known(bound: float) -> float | None:
