@@ -131,7 +131,7 @@ def compare_encoders(
 def compared_index(statistics: pl.DataFrame, k: int | None, p: RobustnessIndex) -> Compared | None:
     """Index of an encoder at k in every resampled cohort; None if it is undefined."""
     rows = counted(statistics, _DESIGN)
-    if rows.is_empty() or k not in rows["k"]:
+    if k is None or rows.is_empty() or k not in rows["k"]:
         return None
     found = UnitNeighbours.of(rows, _DESIGN)
     near = found.band <= found.k_grid.index(k)
@@ -229,8 +229,8 @@ def _from_centers(value: float, null: Null) -> str:
     if null.low is None or null.high is None or not null.low <= value <= null.high:
         return ""
     return (
-        "as large with labels permuted within centers: it comes of how centers lie to each other, not of "
-        "the labels"
+        "as large with labels permuted within centers: it comes of how centers lie to each other, not "
+        "of the labels"
     )
 
 
