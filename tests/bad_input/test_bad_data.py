@@ -42,6 +42,7 @@ from tests.pipelines.report.conftest import (  # noqa: F401 - fixtures of the re
     report_inputs,
     slides,
     tiles,
+    tiling,
 )
 
 EVIL = "<script>alert(1)</script>"
