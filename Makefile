@@ -1,6 +1,7 @@
 # make install   the environment in .venv
 # make demo      audit the phantom cohort; ends at the report
 # make test      lint, types, import rules, tests; make test-slow the slow ones
+# make docs      docs/experiments.md anew from docstrings, parameters and words
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
 
@@ -9,6 +10,7 @@ BIN := $(VENV)/bin
 # Any Python from 3.11 on: make install PYTHON=python3.12
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
+TESTING := $(VENV)/.installed-test
 DEMO := data/phantom/.demo-done
 SOURCES := $(shell find src conf -type f ! -name '*.pyc' ! -path 'conf/local/*')
 
@@ -17,11 +19,11 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow lint viz bench clean
+.PHONY: help install demo test test-slow lint docs viz bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 install: $(INSTALLED)
 
@@ -29,8 +31,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	  sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make install PYTHON=..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $(INSTALLED)
+
+# What the tests use beside: their tools, and the extras.
+$(TESTING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,cluster]'
+	@touch $(TESTING)
 
 demo: $(DEMO)
 	@echo "The report: $$(ls -d data/phantom/08_reporting/report.html/*/report.html | tail -n 1)"
@@ -41,7 +48,7 @@ $(DEMO): $(INSTALLED) $(SOURCES)
 	$(BIN)/kedro run
 	@touch $(DEMO)
 
-lint: $(INSTALLED)
+lint: $(TESTING)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -51,13 +58,16 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 # Audits of the real tile sets, and runs that are killed again and again: minutes each.
-test-slow: $(INSTALLED)
+test-slow: $(TESTING)
 	$(BIN)/python -m pytest -m slow tests
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
 
 viz: $(INSTALLED)
 	$(BIN)/kedro viz run
 
-bench: $(INSTALLED)
+bench: $(TESTING)
 	$(BIN)/python benchmarks/bench_cli.py
 	$(BIN)/python benchmarks/bench_embed.py
 	$(BIN)/python benchmarks/bench_robustness_index.py

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.bench_memory import RUNTIME, defaults, run_stages
 
 SIZE_PX = 768
-CONTROLS = ("stain_statistics", "random_projection")
+CONTROLS = ("stain_statistics", "noise")
 _STAGES = ("ingest", "tile", "embed", "pool")
 
 

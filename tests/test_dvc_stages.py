@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -90,13 +92,14 @@ def paths(entries: list) -> list[str]:
 
 
 #: Stages that run a part of another pipeline.
-PIPELINE_OF = {"harmonise": "embed"}
+PIPELINE_OF = {"harmonise": "embed", "collect": "embed"}
 STAGES = (
     "draw",
     "ingest",
     "tile",
     "embed",
     "harmonise",
+    "collect",
     "retrieve",
     "robustness",
     "inheritance",
@@ -106,7 +109,7 @@ STAGES = (
 
 def test_there_is_a_stage_for_every_pipeline(stages, pipelines):
     assert set(stages) == set(STAGES)
-    assert set(pipelines) - {"__default__"} == set(STAGES) - {"draw", "harmonise"}
+    assert set(pipelines) - {"__default__"} == set(STAGES) - {"draw", *PIPELINE_OF}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -155,11 +158,10 @@ def test_parameters_are_those_of_the_pipeline(name, stages, pipelines):
     assert {Path(path).name for path in declared} == files
 
 
-def imported(module: Path, seen: set[Path]) -> set[Path]:
-    """Every module of the project that a module imports, directly or not."""
-    if module in seen:
-        return seen
-    seen.add(module)
+@functools.cache
+def imports_of(module: Path) -> frozenset[Path]:
+    """Modules of the project that a module imports itself."""
+    found = set()
     for statement in ast.walk(ast.parse(module.read_text())):
         names = []
         if isinstance(statement, ast.ImportFrom) and statement.module:
@@ -171,7 +173,19 @@ def imported(module: Path, seen: set[Path]) -> set[Path]:
                 stem = PROJECT / "src" / Path(*name.split("."))
                 for path in (stem.with_suffix(".py"), stem / "__init__.py"):
                     if path.is_file():
-                        imported(path, seen)
+                        found.add(path)
+    return frozenset(found)
+
+
+def imported(start: Iterable[Path]) -> set[Path]:
+    """These modules and every one of the project that they import, directly or not."""
+    seen: set[Path] = set()
+    waiting = list(start)
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += imports_of(module)
     return seen
 
 
@@ -185,7 +199,7 @@ def test_a_stage_depends_on_the_code_it_runs(name, stages):
         if name == "draw"
         else sorted((source / "pipelines" / PIPELINE_OF.get(name, name)).glob("*.py"))
     )
-    modules = set().union(*(imported(path, set()) for path in start))
+    modules = imported(start)
     rooms = {room for room in ROOMS if any(m.is_relative_to(source / room) for m in modules)}
     own = {p.removeprefix("src/pathfm_kedro/") for p in declared}
     assert rooms == own & set(ROOMS)

@@ -228,7 +228,7 @@ def test_a_run_keeps_to_its_own_versions_while_another_one_saves(tmp_path, saves
 def test_the_verdicts_are_one_line_an_encoder():
     table = pl.DataFrame(
         {
-            "encoder": ["uni", "random_projection"],
+            "encoder": ["uni", "noise"],
             "role": ["encoder", "control"],
             "verdict": ["fail", "pass"],
             "n_fail": [2, 0],
@@ -236,6 +236,6 @@ def test_the_verdicts_are_one_line_an_encoder():
         }
     )
     assert verdict_lines(table) == [
-        "uni                fail  (2 fail, 1 not applicable)",
-        "random_projection  pass  (control: no check)",
+        "uni    fail  (2 fail, 1 not applicable)",
+        "noise  pass  (control: no check)",
     ]

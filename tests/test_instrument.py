@@ -33,7 +33,7 @@ from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.wiring import Experiment
 from tests.conftest import PROJECT
 
-CONTROLS = ("stain_statistics", "random_projection", "phantom_truth")
+CONTROLS = ("stain_statistics", "noise", "phantom_truth")
 STRENGTHS = (0.0, 0.5, 1.0)
 
 
@@ -141,7 +141,7 @@ def test_the_truth_passes_at_every_strength(indices, strength):
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_who_knows_nothing_sits_on_the_null(indices, strength):
-    rows = indices["random_projection", strength]
+    rows = indices["noise", strength]
     design = rows["ri_design_null"]["value"]
     # Four labels and three centers: (C - 1) / (B + C - 2), and the ratio form close to C / B.
     assert design == pytest.approx(2 / 5, abs=1e-9)
@@ -169,7 +169,7 @@ def test_the_truth_finds_every_diagnosis(cohorts, strength):
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_who_knows_nothing_passes_no_check_of_retrieval(cohorts, strength):
-    table = retrieved(cohorts[strength], "random_projection")
+    table = retrieved(cohorts[strength], "noise")
     judged = table.drop_nulls("threshold")
     assert judged.height == 1
     assert judged["verdict"].item() != "pass"

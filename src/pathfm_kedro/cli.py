@@ -19,18 +19,19 @@ from pathfm_kedro.cohorts import (
 from pathfm_kedro.project import project_root
 from pathfm_kedro.screen import show_errors
 
-#: A cohort names a folder, a Kedro environment and a DVC stage.
 #: What DVC watches where an entry names no weights of its own. A stage cannot leave a dependency out;
 #: this one lies in a folder that the stage depends on anyway, so it changes nothing.
 _NO_WEIGHTS = "src/pathfm_kedro/encoders/weights.py"
+#: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {"base", "local"}
 
 _PARAMETERS = """\
-# What this cohort changes of conf/base/parameters_{pipeline}.yml; only what differs belongs here.
+# What this cohort changes of conf/base/{name}; only what differs belongs here.
 {body}"""
 
-_BODIES = {
+#: An example in files that are changed most.
+_EXAMPLES = {
     "ingest": "# ingest:\n#   cramers_v_warning: 0.5\n",
     "tile": "# tile:\n#   mpp: 0.25\n",
     "embed": "# embed:\n#   dtype: float16\n",
@@ -40,10 +41,11 @@ _BODIES = {
         "#     model: hf-hub:MahmoodLab/UNI    # or local-dir:<folder>, timm:<name>\n"
         "#   efficientnet_lite0: null          # leaves an encoder of conf/base out\n"
     ),
-    "retrieve": "# retrieve:\n#   n_permutations: 200\n",
+    "retrieve": "# retrieval:\n#   n_permutations: 200\n",
     "robustness": "# robustness_index:\n#   n_permutations: 200\n",
     "inheritance": "# linear_probe:\n#   folds: 5\n",
     "report": "# report:\n#   alpha: 0.05\n",
+    "words_robustness": ("# words_robustness:\n#   rotation:\n#     title: 'Rotation: …'\n"),
 }
 
 
@@ -272,7 +274,7 @@ def _slides_root(manifest: Path) -> Path:
     try:
         listed = read_manifest_file(manifest)
     except (OSError, ValueError):
-        # What is wrong with it is told where the manifest is checked.
+        # What is wrong with it is said where the manifest is checked.
         return beside_link
     paths = listed["path"].drop_nulls().to_list() if "path" in listed.columns else []
     here, there = (
@@ -340,10 +342,11 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
         "What this cohort is.",
         {"cohort": {"name": name, "source": source}},
     )
-    for pipeline, body in _BODIES.items():
-        (folder / f"parameters_{pipeline}.yml").write_text(
-            _PARAMETERS.format(pipeline=pipeline, body=body), encoding="utf-8"
-        )
+    # One for each file of the defaults: `dvc repro` asks for all of them.
+    for path in sorted((folder.parent / "base").glob("parameters_*.yml")):
+        body = _EXAMPLES.get(path.stem.removeprefix("parameters_"), "")
+        text = _PARAMETERS.format(name=path.name, body=body)
+        (folder / path.name).write_text(text, encoding="utf-8")
     if source == "phantom":
         phantom = Path(folder.parent / "phantom" / "parameters_encoders.yml")
         (folder / "parameters_encoders.yml").write_text(

@@ -17,7 +17,7 @@ from pathfm_kedro.project import project_root
 DEFAULT_COHORT = "phantom"
 #: Environment variable that pins the load and save version of every versioned dataset.
 PIN_VARIABLE = "PATHFM_PIN_VERSION"
-#: Environment variables by which a session tells the pipeline registry what it was created with.
+#: Environment variables by which a session gives the pipeline registry what it was created with.
 CONF_VARIABLE = "PATHFM_CONF_SOURCE"
 RUNTIME_VARIABLE = "PATHFM_RUNTIME_PARAMS"
 #: A cohort names a folder, a Kedro environment and a DVC stage: '$', '{', blanks and '@' mean something
@@ -165,9 +165,9 @@ def naming_references(cohort: str) -> Iterator[None]:
     try:
         yield
     except OmegaConfBaseException as error:
-        told = str(error.msg or error).splitlines()[0]
+        said = str(error.msg or error).splitlines()[0]
         raise ValueError(
-            f"conf/{cohort}, {error.full_key or 'a value'}: {told}. What stands in ${{…}} is read as a "
+            f"conf/{cohort}, {error.full_key or 'a value'}: {said}. What stands in ${{…}} is read as a "
             "reference to another key. Where it is part of a folder's name, rename the folder, or link "
             "to it by another name"
         ) from error
@@ -214,16 +214,16 @@ def difference_from_stages(root: Path, cohort: str, encoders: Mapping[str, objec
     stages = [*(listed.get("embeddings") or {}).values(), *(listed.get("variants") or {}).values()]
     known = {stage["encoder"] for stage in stages if stage["cohort"] == cohort}
     wanted = {name for name, entry in encoders.items() if entry is not None}
-    told = [
+    problems = [
         f"{word} {', '.join(sorted(names))}"
         for word, names in (("lacks", wanted - known), ("still lists", known - wanted))
         if names
     ]
-    if not told:
+    if not problems:
         return ""
     return (
-        f"params.yaml, from which DVC makes its stages, {' and '.join(told)} for cohort {cohort}: run "
-        "'kedro cohort sync' before 'dvc repro'"
+        f"params.yaml, from which DVC makes its stages, {' and '.join(problems)} for cohort {cohort}: "
+        "run 'kedro cohort sync' before 'dvc repro'"
     )
 
 

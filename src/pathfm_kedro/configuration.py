@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
 #: Groups whose keys a cohort chooses itself: its encoders, what a cluster's class takes, the classes of
-#: a phantom and the organ of each, and the words that a report uses.
-OPEN_GROUPS = ("encoders", "engine.dask.options", "phantom.labels", "words")
+#: a phantom and the organ of each; how an experiment is calibrated and described, which is checked
+#: where it is read. A star stands for any name.
+OPEN_GROUPS = (
+    "encoders",
+    "engine.dask.options",
+    "phantom.labels",
+    "*.calibration",
+    "words_*.*",
+)
 #: An encoder of conf/base is left out by null: a null under any other name leaves out nothing.
 _LEFT_OUT_BY_NULL = ("encoders",)
 _NAMED = 10
@@ -79,6 +87,17 @@ def unknown_keys(given: Mapping[str, Any], known: Mapping[str, Any]) -> list[str
     return list(_unknown(given, known, known))
 
 
+def is_open(path: str) -> bool:
+    """Whether a cohort chooses the keys below a key itself.
+
+    Examples
+    --------
+    >>> is_open("encoders"), is_open("rotation.calibration"), is_open("rotation.criteria")
+    (True, True, False)
+    """
+    return any(fnmatchcase(path, group) for group in OPEN_GROUPS)
+
+
 def _by_file(
     loader: OmegaConfigLoader, kind: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -119,11 +138,11 @@ def _unknown(
         # An empty group takes all of conf/base's keys away; further down null may switch a part off.
         if value is None and not path and isinstance(known.get(key), Mapping):
             yield f"{here} is empty: remove the line, or write keys below it"
-        elif here in OPEN_GROUPS:
+        elif key not in known and not (key == "calibration" and "criteria" in known):
+            yield f"there is no {here}{_hint(str(key), path, known, whole)}"
+        elif is_open(here) and isinstance(known.get(key, {}), Mapping):
             if not isinstance(value, Mapping | None):
                 yield f"{here} is {value!r}: write its keys below it"
-        elif key not in known:
-            yield f"there is no {here}{_hint(str(key), path, known, whole)}"
         elif isinstance(known[key], Mapping) and known[key]:
             if isinstance(value, Mapping):
                 yield from _unknown(value, known[key], whole, f"{here}.")
@@ -146,7 +165,7 @@ def _places(known: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, value in known.items():
         here = f"{path}{key}"
         yield here
-        if isinstance(value, Mapping) and here not in OPEN_GROUPS:
+        if isinstance(value, Mapping) and not is_open(here):
             yield from _places(value, f"{here}.")
 
 

@@ -37,7 +37,7 @@ from pathfm_kedro.screen import log_only, prepare_screen
 logger = logging.getLogger(__name__)
 
 #: By which the registry learns what a context was made with.
-_TOLD = ("KEDRO_ENV", CONF_VARIABLE, RUNTIME_VARIABLE)
+_SETTINGS = ("KEDRO_ENV", CONF_VARIABLE, RUNTIME_VARIABLE)
 _registered_for: list[tuple[str | None, ...]] = []
 
 
@@ -53,7 +53,7 @@ class CohortSession(KedroSession):
             context, self._prepared = self._prepared, None
             return context
         if self._environment_before is None:
-            self._environment_before = {name: os.environ.get(name) for name in _TOLD}
+            self._environment_before = {name: os.environ.get(name) for name in _SETTINGS}
         return super().load_context()
 
     def _get_config_loader(self) -> AbstractConfigLoader:
@@ -64,10 +64,10 @@ class CohortSession(KedroSession):
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run pipelines: progress, warnings and verdicts on the screen, all else in the run's log."""
-        told = inspect.signature(KedroSession.run).bind(self, *args, **kwargs).arguments
+        arguments = inspect.signature(KedroSession.run).bind(self, *args, **kwargs).arguments
         put_back = prepare_screen(self._project_path)
         try:
-            _refuse_processes(told.get("runner"))
+            _refuse_processes(arguments.get("runner"))
             context = self._prepared = self.load_context()
             root = self._project_path / context.config_loader["globals"]["root"]
             with cohort_lock(root, context.env or DEFAULT_COHORT):
@@ -105,11 +105,13 @@ def _compare_with_stages(context: KedroContext) -> None:
         # Such encoders are meant for this run alone.
         return
     encoders = context.config_loader["parameters"]["encoders"]
-    told = difference_from_stages(context.project_path, context.env or DEFAULT_COHORT, encoders)
-    if told and os.environ.get(PIN_VARIABLE):
-        raise ValueError(told)
-    if told:
-        logger.warning("%s", told)
+    difference = difference_from_stages(
+        context.project_path, context.env or DEFAULT_COHORT, encoders
+    )
+    if difference and os.environ.get(PIN_VARIABLE):
+        raise ValueError(difference)
+    if difference:
+        logger.warning("%s", difference)
 
 
 def every_pipeline() -> dict[str, Pipeline]:
@@ -121,10 +123,10 @@ def every_pipeline() -> dict[str, Pipeline]:
     return everything
 
 
-def _tell_registry(told: Mapping[str, str | None]) -> None:
+def _set_up_registry(settings: Mapping[str, str | None]) -> None:
     """Export what a context was made with, and let the pipelines be registered anew if that changed."""
-    os.environ.update({name: value for name, value in told.items() if value})
-    effective = tuple(os.environ.get(name) for name in _TOLD)
+    os.environ.update({name: value for name, value in settings.items() if value})
+    effective = tuple(os.environ.get(name) for name in _SETTINGS)
     if _registered_for != [effective]:
         requested = pipelines._requested_pipelines
         pipelines.configure(pipelines._pipelines_module)
@@ -133,7 +135,7 @@ def _tell_registry(told: Mapping[str, str | None]) -> None:
 
 
 class CohortContext(KedroContext):
-    """A context that tells the pipeline registry its cohort, and whose catalog can be pinned.
+    """A context that gives the pipeline registry its cohort, and whose catalog can be pinned.
 
     Pipelines have a part for each encoder of the cohort, and the registry knows no context: the choice
     of cohort, configuration folder and parameters travels in the process's environment. Every session
@@ -147,7 +149,7 @@ class CohortContext(KedroContext):
         super().__init__(*args, **kwargs)
         parameters = json.dumps(self._runtime_params or {}, sort_keys=True, default=str)
         source = str(self.config_loader.conf_source)
-        _tell_registry(dict(zip(_TOLD, (self.env, source, parameters), strict=True)))
+        _set_up_registry(dict(zip(_SETTINGS, (self.env, source, parameters), strict=True)))
         refuse_unknown_cohort(self.env or DEFAULT_COHORT, Path(source))
         refuse_braces(self.project_path, "the project's folder")
         refuse_braces(self.config_loader["globals"]["root"], "root in globals.yml")
@@ -170,7 +172,7 @@ class CohortContext(KedroContext):
 
     def _versioned_datasets(self) -> list[str]:
         """Names of all versioned datasets of all pipelines, those of factories included."""
-        # The pattern of datasets held in memory is given, so that Kedro does not warn of its absence.
+        # The pattern of datasets in memory is given, so that Kedro does not warn of its absence.
         resolver = CatalogConfigResolver(
             self.config_loader["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
         )

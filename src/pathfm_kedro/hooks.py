@@ -1,4 +1,4 @@
-"""What happens around a run: vectors are held against their tables, progress and verdicts are shown."""
+"""Around a run: vectors are compared with their tables, progress and verdicts are shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class VectorHooks:
 
     A person may cut tiles anew, replace a slide's file or change an encoder's entry, and run an
     experiment without embedding again; rows would then be paired by position alone. Whatever the
-    family, vectors are held against every table of tiles that the node gets with them, against the
+    family, vectors are compared with every table of tiles that the node gets with them, against the
     slides table of the cohort, against the encoder's entry in the parameters, and against the
     encoder's own embeddings.
     """
@@ -102,8 +102,8 @@ def _decisive(encoder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What of an encoder's entry decides about its vectors, defaults written out."""
     from pathfm_kedro.encoders import EncoderSpec
 
-    told: dict[str, Any] = json.loads(EncoderSpec.from_parameters(encoder, entry).key())
-    return {key: value for key, value in told.items() if key not in _NOT_OF_THE_VECTORS}
+    described: dict[str, Any] = json.loads(EncoderSpec.from_parameters(encoder, entry).key())
+    return {key: value for key, value in described.items() if key not in _NOT_OF_THE_VECTORS}
 
 
 def _refuse_other_encoder(
@@ -169,6 +169,64 @@ class VersionHooks:
         if not isinstance(dataset, AbstractVersionedDataset) or not dataset._version:
             return None
         return None if dataset._version.load else dataset
+
+
+class SizeHooks:
+    """Say before anything is computed which checks cannot pass at the cohort's size."""
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Remember the criteria; where the slides are known already, say at once what is too small."""
+        self._blocks = {
+            name.removeprefix("params:"): catalog.load(name)
+            for name in sorted(pipeline.inputs())
+            if name.startswith("params:") and "." not in name
+        }
+        known = "slides" in pipeline.inputs() and catalog["slides"].exists()
+        if known:
+            self._say_too_small(catalog.load("slides"))
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """The slides of this run tell how many patients there are."""
+        if dataset_name == "slides":
+            self._say_too_small(data)
+
+    def _say_too_small(self, slides: pl.DataFrame) -> None:
+        patients = slides.filter(status="usable")["patient_id"].n_unique()
+        for line in too_small_checks(self._blocks, patients):
+            _say(line)
+
+
+def too_small_checks(blocks: Mapping[str, Any], n_patients: int) -> list[str]:
+    """Checks that cannot pass with so many patients, one line each.
+
+    Parameters
+    ----------
+    blocks
+        Parameters by experiment; of their ``criteria`` those with ``min_patients`` are asked, and
+        ``max_tiles`` places belong to so many patients at most.
+    n_patients
+        Of the cohort.
+
+    Examples
+    --------
+    >>> criteria = [{"metric": "macro_f1_gain", "below": 0.05, "min_patients": 72}]
+    >>> too_small_checks({"field_of_view": {"max_tiles": 48, "criteria": criteria}}, 200)
+    ['field_of_view: macro_f1_gain cannot pass at this size: it needs 72 patients, 48 take part']
+    """
+    lines = []
+    for name, block in blocks.items():
+        criteria = block.get("criteria") if isinstance(block, Mapping) else None
+        for criterion in criteria or ():
+            needed = int(criterion.get("min_patients", 0))
+            there = min(n_patients, int(block.get("max_tiles") or n_patients))
+            if there < needed:
+                lines.append(
+                    f"{name}: {criterion['metric']} cannot pass at this size: it needs {needed} "
+                    f"patients, {there} take part"
+                )
+    return lines
 
 
 class RunHooks:

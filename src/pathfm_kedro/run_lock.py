@@ -116,7 +116,7 @@ def _remove_stale(path: Path, cohort: str) -> None:
         return
     holder = _read(text)
     if holder is None or not _has_ended(holder):
-        raise CohortInUseError(_told(path, cohort, holder))
+        raise CohortInUseError(_message(path, cohort, holder))
     with _alone_in(path.parent):
         # Somebody else may have removed it and taken the lock meanwhile.
         if _text(path) == text:
@@ -155,7 +155,7 @@ def _has_ended(holder: Mapping[str, object]) -> bool:
     return bool(started) and _start_of(pid) != started
 
 
-def _told(path: Path, cohort: str, holder: Mapping[str, object] | None) -> str:
+def _message(path: Path, cohort: str, holder: Mapping[str, object] | None) -> str:
     if holder is None:
         return (
             f"cohort {cohort}: {path} is a lock that cannot be read. If no run of the cohort is going "

@@ -27,8 +27,8 @@ RUN_LOG = Path("logs/kedro.log")
 #: About 100,000 lines a file, and five files before the oldest goes.
 _LOG_BYTES, _LOG_FILES = 10_000_000, 5
 #: What Kedro says of a step that failed is said once more by the error itself; which steps are left to
-#: run may be hundreds of names.
-_IN_LOG_ONLY = ("kedro.pipeline.node", "kedro.runner")
+#: run may be hundreds of names; kedro-viz says at each partial run what it does not draw of it.
+_IN_LOG_ONLY = ("kedro.pipeline.node", "kedro.runner", "kedro_viz")
 #: Modules of Kedro whose own errors are about configuration, names and files, and not about code.
 _PACKAGES = {"pathfm_kedro": Path(__file__).parent, "kedro": Path(kedro.__file__).parent}
 _KEDRO_ABOUT_INPUT = (
@@ -176,8 +176,8 @@ def message_for_person(error: BaseException) -> str | None:
     >>> try:
     ...     read_cohort_plan("nowhere")
     ... except ValueError as error:
-    ...     told = message_for_person(error)
-    >>> told.startswith("there is no cohort 'nowhere'")
+    ...     message = message_for_person(error)
+    >>> message.startswith("there is no cohort 'nowhere'")
     True
     >>> try:
     ...     1 / 0
@@ -235,10 +235,10 @@ def show_errors() -> None:
     shown_before = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-        told = None if is_set(TRACEBACK_VARIABLE) else message_for_person(error)
-        if told is None:
+        message = None if is_set(TRACEBACK_VARIABLE) else message_for_person(error)
+        if message is None:
             shown_before(kind, error, place)
         else:
-            click.echo(f"{click.style('Error:', fg='red')} {told}", err=True)
+            click.echo(f"{click.style('Error:', fg='red')} {message}", err=True)
 
     sys.excepthook = show

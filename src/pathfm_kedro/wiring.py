@@ -171,11 +171,11 @@ def views_pipeline(
     tags = list(views.tags or [views.experiment])
     bound: dict[str, Any] = {"work": views.work, "read": views.read, "title": views.title}
     pixels = ["slides", "tiles", views.pool, "slide_files", "params:tile", "params:engine"]
-    told = [*views.beside, f"params:{views.experiment}"]
+    beside = [*views.beside, f"params:{views.experiment}"]
     if not views.with_encoder:
         plain = named_partial(plan, name=None, **bound)
         output = f"views.{views.name}.pixels"
-        return [node(plain, [*pixels, *told], output, name=f"{views.name}_views", tags=tags)]
+        return [node(plain, [*pixels, *beside], output, name=f"{views.name}_views", tags=tags)]
     found: list[Node | Pipeline] = []
     for e in encoders:
         if e in bases:
@@ -184,7 +184,7 @@ def views_pipeline(
             function = named_partial(harmonise, name=e)
         else:
             entry = [f"params:encoders.{e}", "encoder_runtimes"]
-            inputs, function = [*pixels, *entry, *told], named_partial(plan, name=e, **bound)
+            inputs, function = [*pixels, *entry, *beside], named_partial(plan, name=e, **bound)
         own = node(
             function,
             inputs,
@@ -258,8 +258,8 @@ def calibration_node(
     beside = [name.format(e=truth) for name in x.beside]
 
     def calibrate(*inputs: Any) -> Any:
-        *found, told, settings = inputs
-        p = x.read({**told, **calibration.set})
+        *found, parameters, settings = inputs
+        p = x.read({**parameters, **calibration.set})
         rest = found[: len(beside)]
         own, mixed = found[len(beside) : len(beside) + len(data)], found[len(beside) + len(data) :]
 

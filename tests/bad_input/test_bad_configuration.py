@@ -17,7 +17,7 @@ from kedro.pipeline import Pipeline, node
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, read_cohort_plan
-from pathfm_kedro.configuration import OPEN_GROUPS, refuse_unknown_keys, unknown_keys
+from pathfm_kedro.configuration import is_open, refuse_unknown_keys, unknown_keys
 from pathfm_kedro.datasets.parquet import ParquetDataset
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensors
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
@@ -25,7 +25,7 @@ from pathfm_kedro.engine import EngineSettings
 from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
 from pathfm_kedro.folders import FolderError, list_folder
 from pathfm_kedro.hooks import RunHooks, VectorHooks
-from pathfm_kedro.pipelines.retrieve.search import Scope, rank_matches
+from pathfm_kedro.pipelines.retrieve.search import Retrieval, Scope, rank_matches
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.run_lock import CohortInUseError, cohort_lock
 from pathfm_kedro.slides.files import SlideFiles
@@ -299,7 +299,7 @@ def paths_of(group: dict, above: str = ""):
     """Every key below a group that a cohort may change, as a path of names."""
     for key, value in group.items():
         path = f"{above}{key}"
-        if path not in OPEN_GROUPS:
+        if not is_open(path):
             yield path
             if isinstance(value, dict):
                 yield from paths_of(value, f"{path}.")
@@ -350,12 +350,23 @@ def test_each_key_may_be_given_and_each_leaf_may_take_any_value():
 
 
 UNKNOWN = {
-    "group": ({"retreive": {"k": 5}}, "there is no retreive: did you mean retrieve?"),
-    "key": ({"retrieve": {"threshold": 1}}, "no retrieve.threshold: did you mean retrieve.thresh"),
-    "key_of_another_group": ({"retrieve": {"mpp_bounds": 1}}, "did you mean ingest.mpp_bounds?"),
+    "group": ({"retreival": {"k": 5}}, "there is no retreival: did you mean retrieval?"),
+    "key": (
+        {"retrieval": {"critera": []}},
+        "no retrieval.critera: did you mean retrieval.criteria?",
+    ),
+    "key_of_another_group": ({"retrieval": {"mpp_bounds": 1}}, "did you mean ingest.mpp_bounds?"),
     "value_for_a_group": (
-        {"retrieve": {"primary": "mv5"}},
-        "retrieve.primary is 'mv5': it has the keys family, vote, scope",
+        {"texture": {"probe": 3}},
+        "texture.probe is 3: it has the keys folds, C, max_iter",
+    ),
+    "words_of_no_experiment": (
+        {"words_robustness": {"rotaton": {"title": "x"}}},
+        "no words_robustness.rotaton: did you mean words_robustness.rotation?",
+    ),
+    "calibration_of_no_experiment": (
+        {"tile": {"calibration": {"called": "x"}}},
+        "there is no tile.calibration",
     ),
     "empty_group": ({"tile": None}, "tile is empty: remove the line"),
     "no_encoders": ({"encoders": None}, "encoders is empty: remove the line"),
@@ -383,7 +394,10 @@ def test_open_groups_take_names_of_ones_own(conf):
         "encoders": {"mine": {"model": "timm:resnet18"}, "efficientnet_lite0": None},
         "engine": {"dask": {"options": {"queue": "gpu"}}},
         "phantom": {"labels": {"breast_lobular": "breast"}},
-        "words": {"anything": {"title": "of one's own"}},
+        "words_robustness": {
+            "rotation": {"title": "Drehung", "settings": {"view": {"rotated": ""}}}
+        },
+        "clustering_score": {"calibration": {"called": "colour", "nuisance": "stain_statistics"}},
         "_helper": 3,
     }
     (conf / "clinic" / "parameters_mine.yml").write_text(yaml.safe_dump(content))

@@ -15,7 +15,7 @@ from pathfm_kedro.datasets.slide_files import ManifestDataset, read_manifest_fil
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.design import summarise_design
 from pathfm_kedro.pipelines.ingest.manifest import ManifestError, check_manifest
-from pathfm_kedro.pipelines.report.summary import safe_cells
+from pathfm_kedro.pipelines.report.text import safe_cells
 from pathfm_kedro.slides.files import SlideFiles
 from tests.conftest import manifest, manifest_row, write_tiff
 

@@ -161,8 +161,21 @@ def test_stain_statistics_are_moments_of_optical_density(tiles):
     np.testing.assert_allclose(vectors[:, 3:6], density.std(axis=1), rtol=1e-5)
 
 
-def test_random_projection_is_a_function_of_the_pixels_and_of_nothing_near(tiles):
+def test_random_projection_knows_colour_and_coarse_structure():
+    generator = np.random.default_rng(0)
+    left = np.zeros((32, 32, 3), np.uint8)
+    left[:, :16] = 200
+    near = np.clip(left + generator.integers(0, 9, left.shape), 0, 255).astype(np.uint8)
     encoder = load_encoder(EncoderSpec("random", "control:random_projection"))
+    a, b, mirrored = encoder.embed(np.stack([left, near, left[:, ::-1]]))
+    assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(a - mirrored)
+    # Cell means are those of the pixels, whatever the side.
+    odd = generator.integers(0, 255, (1, 37, 29, 3)).astype(np.uint8)
+    assert encoder.embed(np.repeat(odd, 2, axis=1).repeat(2, axis=2)).shape == (1, 64)
+
+
+def test_noise_is_a_function_of_the_pixels_and_of_nothing_near(tiles):
+    encoder = load_encoder(EncoderSpec("noise", "control:noise"))
     nearly = tiles.copy()
     nearly[0, 0, 0, 0] ^= 1
     a, b = encoder.embed(tiles), encoder.embed(nearly)

@@ -32,7 +32,7 @@ def test_a_whole_run_says_what_a_person_must_see_and_keeps_the_rest(made):
         assert sum(line.startswith(f"{pipeline}: done in ") for line in lines) == 1
     verdicts = lines[lines.index("Verdicts:") + 1 :]
     assert {line.split()[0] for line in verdicts[:3]} == {
-        "phantom_truth", "random_projection", "stain_statistics",
+        "phantom_truth", "noise", "stain_statistics",
     }  # fmt: skip
     assert verdicts[3].startswith("The report: data/")
     assert "Completed node:" in (folder / "logs" / "kedro.log").read_text()

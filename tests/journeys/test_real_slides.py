@@ -49,7 +49,7 @@ WITHOUT_TILES = {
 }
 TILED = {"cmu_svs", "cmu_dicom", "tcga_given"}
 MAX_TILES = 24
-ENCODERS = {"efficientnet_lite0": 1280, "stain_statistics": 12, "random_projection": 64}
+ENCODERS = {"efficientnet_lite0": 1280, "stain_statistics": 12, "noise": 64}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.journeys.conftest import fresh_clone, kedro, newest, read_table, writ
 
 pytestmark = [pytest.mark.real_data, pytest.mark.journey, pytest.mark.slow]
 
-CONTROLS = {"stain_statistics", "random_projection"}
+CONTROLS = {"stain_statistics", "noise"}
 #: Fewer angles, draws and permutations than an audit takes: the figures stay, the time goes.
 ROBUSTNESS = {
     "robustness_index": {"draws": 500, "n_permutations": 50},
@@ -33,9 +33,9 @@ ROBUSTNESS = {
         "transfer_epsilon": 2,
     },
 }
-RETRIEVE = {"retrieve": {"draws": 500, "n_permutations": 50}}
+RETRIEVE = {"retrieval": {"draws": 500, "n_permutations": 50}}
 INHERITANCE = {
-    "geometry": {"n_tiles": 128, "null_draws": 5, "draws": 200},
+    "geometry": {"n_tiles": 128, "null_samples": 5, "draws": 200},
     "linear_probe": {"draws": 500},
 }
 
@@ -139,7 +139,7 @@ def test_the_scanner_is_easy_and_the_class_is_hard(amibr):
         assert center[encoder]["ci_low"] > 0.6 > center[encoder]["null_high"], encoder
         assert 0.4 < label[encoder]["value"] < 0.68, encoder
     for table, chance in ((center, 1 / 3), (label, 1 / 2)):
-        knows_nothing = table["random_projection"]
+        knows_nothing = table["noise"]
         assert knows_nothing["ci_low"] < chance < knows_nothing["ci_high"]
 
 
@@ -149,12 +149,10 @@ def test_encoders_that_follow_the_scanner_fail_the_robustness_index(amibr):
     for encoder in (*REAL_ENCODERS, "stain_statistics"):
         assert below[encoder]["verdict"] == "fail", encoder
         assert below[encoder]["ci_high"] < -0.3, encoder
-    assert below["random_projection"]["verdict"] == "inconclusive"
+    assert below["noise"]["verdict"] == "inconclusive"
     index = measured(amibr, "amibr", "robustness_index", "ri", **setting)
     design_null = (3 - 1) / (2 + 3 - 2)
-    assert (
-        index["random_projection"]["ci_low"] < design_null < index["random_projection"]["ci_high"]
-    )
+    assert index["noise"]["ci_low"] < design_null < index["noise"]["ci_high"]
     findings = read_table(amibr, "amibr", "08_reporting/findings.parquet")
     final = findings.filter(metric="ri_minus_null", role="encoder")
     assert final["verdict"].to_list() == ["fail", "fail"]
@@ -186,8 +184,8 @@ def test_a_lossless_quarter_turn_leaves_colour_as_it_is(amibr):
     setting = {"angle": 90, "k": 10, "metric": "euclidean", "view": "rotated"}
     kept = measured(amibr, "amibr", "rotation", "mknn", **setting)
     assert kept["stain_statistics"]["value"] == 1.0
-    chance = kept["random_projection"]["null_low"]
-    assert kept["random_projection"]["ci_low"] < chance < kept["random_projection"]["ci_high"]
+    chance = kept["noise"]["null_low"]
+    assert kept["noise"]["ci_low"] < chance < kept["noise"]["ci_high"]
     for encoder in REAL_ENCODERS:
         assert chance < kept[encoder]["ci_low"]
         assert kept[encoder]["value"] < 0.95
@@ -297,12 +295,12 @@ def test_no_real_encoder_is_failed_or_passed_for_its_centers_here(monuseg):
 def test_a_real_encoder_knows_more_of_tissue_than_colour_does(monuseg):
     setting = {"family": "mean", "vote": "top1", "scope": "across_organs"}
     found = measured(monuseg, "monuseg", "retrieval", "accuracy", **setting)
-    order = ("random_projection", "stain_statistics", "efficientnet_lite0")
+    order = ("noise", "stain_statistics", "efficientnet_lite0")
     values = [found[encoder]["value"] for encoder in order]
     assert values == sorted(values)
     assert values[-1] > 2 * values[0]
     probe = measured(monuseg, "monuseg", "linear_probe", "balanced_accuracy", target="label")
-    assert probe["efficientnet_lite0"]["value"] > probe["random_projection"]["value"]
+    assert probe["efficientnet_lite0"]["value"] > probe["noise"]["value"]
     assert probe["efficientnet_lite0"]["value"] > probe["efficientnet_lite0"]["null_high"]
 
 
@@ -313,6 +311,6 @@ def test_every_field_of_real_tissue_gives_tiles(monuseg):
 
 def test_an_encoder_that_knows_nothing_passes_no_retrieval_check(monuseg):
     findings = read_table(monuseg, "monuseg", "08_reporting/findings.parquet")
-    own = findings.filter(encoder="random_projection", experiment="retrieval")
+    own = findings.filter(encoder="noise", experiment="retrieval")
     assert own.height
     assert "pass" not in set(own["verdict"])

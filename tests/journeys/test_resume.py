@@ -61,11 +61,10 @@ def slides_done(folder: Path) -> set[str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Bytes of the newest version: shards, index, and what is made of them."""
+    """Bytes of the newest version: shards and index."""
     base = folder / "data" / COHORT / "04_feature"
     newest = sorted(base.glob(f"embeddings/*/{ENCODER}"))[-1]
-    vectors = base / "slide_vectors" / newest.parent.name / f"{ENCODER}.parquet"
-    return {path.name: path.read_bytes() for path in (*newest.iterdir(), vectors)}
+    return {path.name: path.read_bytes() for path in newest.iterdir()}
 
 
 def run_until_killed(folder: Path, command: tuple[str, ...], n_shards: int) -> set[str]:

@@ -433,7 +433,7 @@ TURNED = {
 
 @pytest.mark.parametrize("kind", ["tiles", "strips", "jpeg_tiles", "exif"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_a_slide_is_turned_as_its_tag_says(tmp_path, orientation, kind):
+def test_a_slide_is_reoriented_as_its_tag_says(tmp_path, orientation, kind):
     if kind == "exif":
         tag = Image.Exif()
         tag[274] = orientation

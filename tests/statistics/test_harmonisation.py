@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pathfm_kedro.statistics.harmonisation import METHODS, fit_maps, patient_folds
+from pathfm_kedro.statistics.harmonisation import METHODS, fit_maps
 
 
 @pytest.fixture
@@ -84,16 +84,6 @@ def test_a_constant_dimension_stays_finite():
         assert np.isfinite(
             fit_maps(iter([("A", vectors), ("B", 2 * vectors)]), method)["A"](vectors)
         ).all()
-
-
-def test_a_patient_is_in_one_fold_and_folds_share_the_centers():
-    patients = [f"p{i}" for i in range(20)]
-    centers = ["A"] * 10 + ["B"] * 10
-    folds = patient_folds(patients, centers, 5, 0)
-    for start in (0, 10):
-        counted = np.bincount([folds[p] for p in patients[start : start + 10]], minlength=5)
-        assert counted.tolist() == [2] * 5
-    assert folds == patient_folds(patients[::-1], centers[::-1], 5, 0)
 
 
 def test_an_unknown_method_says_which_there_are():

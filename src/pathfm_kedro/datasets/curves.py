@@ -37,6 +37,9 @@ class CurvesDataset(AbstractVersionedDataset[dict[str, pl.DataFrame], dict[str, 
             exists_function=lambda path: Path(path).is_dir(),
         )
 
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_dir()
+
     def load(self) -> dict[str, pl.DataFrame]:
         """All tables by name."""
         folder = Path(self._get_load_path())

@@ -268,7 +268,7 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
             raise DatasetError(f"{error}. Finished shards are kept") from error
 
     def _finish_all(self, folder: Path, plan: ShardPlan) -> dict[str, dict[str, Any]]:
-        """Entry of every slide in the index, sorted; tensors and jobs are not held."""
+        """Entry of every slide in the index, sorted; tensors and jobs are not kept."""
         earlier = tuple(path for path in self._other_versions() if path != folder)
         finish = _Finish(folder, earlier)
         slides: dict[str, dict[str, Any]] = {}

@@ -27,7 +27,7 @@ _INDEX_NAME = "_drawn.json"
 #: What a spreadsheet puts between cells depends on the country: where a comma is the decimal sign it
 #: writes semicolons and still calls the file CSV.
 _SEPARATORS = (",", ";", "\t", "|")
-#: The line by which Excel is told the separator; Excel itself shows it to nobody.
+#: The line by which Excel reads the separator; Excel itself shows it to nobody.
 _SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?[,;\t|]*", re.IGNORECASE)
 #: How files begin that are taken for CSV.
 _NO_CSV = {
@@ -213,17 +213,17 @@ def _parse_csv(content: bytes) -> pl.DataFrame:
 
 def _after_preamble(text: str) -> tuple[str, str]:
     """The text from its header on, and what separates its cells."""
-    told = None
+    separator = None
     while True:
         first, end, rest = _first_line(text)
         named = _SEPARATOR_LINE.fullmatch(first.strip())
         if (first.strip(" ,;\t|") and not named) or not end:
             break
-        told = named[1] if named else told
+        separator = named[1] if named else separator
         text = rest
     # What stands in quotation marks separates nothing.
     header = re.sub(r'"[^"]*"', "", first)
-    return text, told or max(_SEPARATORS, key=header.count)
+    return text, separator or max(_SEPARATORS, key=header.count)
 
 
 def _first_line(text: str) -> tuple[str, str, str]:

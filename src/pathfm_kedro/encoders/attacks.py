@@ -233,8 +233,8 @@ def random_start(side: int, seed: int) -> torch.Tensor:
     """
     import torch
 
-    drawn = np.random.default_rng(seed).random((3, side, side), np.float32)
-    return torch.from_numpy(2 * drawn - 1)
+    start = np.random.default_rng(seed).random((3, side, side), np.float32)
+    return torch.from_numpy(2 * start - 1)
 
 
 def evaluate(objective: AttackObjective, images: torch.Tensor) -> AdversarialImages:
@@ -283,7 +283,7 @@ def universal_perturbation(
     start
         [3, height, width] in −1 … 1.
     batch
-        Tiles held in memory with their gradients at once.
+        Tiles in memory with their gradients at once.
 
     Returns
     -------
@@ -376,7 +376,7 @@ def sign_noise(tile: Pixels, epsilon: int, seed: int) -> Pixels:
 def gaussian_noise(tile: Pixels, epsilon: int, seed: int) -> Pixels:
     """A tile with Gaussian noise of standard deviation ε grey levels, so of sign noise's energy.
 
-    Single values move further than ε: this noise is not held to the ball.
+    Single values move further than ε: this noise may leave the ball.
 
     Parameters
     ----------

@@ -101,18 +101,18 @@ def _why_it_fails(network: Network, spec: EncoderSpec, error: Exception) -> str:
     where, side = f"encoders.{spec.name}", network.side
     own, patch = _input_size(network.model), patch_side(network.model)
     given = f"is {side}" if spec.input_pixels else f"is not given, and the model declares {side}"
-    told = (
+    problem = (
         f"{where}.input_pixels {given}; the network fails on tiles of that side ({one_line(error)})"
     )
     if own and own != side:
         return (
-            f"{told}: set {where}.input_pixels to {own}, or write img_size: {side} or "
+            f"{problem}: set {where}.input_pixels to {own}, or write img_size: {side} or "
             f"dynamic_img_size: true into {where}.model_kwargs where the architecture knows it"
         )
     if side % patch:
         low = side // patch * patch
-        return f"{told}: give a multiple of {patch} px, as {low or patch} or {low + patch}"
-    return f"{told}: correct {where}.input_pixels or {where}.model_kwargs"
+        return f"{problem}: give a multiple of {patch} px, as {low or patch} or {low + patch}"
+    return f"{problem}: correct {where}.input_pixels or {where}.model_kwargs"
 
 
 def _input_size(model: Any) -> int | None:

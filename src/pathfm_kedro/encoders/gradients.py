@@ -114,11 +114,11 @@ def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:
     """
     if not isinstance(encoder, NeuralEncoder):
         return None
-    told = encoder.preprocessing
+    preprocessing = encoder.preprocessing
     return DifferentiableEncoder(
         encoder.model,
         encoder.pooling,
-        int(told["input_pixels"]),
-        tuple(told["mean"]),
-        tuple(told["std"]),
+        int(preprocessing["input_pixels"]),
+        tuple(preprocessing["mean"]),
+        tuple(preprocessing["std"]),
     )

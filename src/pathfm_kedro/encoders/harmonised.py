@@ -67,11 +67,11 @@ class HarmoniseSlide:
 
     def header(self) -> dict[str, str]:
         """What the base's shard depends on, and the map."""
-        told = dict(self.source.slide_header(self.slide_id))
+        header = dict(self.source.slide_header(self.slide_id))
         digest = "" if self.apply is None else self.apply.digest()
-        told["encoder"] = f"{told.get('encoder', '')}+{self.method}-{_REVISION}"
-        told["map"] = json.dumps([self.method, _REVISION, digest])
-        return told
+        header["encoder"] = f"{header.get('encoder', '')}+{self.method}-{_REVISION}"
+        header["map"] = json.dumps([self.method, _REVISION, digest])
+        return header
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
         """Every floating tensor mapped along its last axis; counts and codes stay as they are.

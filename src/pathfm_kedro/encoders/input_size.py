@@ -66,14 +66,14 @@ def _with_input(encoder: Any, model: Any, side: int) -> Encoder:
     """
     from pathfm_kedro.encoders.runtimes import TorchForward
 
-    told = {**encoder.preprocessing, "input_pixels": side}
+    preprocessing = {**encoder.preprocessing, "input_pixels": side}
     run = encoder.run
     if not isinstance(run, TorchForward):
         run = TorchForward(model, encoder.pooling, "channels_last", "cpu", "float32")
     fewer = max(1, encoder.batch_size * encoder.network.side**2 // side**2)
     native: Encoder = replace(
         encoder,
-        network=replace(encoder.network, model=model, preprocessing=told),
+        network=replace(encoder.network, model=model, preprocessing=preprocessing),
         run=replace(run, model=model),
         batch_size=fewer,
     )

@@ -38,8 +38,8 @@ class MitigatedEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the encoder's fingerprint and of what is done."""
-        told = f"{self.base.fingerprint}:{self.mitigation}:{_REVISION}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        identity = f"{self.base.fingerprint}:{self.mitigation}:{_REVISION}"
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
@@ -61,8 +61,10 @@ def rotation_average(base: Encoder, tiles: Pixels, truth: Vectors | None = None)
 
     A quarter turn of a tile leaves its vector as it is, but for rounding.
     """
-    turned = (np.rot90(tiles, turns, axes=(1, 2)) for turns in range(4))
-    total = sum(base.embed(np.ascontiguousarray(view), truth).astype(np.float64) for view in turned)
+    rotated = (np.rot90(tiles, quarters, axes=(1, 2)) for quarters in range(4))
+    total = sum(
+        base.embed(np.ascontiguousarray(view), truth).astype(np.float64) for view in rotated
+    )
     return (np.asarray(total) / 4).astype(np.float32)
 
 

@@ -11,7 +11,7 @@ from pathfm_kedro.encoders.spec import EncoderSpec
 
 _lock = threading.Lock()
 _loaded: dict[str, Encoder] = {}
-#: Encoders held at a time: pipelines embed one encoder after the other.
+#: Encoders kept at a time: pipelines embed one encoder after the other.
 _MAX_LOADED = 2
 
 

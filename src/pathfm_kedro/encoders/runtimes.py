@@ -297,7 +297,7 @@ def _of_one_size(model: torch.nn.Module, side: int) -> Any:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Where the exporter fails it prints the whole network to the terminal, whatever it is told."""
+    """Where the exporter fails it prints the whole network to the terminal, whatever it is asked."""
     import torch
 
     with mock.patch.object(torch._C, "_jit_onnx_log", create=True):

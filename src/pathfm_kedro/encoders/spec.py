@@ -23,7 +23,7 @@ _MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
     "num_classes": (0, "a classifier's logits are no features"),
     "features_only": (False, "maps of every stage are no vector"),
     "in_chans": (3, "tiles have three channels"),
-    "pretrained_strict": (True, "weights that do not fit would be left as drawn at random"),
+    "pretrained_strict": (True, "weights that do not fit would stay random"),
     "pretrained": (True, "this is a key of the entry itself"),
 }
 #: What is done to pixels before the network, and to the vectors of another encoder.
@@ -60,7 +60,7 @@ class EncoderSpec:
         Weights for a ``timm:`` architecture: safetensors, or a state dict that loads with
         ``weights_only=True``.
     pretrained
-        False for an architecture whose weights are drawn and never trained: its null; needs ``seed``.
+        False for an architecture whose weights are random and never trained: its null; needs ``seed``.
     model_kwargs
         Passed to ``timm.create_model``.
     mean, std, input_pixels
@@ -77,7 +77,7 @@ class EncoderSpec:
     device
         ``cpu`` or ``cuda``; ``auto`` takes a GPU where there is one.
     seed
-        Of drawn weights, where ``pretrained`` is false, and of ``control:noise``.
+        Of random weights, where ``pretrained`` is false, and of ``control:noise``.
     dimension
         Of the vectors of ``control:noise``.
     mitigation
@@ -362,21 +362,21 @@ def refuse_other_scale(where: str, given: Sequence[float]) -> None:
     ...     print(str(error).rpartition(": ")[2])
     give [0.485, 0.456, 0.406]
     """
-    told = f"{where} is [{', '.join(f'{number:g}' for number in given)}]"
+    given_as = f"{where} is [{', '.join(f'{number:g}' for number in given)}]"
     divides = where.endswith(".std")
     if len(given) != 3:
-        raise ValueError(f"{told}: give three numbers, one per channel")
+        raise ValueError(f"{given_as}: give three numbers, one per channel")
     if divides and min(given) <= 0:
-        raise ValueError(f"{told}: pixels are divided by it, so give numbers above 0")
+        raise ValueError(f"{given_as}: pixels are divided by it, so give numbers above 0")
     if min(given) < 0:
         raise ValueError(
-            f"{told}: it is taken off pixels on the scale 0 ... 1, so give numbers from 0 to 1"
+            f"{given_as}: it is taken off pixels on the scale 0 ... 1, so give numbers from 0 to 1"
         )
     if max(given) > 1:
         used = "they are divided by it" if divides else "it is taken off"
         smaller = [round(number / 255, 4) for number in given]
         raise ValueError(
-            f"{told}: pixels are scaled to 0 ... 1 before {used}, and this is of 0 ... 255: give "
+            f"{given_as}: pixels are scaled to 0 ... 1 before {used}, and this is of 0 ... 255: give "
             f"{smaller}"
         )
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathfm_kedro.encoders.runtimes import ExportError, Forward, place
 from pathfm_kedro.encoders.spec import AUTO, RUNTIMES, EncoderSpec
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.progress import progress
+from pathfm_kedro.engine.threads import one_thread
 
 if TYPE_CHECKING:
     from pathfm_kedro.encoders.torch_encoder import Network
@@ -40,7 +40,7 @@ _TILES = {"cpu": 8, "cuda": 64}
 _ENLARGED = 1.5
 #: One step of a trial has ended. It is no slide, so it counts for no rate of slides.
 _STEP = Note(computed=False)
-#: No difference is told that is smaller, since last bits differ between processors and the record
+#: No smaller difference is recorded, since last bits differ between processors and the record
 #: should not.
 _LEAST_DIFFERENCE = 1e-4
 
@@ -228,7 +228,7 @@ def try_runtimes(
     title = f"runtimes of {spec.name} at {network.side} px"
     try:
         _announce(spec, network, device, runtimes)
-        with _one_thread(), progress(title, _steps(spec, runtimes)) as advance:
+        with one_thread(), progress(title, _steps(spec, runtimes)) as advance:
             bench = _Bench(network, device, lambda: advance(_STEP))
             _estimate(spec, bench, len(runtimes))
             return _tried(spec, bench, precision, timer)
@@ -465,19 +465,6 @@ class _Bench:
 
     def _vectors(self, run: Forward) -> Vectors:
         return run(self.batch).numpy()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As a worker computes."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _version(package: str) -> str:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _LFS_POINTER = b"version https://git-lfs"
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
-#: Keys by which the config.json of other libraries is told apart from timm's.
+#: Keys by which the config.json of other libraries is distinguished from timm's.
 _TRANSFORMERS = ("model_type", "architectures", "auto_map", "transformers_version")
 _OPEN_CLIP = ("model_cfg", "preprocess_cfg")
 #: Tensors that a network computes itself, which files hold or leave out.
 _COMPUTED = ("attn_mask", "relative_position_index", "relative_coords_table", "num_batches_tracked")
 #: Under these keys training code stores weights beside optimiser states and epochs.
 _WRAPPERS = ("state_dict", "model", "teacher", "student", "model_state_dict", "module", "ema")
-#: Held while torch's loading is watched, since two watchers would undo each other.
+#: Taken while torch's loading is watched, since two watchers would undo each other.
 _watching = threading.Lock()
 #: Mismatching tensors named in an error.
 _NAMED = 3
@@ -64,7 +64,7 @@ def build_network(spec: EncoderSpec) -> torch.nn.Module:
         if problem:
             raise ValueError(
                 f"{where}.model is '{spec.model}', and its weights do not fit the network: {problem}; "
-                "the rest would be left as drawn at random. Correct the architecture and model_args of "
+                "the rest would stay random. Correct the architecture and model_args of "
                 f"config.json, {where}.model_kwargs, or the names of the weights"
             )
     return model
@@ -240,12 +240,12 @@ def _mismatch(model: torch.nn.Module, missing: Iterable[str], unexpected: Iterab
     more = [
         key for key in unexpected if key.partition(".")[0] in parts and not key.endswith(_COMPUTED)
     ]
-    told = [
+    faults = [
         f"{verb} {some_of(keys)}"
         for verb, keys in (("they lack", lacks), ("they hold besides", more))
         if keys
     ]
-    return " and ".join(told)
+    return " and ".join(faults)
 
 
 def _of_another_library(spec: EncoderSpec, library: str) -> ValueError:
@@ -371,10 +371,10 @@ def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> t
         raise
     except Exception as error:
         # What unpickling a file that holds no weights runs into is of any type.
-        told = str(error) if type(error) is ValueError else one_line(error)
+        cause = str(error) if type(error) is ValueError else one_line(error)
         raise ValueError(
             f"encoders.{spec.name}: checkpoint '{spec.checkpoint}' does not fit '{spec.model}' "
-            f"({told}): give encoders.{spec.name}.checkpoint the state dict of this architecture, and "
+            f"({cause}): give encoders.{spec.name}.checkpoint the state dict of this architecture, and "
             f"encoders.{spec.name}.model_kwargs the arguments that it was built with"
         ) from error
     return model

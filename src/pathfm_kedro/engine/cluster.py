@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,7 +66,14 @@ def run_on_dask(
     ------
     ConnectionError
         If there is no scheduler at the address, or it goes away.
+    ValueError
+        If Dask is not installed.
     """
+    if find_spec("distributed") is None:
+        raise ValueError(
+            "engine.scheduler is dask, which is not installed: pip install -e '.[cluster]', or set it "
+            "to threads"
+        )
     left = items
     attempts = engine.dask.retries + 1
     if not left:

@@ -98,5 +98,5 @@ def writing_to(folder: Path) -> Iterator[None]:
 def _system_number(error: Exception) -> int:
     if isinstance(error, OSError):
         return error.errno or 0
-    told = _OS_ERROR.search(str(error))
-    return int(told[1]) if told else 0
+    number = _OS_ERROR.search(str(error))
+    return int(number[1]) if number else 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ from pathfm_kedro.engine.outcomes import Outcome, attempt
 from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.settings import EngineSettings
 from pathfm_kedro.engine.slides_log import Note, log_slide, prepare_log, slide_of
+from pathfm_kedro.engine.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def run_each(
     """Apply a function to every item, yielding outcomes as they come.
 
     An item whose function raises gives an outcome with the reason; the others go on. Every item leaves
-    a line in the log of slides. A progress bar is drawn where the output is a terminal. Ended early, by
+    a line in the log of slides. A progress bar is shown where the output is a terminal. Ended early, by
     an error or by Ctrl-C, jobs that wait are given up.
 
     Parameters
@@ -116,7 +116,7 @@ def run_each(
     >>> [(o.result, o.reason) for o in outcomes]
     [(1.0, None), (None, 'ZeroDivisionError: division by zero')]
     """
-    yield from _told(function, items, engine, title, note, slide_of)
+    yield from _noted(function, items, engine, title, note, slide_of)
 
 
 def map_in_order(
@@ -128,7 +128,7 @@ def map_in_order(
 ) -> list[Outcome]:
     """As :func:`run_each`, all at once, in the order of the items."""
     numbered = list(enumerate(items))
-    outcomes = _told(_OfSecond(function), numbered, engine, title, note, _slide_of_second)
+    outcomes = _noted(_OfSecond(function), numbered, engine, title, note, _slide_of_second)
     in_order = sorted(outcomes, key=lambda outcome: outcome.item[0])
     return [Outcome(o.item[1], o.result, o.reason, o.seconds) for o in in_order]
 
@@ -147,7 +147,7 @@ def _slide_of_second(pair: tuple[int, Any]) -> str:
     return slide_of(pair[1])
 
 
-def _told(
+def _noted(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     engine: EngineSettings,
@@ -155,7 +155,7 @@ def _told(
     note: Callable[[Any], Note],
     name: Callable[[Any], str],
 ) -> Iterator[Outcome]:
-    """Run the jobs, telling the bar and the log of each that ends."""
+    """Run the jobs, noting each that ends in the bar and the log."""
     prepare_log()
     with (
         progress(title, len(items)) as advance,
@@ -163,9 +163,9 @@ def _told(
         closing(_outcomes(function, items, engine)) as outcomes,
     ):
         for outcome in outcomes:
-            told = note(outcome.result) if outcome.reason is None else Note(reason=outcome.reason)
-            log_slide(title, name(outcome.item), told, outcome.seconds)
-            advance(told)
+            noted = note(outcome.result) if outcome.reason is None else Note(reason=outcome.reason)
+            log_slide(title, name(outcome.item), noted, outcome.seconds)
+            advance(noted)
             yield outcome
 
 
@@ -175,7 +175,7 @@ def _outcomes(
     if engine.scheduler == "dask":
         yield from run_on_dask(function, items, engine)
         return
-    with _one_thread_each():
+    with one_thread():
         if engine.n_workers == 1:
             yield from (attempt(function, item) for item in items)
         else:
@@ -204,18 +204,3 @@ def _on_threads(
             stop.set()
             for future in pending:
                 future.cancel()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """One compute thread per worker: no oversubscription, and sums in the same order always."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def progress(
     title: str, total: int, console: Console | None = None
 ) -> Iterator[Callable[[Note], None]]:
-    """A bar that is told of every slide that ends; nothing where the output is no terminal.
+    """A bar that is given every slide that ends; nothing where the output is no terminal.
 
     Within a run the stage appears in the row of its pipeline.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-#: A stage that takes longer leaves a line of its own where no bar is drawn: about how long a person
+#: A stage that takes longer leaves a line of its own where no bar is shown: about how long a person
 #: waits before wondering whether a run still works.
 _LONG_STAGE_SECONDS = 60.0
 
@@ -72,8 +72,8 @@ class Tally:
 
     def __str__(self) -> str:
         counts = {"computed": self.computed, "reused": self.linked, "failed": self.failed}
-        told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-        parts = [f"results per slide: {told}"] if told else []
+        results = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        parts = [f"results per slide: {results}"] if results else []
         if self.tile_seconds > 0:
             parts.append(f"{three_digits(self.tiles / self.tile_seconds)} tiles/s")
         return "; ".join(parts)
@@ -81,7 +81,7 @@ class Tally:
 
 @dataclass
 class _Row:
-    """The text beside a pipeline's bar, made anew whenever it is drawn."""
+    """The text beside a pipeline's bar, made anew whenever it is shown."""
 
     tally: Tally
     clock: Callable[[], float]
@@ -114,7 +114,7 @@ class RunDisplay:
     steps
         Number of steps of every pipeline, in the order of the rows.
     say
-        Prints one line where no bar is drawn.
+        Prints one line where no bar is shown.
     console
         The terminal; None writes lines.
     clock
@@ -194,12 +194,12 @@ class RunDisplay:
         if self._bars is not None:
             self._bars.advance(self._bars.task_ids[list(self._rows).index(pipeline)])
         elif ended:
-            told = "; ".join(filter(None, (_clock(row.tally.seconds), str(row.tally))))
-            self.say(f"{pipeline}: done in {told}")
+            took = "; ".join(filter(None, (_clock(row.tally.seconds), str(row.tally))))
+            self.say(f"{pipeline}: done in {took}")
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[Note], None]]:
-        """Per-slide jobs of this thread's step; gives what is to be told of every slide that ends."""
+        """Per-slide jobs of this thread's step; gives what takes note of every slide that ends."""
         row: _Row = getattr(self._here, "row", None) or _Row(Tally(0), self.clock)
         pace = Pace(total, self.clock)
         row.stage, row.pace = title, pace

@@ -132,7 +132,7 @@ class TileFields:
     def batches(self, size: int) -> Iterator[tuple[Pixels, NDArray[np.float32] | None]]:
         """Tiles uint8 [n, rows, pixels, 3] and, on a phantom, what was drawn on them [n, m].
 
-        `size` fields are held at a time. What was drawn is that of a field's centre, however wide
+        `size` fields are in memory at a time. What was drawn is that of a field's centre, however wide
         the field is.
         """
         with self.files.open(self.path) as reader:
@@ -183,7 +183,7 @@ class TileFields:
         from pathfm_kedro.slides.phantom import tile_truth
 
         drawn = json.loads(reader.description.comment)
-        # Truth is that of a window's centre, so a rectangle is told as the square around its own.
+        # Truth is that of a window's centre, so a rectangle is described as the square around its own.
         extent = min(round(self.side), round(self.height))
         right, down = ((round(whole) - extent) // 2 for whole in (self.side, self.height))
         return np.stack([tile_truth(drawn, x + right, y + down, extent) for x, y in corners])

@@ -44,8 +44,8 @@ _BESIDE_SLIDE = re.compile(
 #: A colour image so many times smaller than one of other pixels is a macro image or label beside it,
 #: as of a fluorescence slide, and no slide.
 _MUCH_SMALLER = 16
-#: TIFF orientations: those whose rows are stored as columns, then those turned left to right and upside
-#: down after that.
+#: TIFF orientations: those whose rows are stored as columns, then those flipped left to right and
+#: upside down after that.
 _TRANSPOSED, _LEFT_RIGHT, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 #: TIFF's numbers for JPEG and for Aperio's JPEG 2000 of RGB pixels: decoded here and by OpenSlide with
 #: the same libraries, libjpeg-turbo and OpenJPEG, to the same pixels.
@@ -125,7 +125,7 @@ def _ome_sizes(xml: str, width: int, height: int | None) -> list[float]:
 
 
 def _ome_magnification(xml: str) -> float | None:
-    """That of the objectives named, where they agree; which image each took is seldom told."""
+    """That of the objectives named, where they agree; which image each took is seldom said."""
     powers = {
         objective.get("NominalMagnification", "") for objective in _ome_elements(xml, "Objective")
     }
@@ -187,7 +187,7 @@ class TiffReader:
     """A TIFF of 8-bit RGB pixels, tiled or striped, with its pyramid; any compression tifffile knows.
 
     A region decodes only the tiles or strips that it touches. Of several images the largest is read,
-    turned as its tag of orientation says.
+    rotated as its tag of orientation says.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ class TiffReader:
             raise ValueError(f"pixels at x={x}, y={y} cannot be decoded: {error}") from error
 
     @property
-    def is_turned(self) -> bool:
+    def is_reoriented(self) -> bool:
         """Whether the pixels are stored in another orientation than they are shown in."""
         return self._orientation in range(2, 9)
 
@@ -292,7 +292,7 @@ class TiffReader:
 
     def _turned_region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         """A region of the level as it is shown, from where its pixels are stored."""
-        if not self.is_turned:
+        if not self.is_reoriented:
             return self._region(level, left, top, width, height)
         at = self._levels[level]
         transposed = self._orientation in _TRANSPOSED
@@ -306,8 +306,8 @@ class TiffReader:
             region = self._region(level, top, left, height, width).swapaxes(0, 1)
         else:
             region = self._region(level, left, top, width, height)
-        turned = region[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
-        return np.ascontiguousarray(turned)
+        upright = region[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+        return np.ascontiguousarray(upright)
 
     def _region(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         at = self._levels[level]
@@ -442,7 +442,7 @@ class DirectReader(TiffReader):
         self._openslide.__exit__(kind, error, trace)
 
     def _is_seen_alike(self, sizes: Sequence[tuple[int, int]]) -> bool:
-        if self.is_turned or tuple(sizes) != tuple(
+        if self.is_reoriented or tuple(sizes) != tuple(
             (level.width, level.height) for level in self._levels
         ):
             return False
@@ -470,7 +470,7 @@ def is_whole_jpeg(content: bytes) -> bool:
     """Whether a JPEG of one scan begins and ends as it must, without a marker in its data.
 
     The decoder at hand fills damaged tiles with what it makes of them, without a word. Together with
-    :func:`_ends_undecoded` this told every damage of 512 bytes and more that OpenSlide refuses, of 238
+    :func:`_ends_undecoded` this found every damage of 512 bytes and more that OpenSlide refuses, of 238
     made on a real slide; of single flipped bits and 16 bytes it lets pass most that OpenSlide refuses.
 
     Examples

@@ -128,20 +128,20 @@ def shuffled(tile: Pixels, grid: int, sources: Ints) -> Pixels:
 
 
 def rotated_in_place(tile: Pixels, grid: int) -> Pixels:
-    """Every patch turned by 180 degrees where it stands: the control for the seams of a shuffle.
+    """Every patch rotated by 180 degrees where it stands: the control for the seams of a shuffle.
 
     Cutting draws straight edges that tissue does not have, and an encoder may answer to these alone.
-    A half turn breaks every grid line as :func:`shuffled` does, since each patch then meets its
-    neighbour with its opposite side: pixels that lay about a patch apart, in both views. The lines
-    are the same, their steps as high, no other edge appears, every pixel is kept. What differs is
+    A rotation by 180 degrees breaks every grid line as :func:`shuffled` does, since each patch then
+    meets its neighbour with its opposite side: pixels that lay about a patch apart, in both views. The
+    lines are the same, their steps as high, no other edge appears, every pixel is kept. What differs is
     the arrangement: here each patch stays in its place.
 
-    It is a half turn because a mirrored row of patches still matches along one of its sides. It is
+    It is 180 degrees because a mirrored row of patches still matches along one of its sides. It is
     not the shuffle's borders set around unmoved interiors: their inner edge makes thin frames, which
     an encoder answers to more than to the shuffle itself. Nor is it a shift by a pixel or two, whose
-    seams are much weaker. The price is that tissue inside a patch is turned, over distances up to a
+    seams are much weaker. The price is that tissue inside a patch is rotated, over distances up to a
     patch's diagonal. On the 2 x 2 grid that is as far as the shuffle moves it, and an encoder that
-    is not rotation-invariant answers to the turn: there the control asks too much. Trust 4 and 8.
+    is not rotation-invariant answers to the rotation: there the control asks too much. Trust 4 and 8.
 
     Parameters
     ----------
@@ -158,8 +158,8 @@ def rotated_in_place(tile: Pixels, grid: int) -> Pixels:
     Examples
     --------
     >>> tile = np.arange(4 * 4 * 3).astype(np.uint8).reshape(4, 4, 3)
-    >>> turned = rotated_in_place(tile, 2)
-    >>> bool((turned[0, 0] == tile[1, 1]).all()), bool((turned[3, 0] == tile[2, 1]).all())
+    >>> rotated = rotated_in_place(tile, 2)
+    >>> bool((rotated[0, 0] == tile[1, 1]).all()), bool((rotated[3, 0] == tile[2, 1]).all())
     (True, True)
     """
     return _joined(_patches(tile, grid)[:, ::-1, ::-1], grid)

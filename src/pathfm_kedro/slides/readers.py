@@ -38,7 +38,7 @@ GREY_REASON = (
     "the pixels are grey, so this is fluorescence or a copy without colour: only brightfield slides of "
     "8-bit RGB can be audited, so scan or export it in colour"
 )
-#: A plain image is held in memory as a whole: 20,000 x 20,000 px are 1.2 GB.
+#: A plain image is in memory as a whole: 20,000 x 20,000 px are 1.2 GB.
 MAX_PLAIN_PIXELS = 400_000_000
 #: Pillow refuses images of 179 million px on its own account. Its limit is a setting of the process.
 _PILLOW_LIMIT = threading.Lock()
@@ -166,7 +166,7 @@ def _seek_largest(image: Any) -> None:
 def _as_rgb(image: Any) -> Pixels:
     """Pixels of a Pillow image as a viewer shows it; what is no 8-bit colour is refused.
 
-    What is transparent is white, and the image is turned as its EXIF orientation says.
+    What is transparent is white, and the image is rotated as its EXIF orientation says.
     """
     from PIL import ImageOps
 
@@ -254,8 +254,8 @@ def _open_plain_tiff(path: Path, reader: _OpenSlideReader) -> SlideReader:
         raise
     except (OSError, ValueError):
         return reader
-    shown, held = reader.description, other.description
-    if other.is_turned or (shown.width, shown.height) != (held.width, held.height):
+    shown, other_one = reader.description, other.description
+    if other.is_reoriented or (shown.width, shown.height) != (other_one.width, other_one.height):
         reader.__exit__(None, None, None)
         return other
     other.__exit__(None, None, None)

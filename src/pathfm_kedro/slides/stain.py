@@ -306,7 +306,7 @@ def reinhard_transfer(pixels: Pixels, source: StainReference, target: StainRefer
 def macenko_transfer(pixels: Pixels, source: StainReference, target: StainReference) -> Pixels:
     """Replace one center's stain vectors and strength by another's.
 
-    Amounts in the basis of A are scaled by the ratio of the centers' 99th percentiles and drawn in
+    Amounts in the basis of A are scaled by the ratio of the centers' 99th percentiles and put into
     the basis of B; the residual stays. As in :func:`reinhard_transfer` all tiles of a center move
     alike.
 

@@ -13,7 +13,7 @@ from pathfm_kedro.slides.interface import Pixels, SlideReader
 from pathfm_kedro.slides.readers import reduce_by_area
 
 #: Saturation below which stain is too faint to be tissue, and above which it always is: Otsu's
-#: threshold is held between them, so that a slide full of tissue is not split in two. Glass stays
+#: threshold is kept between them, so that a slide full of tissue is not split in two. Glass stays
 #: below 0.03 on real scans; pale tissue begins at 0.08, and must not be lost, since how pale it is
 #: depends on the center.
 SATURATION_BOUNDS = (0.04, 0.08)
@@ -246,7 +246,7 @@ def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
     Returns
     -------
     tuple of int or None
-        Red, green, blue; None where no glass can be told from tissue.
+        Red, green, blue; None where no glass can be distinguished from tissue.
 
     Examples
     --------

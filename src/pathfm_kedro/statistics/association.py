@@ -12,7 +12,7 @@ def cramers_v(counts: NDArray[np.integer]) -> float | None:
     """Cramér's V of a contingency table: √(χ² / (n (min(rows, columns) − 1))), 0 … 1.
 
     Rows and columns without a count are left out. None where fewer than two rows or columns remain:
-    with one center nothing can be confounded with it, nor told apart from it.
+    with one center nothing can be confounded with it, nor distinguished from it.
 
     Parameters
     ----------

@@ -178,7 +178,7 @@ class Subsamples:
         return str(next(reasons, ""))
 
     def of_design(self, design: str) -> list[dict[str, Any]]:
-        """What is to be told of a design: cells left out, and which cell sets the others' size."""
+        """Remarks on a design: cells left out, and which cell sets the others' size."""
         return [row for row in self.unused if row["design"] == design]
 
 

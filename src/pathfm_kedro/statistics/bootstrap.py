@@ -58,7 +58,7 @@ def sum_by_patient(values: NDArray[np.generic], codes: Ints, n_patients: int) ->
 
 
 def bootstrap_weights(n_patients: int, draws: int, seed: int) -> Floats:
-    """How often each patient is drawn, with replacement, in each bootstrap draw.
+    """How often each patient is resampled, with replacement, in each bootstrap draw.
 
     Returns
     -------
@@ -120,12 +120,12 @@ def ratio_estimate(
     return Estimate(float(numerators.sum() / total), low, high, rows, support)
 
 
-def binomial_interval(hits: float, n: float) -> tuple[float, float]:
+def binomial_interval(successes: float, n: float) -> tuple[float, float]:
     """95% interval of a share of n independent units, exact where resampling sees no spread.
 
     Parameters
     ----------
-    hits
+    successes
         Units that count, 0 … n; a part of one may count.
     n
         Units, at least one; not necessarily a whole number.
@@ -143,9 +143,9 @@ def binomial_interval(hits: float, n: float) -> tuple[float, float]:
     """
     from scipy.special import betaincinv
 
-    missed, tail = n - hits, PERCENTILES[0] / 100
-    low = float(betaincinv(hits, missed + 1, tail)) if hits > 0 else 0.0
-    high = float(betaincinv(hits + 1, missed, 1 - tail)) if missed > 0 else 1.0
+    missed, tail = n - successes, PERCENTILES[0] / 100
+    low = float(betaincinv(successes, missed + 1, tail)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, missed, 1 - tail)) if missed > 0 else 1.0
     return low, high
 
 

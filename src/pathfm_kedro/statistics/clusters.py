@@ -68,7 +68,7 @@ def resampled_ari(counts: Floats, tags: Ints, patients: Ints, weights: Floats) -
     patients
         [u] patient of each unit, 0 … P − 1.
     weights
-        [draws, P] how often each patient is drawn.
+        [draws, P] how often each patient is resampled.
 
     Returns
     -------

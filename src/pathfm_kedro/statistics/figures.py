@@ -50,10 +50,10 @@ class Value:
     caveat
         Why no verdict may rest on the figure although it was measured; empty where one may.
     reason
-        What a reader must be told of the figure in place of what the judge says; None for the judge's
+        What a reader must know of the figure in place of what the judge says; None for the judge's
         words.
     remark
-        What a reader must be told beside that.
+        What a reader must know beside that.
     label_null
         Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
         for the label: to pass, the value must lie above it and the interval above its middle. Where it
@@ -117,6 +117,8 @@ class Criterion:
         Entries that the figure's setting must have.
     stratum
         Of which stratum.
+    min_patients
+        With fewer patients no figure could pass: what is not decided then is undecidable.
     """
 
     metric: str
@@ -124,10 +126,11 @@ class Criterion:
     direction: Direction
     at: Mapping[str, Any] = field(default_factory=dict)
     stratum: str = "all"
+    min_patients: int = 0
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> Criterion:
-        """Read ``{metric, at: {…}, above | below, stratum}``.
+        """Read ``{metric, at: {…}, above | below, stratum, min_patients}``.
 
         Raises
         ------
@@ -139,7 +142,7 @@ class Criterion:
         >>> Criterion.parse({"metric": "mknn", "at": {"angle": 90}, "above": 0.8}).direction
         'above'
         """
-        unknown = sorted(set(entry) - {"metric", "at", "above", "below", "stratum"})
+        unknown = sorted(set(entry) - _CRITERION_KEYS)
         ends: list[Direction] = [end for end in ("above", "below") if entry.get(end) is not None]  # type: ignore[misc]
         if unknown or "metric" not in entry or len(ends) != 1:
             raise ValueError(
@@ -152,6 +155,7 @@ class Criterion:
             ends[0],
             dict(entry.get("at") or {}),
             str(entry.get("stratum", "all")),
+            int(entry.get("min_patients", 0)),
         )
 
     def asks(self, figure: Figure) -> bool:
@@ -161,6 +165,9 @@ class Criterion:
             and self.stratum == figure.stratum
             and all(figure.setting.get(key) == value for key, value in self.at.items())
         )
+
+
+_CRITERION_KEYS = {"metric", "at", "above", "below", "stratum", "min_patients"}
 
 
 def _naming(unknown: Sequence[str]) -> str:
@@ -196,7 +203,8 @@ def measure(
     Raises
     ------
     ValueError
-        If a criterion asks for a figure that the experiment does not give, naming those it gives.
+        If a criterion asks for a figure that the experiment does not give, naming those it gives, or
+        two ask for the same.
 
     Examples
     --------
@@ -207,6 +215,7 @@ def measure(
     """
     listed = list(figures)
     _refuse_unasked(criteria, listed, experiment)
+    _refuse_asked_twice(criteria, listed, experiment)
     return measurement_table(_row(figure, experiment, name, criteria, subject) for figure in listed)
 
 
@@ -240,11 +249,24 @@ def _row(
         caveat=value.caveat,
         reason=value.reason,
     )
+    if criterion and row["verdict"] == "inconclusive" and not row["caveat"]:
+        row |= _too_small(criterion, row["n_patients"])
     if value.remark:
         # "Descriptive" needs no saying where there is something else to say.
         judged = row["reason"] if criterion or value.reason else ""
         row["reason"] = "; ".join(filter(None, [judged, value.remark]))
     return row
+
+
+def _too_small(criterion: Criterion, n_patients: int) -> dict[str, str]:
+    """What an open verdict becomes where so few patients could not have passed at all."""
+    if n_patients >= criterion.min_patients:
+        return {}
+    return {
+        "verdict": "undecidable",
+        "reason": f"to pass needs {criterion.min_patients} patients, and there are {n_patients}: add "
+        "patients",
+    }
 
 
 def _refuse_unasked(
@@ -264,3 +286,15 @@ def _refuse_unasked(
             f"{experiment}.criteria: no figure {criterion.metric} at {json.dumps(dict(criterion.at))} "
             f"(stratum {criterion.stratum}) is measured: {mend}"
         )
+
+
+def _refuse_asked_twice(
+    criteria: Sequence[Criterion], figures: Sequence[Figure], experiment: str
+) -> None:
+    for figure in figures:
+        if sum(criterion.asks(figure) for criterion in criteria) > 1:
+            at = json.dumps(dict(figure.setting))
+            raise ValueError(
+                f"{experiment}.criteria: two judge {figure.metric} at {at} (stratum {figure.stratum}): "
+                "leave one, or tell them apart with at"
+            )

@@ -5,14 +5,14 @@ Each method is an affine map of a center's vectors,
     x′ = a + s ∘ (x − m) + ((x − m) Bᵀ ∘ g) B,
 
 with m, a, s [d], an orthonormal basis B [r, d] and gains g [r]. A patient's vectors are mapped by what
-patients of the center's *other* folds show (patients are dealt into folds), so that what is found on
+patients of the center's *other* folds show (patients are split into folds), so that what is found on
 the mapped vectors is not found because the map had seen them. No method looks at a label: where label
 and center go together, taking out the center takes out the label too.
 
 - ``centring``: m is the center's mean, a the mean over centers.
 - ``whitening``: the center's mean becomes 0 and its covariance, shrunk towards a multiple of the
   identity (Ledoit and Wolf 2004), the identity.
-- ``combat``: location and scale of each dimension, drawn towards what the center's other dimensions
+- ``combat``: location and scale of each dimension, shrunk towards what the center's other dimensions
   show by empirical Bayes (Johnson, Li and Rabinovic 2007, parametric priors, no covariates).
 """
 

@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 DISTANCES = ("euclidean", "cosine")
 
-#: Rows of a similarity matrix held at once: 1,024 of them against a pool of 10,000 take 80 MB.
+#: Rows of a similarity matrix in memory at once: 1,024 of them against a pool of 10,000 take 80 MB.
 _BLOCK = 1024
 
 #: Similarities are compared to this many decimals of the cloud's own size, so that equal vectors
@@ -181,9 +181,9 @@ def candidate_effects(home: NDArray[np.intp], away: NDArray[np.intp], k: int) ->
     Tiles are one another's neighbours: a patient who is resampled twice, or not at all, changes the
     overlaps of everybody else's tiles. Resampling queries alone misses this, and its 95% intervals
     hold the truth in 70 to 90 of 100 simulated pools. If candidate j leaves, the next neighbour
-    moves up in each list that held it, and the overlap of that query changes by (in units of 1/k)
+    moves up in each list that contained it, and the overlap of that query changes by (in units of 1/k)
 
-    - −1 + g where both lists held j, g = mean gain in shared neighbours from k to k + 1,
+    - −1 + g where both lists contained j, g = mean gain in shared neighbours from k to k + 1,
     - a where only the tile's list did, a = share of its next neighbours that the view's list holds,
     - b where only the view's list did, with b likewise.
 

@@ -15,7 +15,7 @@ from pathfm_kedro.statistics.cross_validation import balanced_accuracy
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Scores of votes (query × class × permutation) held at once: 2 MB.
+#: Scores of votes (query × class × permutation) in memory at once: 2 MB.
 _VOTE_SCORES = 2**18
 
 #: Up to this rank a sum of 1 + 2⁻ʳ has no more than the 53 bits of float64.

@@ -17,7 +17,7 @@ Floats64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Metric = Literal["cosine", "euclidean"]
 
-#: Scores held at once by one thread: large enough for BLAS, small beside a laptop's memory.
+#: Scores in memory at once by one thread: large enough for BLAS, small beside a laptop's memory.
 BLOCK_BYTES = 32 * 2**20
 
 #: Pairs scored at once in float64: both sides stay in the processor's cache.
@@ -417,7 +417,7 @@ def _reachable(
 ) -> NDArray[np.bool_]:
     """[n] whether a row can be among the k nearest of any query.
 
-    Equal rows are tied for every query and the smaller index wins. A row is hence out of reach if
+    Equal rows are tied for every query and the smaller index goes first. A row is hence out of reach if
     k equal rows stand before it in its own group (who may be given it may be given them), or if
     k stand before it whichever group is left out. Rows of different `kinds` do not compete.
     """
@@ -474,7 +474,7 @@ def _count_before(keys: Ints) -> Ints:
 
 
 def _share_out(work: Callable[[Sequence[Ints]], None], blocks: Sequence[Ints]) -> None:
-    """Blocks dealt to a few threads: one is in the matrix product while another re-scores."""
+    """Blocks given to a few threads: one is in the matrix product while another re-scores."""
     workers = min(_MAX_WORKERS, os.cpu_count() or 1, max(len(blocks), 1))
     if workers == 1:
         work(blocks)

@@ -47,7 +47,7 @@ def resampled_total(matrix: Any, weights: NDArray[np.floating]) -> Floats:
     matrix
         [P, P] counts (integers, in any type).
     weights
-        [draws, P] how often each patient is drawn.
+        [draws, P] how often each patient is resampled.
 
     Returns
     -------
@@ -62,13 +62,13 @@ def resampled_total(matrix: Any, weights: NDArray[np.floating]) -> Floats:
     """
     own = matrix.diagonal()
     small = float(weights.max(initial=0.0)) ** 2 * float(matrix.sum()) < _EXACT_FLOAT32
-    drawn = weights.astype(np.float32 if small else np.float64, copy=False)
-    total = np.vecdot(drawn @ matrix.astype(drawn.dtype), drawn).astype(np.float64)
+    resampled = weights.astype(np.float32 if small else np.float64, copy=False)
+    total = np.vecdot(resampled @ matrix.astype(resampled.dtype), resampled).astype(np.float64)
     return cast(Floats, total - (weights * weights - weights) @ own if own.any() else total)
 
 
 def pair_ratio(
-    numerator: Any, denominator: Any, drawn: Floats, n: int, most: float = np.inf
+    numerator: Any, denominator: Any, resampled: Floats, n: int, most: float = np.inf
 ) -> Estimate:
     """Σ numerator / Σ denominator with the corrected two-way interval (see the module).
 
@@ -76,7 +76,7 @@ def pair_ratio(
     ----------
     numerator, denominator
         [P, P] non-negative counts.
-    drawn
+    resampled
         [2, draws] both sums in each bootstrap draw, from :func:`resampled_total`.
     n
         Queries behind the figure.
@@ -94,7 +94,7 @@ def pair_ratio(
         return Estimate(None, None, None, n, size)
     value = float(numerator.sum()) / below
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = drawn[0] / drawn[1]
+        draws = resampled[0] / resampled[1]
     interval = scaled_interval(value, draws, pair_variance(numerator, denominator), 0.0, most)
     return Estimate(value, *interval, n, size)
 
@@ -119,7 +119,7 @@ def scaled_interval(
     --------
     >>> draws = np.linspace(-1, 1, 101)
     >>> low, high = scaled_interval(0.0, draws, 4 * draws.var(), -9.0, 1.5)
-    >>> round(low, 3), high
+    >>> round(float(low), 3), high
     (-1.9, 1.5)
     """
     low, high = percentile_interval(draws)

@@ -1,4 +1,4 @@
-"""Several differences held together: intervals that all hold at once."""
+"""Several differences at once: intervals that hold simultaneously."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Calibration:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ExperimentParameters:
-    """What every experiment is told.
+    """Parameters that every experiment has.
 
     Attributes
     ----------
@@ -104,10 +104,10 @@ def read_parameters(kind: type[T], name: str, parameters: Mapping[str, Any]) -> 
         return TypeAdapter(kind).validate_python(dict(parameters))
     except ValidationError as error:
         known = ", ".join(sorted(kind.__dataclass_fields__))
-        raise ValueError("; ".join(_told(name, e, known) for e in error.errors())) from None
+        raise ValueError("; ".join(_described(name, e, known) for e in error.errors())) from None
 
 
-def _told(name: str, error: Any, known: str) -> str:
+def _described(name: str, error: Any, known: str) -> str:
     place = ".".join([name, *map(str, error["loc"])])
     if error["type"] == "unexpected_keyword_argument":
         return f"{place}: no such parameter ({error['input']!r}); known are {known}"

@@ -46,8 +46,8 @@ class PatientStatistics:
     def at(self, **keys: Any) -> PatientStatistics:
         """Rows with these values of key columns, which join the setting; None is a missing value."""
         matches = [pl.col(name).eq_missing(pl.lit(value)) for name, value in keys.items()]
-        told = {name: value for name, value in keys.items() if value is not None}
-        return replace(self, table=self.table.filter(*matches), setting={**self.setting, **told})
+        shown = {name: value for name, value in keys.items() if value is not None}
+        return replace(self, table=self.table.filter(*matches), setting={**self.setting, **shown})
 
     def where(self, *rows: pl.Expr) -> PatientStatistics:
         """Rows for which all expressions hold."""
@@ -57,7 +57,7 @@ class PatientStatistics:
         """The same rows for a mean over the values of a key column: a tile counts once in `n`."""
         return replace(self, over=column)
 
-    def told(self, **setting: Any) -> PatientStatistics:
+    def with_setting(self, **setting: Any) -> PatientStatistics:
         """The same rows with another setting."""
         return replace(self, setting=setting)
 

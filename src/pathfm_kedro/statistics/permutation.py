@@ -123,7 +123,7 @@ def permuted_together(patients: Ints, draws: int, seed: int, strata: Ints | None
     Examples
     --------
     >>> permuted_together(np.array([0, 0, 1, 1]), draws=1, seed=4)[:, 0].tolist()
-    [2, 3, 1, 0]
+    [3, 2, 1, 0]
     """
     stratum = np.zeros_like(patients) if strata is None else strata
     generator, n_patients = np.random.default_rng(seed), int(patients.max(initial=-1)) + 1

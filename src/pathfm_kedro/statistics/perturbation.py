@@ -165,7 +165,7 @@ class TileGroups:
 
 @dataclass(frozen=True)
 class ReferenceTiles:
-    """The unchanged tiles that views are held against.
+    """The unchanged tiles that views are compared with.
 
     Attributes
     ----------

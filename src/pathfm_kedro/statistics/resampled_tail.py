@@ -13,7 +13,7 @@ Ints = NDArray[np.int64]
 #: Resampled values in memory at once: 8 MB as 32-bit integers.
 _IN_MEMORY = 2**21
 
-#: What is told of a set of values: their median, mean, lower tail's mean, share ≤ 0.
+#: What is computed of a set of values: their median, mean, lower tail's mean, share ≤ 0.
 SUMMARIES = ("median", "mean", "tail", "below")
 
 
@@ -60,7 +60,7 @@ def resampled_distribution(
     owners
         [n] owner of each value, 0 … P − 1.
     weights
-        [draws, P] how often each owner is drawn: whole numbers.
+        [draws, P] how often each owner is resampled: whole numbers.
     share
         The tail's share, such as 0.1.
     cells, n_cells

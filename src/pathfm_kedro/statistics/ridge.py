@@ -106,7 +106,7 @@ def cross_validated_ridge(
     folds
         [n] codes; at least three folds where several penalties are offered.
     ridges
-        Penalties, > 0; the larger one wins a tie.
+        Penalties, > 0; of equally good ones the larger is taken.
 
     Returns
     -------

@@ -50,7 +50,7 @@ class OtherSlidesError(ValueError):
     """Vectors of files that were replaced since."""
 
 
-#: What decides about a tile's pixels beside its slide; a table without them is told by ids alone.
+#: What decides about a tile's pixels beside its slide; a table without them is known by ids alone.
 _OF_A_TILE = ("x", "y", "field_um", "mpp")
 
 
@@ -78,9 +78,9 @@ def digests_by_slide(tiles: pl.DataFrame) -> dict[str, str]:
     >>> digests_by_slide(tiles) == digests_by_slide(tiles.with_columns(mpp=1.0))
     False
     """
-    told = [pl.col(name).cast(pl.Float64).round(6) for name in _OF_A_TILE if name in tiles.columns]
-    described = [pl.concat_str("tile_id", *told, separator="\t", ignore_nulls=False)]
-    if not told:
+    known = [pl.col(name).cast(pl.Float64).round(6) for name in _OF_A_TILE if name in tiles.columns]
+    described = [pl.concat_str("tile_id", *known, separator="\t", ignore_nulls=False)]
+    if not known:
         described = [pl.col("tile_id")]
     listed = tiles.select("slide_id", *(d.alias("tile") for d in described))
     grouped = listed.group_by("slide_id", maintain_order=True).agg("tile")
@@ -179,7 +179,7 @@ def refuse_other_slides(
     """
     known = dict(slides.select("slide_id", "fingerprint").iter_rows())
     made = {slide: embeddings.slide_header(slide).get("slide") for slide in embeddings.slide_ids}
-    other = sorted(s for s, told in made.items() if told and s in known and told != known[s])
+    other = sorted(s for s, by in made.items() if by and s in known and by != known[s])
     if other:
         raise OtherSlidesError(
             f"{family}: the vectors of {counted(other)} were made from another file than the slides "

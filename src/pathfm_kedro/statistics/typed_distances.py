@@ -20,7 +20,7 @@ Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Distances held at once: 32 MB.
+#: Distances in memory at once: 32 MB.
 _BLOCK = 2**23
 #: Integers below this are exact in float32.
 _EXACT_FLOAT32 = 2**24

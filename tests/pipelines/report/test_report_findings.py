@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -19,6 +20,7 @@ from pathfm_kedro.pipelines.report.findings import FINDING_SCHEMA
 from pathfm_kedro.statistics.measurements import (
     MEASUREMENT_SCHEMA,
     Estimate,
+    Null,
     measurement,
     measurement_table,
     not_applicable,
@@ -26,7 +28,7 @@ from pathfm_kedro.statistics.measurements import (
 from tests.pipelines.report.conftest import WORDS
 
 PRIMARY = {"family": "median_min", "vote": "mv5"}
-CONTROLS = ("phantom_truth", "random_projection", "stain_statistics", "tile_corner")
+CONTROLS = ("phantom_truth", "noise", "stain_statistics", "tile_corner")
 NO_CONTROLS: dict[str, Any] = {
     "encoders": {name: {"role": "control"} for name in CONTROLS},
     "is_phantom": False,
@@ -46,8 +48,20 @@ def collect_findings(
     return report_findings.collect_findings(measurements, controls, provenance, parameters, WORDS)
 
 
-def verdict_by_encoder(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
-    return report_verdicts.verdict_by_encoder(findings, controls, WORDS)
+def verdict_by_encoder(
+    findings: pl.DataFrame, controls: pl.DataFrame, words: dict[str, Any] = WORDS
+) -> pl.DataFrame:
+    return report_verdicts.verdict_by_encoder(findings, controls, words)
+
+
+def words_with_core(*core: tuple[str, str]) -> dict[str, Any]:
+    """The project's words with these core checks and no core group."""
+    words = copy.deepcopy(WORDS)
+    words["report"]["groups"] = {}
+    for x, experiment in words["experiments"].items():
+        for metric, told in experiment.get("metrics", {}).items():
+            told["core"] = (x, metric) in core
+    return words
 
 
 def check(encoder: str, value: float, low: float, high: float, metric: str = "m") -> dict[str, Any]:
@@ -171,7 +185,7 @@ def test_every_control_of_a_sound_audit_behaves(
         "alpha": "inconclusive",
         "beta": "fail",
         "phantom_truth": "pass",
-        "random_projection": "fail",
+        "noise": "fail",
         "stain_statistics": "fail",
     }
 
@@ -180,12 +194,12 @@ def test_every_control_of_a_sound_audit_behaves(
     ("encoder", "metric", "setting", "value", "experiment"),
     [
         ("phantom_truth", "f1_range_over_organs", {}, 0.5, "retrieval"),
-        ("random_projection", "ri", {"role": "cohort_k"}, 0.7, "robustness_index"),
-        ("random_projection", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
+        ("noise", "ri", {"role": "cohort_k"}, 0.7, "robustness_index"),
+        ("noise", "mknn", {"angle": 90, "view": "rotated"}, 0.9, "rotation"),
         ("stain_statistics", "ri_minus_null", {}, 0.4, "robustness_index"),
         ("phantom_truth", "mknn", {"angle": 90, "view": "rotated"}, 0.5, "rotation"),
-        ("random_projection", "macro_f1", PRIMARY, 0.6, "retrieval"),
-        ("random_projection", "macro_f1", PRIMARY, 0.01, "retrieval"),
+        ("noise", "macro_f1", PRIMARY, 0.6, "retrieval"),
+        ("noise", "macro_f1", PRIMARY, 0.01, "retrieval"),
     ],
 )
 def test_a_misbehaving_control_takes_back_its_experiments_verdicts_only(
@@ -213,8 +227,8 @@ def test_a_pass_of_retrieval_needs_a_control_at_chance(
     measurements: pl.DataFrame, provenance: dict[str, Any]
 ) -> None:
     even = changed(measurements, 0.1, 0.05, "alpha", "f1_range_over_organs")
-    elsewhere = changed(even, 0.6, 0.02, "random_projection", "macro_f1", family="mean")
-    broken = changed(even, 0.6, 0.02, "random_projection", "macro_f1", **PRIMARY)
+    elsewhere = changed(even, 0.6, 0.02, "noise", "macro_f1", family="mean")
+    broken = changed(even, 0.6, 0.02, "noise", "macro_f1", **PRIMARY)
     verdicts = [
         collect_findings(table, provenance, {})
         .filter(experiment="retrieval", encoder="alpha")["verdict"]
@@ -245,7 +259,7 @@ def test_where_retrieval_says_nothing_its_control_is_not_asked(
         pl.when(mine).then(pl.lit(value)).otherwise(name).alias(name)
         for name, value in columns.items()
     )
-    row = control(check_controls(blank, provenance, {}), "random_projection", "retrieval")
+    row = control(check_controls(blank, provenance, {}), "noise", "retrieval")
     assert row["behaves"] is None
     assert not row["blocks"]
     assert words in row["reason"]
@@ -266,8 +280,8 @@ def test_a_verdict_that_an_experiment_withheld_is_none_of_the_family() -> None:
 @pytest.mark.parametrize(
     ("absent", "experiment"),
     [
-        ("random_projection", "robustness_index"),
-        ("random_projection", "retrieval"),
+        ("noise", "robustness_index"),
+        ("noise", "retrieval"),
         ("stain_statistics", "robustness_index"),
         ("phantom_truth", "rotation"),
     ],
@@ -355,7 +369,7 @@ def test_colour_that_neither_passes_nor_fails_takes_back_passes_alone(
 def test_a_wide_interval_does_not_excuse_neighbours_kept(value: float, low: float) -> None:
     row = measurement(
         experiment="rotation",
-        encoder="random_projection",
+        encoder="noise",
         metric="mknn",
         setting={"angle": 90, "k": 10, "view": "rotated"},
         estimate=Estimate(value, min(low, value), 1.0, 50, 10),
@@ -363,7 +377,7 @@ def test_a_wide_interval_does_not_excuse_neighbours_kept(value: float, low: floa
         direction="above",
     )
     table = check_controls(measurement_table([row]), NO_CONTROLS, {"chance_margin": 0.2})
-    assert control(table, "random_projection", "rotation")["behaves"] is (value <= 0.2)
+    assert control(table, "noise", "rotation")["behaves"] is (value <= 0.2)
 
 
 def test_the_truth_is_only_asked_on_the_phantom(
@@ -427,9 +441,10 @@ def unjudged(encoder: str, metric: str, experiment: str = "other") -> list[dict[
     )
 
 
-def judged_alone(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def judged_alone(rows: list[dict[str, Any]], *core: tuple[str, str]) -> dict[str, dict[str, Any]]:
     findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
-    verdicts = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA))
+    words = words_with_core(*core)
+    verdicts = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA), words)
     return {row["encoder"]: row for row in verdicts.iter_rows(named=True)}
 
 
@@ -439,11 +454,91 @@ def test_passing_what_is_left_is_no_pass() -> None:
     table = measurement_table([*rows, *unjudged("a", "mknn", "rotation"), core])
     # Without controls, whose absence would leave the core check open for both.
     findings = collect_findings(table, NO_CONTROLS, {}).with_columns(verdict="measured_verdict")
-    judged = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA))
+    words = words_with_core(("rotation", "mknn"))
+    judged = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA), words)
     verdicts = {row["encoder"]: row for row in judged.iter_rows(named=True)}
     assert verdicts["a"]["verdict"] == "inconclusive"
     assert verdicts["a"]["sentence"].startswith("Passes 1 of 2 checks; 1 could not be judged: ")
     assert verdicts["b"]["verdict"] == "pass"
+
+
+def test_a_core_check_that_is_switched_off_is_no_pass() -> None:
+    """No row of the check at all, as where its criterion was taken out."""
+    verdict = judged_alone([check("a", 1.0, 0.9, 1.1)], ("robustness_index", "ri_minus_null"))["a"]
+    assert verdict["verdict"] == "inconclusive"
+    assert verdict["sentence"].endswith("No pass without a verdict on robustness index.")
+
+
+def test_a_pass_needs_every_core_group() -> None:
+    rows = [check("a", 1.0, 0.9, 1.1, "ri_minus_null") | {"experiment": "robustness_index"}]
+    rows += [check("a", 1.0, 0.9, 1.1, "mknn") | {"experiment": "rotation"}]
+    retrieval = check("a", 1.0, 0.9, 1.1, "macro_f1") | {"experiment": "retrieval"}
+    verdicts = []
+    for table in (rows, [*rows, retrieval]):
+        findings = collect_findings(measurement_table(table), NO_CONTROLS, {})
+        findings = findings.with_columns(verdict="measured_verdict")
+        judged = verdict_by_encoder(findings, pl.DataFrame(schema=CONTROL_SCHEMA))
+        verdicts.append(judged.row(0, named=True))
+    assert [row["verdict"] for row in verdicts] == ["inconclusive", "pass"]
+    assert "No pass without a verdict on finds its label." in verdicts[0]["sentence"]
+
+
+def test_a_variant_inherits_what_cannot_be_measured_on_it() -> None:
+    failed = check("uni", -1.0, -1.1, -0.9, "noise")
+    cards = {
+        "uni": {"role": "encoder", "model": "timm:x"},
+        "uni_centred": {"role": "encoder", "model": "harmonised:uni"},
+    }
+    table = measurement_table([failed, *unjudged("uni_centred", "noise")])
+    findings = collect_findings(table, {"encoders": cards, "is_phantom": False}, {})
+    row = findings.filter(encoder="uni_centred").row(0, named=True)
+    assert row["verdict"] == "fail"
+    assert row["reason"].startswith("as for uni, whose vectors it takes")
+
+
+def probe_row(encoder: str, value: float) -> dict[str, Any]:
+    return measurement(
+        experiment="linear_probe",
+        encoder=encoder,
+        metric="balanced_accuracy",
+        setting={"target": "label"},
+        estimate=Estimate(value, value - 0.05, value + 0.05, 90, 30),
+        null=Null(0.5, 0.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"), [((0.52, 0.51), "inconclusive"), ((0.52, 0.9), "fail")]
+)
+def test_where_nobody_reads_the_label_its_checks_favour_nobody(
+    accuracies: tuple[float, float], verdict: str
+) -> None:
+    index = check("a", -1.0, -1.1, -0.9, "clustering_score_minus_null")
+    rows = [index | {"experiment": "clustering_score"}]
+    rows += [probe_row(name, value) for name, value in zip("ab", accuracies, strict=True)]
+    cards = {name: {"role": "encoder"} for name in "ab"}
+    told = {"encoders": cards, "is_phantom": False}
+    row = collect_findings(measurement_table(rows), told, {}).row(0, named=True)
+    assert row["verdict"] == verdict
+    assert ("cannot be read" in (row["reason"] or "")) is (verdict == "inconclusive")
+
+
+def test_the_detectable_effect_is_that_after_correction() -> None:
+    """Power at the effect that is told, among nine null checks, is 80% and not 45%."""
+    generator = np.random.default_rng(0)
+    error, m = 0.1, 10
+    rows = [check("a", 0.05, 0.05 - 1.96 * error, 0.05 + 1.96 * error, f"m{i}") for i in range(m)]
+    findings = collect_findings(measurement_table(rows), NO_CONTROLS, {})
+    told = float(findings["reason"][0].split("difference of ")[1].split()[0])
+    found = 0
+    for _ in range(300):
+        values = generator.normal([told, *[0.0] * (m - 1)], error)
+        table = measurement_table(
+            check("a", v, v - 1.96 * error, v + 1.96 * error, f"m{i}") for i, v in enumerate(values)
+        )
+        row = collect_findings(table, NO_CONTROLS, {}).filter(metric="m0").row(0, named=True)
+        found += row["verdict"] == "pass"
+    assert found / 300 > 0.75
 
 
 def test_what_does_not_exist_in_a_cohort_takes_nothing_back() -> None:

@@ -70,7 +70,7 @@ def test_named_traces_of_an_encoder_share_its_colour(
 
 
 def test_styles_tell_encoders_apart_and_controls_from_encoders() -> None:
-    known = ["random_projection", "stain_statistics"]
+    known = ["noise", "stain_statistics"]
     names = [f"e{i}" for i in range(7)] + known
     styles = encoder_styles(names, {"encoders": {name: {"role": "control"} for name in known}})
     assert len({(s.colour, s.symbol, s.dash) for s in styles.values()}) == len(names)

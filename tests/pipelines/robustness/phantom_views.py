@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from pathfm_kedro.encoders.controls import PhantomTruth, RandomProjection, StainStatistics
+from pathfm_kedro.encoders.controls import Noise, PhantomTruth, StainStatistics, TileCorner
 from pathfm_kedro.pipelines.robustness.appearance import Appearance, appearance_views
 from pathfm_kedro.pipelines.robustness.stain_references import (
     StainMeasurement,
@@ -18,13 +18,20 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
 from pathfm_kedro.pipelines.robustness.views import VIEWS
-from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
+from pathfm_kedro.slides.phantom import (
+    PhantomDesign,
+    PhantomSlide,
+    draw_slide,
+    phantom_manifest,
+    tile_truth,
+)
 from pathfm_kedro.statistics.parameters import read_parameters
 
 CONTROLS = {
     "stain_statistics": StainStatistics(),
-    "random_projection": RandomProjection(),
+    "noise": Noise(),
     "phantom_truth": PhantomTruth(),
+    "tile_corner": TileCorner(),
 }
 #: Tiles of 112 px show as much as the figures need at a quarter of the time.
 SIDE = 112
@@ -100,13 +107,24 @@ def make_pool(patients, labels, centers, slides=None) -> pl.DataFrame:
     ).select(POOL_COLUMNS)
 
 
+def phantom_design(site_bias: float = 1.0) -> PhantomDesign:
+    """4 labels, 3 centers, 2 patients in each cell."""
+    return PhantomDesign(size_px=360, patients_per_cell=2, site_bias=site_bias)
+
+
+@functools.cache
+def drawn_slide(slide_id: str, site_bias: float = 1.0) -> PhantomSlide:
+    """A slide of the cohort."""
+    return draw_slide(phantom_design(site_bias), slide_id)
+
+
 @functools.cache
 def phantom_cohort(site_bias: float = 1.0) -> Cohort:
-    """4 labels, 3 centers, 2 patients in each cell, 3 tiles of each patient."""
-    design = PhantomDesign(size_px=360, patients_per_cell=2, site_bias=site_bias)
+    """Three tiles of each patient of the design."""
+    design = phantom_design(site_bias)
     rows, pixels, truth = [], [], []
     for slide in phantom_manifest(design).sort("slide_id").iter_rows(named=True):
-        drawn = draw_slide(design, slide["slide_id"])
+        drawn = drawn_slide(slide["slide_id"], site_bias)
         for x, y in ((60, 120), (180, 120), (120, 210)):
             rows.append(slide)
             pixels.append(drawn.pixels[y : y + SIDE, x : x + SIDE])

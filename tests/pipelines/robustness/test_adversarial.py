@@ -74,6 +74,7 @@ TINY = {
 OTHER = TINY | {"model_kwargs": {"img_size": SIDE, "patch_size": 16, "depth": 1}}
 STAIN = {"model": "control:stain_statistics", "role": "control"}
 ENCODERS = {"tiny": TINY, "other": OTHER, "stain": STAIN}
+RUNTIMES = dict.fromkeys(ENCODERS, RUNTIME)
 
 
 def cohort(n_patients: int = 12, tiles_each: int = 5) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -197,7 +198,7 @@ def vectors_of(slides, tiles, files, name) -> Shards:
 
 def attacks_on(name, drawn, pool, probes, universal, p=P):
     slides, _, files = drawn
-    more = (files, TILE, {"workers": 2}, ENCODERS[name], RUNTIME, p)
+    more = (files, TILE, {"workers": 2}, ENCODERS[name], RUNTIMES, p)
     return plan_attacks(slides, pool, probes, universal, *more, name=name)
 
 
@@ -212,7 +213,7 @@ def experiment(drawn, tmp_path_factory):
         vectors = vectors_of(slides, tiles, files, name)
         probes = fit_adversarial_probes(slides, tiles, vectors, pool, P)
         fitted = plan_universal_perturbation(
-            slides, pool, files, TILE, {"workers": 2}, entry, RUNTIME, P, name=name
+            slides, pool, files, TILE, {"workers": 2}, entry, RUNTIMES, P, name=name
         )
         universal = save(folder / f"universal.{name}", fitted)
         plan = attacks_on(name, drawn, pool, probes, universal)
@@ -221,7 +222,7 @@ def experiment(drawn, tmp_path_factory):
     for name, entry in ENCODERS.items():
         own = made[name]
         sources = {k: made[k]["attacks"] for k in ENCODERS if k != name}
-        told = (files, TILE, {"workers": 2}, entry, RUNTIME, *sources.values())
+        told = (files, TILE, {"workers": 2}, entry, RUNTIMES, *sources.values())
         transfer = plan_transfer(
             slides, pool, own["probes"], *told, name=name, sources=tuple(sources)
         )
@@ -278,7 +279,7 @@ def test_universal_perturbations_are_fitted_on_the_other_half_of_patients(experi
     assert np.abs(delta).max(axis=(1, 2, 3)).tolist() == [2, 8]
     assert len(made["stain"]["universal"].load_slide("half-0", "universal")) == 0
     plan = plan_universal_perturbation(
-        cohort()[0], pool, SlideFiles(Path()), TILE, {}, TINY, RUNTIME, P, name="tiny"
+        cohort()[0], pool, SlideFiles(Path()), TILE, {}, TINY, RUNTIMES, P, name="tiny"
     )
     for half, job in enumerate(plan.jobs):
         folds = pool.filter(pl.col("tile_id").is_in(job.tile_ids))["fold"]
@@ -435,7 +436,7 @@ def test_an_empty_pool_leaves_empty_tables(tmp_path):
     pool = choose_adversarial_pool(slides.with_columns(label=pl.lit("x")), tiles, P)
     vectors = stored({s: np.zeros((5, 4)) for s in slides["slide_id"]})
     probes = fit_adversarial_probes(slides, tiles, vectors, pool, P)
-    told = (SlideFiles(tmp_path), TILE, {}, TINY, RUNTIME, P)
+    told = (SlideFiles(tmp_path), TILE, {}, TINY, RUNTIMES, P)
     assert not plan_universal_perturbation(slides, pool, *told, name="tiny").jobs
     nothing = Shards({})
     assert not plan_attacks(slides, pool, probes, nothing, *told, name="tiny").jobs

@@ -89,7 +89,7 @@ def test_colour_alone_follows_the_stain_and_fails():
 
 
 def test_knowing_nothing_sits_on_chance_and_on_the_distance_of_strangers():
-    table = measure_control("random_projection")
+    table = measure_control("noise")
     patients = phantom_cohort().pool["patient_id"].to_numpy()
     chance = mknn_chance(patients, 10).mean()
     kept, shift = (table.filter(metric=name) for name in ("kept_neighbours", "relative_shift"))

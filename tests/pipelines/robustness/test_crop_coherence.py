@@ -192,7 +192,7 @@ def test_controls_answer_as_they_must():
         )
         found[control] = measured(CROP_COHERENCE, PARAMETERS, views, of_pixels, cohort.pool)
     truth, colour, nothing = (
-        found[name] for name in ("phantom_truth", "stain_statistics", "random_projection")
+        found[name] for name in ("phantom_truth", "stain_statistics", "noise")
     )
     assert pick(truth, "own_cosine")["value"] == pytest.approx(1.0)
     assert pick(truth, "coherence")["verdict"] == "pass"

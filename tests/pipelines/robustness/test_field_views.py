@@ -78,7 +78,7 @@ def table(size, path, mpp=0.5, tile=32):
 def plan(root, slides, tiles, encoder, **changes):
     parameters = PARAMETERS | changes
     pool, _ = choose_field_pool(slides, tiles, parameters)
-    files, beside = SlideFiles(root), (encoder, RUNTIME, parameters)
+    files, beside = SlideFiles(root), (encoder, {"e": RUNTIME}, parameters)
     how = {"name": "e", "work": view_of_fields, "read": VIEWS.read, "title": "fields of view"}
     made = plan_views(slides, tiles, pool, files, {"pixels": 32}, {}, *beside, **how)
     return pool, made
@@ -147,7 +147,7 @@ def test_batches_do_not_change_the_vectors(noise, monkeypatch):
     slides, tiles = table(256, "a.png")
     _, made = plan(root, slides, tiles, STAIN)
     whole = made.jobs[0].compute()
-    monkeypatch.setattr(field_views, "_HELD_BYTES", 1)
+    monkeypatch.setattr(field_views, "_BYTES_IN_MEMORY", 1)
     one_by_one = made.jobs[0].compute()
     for name, tensor in whole.items():
         np.testing.assert_array_equal(one_by_one[name], tensor)

@@ -170,12 +170,12 @@ def test_r2_is_scikit_learn_s_up_to_the_mean_it_compares_with():
 
 def test_controls_answer_as_they_must():
     cohort, found = phantom_cohort(), {}
-    for control in ("stain_statistics", "random_projection"):
+    for control in ("stain_statistics", "noise"):
         vectors = CONTROLS[control].embed(cohort.pixels, cohort.truth)
         found[control] = measure(cohort.pool, phantom_stains(), vectors)
     for target in ("haematoxylin_mean", "eosin_mean"):
         assert pick(found["stain_statistics"], "r2", target=target)["value"] > 0.8
-        nothing = pick(found["random_projection"], "r2", target=target)
+        nothing = pick(found["noise"], "r2", target=target)
         assert nothing["value"] < 0.1
         assert nothing["null_low"] < nothing["value"] < nothing["null_high"] + 0.05
 

@@ -86,7 +86,7 @@ def test_truth_keeps_its_label():
 
 
 def test_knowing_nothing_sits_on_chance():
-    table = measure_control("random_projection")
+    table = measure_control("noise")
     chance = mknn_chance(phantom_cohort().pool["patient_id"].to_numpy(), 10).mean()
     kept = table.filter(metric="kept_neighbours")
     np.testing.assert_allclose(kept["value"], chance, atol=0.06)

@@ -130,7 +130,7 @@ def _describe(
         thumbnail = read_thumbnail(reader)
     if _is_grey_picture(thumbnail.image):
         raise SlideError(GREY_REASON)
-    own = _told(description.mpp)
+    own = _declared(description.mpp)
     mpp = own if row["mpp"] is None else row["mpp"]
     found = {
         "vendor": description.vendor,
@@ -220,7 +220,7 @@ def _without_glass(share: float, longest_um: float) -> str:
     )
 
 
-def _told(mpp: float | None) -> float | None:
+def _declared(mpp: float | None) -> float | None:
     """The file's micrometres per pixel, where it is a size at all."""
     return mpp if mpp is not None and math.isfinite(mpp) and mpp > 0 else None
 

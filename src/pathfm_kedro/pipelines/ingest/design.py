@@ -112,7 +112,7 @@ def _warnings(usable: pl.DataFrame, association: float | None, limit: float) -> 
     if association is not None and association > limit:
         warnings.append(
             f"class and center are confounded (Cramér's V {association:.2f}, more than {limit:g}): "
-            "what an encoder knows of the class cannot be told from what it knows of the center"
+            "what an encoder knows of the class cannot be separated from what it knows of the center"
         )
     per_label = (
         usable.group_by("label").agg(pl.col("patient_id").n_unique().alias("n")).sort("label")
@@ -139,18 +139,18 @@ def _patients_of_several(usable: pl.DataFrame, column: str) -> dict[str, list[st
 
 def _split_patients(several: Mapping[str, Mapping[str, list[str]]]) -> list[str]:
     """Patients that are not of one center or one label, as a slip in the manifest would make them."""
-    told = []
+    warnings = []
     for column, patients in several.items():
         if not patients:
             continue
         kinds = Counter(", ".join(values) for values in patients.values()).most_common()
         shown = "; ".join(f"{count} of {values}" for values, count in kinds[:_NAMED])
         more = f"; and {len(kinds) - _NAMED} other sets" if len(kinds) > _NAMED else ""
-        told.append(
+        warnings.append(
             f"{len(patients)} patient(s) have slides of more than one {column} ({shown}{more}): see "
             f"'patients_of_several' in the design summary; {_ONE_PER_PATIENT[column]}"
         )
-    return told
+    return warnings
 
 
 def _mixed_organs(usable: pl.DataFrame) -> list[str]:
@@ -166,15 +166,15 @@ def _mixed_organs(usable: pl.DataFrame) -> list[str]:
 
 def _unknown_names(usable: pl.DataFrame) -> list[str]:
     """Words such as unknown, which make one patient, center or class of many."""
-    told = []
+    warnings = []
     for column in ("patient_id", "center", "label"):
         for name, n in usable[column].value_counts().sort(column).iter_rows():
             if stands_for_unknown(name):
-                told.append(
+                warnings.append(
                     f"{n} slide(s) have the {column} '{name}', which counts as one name: leave the "
                     "cell empty where it is not known, and the slide is left out"
                 )
-    return told
+    return warnings
 
 
 def _tissue_by_center(usable: pl.DataFrame) -> dict[str, float]:
@@ -195,12 +195,12 @@ def _slide_warnings(usable: pl.DataFrame) -> list[str]:
     """Each warning of single slides with the number of slides that have it, by center."""
     warned = usable.filter(pl.col("warning") != "")
     counts = warned.group_by("warning").agg(pl.len().alias("n"), pl.col("center"))
-    told = []
+    warnings = []
     for warning, n, centers in counts.sort("n", "warning", descending=[True, False]).iter_rows():
         at = ", ".join(f"{center} {count}" for center, count in sorted(Counter(centers).items()))
-        told.append(f"{n} slide(s) ({at}): {warning}")
-    more = len(told) - _NAMED
-    return told[:_NAMED] + (
+        warnings.append(f"{n} slide(s) ({at}): {warning}")
+    more = len(warnings) - _NAMED
+    return warnings[:_NAMED] + (
         [f"{more} more warnings of single slides: see 'warning' in the slides table"]
         if more > 0
         else []

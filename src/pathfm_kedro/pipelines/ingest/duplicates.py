@@ -81,7 +81,7 @@ def tissue_digest(image: Pixels) -> str | None:
     The image is cut to its tissue and averaged over 16 x 16 cells. A step between neighbouring cells
     gives one bit if it rises and another if it falls, and none where it is flat. Steps keep their
     sign under other stain vectors, gamma and white balance; cutting to the tissue makes margins
-    indifferent. A turned or mirrored copy has another digest.
+    indifferent. A rotated or mirrored copy has another digest.
 
     Parameters
     ----------

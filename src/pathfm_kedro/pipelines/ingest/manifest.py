@@ -35,7 +35,7 @@ _NAMES = {
 }  # fmt: skip
 #: Names of working columns. Names are read without blanks at their ends, so no manifest has these.
 _ROW, _MPP_TEXT, _ALIKE = " row", " mpp", " alike"
-#: Names told in a message before the rest is counted.
+#: Names listed in a message before the rest is counted.
 _NAMED = 5
 
 
@@ -206,10 +206,10 @@ def _refuse_several_spellings(numbered: pl.DataFrame) -> None:
         filled = numbered.filter(~_is_nothing(pl.col(column))).select(_ROW, column)
         several = several_spellings(filled.iter_rows(), patients=column == "patient_id")
         if several:
-            raise ManifestError(_told(column, becomes, several))
+            raise ManifestError(_message(column, becomes, several))
 
 
-def _told(column: str, becomes: str, several: Sequence[Spellings]) -> str:
+def _message(column: str, becomes: str, several: Sequence[Spellings]) -> str:
     names = [
         " and ".join(
             f"'{visible(text)}' ({'row' if len(rows) == 1 else 'rows'} {listed_rows(rows)})"

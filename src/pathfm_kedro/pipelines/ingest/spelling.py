@@ -23,7 +23,7 @@ _NOTHING = frozenset(
 _UNKNOWN = frozenset(
     {"unknown", "unk", "notknown", "missing", "undefined", "undef", "tbd", "unbekannt", "inconnu"}
 )
-#: Letters and marks that are drawn as nothing, beside those of Unicode's category Cf.
+#: Letters and marks that are shown as nothing, beside those of Unicode's category Cf.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
@@ -137,7 +137,7 @@ def several_spellings(cells: Iterable[tuple[int, str]], patients: bool) -> list[
 
 
 def visible(text: str) -> str:
-    r"""A text in which what cannot be seen is written out, so that two spellings can be told apart.
+    r"""A text in which what cannot be seen is written out, so that two spellings can be distinguished.
 
     Examples
     --------
@@ -146,8 +146,8 @@ def visible(text: str) -> str:
     """
 
     def is_seen(letter: str) -> bool:
-        drawn = unicodedata.category(letter)[0] in "LNPS" and not _INVISIBLE.match(letter)
-        return drawn or letter == " "
+        visible = unicodedata.category(letter)[0] in "LNPS" and not _INVISIBLE.match(letter)
+        return visible or letter == " "
 
     return "".join(
         letter if is_seen(letter) else letter.encode("unicode_escape").decode() for letter in text

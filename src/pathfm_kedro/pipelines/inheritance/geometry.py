@@ -19,6 +19,13 @@ same figures of Gaussian noise of the same shape. No value is good: described, n
 
 References: Chen et al., Understanding and mitigating the label noise in pre-training (ICLR 2024);
 Roy and Vetterli, The effective rank (EUSIPCO 2007).
+
+Pitfalls
+--------
+- Between encoders the figures mean little: they depend on the number of dimensions and of tiles.
+  Compare one encoder on two cohorts, or before and after a change.
+- Singular values are not centred, so that a large mean vector shows as a small effective rank.
+- The coverage of these intervals was not simulated.
 """
 
 from __future__ import annotations
@@ -157,8 +164,8 @@ def few_hold_most(vectors: Floats) -> str:
     count, most = int(long.sum()), float(lengths.max() / usual)
     return (
         f"{count} of {len(lengths)} vectors {'is' if count == 1 else 'are'} up to {most:.3g} times as "
-        "long as the median, so that moments and spectrum would speak of nothing else: look for a fault in "
-        "the encoder or in its input, and embed again"
+        "long as the median, so that moments and spectrum would speak of nothing else: look for a "
+        "fault in the encoder or in its input, and embed again"
     )
 
 
@@ -192,7 +199,7 @@ def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
         The parameters.
     """
     of = PatientStatistics(statistics, p)
-    of = of.told(n_tiles=of.n)
+    of = of.with_setting(n_tiles=of.n)
     values: dict[str, Value] = {}
     if not statistics["n_dimensions"].drop_nulls().is_empty():
         constant = float(statistics[CONSTANT][0])
@@ -375,7 +382,7 @@ def shape_figures(vectors: Floats) -> dict[str, float]:
 
 
 def rotated_into_rows(vectors: Floats) -> Floats:
-    """[m, d] turned into [m, min(m, d)] with the same inner products, for faster spectra."""
+    """[m, d] reduced to [m, min(m, d)] with the same inner products, for faster spectra."""
     if vectors.shape[1] <= vectors.shape[0]:
         return vectors
     triangular: Floats = np.linalg.qr(vectors.T, mode="r")  # type: ignore[assignment]

@@ -1,11 +1,21 @@
 """What a linear model reads from embeddings: the label, and the center it should not know.
 
 ``balanced_accuracy`` of a logistic regression on the tiles of patients it never saw
-(:mod:`~pathfm_kedro.statistics.cross_validation`), for the label and for the center, on a capped number
-of tiles per slide. Null: 1 / number of classes, what any guess that ignores the vector reaches. Classes
-of fewer patients than folds are left out and listed.
+(:func:`~pathfm_kedro.statistics.cross_validation.cross_validated`), for the label and for the center,
+on a capped number of tiles per slide. The interval is widened for cross-validation
+(:func:`~pathfm_kedro.statistics.cross_validation.widened_interval`). Null: 1 / number of classes, what
+any guess that ignores the vector reaches. Classes of fewer patients than folds are left out and listed.
 
 A trustworthy encoder knows the label (``above``) and does not know the center (``below``).
+
+Pitfalls
+--------
+- A tile has its slide's label, also where it shows healthy tissue.
+- The penalty is fixed and not tuned per encoder; encoders of many dimensions may profit or suffer.
+- That a center can be read does not show that it misleads, nor whether colour or something else gives
+  it away.
+- The widening of the interval is cautious and not measured for the cohort at hand; coverage with signal
+  was not simulated.
 """
 
 from __future__ import annotations

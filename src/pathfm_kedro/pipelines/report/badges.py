@@ -22,7 +22,7 @@ VERDICT_WORDS = {
     "undecidable": "TOO SMALL",
     "not_applicable": "NOT MEASURED",
 }
-#: What is told of a control in place of a verdict: not whether it passes, but whether it answers as
+#: What is shown of a control in place of a verdict: not whether it passes, but whether it answers as
 #: it must. A red FAIL beside an encoder that has to fail would say the opposite of what it means.
 CONTROL_SIGNS = {"behaves": "✓", "misbehaves": "✕", "open": "?", "unasked": "–"}
 CONTROL_WORDS = {
@@ -61,7 +61,7 @@ def measured_text(row: Row) -> str:
 
 
 def behaves_text(row: Row) -> str:
-    """Yes, no, or that it could not be told."""
+    """Yes, no, or that it could not be decided."""
     if row["behaves"] is None:
         needed = row["blocks"] or row["blocks_pass"]
         return "could not be shown" if needed else "not applicable"

@@ -13,7 +13,7 @@ from pathfm_kedro.pipelines.report.words import PlotWords, Words, settings_of
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Okabe and Ito's blue and vermilion, told apart with any colour vision; the sign says it again.
+#: Okabe and Ito's blue and vermilion, distinguished with any colour vision; the sign says it again.
 _VERDICTS = {
     "pass": ("#0072B2", "circle"),
     "fail": ("#D55E00", "x"),

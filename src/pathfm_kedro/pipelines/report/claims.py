@@ -98,14 +98,14 @@ def _cells(row: Row | None, form: ClaimForm) -> tuple[str, str]:
         return f"{interval_text(row)}: {row['reason']}", "–"
     if row["ci_low"] is None or row["ci_high"] is None:
         return marked_interval(row), "no interval"
-    return marked_interval(row), _held(row, form.held)
+    return marked_interval(row), _outcome(row, form.criterion)
 
 
-def _held(row: Row, held: Mapping[str, Any]) -> str:
+def _outcome(row: Row, criterion: Mapping[str, Any]) -> str:
     """What the interval says of the claim."""
     for kind, say in _SAYS.items():
-        if kind in held:
-            return say(row, held[kind])
+        if kind in criterion:
+            return say(row, criterion[kind])
     return "figure only"
 
 
@@ -117,7 +117,7 @@ def _above_null(row: Row, asked: Any) -> str:
     if row["null_low"] is None or row["null_high"] is None:
         return "no null"
     above, below = row["ci_low"] > row["null_high"], row["ci_high"] < row["null_low"]
-    return "above the null" if above else "below the null" if below else "not told from the null"
+    return "above the null" if above else "below the null" if below else "not beyond the null"
 
 
 def _between(row: Row, ends: tuple[float, float]) -> str:

@@ -40,13 +40,13 @@ class ControlCheck:
     expectation, observed
         What must be seen if the instrument works, and what was.
     behaves
-        None where it could not be told or does not apply.
+        None where it could not be decided or does not apply.
     blocks
         Whether the experiment's findings cannot be trusted for that reason.
     blocks_pass
         Whether a pass cannot be trusted, although a fail can: nothing shows that the check can fail.
     reason
-        Why it misbehaves, could not be told, or does not apply.
+        Why it misbehaves, could not be decided, or does not apply.
     """
 
     control: str
@@ -94,28 +94,31 @@ def check_controls(
     Returns
     -------
     DataFrame
-        :data:`CONTROL_SCHEMA`. `behaves` is null where it could not be told or does not apply;
+        :data:`CONTROL_SCHEMA`. `behaves` is null where it could not be decided or does not apply;
         `blocks` says whether the experiment's findings become inconclusive for it, `blocks_pass`
         whether only those that pass do.
     """
-    told = Words.read(words)
+    wording = Words.read(words)
     margin = float(parameters.get("chance_margin", CHANCE_MARGIN))
     checks: list[ControlCheck] = []
-    for experiment in told.order(measurements["experiment"].to_list()):
+    for experiment in wording.order(measurements["experiment"].to_list()):
         rows = measurements.filter(experiment=experiment)
-        for control in told.of(experiment).controls:
+        for control in wording.of(experiment).controls:
             ask = _ASKED_OF[control.must]
             checks += ask(rows, experiment, control, margin)
     # What was drawn is known on the phantom alone.
-    for control in told.report.controls if provenance.get("is_phantom") else ():
-        checks += _passes_everything(measurements, control, told)
+    for control in wording.report.controls if provenance.get("is_phantom") else ():
+        checks += _passes_everything(measurements, control, wording)
     return pl.DataFrame([asdict(check) for check in checks], schema=CONTROL_SCHEMA)
 
 
 def _lies_at_null(
     rows: pl.DataFrame, experiment: str, control: ControlWords, margin: float
 ) -> Iterator[ControlCheck]:
-    """The control's interval must meet the null of its own row."""
+    """The control's figure must lie within its own null, or its interval hold the null's middle.
+
+    Intervals that merely overlap say little: a figure above its whole null would pass.
+    """
     name = control.control, experiment, control.expectation
     if control.where_judged and rows["threshold"].is_null().all():
         reason = f"{_NOT_ASKED}no figure of this experiment has a criterion"
@@ -135,11 +138,14 @@ def _lies_at_null(
         reason = f"{_NOT_ASKED}any encoder gives this figure, the null has no width"
         yield ControlCheck(*name, observed, reason=reason)
         return
-    behaves = all(
-        row["ci_low"] <= high + _TOLERANCE and row["ci_high"] >= low - _TOLERANCE
-        for row, (low, high) in zip(defined, nulls, strict=True)
-    )
+    behaves = all(_at_null(row, *null) for row, null in zip(defined, nulls, strict=True))
     yield _judged(*name, observed, behaves, control.otherwise)
+
+
+def _at_null(row: Row, low: float, high: float) -> bool:
+    within = low - _TOLERANCE <= row["value"] <= high + _TOLERANCE
+    middle = (low + high) / 2
+    return bool(within or row["ci_low"] - _TOLERANCE <= middle <= row["ci_high"] + _TOLERANCE)
 
 
 def _lies_near_chance(
@@ -235,8 +241,8 @@ def _agreements(rows: pl.DataFrame, control: ControlWords) -> tuple[str, bool] |
     more, less = found
     names = control.where["more"], control.where["less"]
     shown = [f"{n} {interval_text(v)}" for n, v in zip(names, found, strict=True)]
-    told = f"agreement beyond chance: {', '.join(shown)}"
-    return told, more["ci_low"] > less["ci_high"]
+    agreement = f"agreement beyond chance: {', '.join(shown)}"
+    return agreement, more["ci_low"] > less["ci_high"]
 
 
 def _passes_everything(

@@ -18,7 +18,7 @@ from pathfm_kedro.pipelines.report.text import interval_text
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Okabe and Ito's palette: told apart with any common colour vision deficiency.
+#: Okabe and Ito's palette: distinguished with any common colour vision deficiency.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 #: A second sign beside the colour, for print in grey and for more encoders than colours.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
@@ -41,7 +41,7 @@ AXIS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How an encoder is drawn in every figure."""
+    """How an encoder is plotted in every figure."""
 
     colour: str
     dash: str

@@ -10,7 +10,7 @@ import polars as pl
 
 from pathfm_kedro.pipelines.report.controls import roles
 from pathfm_kedro.pipelines.report.text import number
-from pathfm_kedro.pipelines.report.words import Words
+from pathfm_kedro.pipelines.report.words import Words, select
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
 
 #: Findings table: measurements, the encoder's role, and what correcting for many checks says.
@@ -24,6 +24,8 @@ FINDING_SCHEMA: dict[str, pl.DataType] = {
 #: Share of wrong discoveries accepted among all findings of an audit.
 ALPHA = 0.05
 _TWO_SIDED_95 = 1.959964
+#: Share of cohorts in which a difference that is called detectable is found.
+_POWER = 0.8
 
 
 def collect_findings(
@@ -60,7 +62,7 @@ def collect_findings(
         interval alone said, `p_value` is two-sided.
     """
     signatures = measurements.filter(pl.col("threshold").is_not_null())
-    role = roles(provenance, signatures["encoder"].unique().sort().to_list())
+    role = roles(provenance, measurements["encoder"].unique().sort().to_list())
     p_values = _p_values(signatures)
     findings = signatures.with_columns(
         pl.col("encoder")
@@ -69,8 +71,65 @@ def collect_findings(
         pl.Series("p_value", p_values, dtype=pl.Float64(), nan_to_null=True),
         pl.col("verdict").alias("measured_verdict"),
     )
-    findings = _after_correction(findings, float(parameters.get("alpha", ALPHA)))
-    return _in_order(_after_controls(findings, controls), Words.read(words))
+    wording = Words.read(words)
+    alpha = float(parameters.get("alpha", ALPHA))
+    findings = _detectable(_after_correction(findings, alpha), alpha)
+    findings = _after_controls(findings, controls)
+    if label_is_read(measurements, role, wording) is False:
+        findings = _without_label(findings, wording)
+    return _in_order(_inherited(findings, provenance), wording)
+
+
+def label_is_read(measurements: pl.DataFrame, role: Mapping[str, str], words: Words) -> bool | None:
+    """Whether any audited encoder's vectors tell the label better than chance; None if unmeasured.
+
+    Where none does, checks of labels favour nobody and decide nothing.
+    """
+    check = words.report.label_check
+    if check is None:
+        return None
+    rows = select(measurements, check.experiment, check.metric, check.at)
+    audited = pl.col("encoder").replace_strict(role, default="control") == "encoder"
+    known = rows.filter(audited, stratum="all").drop_nulls(["ci_low", "null_high"])
+    return None if known.is_empty() else bool((known["ci_low"] > known["null_high"]).any())
+
+
+def _without_label(findings: pl.DataFrame, words: Words) -> pl.DataFrame:
+    """Checks that need the label are open where nobody reads it."""
+    check = words.report.label_check
+    assert check is not None
+    needs = [x for x in set(findings["experiment"]) if words.needs_label(x)]
+    hit = pl.col("experiment").is_in(sorted(needs)) & (pl.col("role") == "encoder")
+    hit &= pl.col("verdict").is_in(["pass", "fail"])
+    return findings.with_columns(
+        reason=pl.when(hit).then(pl.lit(check.reason)).otherwise("reason"),
+        verdict=pl.when(hit).then(pl.lit("inconclusive")).otherwise("verdict"),
+    )
+
+
+def _inherited(findings: pl.DataFrame, provenance: Mapping[str, Any]) -> pl.DataFrame:
+    """What cannot be measured on a harmonised variant is as it is for the encoder it comes from."""
+    cards = provenance.get("encoders", {})
+    base_of = {
+        name: base
+        for name, card in cards.items()
+        if (base := str(card.get("model", "")).removeprefix("harmonised:")) in cards
+    }
+    key = ["experiment", "metric", "stratum", "setting"]
+    bases = findings.select(
+        *key, _base="encoder", _verdict="verdict", _value="value", _reason="reason"
+    )
+    joined = findings.with_columns(
+        _base=pl.col("encoder").replace_strict(base_of, default=None, return_dtype=pl.String())
+    ).join(bases, on=[*key, "_base"], how="left", maintain_order="left")
+    hit = (pl.col("verdict") == "not_applicable") & pl.col("_verdict").is_in(
+        ["fail", "inconclusive"]
+    )
+    reason = pl.format("as for {}, whose vectors it takes; {}", "_base", "reason")
+    return joined.with_columns(
+        reason=pl.when(hit).then(reason).otherwise("reason"),
+        verdict=pl.when(hit).then("_verdict").otherwise("verdict"),
+    ).drop("_base", "_verdict", "_value", "_reason")
 
 
 def _p_values(rows: pl.DataFrame) -> np.ndarray[Any, Any]:
@@ -123,6 +182,37 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     )
 
 
+def _detectable(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Beside an open check, the difference that would be found in 80 of 100 cohorts of this size.
+
+    Among m checks a difference has to clear level alpha / m at worst: at the size reported for one check
+    alone, about half of such cohorts would stay open.
+    """
+    from scipy.stats import norm
+
+    tested = findings["q_value"].is_not_null()
+    m = max(int(tested.sum()), 1)
+    needed = float(norm.isf(alpha / m / 2) + norm.ppf(_POWER))
+    half = (pl.col("ci_high") - pl.col("ci_low")) / 2 / _TWO_SIDED_95
+    effect = (half * needed).map_elements(number, return_dtype=pl.String())
+    open_by_interval = (pl.col("verdict") == "inconclusive") & (
+        pl.col("caveat").fill_null("") == ""
+    )
+    open_by_interval &= pl.col("ci_low").le(pl.col("threshold")) & pl.col("ci_high").ge(
+        pl.col("threshold")
+    )
+    text = pl.format(
+        "the interval contains the threshold {}; among {} checks a cohort of this size detects a "
+        "difference of {} from it",
+        pl.col("threshold").map_elements(lambda x: f"{x:g}", return_dtype=pl.String()),
+        pl.lit(str(m)),
+        effect,
+    )
+    return findings.with_columns(
+        reason=pl.when(open_by_interval & tested).then(text).otherwise("reason")
+    )
+
+
 def _after_controls(findings: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
     """What the controls of its experiment do not vouch for is inconclusive.
 
@@ -159,7 +249,7 @@ def _taken_back(
 
 
 def _in_order(findings: pl.DataFrame, words: Words) -> pl.DataFrame:
-    """By experiment as told, figure by figure, encoders before controls: no input order remains."""
+    """In the order of the words, figure by figure, encoders before controls: no input order remains."""
     order = {name: i for i, name in enumerate(words.order(findings["experiment"].to_list()))}
     rank = pl.col("experiment").replace_strict(order, default=0, return_dtype=pl.Int64())
     return findings.sort(

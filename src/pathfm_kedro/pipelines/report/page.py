@@ -21,6 +21,12 @@ from pathfm_kedro.pipelines.report.badges import (
     measured_text,
 )
 from pathfm_kedro.pipelines.report.claims import claims_of, other_claims
+from pathfm_kedro.pipelines.report.cohort import (
+    MAX_REASONS,
+    audited_slides,
+    cohort_facts,
+    lost_slides,
+)
 from pathfm_kedro.pipelines.report.controls import roles
 from pathfm_kedro.pipelines.report.findings import ALPHA
 from pathfm_kedro.pipelines.report.plots import (
@@ -36,9 +42,6 @@ from pathfm_kedro.pipelines.report.words import Words
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Unusable slides listed with their reasons.
-MAX_SLIDES = 200
-
 
 def render_report(
     findings: pl.DataFrame,
@@ -49,6 +52,7 @@ def render_report(
     design: pl.DataFrame,
     design_summary: Mapping[str, Any],
     tiles: pl.DataFrame,
+    tiling: pl.DataFrame,
     provenance: Mapping[str, Any],
     parameters: Mapping[str, Any],
     words: Mapping[str, Any],
@@ -66,8 +70,9 @@ def render_report(
     measurements
         Measurements of all experiments and encoders; an experiment without words gets a section with
         its values and intervals.
-    slides, design, tiles
-        The cohort: slides with status and reason, patients and slides per label and center, tiles.
+    slides, design, tiles, tiling
+        The cohort: slides with status and reason, patients and slides per label and center, tiles,
+        and what became of each slide that was cut.
     design_summary
         ``cramers_v`` (None where undefined) and ``warnings``.
     provenance
@@ -90,12 +95,13 @@ def render_report(
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
-    told = Words.read(words)
+    wording = Words.read(words)
+    audited = audited_slides(slides, tiling)
     names = measurements["encoder"].unique().sort().to_list()
     role = roles(provenance, names)
     boxes = count(1)
     given = dict(zip(experiments, first_plots, strict=True))
-    plots = _plots_of_experiments(measurements, provenance, told, given, boxes)
+    plots = _plots_of_experiments(measurements, provenance, wording, given, boxes)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["md3"] = number
     environment.filters["plain"] = lambda text: without_folders(str(text or ""))
@@ -105,22 +111,21 @@ def render_report(
         provenance=provenance,
         identity=_identity(slides, provenance),
         behaving=behaving(controls),
-        phantom=_phantom(provenance, told),
+        phantom=_phantom(provenance, wording),
         cards=_cards(verdicts, controls, "encoder"),
         control_cards=_cards(verdicts, controls, "control"),
-        may=_may(findings, slides, parameters),
-        may_not=_may_not(findings, controls, slides, design_summary, provenance, told),
+        may=_may(findings, audited, parameters),
+        may_not=_may_not(findings, controls, audited, design_summary, provenance, wording),
         overview=_shown(findings_plot, FINDINGS_CAPTION, boxes) if findings.height else (),
-        sections=sections_of(measurements, findings, controls, plots, role, told),
-        controls=[_control(row, told) for row in controls.iter_rows(named=True)],
-        claims=claims_of(measurements, role, told),
-        other_claims=other_claims(measurements, told),
-        cohort=_cohort_facts(slides, tiles),
+        sections=sections_of(measurements, findings, controls, plots, role, wording),
+        controls=[_control(row, wording) for row in controls.iter_rows(named=True)],
+        claims=claims_of(measurements, role, wording),
+        other_claims=other_claims(measurements, wording),
+        cohort=cohort_facts(audited, tiles),
         design=design.sort("label", "center", *design.columns).to_dicts(),
         design_plots=_shown(design_plot, DESIGN_CAPTION, boxes) if design.height else (),
         cramers_v=design_summary.get("cramers_v"),
-        unusable=_unusable(slides),
-        max_slides=MAX_SLIDES,
+        lost=lost_slides(audited)[:MAX_REASONS],
         encoders=_encoders(provenance),
         versions=sorted(provenance.get("versions", {}).items()),
         parameters=_pretty(provenance.get("parameters", {})),
@@ -177,7 +182,7 @@ def script_json(data: str) -> str:
 
 
 def _identity(slides: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
-    """What was audited by which version, so that two reports can be told apart."""
+    """What was audited by which version, so that two reports can be distinguished."""
     version = provenance.get("versions", {}).get("pathfm-kedro")
     role = [encoder.get("role") for _, encoder in sorted(provenance.get("encoders", {}).items())]
     n_controls = role.count("control")
@@ -228,12 +233,12 @@ def _cards(verdicts: pl.DataFrame, controls: pl.DataFrame, role: str) -> list[di
 def _may(findings: pl.DataFrame, slides: pl.DataFrame, parameters: Mapping[str, Any]) -> list[str]:
     usable = slides.filter(status="usable")
     alpha = float(parameters.get("alpha", ALPHA))
-    checks = findings.filter(role="encoder").height
+    checks = findings.filter(pl.col("q_value").is_not_null(), role="encoder").height
     return [
         f"A PASS or FAIL says that the whole 95% interval over patients lies on one side of the "
         f"threshold, that this holds after correcting for all {checks} checks (q below {alpha:g}), "
         f"and that no control of the experiment speaks against it.",
-        f"It holds for slides like these: {count_of(usable.height, 'usable slide')} of "
+        f"It holds for slides like these: {count_of(usable.height, 'slide')} with tiles of "
         f"{count_of(usable['patient_id'].n_unique(), 'patient')} from "
         f"{count_of(usable['center'].n_unique(), 'center')}, with "
         f"{count_of(usable['label'].n_unique(), 'label')}.",
@@ -264,7 +269,8 @@ def _may_not(
     lost = slides.filter(status="unusable").height
     if lost:
         limits.append(
-            f"Nothing about {lost:,} of {slides.height:,} slides that could not be used (listed below)."
+            f"Nothing about {lost:,} of {slides.height:,} slides, which could not be used or gave no "
+            "tile (reasons below)."
         )
     for name, encoder in sorted(provenance.get("encoders", {}).items()):
         if encoder.get("n_failed"):
@@ -292,51 +298,6 @@ def _control(row: Row, words: Words) -> dict[str, Any]:
         "reason": row["reason"].removeprefix(f"{answer}: "),
         "experiment": words.name(row["experiment"]),
     }
-
-
-def _cohort_facts(slides: pl.DataFrame, tiles: pl.DataFrame) -> list[tuple[str, str]]:
-    """What the cohort consists of, as name and value."""
-    usable = slides.filter(status="usable")
-    per_slide = tiles.group_by("slide_id").len()["len"].sort()
-    facts = [
-        ("Slides", f"{usable.height:,} usable of {slides.height:,}"),
-        ("Patients", f"{usable['patient_id'].n_unique():,}"),
-        ("Centers", _names(usable, "center")),
-        ("Organs", _names(usable, "organ")),
-        ("Labels", _names(usable, "label")),
-        ("Scanners", _names(usable, "scanner")),
-        ("File formats", _names(usable, "vendor")),
-        ("Micrometres per pixel", _range(usable, "mpp")),
-    ]
-    if len(per_slide):
-        spread = f"{per_slide[0]:,} to {per_slide[-1]:,}, median {_median(per_slide):,g}"
-        facts.append(("Tiles", f"{tiles.height:,} ({spread} on a slide)"))
-    else:
-        facts.append(("Tiles", "none"))
-    return facts
-
-
-def _median(values: pl.Series) -> float:
-    return float(str(values.median()))
-
-
-def _names(slides: pl.DataFrame, column: str) -> str:
-    names = slides[column].drop_nulls().unique().sort().to_list() if column in slides else []
-    shown = ", ".join(str(name) for name in names[:12])
-    return f"{len(names)}: {shown}{', …' if len(names) > 12 else ''}" if names else "n/a"
-
-
-def _range(slides: pl.DataFrame, column: str) -> str:
-    values = slides[column].drop_nulls().sort() if column in slides else pl.Series([])
-    if not len(values):
-        return "n/a"
-    low, high = number(values[0]), number(values[-1])
-    return low if low == high else f"{low} to {high}"
-
-
-def _unusable(slides: pl.DataFrame) -> list[dict[str, Any]]:
-    lost = slides.filter(status="unusable").sort("slide_id")
-    return lost.select("slide_id", "center", "label", "reason").to_dicts()
 
 
 def _encoders(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -57,7 +57,9 @@ def interval_panels(
     """
     from plotly.subplots import make_subplots
 
-    panels = _panels(rows.drop_nulls("value"), words)[:MAX_PANELS]
+    # What was not judged is not set beside a threshold.
+    unjudged = pl.col("threshold").is_not_null() & (pl.col("verdict") == "not_applicable")
+    panels = _panels(rows.drop_nulls("value").filter(~unjudged), words)[:MAX_PANELS]
     if not panels:
         return None
     names = [name for name in styles if name in set(rows["encoder"])][::-1]

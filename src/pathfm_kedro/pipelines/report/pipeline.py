@@ -1,4 +1,4 @@
-"""report: every measurement held against its criterion and its controls, on one page."""
+"""report: every measurement judged by its criterion and its controls, on one page."""
 
 from collections.abc import Sequence
 
@@ -36,6 +36,7 @@ def create_pipeline(experiments: Sequence[str]) -> Pipeline:
         "design",
         "design_summary",
         "tiles",
+        "tiling",
         "provenance",
         "params:report",
         "words",

@@ -43,7 +43,7 @@ def curve(
     words: Words,
 ) -> go.Figure | None:
     """A figure over an entry of its setting with interval bands; one curve an encoder."""
-    at = {**words.usual(measurements, experiment), **plot.at}
+    at = {**words.usual_of_check(measurements, experiment), **plot.at}
     rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
     if rows.is_empty():
         return None
@@ -75,7 +75,7 @@ def curve_table(measurements: pl.DataFrame, experiment: str, words: Words) -> pl
     columns = ["encoder", "x", "value", "ci_low", "ci_high", "null_low", "null_high"]
     for plot in words.of(experiment).plots:
         if plot.kind == "curve":
-            at = {**words.usual(measurements, experiment), **plot.at}
+            at = {**words.usual_of_check(measurements, experiment), **plot.at}
             rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
             return rows.select(columns)
     return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64()) | {"encoder": pl.String()})
@@ -274,7 +274,7 @@ def _add_null_band(figure: go.Figure, rows: pl.DataFrame, plot: PlotWords) -> No
 
 
 def _add_threshold(figure: go.Figure, judged: pl.DataFrame, rows: pl.DataFrame, name: str) -> None:
-    """A short mark where the check is read: elsewhere nothing is held against the threshold."""
+    """A short mark where the check is read: elsewhere nothing is judged by the threshold."""
     place, threshold = float(judged["x"][0]), float(judged["threshold"][0])
     half = _MARK * (float(rows["x"].max()) - float(rows["x"].min()))  # type: ignore[arg-type]
     figure.add_scatter(
@@ -327,7 +327,7 @@ def _add_beside(
 
 
 def _hatch(style: Style) -> dict[str, str]:
-    """Controls are hatched, so that bars are told apart in grey print too."""
+    """Controls are hatched, so that bars are distinguished in grey print too."""
     if not style.is_control:
         return {"shape": ""}
     return {"shape": "/", "fgcolor": style.colour, "bgcolor": "#ffffff"}

@@ -27,14 +27,12 @@ from pathfm_kedro.pipelines.report.words import NoteWords, Words, select, settin
 MANY_ROWS = 60
 #: Rows behind "all figures": beyond this a page gets slow on a phone; the tables hold the rest.
 MAX_ROWS = 600
-#: The role under which a figure that stands in several is kept.
-_ROLES = {"cohort_k": 0, "curve": 1, "encoder_k": 2}
 _GROUP = ["metric", "stratum", "setting"]
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One encoder's figure as it is shown; `measured` is a control's verdict, told small."""
+    """One encoder's figure as it is shown; `measured` is a control's verdict, in small print."""
 
     encoder: str
     is_control: bool
@@ -101,24 +99,24 @@ def sections_of(
     role
         Of each encoder.
     words
-        How experiments are told.
+        How experiments are described.
     """
     sections = []
     joined = words.with_counts(with_final_verdicts(measurements, findings))
     for i, experiment in enumerate(words.order(measurements["experiment"].to_list()), 1):
-        told = words.of(experiment)
-        rows = _once(joined.filter(experiment=experiment))
+        wording = words.of(experiment)
+        rows = joined.filter(experiment=experiment)
         main, rest = _split(rows, experiment, words.usual(measurements, experiment), words)
         shown = pl.concat([main, rest])
         sections.append(
             Section(
                 f"experiment-{i}",
-                told.title,
-                told.meaning,
-                told.published,
-                told.null_title,
+                wording.title,
+                wording.meaning,
+                wording.published,
+                wording.null_title,
                 plots.get(experiment, ()),
-                told.folded,
+                wording.folded,
                 _groups(main, role, controls, words),
                 _groups(rest, role, controls, words),
                 rows.height - shown.height,
@@ -149,14 +147,14 @@ def _split(
     not know, the figures that an encoder has in few settings. Folded rows that depart furthest
     from the usual setting come last and are left out first.
     """
-    told = words.of(experiment)
-    rows = rows.filter(~pl.col("metric").is_in(list(told.hidden)))
+    wording = words.of(experiment)
+    rows = rows.filter(~pl.col("metric").is_in(list(wording.hidden)))
     rows = _in_reading_order(rows, usual, words)
     if rows.height <= MANY_ROWS:
         return rows.drop("_usual"), rows.clear().drop("_usual")
     judged = pl.col("threshold").is_not_null()
-    if told.key_figures is not None:
-        wanted = pl.col("metric").is_in(list(told.key_figures)) & pl.col("_usual")
+    if wording.key_figures is not None:
+        wanted = pl.col("metric").is_in(list(wording.key_figures)) & pl.col("_usual")
         wanted &= ~pl.col("stratum").str.contains("^(label|center)=")
     else:
         wanted = pl.len().over("encoder", "metric") <= 3
@@ -166,33 +164,16 @@ def _split(
     return main, _whole_groups(rest)
 
 
-def _once(rows: pl.DataFrame) -> pl.DataFrame:
-    """Each figure once, under the first of its roles."""
-    parsed = [json.loads(text) for text in rows["setting"]]
-    bare = [json.dumps(_without_role(entry), sort_keys=True) for entry in parsed]
-    rank = [_ROLES.get(str(entry.get("role")), 0) for entry in parsed]
-    key = ["encoder", "metric", "stratum", "_bare"]
-    return (
-        rows.with_columns(pl.Series("_bare", bare, pl.String()), pl.Series("_rank", rank, pl.Int64))
-        .sort("_rank", maintain_order=True)
-        .unique(key, keep="first", maintain_order=True)
-        .drop("_bare", "_rank")
-    )
-
-
-def _without_role(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "role"}
-
-
 def _in_reading_order(rows: pl.DataFrame, usual: Mapping[str, Any], words: Words) -> pl.DataFrame:
     """Checks first, then by distance from the usual setting; k and angles as numbers."""
-    parsed = [json.loads(text) for text in rows["setting"]]
+    parsed = settings_of(rows)
+    known: dict[str, set[str]] = {}
+    for metric, entry in zip(rows["metric"], parsed, strict=True):
+        known.setdefault(metric, set()).update(entry)
+    # A figure that no setting of this kind applies to is at its usual one.
     departs = [
-        [entry.get(key, wanted) != wanted for key, wanted in usual.items() if key != "role"]
-        for entry in parsed
-    ]
-    is_usual = [
-        all(entry.get(key, wanted) == wanted for key, wanted in usual.items()) for entry in parsed
+        sum(entry.get(key) != wanted for key, wanted in usual.items() if key in known[metric])
+        for metric, entry in zip(rows["metric"], parsed, strict=True)
     ]
     numbers = {
         f"_{key}": pl.Series(
@@ -206,8 +187,8 @@ def _in_reading_order(rows: pl.DataFrame, usual: Mapping[str, Any], words: Words
     others = pl.col("setting").str.replace_all(r'"(k|angle)": [0-9.]+', "")
     return (
         rows.with_columns(
-            pl.Series("_usual", is_usual, dtype=pl.Boolean()),
-            pl.Series("_departs", [sum(entry) for entry in departs], dtype=pl.Int64()),
+            pl.Series("_usual", [count == 0 for count in departs], dtype=pl.Boolean()),
+            pl.Series("_departs", departs, dtype=pl.Int64()),
             words.metric_ranks(rows).alias("_rank"),
             *numbers.values(),
         )
@@ -250,8 +231,8 @@ def _notes(
     """What a reader must know to take an experiment's figures for what they are."""
     audited = [name for name in sorted(role) if role[name] == "encoder"]
     usual = words.usual(rows, experiment)
-    told = (_note(rows, experiment, note, audited, usual) for note in words.of(experiment).notes)
-    return tuple(text for text in told if text)
+    notes = (_note(rows, experiment, note, audited, usual) for note in words.of(experiment).notes)
+    return tuple(text for text in notes if text)
 
 
 def _note(
@@ -269,7 +250,7 @@ def _note(
     own = own.drop_nulls("value")
     if own.is_empty():
         return ""
-    told = {}
+    listed = {}
     for name in audited:
         mine = own.filter(encoder=name)
         entries = sorted(
@@ -278,10 +259,12 @@ def _note(
         )
         values = [_note_value(setting, row, note) for setting, row in entries]
         if values:
-            told[name] = ", ".join(values)
-    # What is one for the cohort is told once.
-    one = note.tell != "value" and len(set(told.values())) == 1
-    parts = list(told.values())[:1] if one else [f"{name} {text}" for name, text in told.items()]
+            listed[name] = ", ".join(values)
+    # What is one for the cohort is said once.
+    one = note.tell != "value" and len(set(listed.values())) == 1
+    parts = (
+        list(listed.values())[:1] if one else [f"{name} {text}" for name, text in listed.items()]
+    )
     return note.text.format(values="; ".join(parts), n=f"{int(own['n'].to_numpy().max()):,}")
 
 
@@ -289,7 +272,8 @@ def _note_value(setting: Mapping[str, Any], row: Row, note: NoteWords) -> str:
     if note.tell != "value":
         return str(setting.get(note.tell, "n/a"))
     where = f" at {note.over} = {setting.get(note.over)}" if note.over else ""
-    return f"{value_text(row)}{where} (chance {null_text(row)})"
+    chance = "" if row["null_low"] is None else f" (chance {null_text(row)})"
+    return f"{value_text(row)}{where}{chance}"
 
 
 def _groups(

@@ -45,10 +45,10 @@ def render_summary(
     str
         Markdown; the same tables give the same text.
     """
-    told = Words.read(words)
+    wording = Words.read(words)
     lines = [f"# Audit of encoders: {_md(provenance['cohort'])}", ""]
     if provenance.get("is_phantom"):
-        lines += [told.report.phantom_note, ""]
+        lines += [wording.report.phantom_note, ""]
     lines += ["## Verdicts", "", "| encoder | verdict | why |", "| --- | --- | --- |"]
     lines += [
         f"| {_md(row['encoder'] + _role_note(row))} | {verdict_words(row, controls)} "
@@ -58,7 +58,7 @@ def render_summary(
     lines += ["", "## Checks", ""]
     lines += ["| check | encoder | value [95% interval] | null | must be | verdict | reason |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    lines += [_check_line(row, controls, told) for row in findings.iter_rows(named=True)]
+    lines += [_check_line(row, controls, wording) for row in findings.iter_rows(named=True)]
     if not all(has_width(row) for row in findings.iter_rows(named=True)):
         lines += ["", f"† {NO_WIDTH_NOTE}"]
     lines += ["", "## Controls", "", "| control | experiment | expected | observed | behaves |"]

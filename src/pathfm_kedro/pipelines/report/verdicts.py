@@ -28,17 +28,18 @@ def verdict_by_encoder(
 
     The verdict is the worst of its findings: fail, then inconclusive or undecidable, then pass;
     not_applicable where none could be judged. Passing what is left is no pass: where a core check
-    (named so in the words) is not applicable, or an experiment that others have findings in has none
-    of the encoder, it is inconclusive. A spread over organs does not exist in a cohort of one organ,
-    so its absence takes nothing back.
+    (named so in the words) is switched off, not measured or not applicable, a core group of checks has
+    none that was decided, or an experiment that others have findings in has none of the encoder, it
+    is inconclusive. A spread over organs does not exist in a cohort of one organ, so its absence takes
+    nothing back.
 
     Returns
     -------
     DataFrame
         :data:`VERDICT_SCHEMA`, encoders before controls, each in alphabetical order.
     """
-    told = Words.read(words)
-    expected = _expected_checks(findings, told)
+    wording = Words.read(words)
+    expected = _expected_checks(findings, wording)
     rows = []
     for (encoder, role), own in findings.group_by("encoder", "role", maintain_order=True):
         counts = {verdict: own.filter(verdict=verdict).height for verdict in VERDICTS}
@@ -48,9 +49,9 @@ def verdict_by_encoder(
             {
                 "encoder": encoder,
                 "role": role,
-                "verdict": _verdict(own, counts, bool(missing), told),
+                "verdict": _verdict(own, counts, bool(missing), wording),
                 **{f"n_{name}": count for name, count in counts.items()},
-                "sentence": _sentence(own, counts, missing, told)
+                "sentence": _sentence(own, counts, missing, wording)
                 + _control_sentence(str(encoder), controls),
             }
         )
@@ -62,9 +63,27 @@ def _verdict(own: pl.DataFrame, counts: Mapping[str, int], missing: bool, words:
     verdict = next((name for name, count in counts.items() if count), "not_applicable")
     if verdict == "undecidable":
         return "inconclusive"
-    unmeasured = own.filter(verdict="not_applicable").iter_rows(named=True)
-    core = any(words.metric(row).core for row in unmeasured)
-    return "inconclusive" if verdict == "pass" and (core or missing) else verdict
+    if verdict != "pass":
+        return verdict
+    return "inconclusive" if missing or unasked(own, words) else "pass"
+
+
+def unasked(own: pl.DataFrame, words: Words) -> list[str]:
+    """Core checks and core groups in which nothing was decided: without them no encoder passes."""
+    decided = own.filter(pl.col("verdict").is_in(["pass", "fail"]))
+    pairs = set(decided.select("experiment", "metric").rows())
+    missing = [
+        words.check_name({"experiment": x, "metric": m, "stratum": "all", "setting": "{}"})
+        for x, m in words.core_metrics()
+        if (x, m) not in pairs
+    ]
+    groups = {words.group(x) for x in decided["experiment"]}
+    missing += [
+        group.title.lower()
+        for name, group in words.report.groups.items()
+        if group.core and name not in groups
+    ]
+    return missing
 
 
 def _expected_checks(findings: pl.DataFrame, words: Words) -> dict[str, int]:
@@ -84,10 +103,12 @@ def _sentence(
     unjudged = counts["not_applicable"] + sum(missing.values())
     checks = "check" if judged == 1 else "checks"
     parts = []
+    core = unasked(own, words)
+    without = f" No pass without a verdict on {', '.join(core)}." if core else ""
     if counts["pass"] == judged and unjudged:
         return (
             f"Passes {judged} of {judged + unjudged} checks; {unjudged} could not be judged: "
-            f"{_unjudged(own, missing, words)}."
+            f"{_unjudged(own, missing, words)}.{without}"
         )
     if counts["fail"]:
         causes = _listed(
@@ -106,7 +127,9 @@ def _sentence(
         parts.append(f"Passes{amount}: {_listed(own, 'pass', words.check_name, ', ')}.")
     if unjudged:
         parts.append(f"{unjudged} could not be judged: {_unjudged(own, missing, words)}.")
-    return " ".join(parts)
+    if counts["pass"] == judged:
+        parts.append(without.strip())
+    return " ".join(part for part in parts if part)
 
 
 def _undecided(row: Row, words: Words) -> str:

@@ -1,8 +1,8 @@
 """The words of the report: read from the parameters, so that an institution can change them.
 
 Code knows no experiment: what it is called, what its figures mean, how it is plotted and what the
-controls must show stands in ``parameters_words_<pipeline>.yml``. An experiment without words is told by
-the names in its table.
+controls must show stands in ``parameters_words_<pipeline>.yml``. An experiment without words is
+described by the names in its table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MetricAt:
 
 @dataclass(frozen=True, config=_STRICT)
 class MetricWords:
-    """How a figure is told.
+    """How a figure is described.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class ControlWords:
         Of which figure; of the judged one where `at` is left out.
     where
         ``{metric, exceeds, more, less, else}``: asked only where the control's agreement beyond chance
-        in the first figure lies above that in the second, told as more and less; else why not.
+        in the first figure lies above that in the second, described as more and less; else why not.
     where_judged
         Asked only where the experiment has a criterion.
     pass_blocks
@@ -146,7 +146,7 @@ class PlotWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExperimentWords:
-    """How an experiment is told to somebody who never met it; see the head of a file of words."""
+    """How an experiment is described to somebody who never met it; see the head of a file of words."""
 
     title: str = ""
     group: str = ""
@@ -169,20 +169,41 @@ class ExperimentWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class GroupWords:
-    """Experiments that answer one question; core: an encoder passes only with a decided check here."""
+    """Experiments that answer one question.
+
+    Attributes
+    ----------
+    title
+        Of the group.
+    core
+        Whether an encoder passes as a whole only with a decided check here.
+    needs_label
+        Whether its checks decide nothing where nobody reads the label.
+    """
 
     title: str
     core: bool = False
+    needs_label: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LabelCheck:
+    """The figure that tells whether the label can be read at all, and what is said where not."""
+
+    experiment: str
+    metric: str
+    reason: str
+    at: Setting = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ClaimForm:
-    """One form of a claim: what it says, of which figure, and when it held."""
+    """One form of a claim: what it says, of which figure, and when it holds."""
 
     text: str
     experiment: str
     metric: str
-    held: Mapping[str, Any] = field(default_factory=dict)
+    criterion: Mapping[str, Any] = field(default_factory=dict)
     at: Setting = field(default_factory=dict)
     head: str = "Corrected"
 
@@ -198,7 +219,7 @@ class ClaimWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class OtherClaim:
-    """A claim that is told in the section of its experiment."""
+    """A claim that is discussed in the section of its experiment."""
 
     text: str
     experiment: str
@@ -209,6 +230,7 @@ class ReportWords:
     """Words of the report as a whole."""
 
     groups: Mapping[str, GroupWords] = field(default_factory=dict)
+    label_check: LabelCheck | None = None
     controls: tuple[ControlWords, ...] = ()
     claims: tuple[ClaimWords, ...] = ()
     other_claims: tuple[OtherClaim, ...] = ()
@@ -217,7 +239,7 @@ class ReportWords:
 
 @dataclass(frozen=True, config=_STRICT)
 class Words:
-    """All words: of experiments by name, in the order in which they are told, and of the report."""
+    """All words: of experiments by name, in the order of the report, and of the report as a whole."""
 
     experiments: Mapping[str, ExperimentWords] = field(default_factory=dict)
     report: ReportWords = field(default_factory=ReportWords)
@@ -234,8 +256,8 @@ class Words:
         try:
             return TypeAdapter(cls).validate_python(dict(words))
         except ValidationError as error:
-            told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"parameters_words_*.yml: {'; '.join(told)}") from None
+            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"parameters_words_*.yml: {'; '.join(problems)}") from None
 
     def of(self, experiment: str) -> ExperimentWords:
         """Words of an experiment; a plain title where it has none of its own.
@@ -256,8 +278,26 @@ class Words:
         """The short name of an experiment: its title up to the question."""
         return self.of(experiment).title.split(":")[0]
 
+    def group(self, experiment: str) -> str:
+        """The group of an experiment; empty where it has none."""
+        return self.of(experiment).group
+
+    def needs_label(self, experiment: str) -> bool:
+        """Whether the experiment decides nothing where nobody reads the label."""
+        known = self.report.groups.get(self.group(experiment))
+        return known is not None and known.needs_label
+
+    def core_metrics(self) -> dict[tuple[str, str], MetricWords]:
+        """Figures without whose verdict no encoder passes, by experiment and metric."""
+        return {
+            (x, metric): words
+            for x, experiment in self.experiments.items()
+            for metric, words in experiment.metrics.items()
+            if words.core
+        }
+
     def order(self, experiments: Iterable[str]) -> list[str]:
-        """Experiments without repeats, those with words first and in the order they are told.
+        """Experiments without repeats, those with words first and in the order of the report.
 
         Examples
         --------
@@ -351,26 +391,25 @@ class Words:
         return f"{value_text(shown)}, must be {threshold_text(row)}"
 
     def usual(self, measurements: pl.DataFrame, experiment: str) -> dict[str, Any]:
-        """The setting of an experiment that its checks use: what a reader needs first.
+        """The setting of an experiment that its checks use: what a reader needs first."""
+        fixed = dict(self.of(experiment).usual)
+        return fixed | self.usual_of_check(measurements, experiment)
 
-        Fixed entries come from the words; others from the judged figure, else from the setting that
-        was measured most.
+    def usual_of_check(self, measurements: pl.DataFrame, experiment: str) -> dict[str, Any]:
+        """Entries of the usual setting that come from the judged figure.
+
+        Where none is judged, those of the setting that was measured most.
         """
-        words = self.of(experiment)
-        usual = dict(words.usual)
-        if not words.usual_of_check:
-            return usual
+        keys = self.of(experiment).usual_of_check
         rows = measurements.filter(experiment=experiment)
         judged = rows.drop_nulls("threshold")
         counted: dict[str, int] = {}
-        for text in (judged if judged.height else rows)["setting"]:
-            entry = json.loads(text)
-            own = {key: entry[key] for key in words.usual_of_check if key in entry}
-            if len(own) == len(words.usual_of_check):
-                name = json.dumps(own, sort_keys=True)
+        for entry in settings_of(judged if judged.height else rows):
+            if keys and all(key in entry for key in keys):
+                name = json.dumps({key: entry[key] for key in keys}, sort_keys=True)
                 counted[name] = counted.get(name, 0) + 1
         best = max(counted, key=lambda name: (counted[name], name), default="{}")
-        return usual | dict(json.loads(best))
+        return dict(json.loads(best))
 
     @staticmethod
     def _at(words: MetricWords, row: Row) -> MetricAt | None:

@@ -1,4 +1,11 @@
-"""Search among slides: for each query slide the nearest slides of other patients."""
+"""Search among slides: for each query slide the nearest slides of other patients.
+
+A slide is one vector, the ``mean`` or the maximum of its tiles, or its mosaic, the few tiles that stand
+for it (:func:`~pathfm_kedro.slides.mosaic.choose_mosaic`), compared by
+:func:`~pathfm_kedro.pipelines.retrieve.search.median_min`:
+``D(q, c) = median over patches a of q of min over patches b of c of distance(a, b)`` (Kalra et al.
+2020, Yottixel).
+"""
 
 from __future__ import annotations
 

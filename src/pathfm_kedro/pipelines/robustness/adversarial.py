@@ -1,7 +1,10 @@
 r"""Adversarial changes: how much accuracy a change that nobody sees takes from a probe of the label.
 
 Each value of a pixel may change by ε of 255 grey levels, and everything is scored on images that a
-file can hold (:mod:`~pathfm_kedro.encoders.attacks`: FGSM, PGD, one universal perturbation). A linear
+file can hold (:func:`~pathfm_kedro.encoders.attacks.fgsm`, :func:`~pathfm_kedro.encoders.attacks.pgd`,
+:func:`~pathfm_kedro.encoders.attacks.universal_perturbation`; noise of the same size:
+:func:`~pathfm_kedro.encoders.attacks.sign_noise`,
+:func:`~pathfm_kedro.encoders.attacks.gaussian_noise`). A linear
 probe that saw no tile of the patient says which label a tile has
 (:mod:`~pathfm_kedro.pipelines.robustness.adversarial_pool`).
 
@@ -20,6 +23,17 @@ An encoder can look robust because its attack failed (Carlini et al. 2019, "On E
 Robustness", arXiv 1902.06705): where a rule is broken the drop is shown and not judged. Where
 hardly a patient differs the bootstrap sees no spread, so the drop's interval is never narrower than
 the exact binomial one (:func:`~pathfm_kedro.statistics.bootstrap.at_least_binomial`).
+
+Pitfalls
+--------
+- A pass says that this attack found little, not that none would: few steps, one start, a linear probe,
+  one size of change.
+- Controls have no gradient, harmonised variants no single network, and through changed pixels none is
+  followed: their drop is undefined. All but harmonised variants are shown noise and tiles made against
+  others.
+- The gradient is PyTorch's; what embeds may run otherwise. The rule ``epsilon_zero_is_clean`` shows
+  whether that matters.
+- Few tiles; the interval does not hold the chance of the probes.
 """
 
 from __future__ import annotations
@@ -197,8 +211,8 @@ def adversarial_figures(
         yield from _of_transfer(of, clean, p)
         checks = attack_checks(of, p) if attacked.n else {}
     for rule, broken in checks.items():
-        yield clean.told(rule=rule).figure("attack_check", partial(_exact, value=broken))
-    yield clean.told(**attacked.setting, noise=SIGN_NOISE).figure(
+        yield clean.with_setting(rule=rule).figure("attack_check", partial(_exact, value=broken))
+    yield clean.with_setting(**attacked.setting, noise=SIGN_NOISE).figure(
         "accuracy_drop_beyond_noise",
         partial(
             drop_beyond_noise,
@@ -292,7 +306,7 @@ def drop_beyond_noise(
     lost = noise.sums("n_correct") - attacked.sums("n_correct")
     estimate = at_least_binomial(attacked.ratio(lost, attacked.sums("n_tiles")))
     broken = {rule: value for rule, value in sorted(checks.items()) if value > p.tolerance}
-    return Value(estimate, Null(0.0, 0.0), _unsound(broken) if broken else "")
+    return Value(estimate, Null(0.0, 0.0), caveat=_unsound(broken) if broken else "")
 
 
 def _require_attack(

@@ -249,8 +249,8 @@ class ShowAttacked:
         for i, tile_id in enumerate(tile_ids):
             there = np.array([tile_id in tiles for tiles in self.attacked.values()])
             shown = [tiles[tile_id] for tiles in self.attacked.values() if tile_id in tiles]
-            drawn = None if truth is None else truth[i]
-            vectors = embed_tile(encoder, np.stack([pixels[i], *shown]), drawn, tile_id)
+            truth_of_tile = None if truth is None else truth[i]
+            vectors = embed_tile(encoder, np.stack([pixels[i], *shown]), truth_of_tile, tile_id)
             targets = np.full(len(shown), self.targets[tile_id])
             margin[i, there] = self.probe.margins(vectors[1:], targets)
             cosine[i, there] = 1 - cosine_distances(

@@ -1,13 +1,30 @@
 r"""Stain and scanner: how far a tile moves, and which neighbours it keeps, when its look changes.
 
-Every tile of the pool is embedded as it is (clean), with jittered stain, in the stain of other centers
-(Reinhard, Macenko), compressed as JPEG, blurred and with another gamma. Per change and dose,
+Every tile of the pool is embedded as it is (clean) and after each change, per dose:
+
+- ``jitter``: stain stronger or weaker (:func:`~pathfm_kedro.slides.stain.jittered`);
+- ``reinhard``, ``macenko``: in the stain of another center, whose look is the median over its tiles
+  (:func:`~pathfm_kedro.slides.stain.reinhard_transfer`,
+  :func:`~pathfm_kedro.slides.stain.macenko_transfer`);
+- ``jpeg``, ``blur``, ``gamma``: as a scanner or a file does
+  (:func:`~pathfm_kedro.slides.perturbations.compressed`,
+  :func:`~pathfm_kedro.slides.perturbations.blurred`,
+  :func:`~pathfm_kedro.slides.perturbations.with_gamma`).
+
+Of each change and dose,
 ``relative_shift`` and ``kept_neighbours`` (:mod:`~pathfm_kedro.statistics.perturbation`), and
 ``<name>_kept_neighbours``: the mean of kept_neighbours over the changes that ``appearance.combined``
 lists under that name, such as those that stand for the scanner.
 
 Criteria rest on kept_neighbours: for an encoder that sees nothing but colour the between-patient
 distance is itself one of colour, so that its relative shift is small.
+
+Pitfalls
+--------
+- The share kept depends on the size of the pool: compare encoders within one audit only.
+- Transfers are models of staining; no second staining or scan of the same tissue was used. One center,
+  or centers without measurable stain, leave them undefined.
+- One random jitter per tile, made larger with σ.
 """
 
 from __future__ import annotations
@@ -291,14 +308,14 @@ def appearance_figures(statistics: pl.DataFrame, p: Appearance) -> Iterator[Figu
     """
     of = PatientStatistics(statistics, p)
     for setting in p.changes:
-        view = _together(of, [setting]).told(**setting)
+        view = _together(of, [setting]).with_setting(**setting)
         yield view.figure("relative_shift", _of_transfers(relative_shift, of, [setting]))
         yield view.figure("kept_neighbours", _of_transfers(kept_neighbours, of, [setting]), k=p.k)
     for name, settings in p.combined.items():
         names = [_name(setting) for setting in settings]
         yield (
             _together(of, settings)
-            .told(changes=names, k=p.k)
+            .with_setting(changes=names, k=p.k)
             .figure(f"{name}_kept_neighbours", _of_transfers(kept_neighbours, of, settings))
         )
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.engine.threads import one_thread
 from pathfm_kedro.statistics.bootstrap import patient_codes
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.neighbours import nearest_indices
@@ -135,14 +136,15 @@ def _attention(
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
     )
-    truth = torch.from_numpy(targets[train])
-    for _ in range(settings.steps):
-        attention = torch.softmax(torch.tanh(reduced[train] @ hidden) @ score, dim=1)
-        pooled = (attention[..., None] * reduced[train]).sum(dim=1)
-        loss = torch.nn.functional.cross_entropy(pooled @ classifier + bias, truth)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+    truth, seen = torch.from_numpy(targets[train]), reduced[train]
+    with one_thread():
+        for _ in range(settings.steps):
+            attention = torch.softmax(torch.tanh(seen @ hidden) @ score, dim=1)
+            pooled = (attention[..., None] * seen).sum(dim=1)
+            loss = torch.nn.functional.cross_entropy(pooled @ classifier + bias, truth)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
     with torch.no_grad():
         fitted = torch.softmax(torch.tanh(reduced @ hidden) @ score, dim=1)
     return cast(Floats, fitted.numpy())

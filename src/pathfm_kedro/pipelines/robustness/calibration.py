@@ -7,6 +7,11 @@ must pass, at dose 1 fail; in between the figure shows how much nuisance it take
 has a dose of its own: noise in the place of what a tile shows.
 
 The dosed encoders run through the functions of the experiments themselves.
+
+Pitfalls
+--------
+- A dose is a share of a vector's length. It does not say how much nuisance a real encoder holds.
+- What is drawn is not tissue. Margins, clusters and adversarial changes are not calibrated.
 """
 
 from __future__ import annotations
@@ -167,28 +172,34 @@ def dose_response(
     -------
     DataFrame
         Measurements table, experiment ``calibration``.
+
+    Raises
+    ------
+    ValueError
+        If a figure that is to be read is not measured.
     """
     rows: list[dict[str, Any]] = []
     for dose in sorted(map(float, doses)):
         found = measure_at(dose)
         judged = found.filter(pl.col("threshold").is_not_null())
-        read = judged if judged.height else _read(found, calibration)
+        read = judged if judged.height else _read(found, experiment, calibration)
         rows += _at_dose(read, experiment, calibration.called, dose, encoder)
     return measurement_table(rows)
 
 
-def _read(found: pl.DataFrame, calibration: Calibration) -> pl.DataFrame:
+def _read(found: pl.DataFrame, experiment: str, calibration: Calibration) -> pl.DataFrame:
+    """The figures that the calibration asks for; all of them where it asks for none."""
     if not calibration.reads:
         return found
-    keep = [
-        any(
-            row["metric"] == asked["metric"]
-            and dict(asked.get("at", {})).items() <= json.loads(row["setting"]).items()
-            for asked in calibration.reads
-        )
-        for row in found.iter_rows(named=True)
-    ]
-    return found.filter(pl.Series(keep, dtype=pl.Boolean()))
+    settings = [json.loads(text) for text in found["setting"]]
+    keep = pl.repeat(False, found.height, dtype=pl.Boolean, eager=True)
+    for asked in calibration.reads:
+        at = dict(asked.get("at", {})).items()
+        own = (found["metric"] == asked["metric"]) & pl.Series([at <= s.items() for s in settings])
+        if not own.any():
+            raise ValueError(f"{experiment}.calibration.reads: no figure {asked} is measured")
+        keep |= own
+    return found.filter(keep)
 
 
 def _at_dose(
@@ -204,7 +215,7 @@ def _at_dose(
             "check": json.loads(row["setting"]),
         }
         ends = row["value"], row["ci_low"], row["ci_high"], row["n"], row["n_patients"]
-        told = f"dose {dose:g} of {nuisance}: {row['verdict']}"
+        verdict = f"dose {dose:g} of {nuisance}: {row['verdict']}"
         yield measurement(
             experiment=EXPERIMENT,
             encoder=encoder,
@@ -214,5 +225,5 @@ def _at_dose(
             setting=setting,
             estimate=Estimate(*ends),
             null=Null(row["null_low"], row["null_high"]),
-            reason=row["reason"] if row["value"] is None else told,
+            reason=row["reason"] if row["value"] is None else verdict,
         )

@@ -17,6 +17,12 @@ Null: the same probes for centers permuted over patients within labels. In small
 below ½: the centers of the tested patients are rarer among those that teach. Folds are even in labels
 and do not look at the center: folds that are even in the true centers are not so in permuted ones,
 and an encoder that knows the label alone would then lie above its null.
+
+Pitfalls
+--------
+- What is left without colour is not linear in colour. It may still be colour, in ways that the
+  regression does not know.
+- That a center can be read does not show that it misleads.
 """
 
 from __future__ import annotations

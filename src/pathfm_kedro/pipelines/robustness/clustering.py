@@ -12,6 +12,12 @@ give: vectors whose centers were pushed apart exceed the first null without know
 The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
 another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
 with its own copy, and pairs within a patient count once for each copy.
+
+Pitfalls
+--------
+- One number of clusters is chosen; where labels have subtypes, more clusters than labels lower
+  ``ari_label``.
+- Silhouettes need every pair of tiles, so that few tiles are clustered.
 """
 
 from __future__ import annotations

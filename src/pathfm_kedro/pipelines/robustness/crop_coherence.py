@@ -16,6 +16,12 @@ Composition is two shares of a crop's pixels
 (:func:`~pathfm_kedro.slides.stain.tissue_composition`), colour the mean CIELAB colour; similarity is
 the negative Euclidean distance of either. In the interval of both correlations ranks are those of the
 whole pool.
+
+Pitfalls
+--------
+- High coherence is neither good nor bad by itself: a tile of one tissue has parts that are alike.
+- A tile that is alone on its slide in the pool cannot be compared; images cut beforehand have none.
+- Two shares of pixels are a coarse notion of composition. Coverage was not simulated.
 """
 
 from __future__ import annotations
@@ -278,7 +284,7 @@ def follows(patients: PatientStatistics, what: int, given: int) -> Value:
     value = float(partial_correlation(whole, AGREEMENT, what, given))
     if not np.isfinite(value):
         raise Undefined(
-            "two of agreement, composition and colour rank all crops alike: they cannot be told apart "
+            "two of agreement, composition and colour rank all crops alike: they cannot be separated "
             "in this pool; raise tile_pool.max_tiles"
         )
     resampled = (patients.weights @ sums).reshape(-1, 4, 4)

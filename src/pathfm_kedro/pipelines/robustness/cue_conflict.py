@@ -16,6 +16,12 @@ the tile before the transfer (view ``clean``) minus this one: how much the stain
 cues point home, so that the clean figure is high for whoever knows either. Pairs of tile and target
 count only where both kinds of neighbour exist. Patients are resampled as queries and as neighbours
 (:mod:`~pathfm_kedro.statistics.pair_bootstrap`).
+
+Pitfalls
+--------
+- Above 0 is a low bar: more tissue than chance, not more tissue than stain.
+- It needs two centers with measurable stain and several labels.
+- The coverage of these intervals was simulated only for vectors that know nothing, on one pool.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
 """Field of view: whether an encoder needs to see more than a tile to tell labels apart.
 
-Three factors are held apart, with one vector per place for all (equal bytes of index):
+Three factors are separated, with one vector per place for all (equal bytes of index):
 
 - ``whole``: a wider field at one mpp, resized as a whole to the encoder's input (more tissue, less
   detail);
-- ``mean`` and ``attention``: the same field as its sub-tiles of the tile's size, pooled (the same
-  tissue, all detail, no view across sub-tiles);
+- ``mean`` and ``attention`` (:mod:`~pathfm_kedro.pipelines.robustness.attention_pooling`): the same
+  field as its sub-tiles of the tile's size, pooled (the same tissue, all detail, no view across
+  sub-tiles);
 - ``native``: the same field at its own size, with interpolated position embeddings.
 
 ``tile`` is the tile itself at the same centre. Per wider field, over the places that have room for it:
 
 - ``macro_f1`` per arm: vote of the k nearest places of other patients
   (:mod:`~pathfm_kedro.statistics.votes`);
-- ``macro_f1_gain`` of each arm over the tile alone;
+- ``macro_f1_gain`` of each arm over the tile alone
+  (:func:`~pathfm_kedro.statistics.vote_gain.macro_f1_gain`);
 - ``macro_f1_gain_same_tissue``: over the mean of the sub-tiles that cover the same field, so that
   tissue and bytes are equal and only the view across sub-tiles differs;
 - ``macro_f1_gain_same_field``: native size over the same field resized;
@@ -22,6 +24,15 @@ Three factors are held apart, with one vector per place for all (equal bytes of 
 
 A trustworthy encoder gains nothing: it loses nothing for seeing a tile. Where neither arm tells labels
 apart better than chance there is nothing to gain, and no verdict.
+
+Pitfalls
+--------
+- The judged gain needs some 72 patients to pass at 0.05, even where both arms answer alike.
+- ``whole`` changes field and scale together, as the claim does; ``mean`` and ``native`` hold them
+  apart.
+- Slides without room take no part, which may be the small specimens; images cut beforehand have no
+  wider field. Few encoders take other input sizes.
+- The coverage of these intervals is not among the tests.
 """
 
 from __future__ import annotations
@@ -397,7 +408,7 @@ def score(places: Places, arm: str) -> Value:
 def gain(places: Places, arm: str, over: str, margin: float) -> Value:
     """How much macro-F1 one arm gains over another on the same places."""
     found = macro_f1_gain(places.arm(arm), places.arm(over), margin)
-    return Value(found.estimate, found.null, "" if found.informed else _KNOWS_NOTHING)
+    return Value(found.estimate, found.null, caveat="" if found.informed else _KNOWS_NOTHING)
 
 
 def equivalence(places: Places, arm: str, over: str, margin: float) -> Estimate:

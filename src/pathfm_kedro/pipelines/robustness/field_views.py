@@ -26,8 +26,8 @@ from pathfm_kedro.slides.nested_fields import Layout, Size, name_of
 
 #: Raised with any change of how fields and parts are made from pixels.
 _REVISION = "1"
-#: Pixels of fields and their parts held at once by one job: some 30 fields of 512 px with 9 sub-tiles.
-_HELD_BYTES = 64 << 20
+#: Pixels of fields and their parts that one job has in memory: 30 fields of 512 px with 9 sub-tiles.
+_BYTES_IN_MEMORY = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class EmbedFields:
 
     @property
     def batch(self) -> int:
-        """Fields that are held at once."""
+        """Fields in memory at once."""
         each = sum(3 * part.width * part.height for part in self.parts)
-        return max(1, _HELD_BYTES // each)
+        return max(1, _BYTES_IN_MEMORY // each)
 
     def describe(self) -> Any:
         """Everything beside pixels and encoder that decides the vectors."""

@@ -7,6 +7,14 @@ means of its centers has a higher index than its base whatever the labels are, a
 labels is only what exceeds that null. The spread of each difference is corrected as that of the
 figures themselves: for the index by the bias-corrected jackknife over pairs of patients, for the
 margin by the jackknife of patients in both roles. Intervals and p-values allow for all pairs at once.
+
+Pitfalls
+--------
+- Differences of the margin are those of the margins themselves; two encoders may have different
+  permutation nulls.
+- Encoders measured on other patients are refused; where they lost different slides of the same patients
+  they are compared all the same.
+- The more encoders a cohort has, the wider all intervals.
 """
 
 from __future__ import annotations
@@ -42,7 +50,7 @@ EXPERIMENT = "robustness_index_comparison"
 #: The design in which encoders are compared.
 _DESIGN = "all"
 
-#: Two encoders are told apart below this adjusted p-value.
+#: Two encoders are distinguished below this adjusted p-value.
 _ALPHA = 0.05
 
 
@@ -106,7 +114,7 @@ def compare_encoders(
     dict
         Measurements ri_difference and croma_difference for each encoder, one row for each other
         (setting other): its figure less the other's. All descriptive; the reason says whether they
-        are told apart.
+        are distinguished.
     """
     index = read_parameters(RobustnessIndex, "robustness_index", parameters)
     margins = read_parameters(RobustnessMargins, "robustness_margins", margin_parameters)
@@ -235,7 +243,7 @@ def _told_apart(value: float, other: str, p_value: float, pairs: int) -> str:
     if not np.isfinite(p_value):
         return f"the same as {other} in every resampled cohort"
     if p_value >= _ALPHA:
-        return f"not told apart from {other}: {among}"
+        return f"not distinguished from {other}: {among}"
     return f"{'higher' if value > 0 else 'lower'} than {other}: {among}"
 
 

@@ -28,6 +28,14 @@ out: the interval is widened by the ratio of the jackknife's spread to the boots
 takes each patient out in both roles: as query from all margins, as neighbour from those of a sample
 of queries. The sample's own error would add to the spread; it is cut in two halves whose errors are
 independent, and the products of the two changes are summed in place of squares.
+
+Pitfalls
+--------
+- Above 0 is a low bar. Read the lower tail: a median hides tiles that follow the center. The tail rests
+  on a tenth of the tiles.
+- A tile without m neighbours of both kinds has no margin; ``margin_support`` says of what share of the
+  tiles the figures speak.
+- τ is each encoder's own.
 """
 
 from __future__ import annotations

@@ -17,6 +17,12 @@ tying them taken in turn.
 A probe at chance has nothing to lose: where the accuracy at v = 0 is not above ½, both are undefined.
 Intervals resample test patients given the probes, widened for cross-validation since the same patients
 train other repeats' probes.
+
+Pitfalls
+--------
+- Published drops are not comparable, see above; pairs share patients.
+- Coverage is shown only to 80%.
+- Vectors are standardised over all tiles of a pair, tested ones too; no label is used for it.
 """
 
 from __future__ import annotations

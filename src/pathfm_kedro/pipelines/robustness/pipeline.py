@@ -265,14 +265,23 @@ def create_pipeline(
     experiments
         :data:`EXPERIMENTS` where not given.
     """
-    known, told = bases or {}, parameters or {}
+    known, values = bases or {}, parameters or {}
     listed = EXPERIMENTS if experiments is None else experiments
-    parts = [
+    pool = node(
+        choose_pool,
+        ["slides", "tiles", "params:tile_pool"],
+        "tile_pool",
+        name="choose_pool",
+        tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
+    )
+    parts: list[Node | Pipeline] = [
+        # No part of a box that vectors enter: a pool comes before them.
+        pool,
         _views(encoders, known),
         *robustness_index_pipelines(
-            encoders, controls, *(_calibrated(x, encoders, told) for x in (INDEX, MARGINS))
+            encoders, controls, *(_calibrated(x, encoders, values) for x in (INDEX, MARGINS))
         ),
-        *(_experiment(x, encoders, known, told) for x in listed),
+        *(_experiment(x, encoders, known, values) for x in listed),
         adversarial_pipeline(encoders, controls, known),
     ]
     tables = [f"measurements.robustness.{name}" for name in [*WIRED, *(x.name for x in listed)]]
@@ -281,16 +290,8 @@ def create_pipeline(
 
 
 def _views(encoders: Sequence[str], bases: Mapping[str, str]) -> Pipeline:
-    """What several experiments share: the pool, the looks of centers, tiles in other stains."""
-    on_pool = ["rotation", "texture", "crop_coherence", *_ON_STAIN, "stain_probe"]
+    """What several experiments share: the looks of centers, tiles in other stains."""
     shared: list[Node | Pipeline] = [
-        node(
-            choose_pool,
-            ["slides", "tiles", "params:tile_pool"],
-            "tile_pool",
-            name="choose_pool",
-            tags=on_pool,
-        ),
         node(
             tile_stains,
             ["views.tile_stains.pixels", "tile_pool"],
@@ -351,7 +352,7 @@ def robustness_index_pipelines(
     calibrations
         Of the index and of the margins; None where the truth is not known.
     """
-    told = ["params:robustness_index", "params:robustness_margins"]
+    blocks = ["params:robustness_index", "params:robustness_margins"]
     index, margins, compared = WIRED[:3]
     counts, distances = (
         {e: f"statistics.robustness.{name}.{e}" for e in encoders} for name in (index, margins)
@@ -359,7 +360,7 @@ def robustness_index_pipelines(
     searches = [
         node(
             index_and_margin_statistics,
-            [*(name.format(e=e) for name in VECTORS), *told],
+            [*(name.format(e=e) for name in VECTORS), *blocks],
             [counts[e], distances[e]],
             name="statistics",
             tags=[index, margins, e],
@@ -368,7 +369,7 @@ def robustness_index_pipelines(
     ]
     common_k = node(
         named_partial(choose_k, controls=tuple(controls)),
-        {"parameters": told[0], **counts},
+        {"parameters": blocks[0], **counts},
         "robustness_k",
         name="choose_k",
         tags=WIRED[:3],
@@ -377,8 +378,8 @@ def robustness_index_pipelines(
         named_partial(compare_encoders, encoders=tuple(encoders)),
         {
             "chosen_k": "robustness_k",
-            "parameters": told[0],
-            "margin_parameters": told[1],
+            "parameters": blocks[0],
+            "margin_parameters": blocks[1],
             **{f"index_{e}": counts[e] for e in encoders},
             **{f"margins_{e}": distances[e] for e in encoders},
         },
@@ -409,18 +410,18 @@ def adversarial_pipeline(
     encoders: Sequence[str], controls: Sequence[str], bases: Mapping[str, str]
 ) -> Pipeline:
     """Attacks on every network, and what is made against one shown to the others."""
-    x, told = "adversarial", "params:adversarial"
+    x, block = "adversarial", "params:adversarial"
 
     def step(function, inputs, output, called, /, *tags, **bound) -> Node:  # type: ignore[no-untyped-def]
         run = named_partial(with_parameters(Adversarial, x, function), **bound)
-        return node(run, [*inputs, told], output, name=called, tags=[x, *tags])
+        return node(run, [*inputs, block], output, name=called, tags=[x, *tags])
 
     def job(e: str) -> list[str]:
-        told = ["slide_files", "params:tile", "params:engine", f"params:encoders.{e}"]
-        return [*told, "encoder_runtimes"]
+        pixels = ["slide_files", "params:tile", "params:engine", f"params:encoders.{e}"]
+        return [*pixels, "encoder_runtimes"]
 
     def probe_of(e: str) -> str:
-        return f"statistics.robustness.{x}_probe.{e}"
+        return f"probes.{x}.{e}"
 
     def attacks_on(e: str) -> list[Node]:
         pool, universal = "adversarial_pool", f"views.{x}_universal.{e}"

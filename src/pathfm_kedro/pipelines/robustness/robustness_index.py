@@ -39,6 +39,18 @@ than the others, and a majority of many neighbours makes more of a small differe
 not 1 / number of classes: without knowledge, 4 labels at 3 centers with 4 patients each give a
 majority of 31 about 0.19. The neighbours vote again with labels permuted over the units of each
 center (centers: over those of each label).
+
+Pitfalls
+--------
+- Above its null means "follows the tissue more than an encoder that knows nothing would": a low bar.
+  Read the index itself.
+- The two nulls answer different questions. An encoder whose neighbours all come from one center has a
+  permutation null far below the design null: it may lie above the first and fail against the second.
+  That is meant: it follows the center.
+- k is chosen on the same tiles. In small cohorts the largest k of the grid may exceed what a cell
+  holds.
+- Label and center must be crossed; where they are confounded nothing can be said.
+- Tiles weigh equally; a label has as many as its cell gives, whatever its share in practice.
 """
 
 from __future__ import annotations

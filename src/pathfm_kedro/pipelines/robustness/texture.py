@@ -14,6 +14,13 @@ the arrangement goes. Its control rotates every patch by 180° in place
   what is read of the label survives without arrangement. 1 means that texture was all it read.
 
 No threshold is set by default: an encoder of texture alone is not wrong, but its user should know.
+
+Pitfalls
+--------
+- Few patients of each label in the pool: few folds, wide intervals.
+- A grid of 2 leaves large structures whole; the finest grid has the most seams.
+- ``excess_shift`` and ``label_survival`` ask for opposite things: judge one of them.
+- The coverage of these intervals was not simulated.
 """
 
 from __future__ import annotations
@@ -197,7 +204,7 @@ def texture_figures(statistics: pl.DataFrame, p: Texture) -> Iterator[Figure]:
         for view in (moved, control):
             yield view.figure("relative_shift", relative_shift)
             yield view.figure("kept_neighbours", kept_neighbours, k=p.k)
-        both = moved.told(grid=grid)
+        both = moved.with_setting(grid=grid)
         yield both.figure("excess_shift", partial(excess_shift, control=control))
         yield both.figure("excess_drop", partial(excess_drop, control=control), k=p.k)
         yield moved.figure("label_accuracy", label_accuracy)

@@ -79,7 +79,7 @@ class TileWork(Protocol):
 
     @property
     def batch(self) -> int:
-        """Tiles that are held at once."""
+        """Tiles in memory at once."""
         ...
 
     @property
@@ -175,8 +175,8 @@ class ViewSet:
         rows = []
         for i, tile_id in enumerate(tile_ids):
             made = self.make(pixels[i], tile_seed(tile_id))
-            drawn = None if truth is None else truth[i]
-            rows.append(embed_tile(encoder, made, drawn, tile_id))
+            truth_of_tile = None if truth is None else truth[i]
+            rows.append(embed_tile(encoder, made, truth_of_tile, tile_id))
         return {VIEWS: np.stack(rows)}
 
 
@@ -193,8 +193,8 @@ def embed_tile(encoder: Encoder, pictures: Pixels, truth: Vectors | None, tile_i
     ValueError
         If the encoder gives a number that is not finite.
     """
-    drawn = None if truth is None else np.repeat(truth[None], len(pictures), axis=0)
-    vectors = encoder.embed(pictures, drawn)
+    truth_of_tile = None if truth is None else np.repeat(truth[None], len(pictures), axis=0)
+    vectors = encoder.embed(pictures, truth_of_tile)
     if not np.isfinite(vectors).all():
         raise ValueError(f"the encoder gives NaN or infinity on a view of tile {tile_id}")
     return vectors
@@ -241,14 +241,14 @@ class TileJob:
 
     def header(self) -> dict[str, str]:
         """What the shard depends on."""
-        told = {
+        header = {
             "slide": self.slide_fingerprint,
             "fields": self.fields.digest(),
             "tile_ids": self.tiles_digest,
             "view": json.dumps(self.work.describe(), sort_keys=True),
             "units": self.work.units,
         }
-        return told if self.spec is None else told | encoder_header(self.spec)
+        return header if self.spec is None else header | encoder_header(self.spec)
 
     def compute(self) -> Tensors:
         """The work's tensors of all tiles, one below the other."""

@@ -18,9 +18,9 @@ from pathfm_kedro.slides.tissue import Overview, TissueSettings, read_overview, 
 _GAP, _HEADER, _CAPTION, _LINE = 10, 26, 36, 15
 _FONT_SIZE = 12
 _INK, _FAINT, _GREY = (25, 25, 25), (95, 95, 95), (214, 214, 214)
-#: Told apart by people who are colour-blind, and against pink and purple.
+#: Distinguished by people who are colour-blind, and against pink and purple.
 _TISSUE, _TILE, _MOSAIC = (0, 0, 0), (0, 84, 200), (255, 170, 0)
-#: Frames smaller than this run into each other: such tiles are drawn as dots.
+#: Frames smaller than this run into each other: such tiles are shown as dots.
 _SMALLEST_FRAME = 7
 #: Slides without use take at most this share of a sheet that cannot show all.
 _UNUSABLE_SHARE = 0.25
@@ -86,9 +86,9 @@ def draw_contact_sheet(
 
 def _with_reasons(slides: pl.DataFrame, tiling: pl.DataFrame) -> pl.DataFrame:
     """The slides with why there are no tiles, empty where there are; sorted."""
-    told = tiling.select("slide_id", pl.col("reason").alias("_tiling"))
+    reasons = tiling.select("slide_id", pl.col("reason").alias("_tiling"))
     return (
-        slides.join(told, on="slide_id", how="left")
+        slides.join(reasons, on="slide_id", how="left")
         .with_columns(
             pl.when(pl.col("status") == "usable")
             .then(pl.col("_tiling").fill_null("it was not tiled"))

@@ -272,7 +272,7 @@ def _in_focus(grid: TileGrid, reader: SlideReader, pixels: int, least: float | N
 
 
 def _capped(grid: TileGrid, limit: int | None, slide_id: str, seed: int) -> TileGrid:
-    """At most `limit` tiles, drawn at random with a seed of the slide's own, in grid order."""
+    """At most `limit` tiles, sampled at random with a seed of the slide's own, in grid order."""
     if limit is None or len(grid.x) <= limit:
         return grid
     own = int.from_bytes(hashlib.sha256(f"{seed}:{slide_id}".encode()).digest()[:8], "little")
