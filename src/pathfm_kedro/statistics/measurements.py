@@ -185,8 +185,8 @@ def short_of_null(
         return ""
     return (
         f"with labels permuted within centers the same vectors give {label_null.low:.3g} to "
-        f"{label_null.high:.3g}: what lies above the threshold may come of how centers lie to each other, "
-        "not of the labels"
+        f"{label_null.high:.3g}: what lies above the threshold may come of how centers lie to each "
+        "other, not of the labels"
     )
 
 

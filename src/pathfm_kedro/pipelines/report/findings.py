@@ -185,8 +185,8 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
 def _detectable(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     """Beside an open check, the difference that would be found in 80 of 100 cohorts of this size.
 
-    Among m checks a difference has to clear level alpha / m at worst: at the size reported for one check
-    alone, about half of such cohorts would stay open.
+    Among m checks a difference has to clear level alpha / m at worst: at the size reported for one
+    check alone, about half of such cohorts would stay open.
     """
     from scipy.stats import norm
 

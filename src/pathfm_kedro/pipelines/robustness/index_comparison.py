@@ -229,8 +229,8 @@ def _from_centers(value: float, null: Null) -> str:
     if null.low is None or null.high is None or not null.low <= value <= null.high:
         return ""
     return (
-        "as large with labels permuted within centers: it comes of how centers lie to each other, not of "
-        "the labels"
+        "as large with labels permuted within centers: it comes of how centers lie to each other, not "
+        "of the labels"
     )
 
 
