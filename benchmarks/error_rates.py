@@ -4,15 +4,16 @@
     python benchmarks/error_rates.py --cohorts 400 --workers 8 --table docs/error_rates.md
 
 Vectors are sums of effects of label, center and patient and of each tile's own noise; a harmonised
-variant is made of them as the audit makes it. Each cohort goes through the experiments themselves, with
-the criteria of conf/base. For every check, encoder and size:
+variant is made of them as the audit makes it. Each cohort goes through the experiments themselves,
+with the criteria of conf/base. For every check, encoder and size:
 
-- wrong: verdicts that must not be (a pass of an encoder that knows nothing or follows the center, a fail
-  of one that knows the label), with the upper end of their exact 95% interval;
+- wrong: verdicts that must not be (a pass of an encoder that knows nothing or follows the center, a
+  fail of one that knows the label), with the upper end of their exact 95% interval;
 - right: verdicts that should be, of an encoder that has one (power);
 - coverage: how often the interval holds the mean over cohorts, the figure's expectation.
 
-Sizes are patients per cell of label and center. Seeds are those of the cohorts: the same table each time.
+Sizes are patients per cell of label and center. Seeds are those of the cohorts: the same table
+each time.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
-    os.environ.setdefault(_threads, "1")
 
 import numpy as np
 import polars as pl
@@ -143,7 +141,7 @@ def cohort(
     tiles: int = 8,
     d: int = 32,
 ) -> tuple[pl.DataFrame, pl.DataFrame, Vectors]:
-    """A cohort with so many patients in each cell; who they are changes with the seed, no effect else."""
+    """A cohort with so many patients in each cell; the seed changes who they are and nothing else."""
     fixed, generator = np.random.default_rng(0), np.random.default_rng([seed, patients])
     of_label = encoder.label * fixed.standard_normal((labels, d))
     of_center = encoder.center * fixed.standard_normal((centers, d))
@@ -270,6 +268,9 @@ def _mapped(
         return [function(task) for task in tasks]
     from multiprocessing import get_context
 
+    # One process, one thread; a new process reads these before it imports anything.
+    for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(threads, "1")
     # A forked process would share the thread pool of Polars.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(function, tasks, chunksize=4))

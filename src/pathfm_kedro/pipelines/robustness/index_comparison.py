@@ -131,7 +131,7 @@ def compare_encoders(
 def compared_index(statistics: pl.DataFrame, k: int | None, p: RobustnessIndex) -> Compared | None:
     """Index of an encoder at k in every resampled cohort; None if it is undefined."""
     rows = counted(statistics, _DESIGN)
-    if rows.is_empty() or k not in rows["k"]:
+    if k is None or rows.is_empty() or k not in rows["k"]:
         return None
     found = UnitNeighbours.of(rows, _DESIGN)
     near = found.band <= found.k_grid.index(k)
