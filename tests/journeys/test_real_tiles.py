@@ -11,7 +11,12 @@ from safetensors.numpy import load_file
 
 from tests.journeys.conftest import fresh_clone, kedro, newest, read_table, write_parameters
 
-pytestmark = [pytest.mark.real_data, pytest.mark.journey, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.journey,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+]
 
 CONTROLS = {"stain_statistics", "noise"}
 #: Fewer angles, draws and permutations than an audit takes: the figures stay, the time goes.
