@@ -183,10 +183,10 @@ def test_retrieval_of_a_class_that_is_hard_is_no_better_than_chance(amibr):
 
 def test_a_lossless_quarter_turn_leaves_colour_as_it_is(amibr):
     """Pre-cut tiles are turned within their inner square; no corner of it is invented."""
-    pool = read_table(amibr, "amibr", "05_model_input/tile_pool.parquet")
+    pool = read_table(amibr, "amibr", "03_primary/tile_pool.parquet")
     assert pool.height == 24
     assert set(pool["field"]) == {"inscribed"}
-    setting = {"angle": 90, "k": 10, "metric": "euclidean", "view": "rotated"}
+    setting = {"angle": 90, "k": 10, "distance": "euclidean", "view": "rotated"}
     kept = measured(amibr, "amibr", "rotation", "mknn", **setting)
     assert kept["stain_statistics"]["value"] == 1.0
     chance = kept["noise"]["null_low"]
