@@ -160,7 +160,10 @@ def test_encoders_that_follow_the_scanner_fail_the_robustness_index(amibr):
     assert index["noise"]["ci_low"] < design_null < index["noise"]["ci_high"]
     findings = read_table(amibr, "amibr", "08_reporting/findings.parquet")
     final = findings.filter(metric="ri_minus_null", role="encoder")
-    assert final.height == len(REAL_ENCODERS)
+    # Measured it is a fail; but no encoder reads the label of this set, and so nobody is judged by it.
+    assert final["measured_verdict"].to_list() == ["fail", "fail"]
+    assert final["verdict"].to_list() == ["inconclusive", "inconclusive"]
+    assert final["reason"].str.contains("the label cannot be read here").all()
 
 
 def test_the_controls_vouch_for_the_audit_of_amibr(amibr):
