@@ -12,8 +12,8 @@ with the criteria of conf/base. For every check, encoder and size:
 - right: verdicts that should be, of an encoder that has one (power);
 - coverage: how often the interval holds the mean over cohorts, the figure's expectation.
 
-Sizes are patients per cell of label and center. Seeds are those of the cohorts: the same table
-each time.
+Sizes are patients per cell of label and center. Seeds are those of the cohorts: the same table each
+time.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ QUICKER: dict[str, dict[str, Any]] = {
         "n_permutations": 100,
     },
 }
+
+
+#: An interval narrower than this speaks of a figure at the end of its range.
+_NO_WIDTH = 1e-6
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,7 @@ def rates(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
         wrong = verdicts.count(encoder.wrong)
         mean = part["value"].mean()
         held = part.filter(pl.col("ci_low") <= mean, pl.col("ci_high") >= mean).height
+        wide = part.filter(pl.col("ci_high") - pl.col("ci_low") > _NO_WIDTH).height
         yield {
             "check": metric,
             "encoder": name,
@@ -224,7 +229,7 @@ def rates(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
             "right": f"{encoder.right} {verdicts.count(encoder.right) / n:.2f}"
             if encoder.right
             else "–",
-            "coverage": f"{held / n:.2f}",
+            "coverage": f"{held / n:.2f}" if wide > n / 2 else "no width",
         }
 
 

@@ -43,7 +43,7 @@ _EXAMPLES = {
     ),
     "retrieve": "# retrieval:\n#   n_permutations: 200\n",
     "robustness": "# robustness_index:\n#   n_permutations: 200\n",
-    "inheritance": "# linear_probe:\n#   folds: 5\n",
+    "inheritance": "# linear_probe:\n#   probe:\n#     folds: 5\n",
     "report": "# report:\n#   alpha: 0.05\n",
     "words_robustness": ("# words_robustness:\n#   rotation:\n#     title: 'Rotation: …'\n"),
 }
