@@ -55,7 +55,7 @@ lint: $(TESTING)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # Audits of the real tile sets, and runs that are killed again and again: minutes each.
 test-slow: $(TESTING)
