@@ -1,6 +1,6 @@
 # make install   the environment in .venv
 # make demo      audit the phantom cohort; ends at the report
-# make test      lint, types, import rules, tests; make test-slow the slow ones
+# make test      lint, types, import rules, tests; make test-slow the slow ones, coverage counts lines
 # make docs      docs/experiments.md anew from docstrings, parameters and words
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
@@ -19,7 +19,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow lint docs viz bench clean
+.PHONY: help install demo test test-slow coverage lint docs viz bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -55,7 +55,12 @@ lint: $(TESTING)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+# Which lines the tests run; apart, since counting them slows the tests.
+coverage: $(TESTING)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term:skip-covered
 
 # Audits of the real tile sets, and runs that are killed again and again: minutes each.
 test-slow: $(TESTING)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,34 @@ def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> 
     ValueError
         If there is no such cohort, naming those there are, or an encoder's entry is no mapping.
     """
-    from kedro.config import OmegaConfigLoader
-
     source = conf_source or os.environ.get(CONF_VARIABLE) or str(project_root() / "conf")
     cohort = env or os.environ.get("KEDRO_ENV") or DEFAULT_COHORT
     refuse_unknown_cohort(cohort, Path(source))
+    given = os.environ.get(RUNTIME_VARIABLE) or "{}"
+    return _plan_of(cohort, source, given, _state_of(Path(source), cohort))
+
+
+def _state_of(source: Path, cohort: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file that decides a cohort's parameters."""
+    folders = (source / "base", source / cohort)
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    stats = [(path, path.stat()) for path in files or [source]]
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats)
+
+
+# Kedro registers the pipelines several times in a run, and reading YAML takes most of its start.
+@lru_cache(maxsize=4)
+def _plan_of(
+    cohort: str, source: str, given: str, state: tuple[tuple[str, int, int], ...]
+) -> CohortPlan:
+    """The plan of a cohort as long as none of its files changes."""
+    from kedro.config import OmegaConfigLoader
+
     with naming_references(cohort):
         loader = OmegaConfigLoader(
             conf_source=source,
             env=cohort,
-            runtime_params=json.loads(os.environ.get(RUNTIME_VARIABLE) or "{}"),
+            runtime_params=json.loads(given),
             **CONFIG_LOADER_ARGS,
         )
         parameters = loader["parameters"]

@@ -155,6 +155,9 @@ class CohortContext(KedroContext):
         refuse_braces(self.config_loader["globals"]["root"], "root in globals.yml")
         if isinstance(self.config_loader, OmegaConfigLoader):
             refuse_unknown_keys(self.config_loader)
+            for kind in ("parameters", "catalog"):
+                # Kept, since Kedro reads the files anew each time that it asks: some ten times a run.
+                self.config_loader[kind] = self.config_loader[kind]
 
     def _get_catalog(
         self,
