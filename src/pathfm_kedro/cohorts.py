@@ -166,8 +166,10 @@ def weights_path(encoder: Mapping[str, Any]) -> str | None:
     'w.pth'
     """
     kind, _, name = str(encoder.get("model", "")).partition(":")
-    given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
-    return Path(str(given)).expanduser().as_posix() if given else None
+    given = str(encoder.get("checkpoint") or (name if kind == "local-dir" else ""))
+    if given.startswith("hf-hub:"):
+        return None
+    return Path(given).expanduser().as_posix() if given else None
 
 
 @contextmanager

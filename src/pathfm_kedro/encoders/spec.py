@@ -9,14 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pathfm_kedro.encoders.presets import expanded
+
 #: A dataset name, a file name and a namespace at once, so it must be plain.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Names of arguments that nodes take beside one argument per encoder.
 _RESERVED = frozenset({"parameters", "controls"})
 _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean")
 _PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:")
+#: Kinds whose weights lie in a folder or repository beside other files.
+_FOLDERS = ("hf-hub:", "local-dir:", "transformers:", "open_clip:")
 _NOISE = "control:noise"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+#: A checkpoint on the hub: ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
+HUB_FILE = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/([\w./-]+)")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
 #: that is.
 _MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
@@ -58,7 +65,11 @@ class EncoderSpec:
         How tokens become one vector: ``default`` as the model declares.
     checkpoint
         Weights for a ``timm:`` architecture: safetensors, or a state dict that loads with
-        ``weights_only=True``.
+        ``weights_only=True``. A file here, or ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
+    weights
+        Which file of weights of a folder or of the hub is loaded, where there are several.
+    sha256
+        Of that file or of the checkpoint: another one is refused.
     pretrained
         False for an architecture whose weights are random and never trained: its null; needs ``seed``.
     model_kwargs
@@ -92,6 +103,8 @@ class EncoderSpec:
     role: str = "encoder"
     pooling: str = "default"
     checkpoint: str | None = None
+    weights: str | None = None
+    sha256: str | None = None
     pretrained: bool = True
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
@@ -127,6 +140,7 @@ class EncoderSpec:
             if getattr(self, key) is not None:
                 refuse_other_scale(f"{where}.{key}", getattr(self, key))
         self._check_weights(where)
+        self._check_published_file(where)
         self._check_mitigation(where)
         self._check_how_it_runs(where)
 
@@ -200,6 +214,34 @@ class EncoderSpec:
                 f"has: leave it out; it goes with {_NOISE}"
             )
 
+    def _check_published_file(self, where: str) -> None:
+        """What says which file of weights is meant."""
+        given = str(self.checkpoint or "")
+        if given.startswith("hf-hub:") and not HUB_FILE.fullmatch(given):
+            raise ValueError(
+                f"{where}.checkpoint is '{given}': give hf-hub:<owner>/<model>@<revision>/<file>, or "
+                "the path of a file"
+            )
+        if self.weights is not None and (
+            not isinstance(self.weights, str)
+            or not re.fullmatch(r"\w[\w.-]*", self.weights)
+            or not self.model.startswith(_FOLDERS)
+        ):
+            raise ValueError(
+                f"{where}.weights is {self.weights!r}: it names one file of the folder or of the hub's "
+                f"model that {where}.model names ({', '.join(_FOLDERS)}), as model.safetensors; leave "
+                "it out elsewhere"
+            )
+        if self.sha256 is None:
+            return
+        if not isinstance(self.sha256, str) or not _DIGEST.fullmatch(self.sha256):
+            raise ValueError(f"{where}.sha256 is {self.sha256!r}: give 64 hexadecimal digits")
+        if self.weights is None and self.checkpoint is None:
+            raise ValueError(
+                f"{where}.sha256 is given, and not of which file: name it in {where}.weights, or in "
+                f"{where}.checkpoint"
+            )
+
     def _check_model_kwargs(self, where: str) -> None:
         for key, (only, why) in _MODEL_KWARGS.items():
             value = self.model_kwargs.get(key, only)
@@ -263,7 +305,7 @@ class EncoderSpec:
 
     @classmethod
     def from_parameters(cls, name: str, parameters: Mapping[str, Any]) -> EncoderSpec:
-        """Read one entry of ``encoders`` in the parameters.
+        """Read one entry of ``encoders`` in the parameters, a ``preset`` written out.
 
         Raises
         ------
@@ -280,15 +322,17 @@ class EncoderSpec:
                 f"encoders.{name} is {parameters!r}: write its keys below it, the first "
                 f"'  model: {parameters}'"
             )
+        parameters = expanded(name, parameters)
         known = {entry.name for entry in fields(cls)} - {"name"}
         unknown = sorted(set(parameters) - known)
         if unknown:
             raise ValueError(
-                f"encoders.{name} has unknown keys {unknown}: known are {sorted(known)}"
+                f"encoders.{name} has unknown keys {unknown}: known are {sorted(known | {'preset'})}"
             )
         if not isinstance(parameters.get("model"), str):
             raise ValueError(
-                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18"
+                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18, or a "
+                f"'preset' ('kedro encoders list')"
             )
         values = dict(parameters)
         for key in ("mean", "std"):

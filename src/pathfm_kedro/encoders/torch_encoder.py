@@ -14,6 +14,7 @@ import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
 from pathfm_kedro.encoders.checks import refuse_senseless
+from pathfm_kedro.encoders.published import at_hand
 from pathfm_kedro.encoders.runtimes import (
     CPU_BATCH,
     ExportError,
@@ -276,10 +277,17 @@ def give_back(spec: EncoderSpec, network: Network) -> None:
         _spare[spec.network_key()] = network
 
 
+def forget_networks() -> None:
+    """Keep none for the next who takes it."""
+    with _spare_lock:
+        _spare.clear()
+
+
 def _load_network(spec: EncoderSpec) -> Network:
     import torch
 
-    model = build_network(spec)
+    with at_hand(spec) as present:
+        model = build_network(present)
     model.eval().requires_grad_(False)
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

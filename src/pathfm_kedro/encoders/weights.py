@@ -57,7 +57,7 @@ def build_network(spec: EncoderSpec) -> torch.nn.Module:
         with _explained(spec):
             model: torch.nn.Module = timm.create_model(source, pretrained=False, **kwargs)
         return _with_checkpoint(model, path, spec)
-    with _explained(spec), _drawn_from(spec.seed or 0), _loading() as results:
+    with _explained(spec), _drawn_from(spec.seed), _loading() as results:
         model = timm.create_model(source, pretrained=spec.pretrained, **kwargs)
     for result in results:
         problem = _mismatch(model, result.missing_keys, result.unexpected_keys)
@@ -200,12 +200,17 @@ def _explained(spec: EncoderSpec) -> Iterator[None]:
 
 
 @contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
-    """Where no weights are loaded they are drawn, from the same seed in every process."""
+def _drawn_from(seed: int | None) -> Iterator[None]:
+    """Where weights are drawn by declaration, from the same seed in every process.
+
+    Where they are loaded no seed is set: what stayed random would be the same in every load, and nobody
+    could tell it from what was loaded.
+    """
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
 
 
