@@ -60,6 +60,7 @@ def cohort() -> None:
     lazy_subcommands={
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
+        "encoders": "pathfm_kedro.encoders_cli.encoders",
     },
 )
 def cli() -> None:
@@ -110,7 +111,7 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
         _write_conf(folder, name, f"data/{name}/01_raw", source="phantom")
-    _sync(root)
+    sync_stages(root)
     if manifest is not None:
         click.echo(
             f"conf/{name}/manifest.csv is a copy of the manifest, patient ids included: keep this "
@@ -180,7 +181,7 @@ def list_cohorts() -> None:
 def sync() -> None:
     """Write the cohorts and encoders of conf/ to params.yaml, from which DVC makes its stages."""
     root = project_root()
-    _sync(root)
+    sync_stages(root)
     click.echo(f"params.yaml lists {', '.join(_cohorts(root))}")
 
 
@@ -235,7 +236,8 @@ def _watched(source: str) -> str:
     return "slides_root" if source == "phantom" else "manifest"
 
 
-def _sync(root: Path) -> None:
+def sync_stages(root: Path) -> None:
+    """Write params.yaml, from which DVC makes its stages."""
     import yaml
 
     text = (

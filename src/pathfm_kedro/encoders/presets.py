@@ -146,7 +146,7 @@ def find_preset(name: Any) -> Preset:
     1536
     """
     presets = read_presets()
-    if name in presets:
+    if isinstance(name, str) and name in presets:
         return presets[name]
     plain = {"".join(filter(str.isalnum, known)): known for known in presets}
     asked = "".join(filter(str.isalnum, str(name).lower()))

@@ -79,7 +79,9 @@ def refuse_other_file(path: Path, spec: EncoderSpec) -> None:
 def _with_checkpoint_here(spec: EncoderSpec) -> EncoderSpec:
     named = HUB_FILE.fullmatch(str(spec.checkpoint))
     path = (
-        hub_file(named[1], named[2], named[3], spec) if named else resolve_path(str(spec.checkpoint))
+        hub_file(named[1], named[2], named[3], spec)
+        if named
+        else resolve_path(str(spec.checkpoint))
     )
     if path.is_file():
         # That there is none is said where it is loaded.
@@ -109,7 +111,11 @@ def _file_of_model(spec: EncoderSpec, name: str) -> Path:
         repository, _, revision = given.partition("@")
         return hub_file(repository, revision or None, name, spec)
     if not (folder / name).is_file():
-        key = "" if name == _CONFIG else f", or write weights: with the name of the file that is there"
+        key = (
+            ""
+            if name == _CONFIG
+            else f", or write weights: with the name of the file that is there"
+        )
         raise ValueError(
             f"encoders.{spec.name}.model is '{spec.model}', and the folder holds no {name}: download it "
             f"too{key}"
@@ -172,4 +178,6 @@ def _mend(error: Exception, repository: str, command: str) -> str:
         return f"accept its terms at https://huggingface.co/{repository}, then run 'hf auth login'"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"run '{command}' where the hub can be reached, and take the hub's cache over"
-    return "check name, revision and access rights, or download the model and give its folder or file"
+    return (
+        "check name, revision and access rights, or download the model and give its folder or file"
+    )

@@ -82,7 +82,9 @@ def check_encoder(
     yield _dimension(first.vectors, dimension)
     finite = bool(np.isfinite(first.vectors).all())
     yield Check(
-        "finite", finite, "every number is" if finite else "NaN or infinity: check weights, mean, std"
+        "finite",
+        finite,
+        "every number is" if finite else "NaN or infinity: check weights, mean, std",
     )
     differ = bool((first.vectors[0] != first.vectors[1]).any())
     yield Check(
