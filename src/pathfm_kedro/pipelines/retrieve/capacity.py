@@ -27,7 +27,7 @@ Pitfalls
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -125,13 +125,13 @@ def _search(d: int, seed: int, how: Optimiser) -> dict[str, Any]:
         n = free_embedding.critical_n(solves, d + 1)
         best = fits[n] if n in fits else free_embedding.fit(n, d, K, how, seed)
     wanted = free_embedding.relevance(free_embedding.all_subsets(n, K), n)
-    half = (x.astype(np.float16) for x in (best.queries, best.documents))
+    queries, documents = (x.astype(np.float16) for x in (best.queries, best.documents))
     return {
         "dimension": d,
         "seed": seed,
         "critical_n": n,
         "margin": float(free_embedding.margins(best.queries, best.documents, wanted).min()),
-        "solved_float16": bool((free_embedding.margins(*half, wanted) > 0).all()),
+        "solved_float16": bool((free_embedding.margins(queries, documents, wanted) > 0).all()),
     }
 
 
@@ -150,7 +150,8 @@ def capacity_figures(
         The parameters.
     """
     for d in sorted(set(p.dimensions)):
-        rows, at = statistics.filter(dimension=d), {"dimension": d}
+        rows = statistics.filter(dimension=d)
+        at: dict[str, Any] = {"dimension": d}
         yield Figure("critical_n", partial(_critical_n, rows, p), at)
         yield Figure(
             "critical_n_published", partial(_exact, free_embedding.published_critical_n(d)), at
@@ -178,24 +179,23 @@ def _exact(value: float) -> Estimate:
 
 
 def _critical_n(rows: pl.DataFrame, p: Capacity) -> Value:
-    found = rows["critical_n"].to_numpy()
+    found = rows["critical_n"].to_list()
+    middle = float(np.median(found))
     capped = (
         f"; at most {p.max_steps:,} steps in place of {_PUBLISHED_STEPS:,}: more may be solved"
         if p.max_steps < _PUBLISHED_STEPS
         else ""
     )
-    if len(found) < 3:
-        remark = f"{len(found)} seed(s): no range{capped}"
-        return Value(Estimate(float(np.median(found)), None, None, len(found), 0), remark=remark)
-    ends = float(found.min()), float(found.max())
-    remark = f"range over {len(found)} seeds in place of an interval{capped}"
-    return Value(Estimate(float(np.median(found)), *ends, len(found), 0), remark=remark)
+    seeds = (
+        f"{len(found)} seed(s): no range" if len(found) < 3 else f"range over {len(found)} seeds"
+    )
+    estimate = Estimate(middle, *_ends(found), int(middle), 0)
+    return Value(estimate, remark=f"{seeds} in place of an interval{capped}")
 
 
 def _margin(rows: pl.DataFrame) -> Estimate:
-    found = rows["margin"].to_numpy()
-    ends = (float(found.min()), float(found.max())) if len(found) >= 3 else (None, None)
-    return Estimate(float(np.median(found)), *ends, len(found), 0)
+    found = rows["margin"].to_list()
+    return Estimate(float(np.median(found)), *_ends(found), len(found), 0)
 
 
 def _ceiling(rows: pl.DataFrame) -> Estimate:
@@ -223,8 +223,13 @@ def _extrapolated(statistics: pl.DataFrame, d: int) -> Value:
     how_far = f"fitted to {known[0]} to {largest} dimensions"
     if d > _BEYOND * largest:
         how_far += f", {d / largest:.0f} times beyond: a guess, no measurement"
-    ends = (min(values), max(values)) if len(values) >= 3 else (None, None)
-    return Value(Estimate(float(np.median(values)), *ends, len(values), 0), remark=how_far)
+    estimate = Estimate(float(np.median(values)), *_ends(values), len(values), 0)
+    return Value(estimate, remark=how_far)
+
+
+def _ends(found: Sequence[float]) -> tuple[float | None, float | None]:
+    """Range over seeds in place of an interval; none of fewer than three."""
+    return (min(found), max(found)) if len(found) >= 3 else (None, None)
 
 
 def _largest_n(precision: type[np.floating[Any]], most: int) -> Value:
