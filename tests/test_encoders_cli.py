@@ -261,9 +261,9 @@ FILES = {
     "comments": "# What this cohort changes.\n# encoders:\n#   uni:\n#     model: x\n",
     "null": "encoders:\n  # none yet\n",
     "null and more": "encoders:   # ours\nother:\n  a: 1\n",
-    "list": "# a\nencoders:\n  # of uni\n  uni:   # b\n    preset: uni\n\n  # the last\n  z: {model: timm:x}\n",
+    "list": "# a\nencoders:\n  # uni\n  uni:   # b\n    preset: uni\n\n  # last\n  z: {model: timm:x}\n",
     "list and more": "encoders:\n  uni:\n    preset: uni   # c\n\n# of the next\nother:\n  a: 1\n",
-    "wide": "encoders:\n      uni:\n            preset: uni\n            mean: [0.5,\n              0.5, 0.5]\n",
+    "wide": "encoders:\n     uni:\n          preset: uni\n          mean: [0.5,\n            0.5, 0.5]\n",
     "text": "encoders:\n  uni:\n    model: >-\n      timm:x\n# end",
     "first": "other: 1\nencoders:\n  uni: null\n",
 }

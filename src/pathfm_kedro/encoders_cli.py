@@ -74,8 +74,8 @@ def show(name: str) -> None:
 def check(name: str, cohort: str) -> None:
     """Load the encoder NAME of a cohort, or the preset NAME, and say whether it is what it should be.
 
-    It embeds a few fixed tiles; dimension, determinism and finite numbers are looked at, and whether the
-    weights came from a file: two loads under different seeds must be one network.
+    It embeds a few fixed tiles; dimension, determinism and finite numbers are looked at, and whether
+    the weights came from a file: two loads under different seeds must be one network.
     """
     plan = read_cohort_plan(cohort, str(project_root() / "conf"))
     entry = plan.encoders.get(name)
@@ -147,7 +147,7 @@ def add(
 
 
 def with_encoder(text: str, name: str, entry: Mapping[str, Any]) -> str:
-    """A file of parameters with one more encoder at the end of its list, and nothing else changed.
+    r"""A file of parameters with one more encoder at the end of its list, and nothing else changed.
 
     Parameters
     ----------
@@ -164,8 +164,7 @@ def with_encoder(text: str, name: str, entry: Mapping[str, Any]) -> str:
 
     Examples
     --------
-    >>> print(with_encoder("# ours\\nencoders:\\n  a: {model: timm:x}  # old\\n", "b", {"preset": "uni"}))
-    # ours
+    >>> print(with_encoder("encoders:\n  a: {model: timm:x}  # old\n", "b", {"preset": "uni"}))
     encoders:
       a: {model: timm:x}  # old
       b:
@@ -349,7 +348,7 @@ def _yes(value: bool | None) -> str:
 
 
 def _cached(preset: Preset) -> bool | None:
-    """Whether the file of weights lies in the hub's cache here; None where none is loaded from a hub."""
+    """Whether the weights lie in the hub's cache here; None where none are loaded from a hub."""
     if not preset.entry or not preset.repository:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -420,7 +419,7 @@ def _echo_list(title: str, lines: Any) -> None:
 
 
 def _block(name: str, entry: Mapping[str, Any], indent: int) -> list[str]:
-    """An encoder's entry as lines of YAML: a key a line, arguments and numbers in the line of their key."""
+    """An encoder's entry as lines of YAML, each key with all of its value in one."""
     import yaml
 
     def dumped(value: Any) -> str:

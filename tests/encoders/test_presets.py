@@ -1,4 +1,4 @@
-"""Presets: every one can be used or says what it needs, and its facts hold against timm's architectures."""
+"""Presets: every one can be used or says what it needs; facts hold against timm's architectures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of weights: the one that is named, in the revision that is named, with the digest that is given."""
+"""Files of weights: the one that is named, in that revision, with the digest that is given."""
 
 from __future__ import annotations
 
@@ -152,13 +152,6 @@ def test_what_is_wrong_is_said_of_the_folder_that_the_entry_names(folder):
     (folder / "config.json").write_text(json.dumps(CONFIG | {"architecture": "none_such"}))
     with pytest.raises(ValueError, match=f"local-dir:{folder}'.*none_such"):
         load(model=f"local-dir:{folder}", weights="model.safetensors")
-
-
-class Answer:
-    """As much of an answer of the hub as its errors look at."""
-
-    headers: dict[str, str] = {}
-    request = None
 
 
 REFUSALS = {

@@ -79,8 +79,7 @@ class Preset:
 
     @property
     def _source(self) -> str:
-        given = str(self.entry.get("checkpoint") or self.entry.get("model") or "")
-        return given
+        return str(self.entry.get("checkpoint") or self.entry.get("model") or "")
 
     @property
     def requirement(self) -> str:
@@ -158,8 +157,8 @@ def find_preset(name: Any) -> Preset:
 def expanded(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of ``encoders`` with what its ``preset`` stands for; its own keys win.
 
-    Arguments in ``model_kwargs`` are merged one by one. An own ``model`` that is an export, or features,
-    takes nothing over that is about the published file.
+    Arguments in ``model_kwargs`` are merged one by one. An own ``model`` that is an export takes nothing
+    over that is about the published file, and features take nothing at all.
 
     Parameters
     ----------

@@ -112,13 +112,11 @@ def _file_of_model(spec: EncoderSpec, name: str) -> Path:
         return hub_file(repository, revision or None, name, spec)
     if not (folder / name).is_file():
         key = (
-            ""
-            if name == _CONFIG
-            else f", or write weights: with the name of the file that is there"
+            "" if name == _CONFIG else ", or write weights: with the name of the file that is there"
         )
         raise ValueError(
-            f"encoders.{spec.name}.model is '{spec.model}', and the folder holds no {name}: download it "
-            f"too{key}"
+            f"encoders.{spec.name}.model is '{spec.model}', and the folder holds no {name}: download "
+            f"it too{key}"
         )
     return folder / name
 

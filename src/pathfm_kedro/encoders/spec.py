@@ -331,8 +331,8 @@ class EncoderSpec:
             )
         if not isinstance(parameters.get("model"), str):
             raise ValueError(
-                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18, or a "
-                f"'preset' ('kedro encoders list')"
+                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18, or "
+                "a 'preset' ('kedro encoders list')"
             )
         values = dict(parameters)
         for key in ("mean", "std"):

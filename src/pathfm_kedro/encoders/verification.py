@@ -1,4 +1,4 @@
-"""Whether an encoder is what its entry says: it loads, from a file, and gives the vectors that it should."""
+"""Whether an encoder is what its entry says: it loads, from a file, and gives vectors as it should."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathfm_kedro.encoders.trial import synthetic_tiles
 _TILES = 3
 #: Of torch's random numbers when an encoder is loaded for the first and for the second time.
 _SEEDS = (1, 2)
-#: A tile alone and among others may differ in the last bits of float32, relative to its vector's length.
+#: A tile alone and among others may differ in the last bits of float32, as share of its length.
 _ROUNDING = 1e-4
 
 
