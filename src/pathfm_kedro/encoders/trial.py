@@ -7,13 +7,13 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
+from pathfm_kedro.encoders.fingerprints import package_versions
 from pathfm_kedro.encoders.runtimes import ExportError, Forward, place
 from pathfm_kedro.encoders.spec import AUTO, RUNTIMES, EncoderSpec
 from pathfm_kedro.engine import Note
@@ -163,8 +163,7 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
         "runtime": spec.runtime,
         "precision": f"{spec.precision}: {precision}" if spec.precision == AUTO else precision,
         "device": device,
-        "torch": _version("torch"),
-        "onnxruntime": _version("onnxruntime"),
+        **package_versions(["torch", "onnxruntime"]),
         "trial": _REVISION,
     }
     if spec.runtime == AUTO:
@@ -465,14 +464,6 @@ class _Bench:
 
     def _vectors(self, run: Forward) -> Vectors:
         return run(self.batch).numpy()
-
-
-def _version(package: str) -> str:
-    """Without the part that tells builds of the same version apart."""
-    try:
-        return version(package).partition("+")[0]
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _processor(device: str) -> str:
