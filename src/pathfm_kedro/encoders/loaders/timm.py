@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from pathfm_kedro.encoders.input_size import patch_side
 from pathfm_kedro.encoders.loaders.checkpoints import converted
 from pathfm_kedro.encoders.loaders.files import (
     checked_file,
@@ -266,6 +268,7 @@ def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> t
     """Weights from a file, every one of them placed; heads of a pretext task are dropped by name."""
     try:
         found = converted(read_tensors(path), model)
+        _refuse_other_grid(found.tensors.get("pos_embed"), model)
         result: Any = model.load_state_dict(dict(found.tensors), strict=False)
         problem = mismatch(model, result.missing_keys, result.unexpected_keys, strict=True)
         if problem:
@@ -289,3 +292,16 @@ def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> t
             some_of(found.dropped),
         )
     return model
+
+
+def _refuse_other_grid(positions: torch.Tensor | None, model: Any) -> None:
+    """Position embeddings belong to a grid of patches, and are no other grid's."""
+    own, patch = getattr(model, "pos_embed", None), patch_side(model)
+    if positions is None or own is None or positions.shape == own.shape:
+        return
+    side = math.isqrt(positions.shape[1]) * patch
+    raise ValueError(
+        f"its position embeddings are of {positions.shape[1]} tokens, and the network's of "
+        f"{own.shape[1]}; perhaps it is of model_kwargs img_size: {side}, which dynamic_img_size: true "
+        "lets follow another input_pixels"
+    )
