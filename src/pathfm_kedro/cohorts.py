@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pathfm_kedro.project import project_root
+from pathfm_kedro.project import project_root, resolve_path
 
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
@@ -35,6 +35,10 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
         "catalog": ["catalog*", "catalog*/**", "**/catalog*"],
     },
 }
+
+#: Prefixes of ``model`` that are followed by a file or folder, and by one or the name of a hub's model.
+_FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx")
+_FOLDERS_OR_HUB = ("transformers", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -164,9 +168,16 @@ def weights_path(encoder: Mapping[str, Any]) -> str | None:
     '../models/uni'
     >>> weights_path({"model": "timm:resnet18", "checkpoint": "w.pth"})
     'w.pth'
+    >>> weights_path({"model": "onnx:models/uni.onnx"})
+    'models/uni.onnx'
+    >>> weights_path({"model": "transformers:owkin/phikon"}) is None  # of the hub: no such folder
+    True
     """
     kind, _, name = str(encoder.get("model", "")).partition(":")
-    given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
+    on_disk = kind in _FILES_OF_WEIGHTS or (
+        kind in _FOLDERS_OR_HUB and resolve_path(name.partition("@")[0]).exists()
+    )
+    given = encoder.get("checkpoint") or (name if on_disk else "")
     return Path(str(given)).expanduser().as_posix() if given else None
 
 

@@ -139,7 +139,9 @@ def facebook_names(state):
             for own, theirs in simple.items():
                 if f"{layer}{own}.{kind}" in state:
                     named[f"{block}{theirs}.{kind}"] = state[f"{layer}{own}.{kind}"]
-            parts = (state[f"{layer}attention.attention.{p}.{kind}"] for p in ("query", "key", "value"))
+            parts = (
+                state[f"{layer}attention.attention.{p}.{kind}"] for p in ("query", "key", "value")
+            )
             named[f"{block}attn.qkv.{kind}"] = torch.cat(list(parts))
     for i in range(2):
         for j in (1, 2):
@@ -150,7 +152,7 @@ def facebook_names(state):
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("swiglu", [False, True])
 def test_dinov2_of_meta_embeds_as_that_of_transformers(tmp_path, load, tiles, registers, swiglu):
-    """Two libraries' code of one network: names, layer scale, SwiGLU and registers must all be right."""
+    """Two libraries' code of one network: names, layer scale, SwiGLU, registers must all be right."""
     transformers = pytest.importorskip("transformers")
     name = "Dinov2WithRegisters" if registers else "Dinov2"
     more = {"num_register_tokens": registers} if registers else {}

@@ -87,10 +87,8 @@ def _from_hub(spec: EncoderSpec, name: str) -> Path:
             if weight_files(folder):
                 return folder
     if problem is None:
-        raise ValueError(
-            f"encoders.{spec.name}.model is '{spec.model}', whose page has no weights as safetensors "
-            "or .bin files: give another kind of model, or your own features of it"
-        )
+        # Where the hub cannot be reached its client gives what part of the model it has.
+        raise _not_cached(spec)
     raise hub_problem(problem, spec) or ValueError(
         f"encoders.{spec.name}.model is '{spec.model}', and it could not be downloaded "
         f"({one_line(problem)}): check the network, or download the model and give its folder"
@@ -102,8 +100,6 @@ def hub_problem(error: BaseException, spec: EncoderSpec) -> ValueError | None:
     from huggingface_hub import errors
 
     where = f"encoders.{spec.name}.model is '{spec.model}'"
-    kind, _, name = spec.model.partition(":")
-    folder = "local-dir" if kind in ("hf-hub", "timm") else kind
     if isinstance(error, errors.GatedRepoError):
         return ValueError(
             f"{where}, which is gated: accept its terms on the model's page, then run 'hf auth login' "
@@ -119,9 +115,14 @@ def hub_problem(error: BaseException, spec: EncoderSpec) -> ValueError | None:
             "name, or run 'hf auth login'"
         )
     offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
-    if isinstance(error, offline):
-        return ValueError(
-            f"{where}, which is not cached on this machine, and the hub cannot be reached: where there "
-            f"is a network run 'hf download {name} --local-dir <folder>', and give {folder}:<folder>"
-        )
-    return None
+    return _not_cached(spec) if isinstance(error, offline) else None
+
+
+def _not_cached(spec: EncoderSpec) -> ValueError:
+    kind, _, name = spec.model.partition(":")
+    folder = "local-dir" if kind == "hf-hub" else kind
+    return ValueError(
+        f"encoders.{spec.name}.model is '{spec.model}', whose weights (*.safetensors, *.bin) are not "
+        "cached on this machine, and the hub cannot be reached or has none: where there is a network "
+        f"run 'hf download {name.partition('@')[0]} --local-dir <folder>', and give {folder}:<folder>"
+    )

@@ -198,14 +198,21 @@ def _tensor_names(folder: Path, where: str) -> set[str]:
 def _weights(library: Any, kind: _Kind, folder: Path, names: set[str], where: str) -> Any:
     """The model with its weights, none of them left at random."""
     name, extra = kind.model, {}
-    if kind is _CLIP and any(key.endswith("visual_projection.weight") for key in names):
-        name = "CLIPVisionModelWithProjection"
     if name == "ViTModel":
         extra["add_pooling_layer"] = any("pooler.dense" in key for key in names)
     try:
         with _quiet(library):
+            config = library.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            whole, config = config, getattr(config, "vision_config", config)
+            if kind is _CLIP and any(key.endswith("visual_projection.weight") for key in names):
+                name = "CLIPVisionModelWithProjection"
+                # The part's own number is a default that files leave wrong.
+                config.projection_dim = whole.projection_dim
             model, info = getattr(library, name).from_pretrained(
                 folder,
+                config=config,
                 local_files_only=True,
                 use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
                 output_loading_info=True,
