@@ -212,9 +212,9 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
     """A folder of safetensors shards, one per slide.
 
     Saving runs a :class:`~pathfm_kedro.engine.ShardPlan`: a slide whose shard with an equal header
-    exists in any version, or under another name of the same encoder, is linked, not computed; the others are computed by the plan's engine and
-    written one by one, atomically. The index is written last. A run killed at any moment therefore
-    repeats at most the slides in flight.
+    exists in any version, or under another name of the same encoder, is linked, not computed; the
+    others are computed by the plan's engine and written one by one, atomically. The index is written
+    last. A run killed at any moment therefore repeats at most the slides in flight.
 
     Versions share a folder with their family: ``<folder>/<version>/<name>/``.
     """

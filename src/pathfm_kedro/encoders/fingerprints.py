@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,17 +45,6 @@ def digest_of_architecture(model: torch.nn.Module) -> str:
         for name, module in model.named_modules()
     ]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of installed packages, without the part that tells builds of one version apart."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package).partition("+")[0]
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _settings(module: torch.nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
-from pathfm_kedro.encoders.fingerprints import package_versions
+from pathfm_kedro.engine.versions import package_versions
 
 #: Raised with any change of what is done to pixels.
 _REVISION = "1"

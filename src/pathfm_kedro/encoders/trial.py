@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
-from pathfm_kedro.encoders.fingerprints import package_versions
 from pathfm_kedro.encoders.runtimes import ExportError, Forward, place
 from pathfm_kedro.encoders.spec import AUTO, RUNTIMES, EncoderSpec
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.threads import one_thread
+from pathfm_kedro.engine.versions import package_versions
 
 if TYPE_CHECKING:
     from pathfm_kedro.encoders.torch_encoder import Network
