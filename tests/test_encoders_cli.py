@@ -164,7 +164,7 @@ def test_the_real_weights_are_checked(project, real_data):
     own.write_text(own.read_text().replace(given["sha256"], "f" * 64))
     result = run("check", "vit", "--env", "clinic")
     assert result.exit_code == 1
-    assert "another file than expected" in result.output
+    assert "download the file again" in result.output
 
 
 def digest_in_index(real_data, name):
@@ -261,9 +261,9 @@ FILES = {
     "comments": "# What this cohort changes.\n# encoders:\n#   uni:\n#     model: x\n",
     "null": "encoders:\n  # none yet\n",
     "null and more": "encoders:   # ours\nother:\n  a: 1\n",
-    "list": "# a\nencoders:\n  # uni\n  uni:   # b\n    preset: uni\n\n  # last\n  z: {model: timm:x}\n",
+    "list": "# a\nencoders:\n  # u\n  u:   # b\n    preset: uni\n\n  # last\n  z: {model: timm:x}\n",
     "list and more": "encoders:\n  uni:\n    preset: uni   # c\n\n# of the next\nother:\n  a: 1\n",
-    "wide": "encoders:\n     uni:\n          preset: uni\n          mean: [0.5,\n            0.5, 0.5]\n",
+    "wide": "encoders:\n     u:\n          preset: uni\n          mean: [0.5,\n            0.5, 0.5]\n",
     "text": "encoders:\n  uni:\n    model: >-\n      timm:x\n# end",
     "first": "other: 1\nencoders:\n  uni: null\n",
 }

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.encoders.loaders.timm import resolve_layers
 from pathfm_kedro.encoders.presets import (
     Preset,
     differs_from_training,
@@ -17,11 +18,9 @@ from pathfm_kedro.encoders.presets import (
     read_presets,
 )
 from pathfm_kedro.encoders.runtimes import pooled
-from pathfm_kedro.encoders.spec import _PREFIXES
-from pathfm_kedro.encoders.weights import resolve_layers
 
 PRESETS = read_presets()
-USABLE = [p.name for p in PRESETS.values() if p.entry and p.entry["model"].startswith(_PREFIXES)]
+USABLE = [p.name for p in PRESETS.values() if p.entry]
 BUILT = [
     name
     for name in USABLE
@@ -153,7 +152,7 @@ def test_the_null_of_a_published_architecture():
             {"preset": "uni", "weights": "../w.bin"},
             r"mine.weights is '../w.bin': it names one file",
         ),
-        ({"model": "timm:resnet18", "sha256": "0" * 64}, r"not of which file"),
+        ({"model": "timm:resnet18", "sha256": "0" * 64}, r"no single file: name the one"),
         ({"model": "timm:resnet18", "checkpoint": "hf-hub:x"}, r"give hf-hub:<owner>/<model>@"),
         ({"pooling": "default"}, r"has no 'model'.*'preset'"),
     ],

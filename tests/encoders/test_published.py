@@ -122,10 +122,10 @@ def test_another_file_than_expected_is_refused(folder, hub, where):
             "checkpoint": "hf-hub:owner/model@abc/pytorch_model.bin",
         },
     }[where]
-    with pytest.raises(ValueError, match="another file than expected") as refused:
+    with pytest.raises(ValueError, match="download the file again") as refused:
         load(**entry, sha256=expected)
     found = digest(folder / "pytorch_model.bin")
-    for told in ("encoders.mine", "pytorch_model.bin", found, expected, "sha256: null"):
+    for told in ("encoders.mine", "pytorch_model.bin", found, expected):
         assert told in str(refused.value)
     assert load(**entry, sha256=found).embed(TILES).shape == (2, 64)
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_the_hub_is_the_same_as_the_file(folder, hub):
 
 def test_a_file_that_the_folder_lacks(folder):
     with pytest.raises(
-        ValueError, match=r"the folder holds no other.bin: download it too, or write"
+        ValueError, match=r"the folder holds no other.bin: download it too, or name"
     ):
         load(model=f"local-dir:{folder}", weights="other.bin")
     with pytest.raises(ValueError, match=r"there is no folder at"):
@@ -203,7 +203,9 @@ def test_a_network_that_silently_starts_at_random_is_refused(folder, monkeypatch
 
     def random_instead(source, pretrained=False, **kwargs):
         del source, pretrained
-        return create(ARCHITECTURE, pretrained=False, **kwargs)
+        network = create(ARCHITECTURE, pretrained=False, **kwargs)
+        network.load_state_dict(network.state_dict())
+        return network
 
     monkeypatch.setattr(timm, "create_model", random_instead)
     spec = EncoderSpec.from_parameters("mine", {"model": f"local-dir:{folder}"})

@@ -92,18 +92,9 @@ class Preset:
             needs.append("checkpoint: the file, downloaded")
         if self.gated and self.entry:
             needs.append("its terms accepted, hf auth login")
-        if self.entry and (kind := _not_loaded_here(str(self.entry["model"]))):
-            needs.append(f"a loader of {kind}, which is not installed here")
-        elif str(self.entry.get("model")).startswith(("transformers:", "open_clip:")):
+        if str(self.entry.get("model")).startswith(("transformers:", "open_clip:")):
             needs.append('pip install "pathfm-kedro[models]"')
         return "; ".join(needs)
-
-
-def _not_loaded_here(model: str) -> str:
-    """The kind of a model that this version of the project has no loader for."""
-    from pathfm_kedro.encoders.spec import _PREFIXES
-
-    return "" if model.startswith(_PREFIXES) else model.partition(":")[0]
 
 
 @lru_cache(maxsize=1)
@@ -157,7 +148,7 @@ def find_preset(name: Any) -> Preset:
 def expanded(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of ``encoders`` with what its ``preset`` stands for; its own keys win.
 
-    Arguments in ``model_kwargs`` are merged one by one. An own ``model`` that is an export takes nothing
+    Arguments in ``model_kwargs`` are merged one by one. A ``model`` that is an export takes nothing
     over that is about the published file, and features take nothing at all.
 
     Parameters

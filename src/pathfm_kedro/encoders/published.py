@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pathfm_kedro.encoders.loaders.files import refuse_other_digest
 from pathfm_kedro.encoders.spec import HUB_FILE, EncoderSpec
 from pathfm_kedro.project import resolve_path
 
-_CONFIG = "config.json"
-#: Kinds that timm loads from a folder with a configuration and weights.
-_OF_TIMM = ("hf-hub", "local-dir")
+#: Of each kind of model the file that says what it is.
+_CONFIGS = {
+    "hf-hub": "config.json",
+    "local-dir": "config.json",
+    "transformers": "config.json",
+    "open_clip": "open_clip_config.json",
+}
+#: What may lie beside it and is read where it does.
+_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 
 
 @contextmanager
 def at_hand(spec: EncoderSpec) -> Iterator[EncoderSpec]:
-    """The entry with what it names on the hub as files here, each compared with ``sha256``.
+    """The entry with files of this machine in place of what it names on the hub, or one of several.
 
     Where ``weights`` names the file, that one is loaded whatever else lies beside it.
 
@@ -36,88 +42,61 @@ def at_hand(spec: EncoderSpec) -> Iterator[EncoderSpec]:
     Raises
     ------
     ValueError
-        If a file cannot be had or is another one; it names the mend.
+        If a file cannot be had, or its digest is not ``sha256``; it names the mend.
     """
-    if spec.checkpoint is not None:
-        yield _with_checkpoint_here(spec)
+    named = HUB_FILE.fullmatch(spec.checkpoint or "")
+    if named:
+        # Its digest is compared where it is read, as that of any checkpoint.
+        path = hub_file(named[1], named[2], named[3], spec)
+        yield replace(spec, checkpoint=path.as_posix())
     elif spec.weights is None or not spec.pretrained:
         yield spec
-    elif spec.model.partition(":")[0] in _OF_TIMM:
+    else:
         with tempfile.TemporaryDirectory(prefix="encoder-") as folder:
-            here = _folder_of_two(spec, Path(folder))
+            here = _linked(spec, Path(folder))
             try:
                 yield here
             except ValueError as error:
                 # What is wrong is said of what the entry names, not of where it was linked.
                 raise ValueError(str(error).replace(here.model, spec.model)) from error
-    else:
-        yield replace(spec, weights=None, sha256=None)
-        # Its loader has fetched the whole model by now.
-        refuse_other_file(_file_of_model(spec, str(spec.weights)), spec)
 
 
-def refuse_other_file(path: Path, spec: EncoderSpec) -> None:
-    """Compare a file of weights with the digest that its entry gives, if any.
-
-    Raises
-    ------
-    ValueError
-        If it differs, naming both digests and the mend.
-    """
-    if spec.sha256 is None:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != spec.sha256.lower():
-        raise ValueError(
-            f"encoders.{spec.name}: '{path.name}' is another file than expected (SHA-256 {found}, and "
-            f"encoders.{spec.name}.sha256 is {spec.sha256}): download it again from where it was "
-            f"published; if you trust this one, write sha256: null, or its own digest, into the entry"
-        )
-
-
-def _with_checkpoint_here(spec: EncoderSpec) -> EncoderSpec:
-    named = HUB_FILE.fullmatch(str(spec.checkpoint))
-    path = (
-        hub_file(named[1], named[2], named[3], spec)
-        if named
-        else resolve_path(str(spec.checkpoint))
-    )
-    if path.is_file():
-        # That there is none is said where it is loaded.
-        refuse_other_file(path, spec)
-    return replace(spec, checkpoint=str(path) if named else spec.checkpoint)
-
-
-def _folder_of_two(spec: EncoderSpec, folder: Path) -> EncoderSpec:
+def _linked(spec: EncoderSpec, folder: Path) -> EncoderSpec:
     """A folder with nothing but the configuration and the file of weights that is meant."""
-    weights = _file_of_model(spec, str(spec.weights))
-    refuse_other_file(weights, spec)
-    for path in (_file_of_model(spec, _CONFIG), weights):
+    kind, name = spec.model.partition(":")[0], str(spec.weights)
+    weights = _file_of_model(spec, name)
+    refuse_other_digest(weights, name, spec)
+    files = [weights, _file_of_model(spec, _CONFIGS[kind])]
+    if kind == "transformers":
+        for beside in _PREPROCESSING:
+            with suppress(ValueError):
+                files.append(_file_of_model(spec, beside))
+    for path in files:
         (folder / path.name).symlink_to(path.absolute())
-    return replace(spec, model=f"local-dir:{folder}", weights=None, sha256=None)
+    kind = "local-dir" if kind == "hf-hub" else kind
+    return replace(spec, model=f"{kind}:{folder}", weights=None, sha256=None)
 
 
 def _file_of_model(spec: EncoderSpec, name: str) -> Path:
     """A file of the folder or of the hub's model that the entry names."""
     given = spec.model.partition(":")[2]
     folder = resolve_path(given)
-    if spec.model.startswith("hf-hub:") or not folder.is_dir():
-        if spec.model.startswith("local-dir:"):
-            raise ValueError(
-                f"encoders.{spec.name}.model is '{spec.model}', and there is no folder at {folder}: "
-                "correct the path, which starts from the project's folder"
-            )
+    if spec.model.startswith("hf-hub:") or (spec.names_hub and not folder.is_dir()):
         repository, _, revision = given.partition("@")
         return hub_file(repository, revision or None, name, spec)
-    if not (folder / name).is_file():
-        key = (
-            "" if name == _CONFIG else ", or write weights: with the name of the file that is there"
-        )
+    where = f"encoders.{spec.name}.model is '{spec.model}'"
+    if not folder.is_dir():
         raise ValueError(
-            f"encoders.{spec.name}.model is '{spec.model}', and the folder holds no {name}: download "
-            f"it too{key}"
+            f"{where}, and there is no folder at {folder}: correct the path, which starts from the "
+            "project's folder"
         )
+    if not (folder / name).is_file():
+        other = (
+            f", or name the one that is there in encoders.{spec.name}.weights"
+            if name == spec.weights
+            else ""
+        )
+        raise ValueError(f"{where}, and the folder holds no {name}: download it too{other}")
     return folder / name
 
 
