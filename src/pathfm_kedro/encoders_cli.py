@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan
+from pathfm_kedro.cohorts import DEFAULT_COHORT, expand_variants, read_cohort_plan
 from pathfm_kedro.encoders.presets import Preset, differs_from_training, find_preset, read_presets
 from pathfm_kedro.project import project_root
 
@@ -121,7 +121,8 @@ def add(
     entry |= dict(_setting(text) for text in settings)
     root = project_root()
     try:
-        EncoderSpec.from_parameters(name, entry)
+        for one, written in expand_variants({name: entry}).items():
+            EncoderSpec.from_parameters(one, written)
         plan = read_cohort_plan(cohort, str(root / "conf"))
     except ValueError as error:
         raise click.ClickException(str(error)) from error

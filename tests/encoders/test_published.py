@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,29 @@ def test_a_network_that_looks_at_the_batch_or_draws_numbers_is_seen(folder, monk
         monkeypatch.setattr(timm, "create_model", changed)
         spec = EncoderSpec.from_parameters("mine", {"model": f"local-dir:{folder}"})
         assert told in failed(spec, tile_pixels=64)
+
+
+# --- models of other libraries
+
+
+def test_the_named_file_of_another_library(tmp_path):
+    """transformers alone would take the safetensors file."""
+    transformers = pytest.importorskip("transformers")
+    made = tmp_path / "phikon"
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**size, intermediate_size=48, image_size=32, patch_size=8)
+    torch.manual_seed(0)
+    other = transformers.ViTModel(config, add_pooling_layer=False)
+    torch.save(other.state_dict(), tmp_path / "other.bin")
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(made)
+    shutil.copy(tmp_path / "other.bin", made / "pytorch_model.bin")
+    entry = {"model": f"transformers:{made}", "pooling": "class_token", "input_pixels": 32}
+    entry |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    plain = load(**entry)
+    named = {"weights": "pytorch_model.bin", "sha256": digest(made / "pytorch_model.bin")}
+    encoder = load(**entry, **named)
+    assert encoder.fingerprint != plain.fingerprint
+    (made / "model.safetensors").unlink()
+    assert encoder.fingerprint == load(**entry, batch_size=2).fingerprint
+    with pytest.raises(ValueError, match="sha256 is not that of 'pytorch_model.bin'"):
+        load(**entry, **(named | {"sha256": "f" * 64}))
