@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from pathfm_kedro.pipelines.retrieve.families import FAMILIES, REORDERINGS
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
 from pathfm_kedro.pipelines.retrieve.search import (
@@ -21,7 +20,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     Retrieval,
     search_slides,
 )
-from pathfm_kedro.statistics.mosaic import Mosaic, pool_slides, read_mosaic
+from pathfm_kedro.statistics.mosaic import Mosaic, pool_slides
 from pathfm_kedro.statistics.parameters import read_parameters
 from tests.in_memory import InMemory
 
@@ -201,7 +200,10 @@ def test_no_embeddings_give_an_empty_table_of_the_same_columns():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"families": ["bow"]}, r"retrieval\.families is \['bow'\]: 'bow' is no family: did you mean bovw"),
+        (
+            {"families": ["bow"]},
+            r"retrieval\.families is \['bow'\]: 'bow' is no family: did you mean bovw",
+        ),
         ({"families": "mean"}, r"retrieval\.families is 'mean': Input should be a valid tuple"),
         ({"families": []}, r"retrieval\.families is \[\]: .* at least 1 item"),
         ({"scopes": ["organ"]}, r"retrieval\.scopes\.0 is 'organ': Input should be 'within_organ'"),

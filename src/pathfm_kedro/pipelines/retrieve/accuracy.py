@@ -54,7 +54,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.retrieve.families import REORDERINGS
+from pathfm_kedro.pipelines.retrieve.families.registry import REORDERINGS
 from pathfm_kedro.pipelines.retrieve.families.reranked import refuse_too_few
 from pathfm_kedro.pipelines.retrieve.ranked_lists import (
     findable,
@@ -410,6 +410,30 @@ class Search:
                 "search within it is trivial: search across organs, or add patients"
             )
         return f"no label of this organ has {self.min_patients} patients: add patients"
+
+
+def search_votes(
+    matches: pl.DataFrame, slides: pl.DataFrame, scope: ScopeName, k: int, p: SearchSettings
+) -> PatientVotes | None:
+    """Votes of the k nearest matches of one family and scope; None where no query is counted.
+
+    Parameters
+    ----------
+    matches
+        query_slide, rank, match_slide.
+    slides
+        Slides table.
+    scope
+        Name of the scope.
+    k
+        Matches that vote.
+    p
+        The parameters.
+    """
+    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).unique()
+    cohort = slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
+    search = Search.of(matches, cohort, scope, p)
+    return search.votes(k) if search.counted.any() else None
 
 
 def searchable_labels(queries: LabelledQueries, min_patients: int, within_organ: bool) -> Bools:

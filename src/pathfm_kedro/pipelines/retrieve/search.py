@@ -18,7 +18,11 @@ import polars as pl
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.retrieve.families import Distances, comparing_families, known_families
+from pathfm_kedro.pipelines.retrieve.families.registry import (
+    Distances,
+    comparing_families,
+    known_families,
+)
 from pathfm_kedro.pipelines.retrieve.families.settings import (
     Bools,
     Count,
