@@ -48,7 +48,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -222,9 +222,10 @@ def _of_vote(
         yield from undefined(OVER_ORGANS, setting, reason)
         return
     spread = OrganSpread(organs, whole.macro_f1)
-    computed = (spread.mean, spread.range, spread.deviation, spread.between)
-    for metric, compute in zip(OVER_ORGANS, computed, strict=True):
-        yield Figure(metric, compute, setting)
+    yield Figure(OVER_ORGANS[0], spread.mean, setting)
+    yield Figure(RANGE, spread.range, setting)
+    yield Figure(DEVIATION, spread.deviation, setting)
+    yield Figure(TAU, spread.between, setting)
 
 
 @dataclass(frozen=True)
@@ -568,7 +569,7 @@ def _threshold(p: Retrieval, setting: Mapping[str, str]) -> float | None:
 
 def undefined(
     metrics: Sequence[str],
-    setting: Mapping[str, str],
+    setting: Mapping[str, Any],
     reason: str,
     stratum: str = "all",
     n: int = 0,

@@ -24,7 +24,6 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.engine import EngineSettings, map_in_order
-
 from pathfm_kedro.pipelines.retrieve.accuracy import search_votes, share, undefined
 from pathfm_kedro.pipelines.retrieve.families.settings import Bools, Floats
 from pathfm_kedro.pipelines.retrieve.search import (
@@ -166,7 +165,8 @@ def _class_prior(slides: pl.DataFrame, allowed: Bools, seed: int) -> Floats:
 
 def _center_only(slides: pl.DataFrame, allowed: Bools, seed: int) -> Floats:
     center = slides["center"].to_numpy()
-    return _random(slides, allowed, seed) + (center[:, None] != center)
+    order: Floats = _random(slides, allowed, seed) + (center[:, None] != center)
+    return order
 
 
 def _colour_histogram(slides: pl.DataFrame, allowed: Bools, seed: int) -> Floats:

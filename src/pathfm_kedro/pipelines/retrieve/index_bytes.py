@@ -26,9 +26,10 @@ Pitfalls
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -51,7 +52,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     matches_table,
     rank_matches,
 )
-from pathfm_kedro.statistics.figures import Figure
+from pathfm_kedro.statistics.figures import Figure, Value
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
 from pathfm_kedro.statistics.parameters import STRICT
@@ -111,6 +112,8 @@ class IndexBytes(SearchSettings):
     ----------
     families
         Names in :data:`STORED`, ``bm25`` and ``hybrid``; ``mean``, for the others to be held against.
+    words
+        Visual words, of which a byte can name 256.
     budgets
         Bytes per slide.
     codes
@@ -118,6 +121,7 @@ class IndexBytes(SearchSettings):
     """
 
     families: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_stored_families)]
+    words: Annotated[int, Field(ge=1, le=256)] = 64
     budgets: Annotated[tuple[Count, ...], Field(min_length=1)]
     codes: Annotated[tuple[Code, ...], Field(min_length=1)]
 
@@ -163,7 +167,7 @@ def _matches(mosaic: Mosaic, p: IndexBytes) -> Iterator[pl.DataFrame]:
                 table = matches_table(family, scope, mosaic.slides, found, triple)
                 beside = zip(_COLUMNS, (code, budget, *size), strict=False)
                 columns = [pl.lit(v).cast(_COLUMNS[name]).alias(name) for name, v in beside]
-                yield table.with_columns(columns).select(_COLUMNS)
+                yield table.with_columns(columns).select(list(_COLUMNS))
 
 
 def fitting(
@@ -287,9 +291,10 @@ def bytes_figures(matches: pl.DataFrame, slides: pl.DataFrame, p: IndexBytes) ->
 
 
 def _at_size(
-    matches: pl.DataFrame, slides: pl.DataFrame, at: Mapping[str, str | int], p: IndexBytes
+    matches: pl.DataFrame, slides: pl.DataFrame, at: Mapping[str, Any], p: IndexBytes
 ) -> Iterator[Figure]:
     base: PatientVotes | None = None
+    base_bytes = 0.0
     for family in sorted(p.families, key=lambda name: name != "mean"):
         setting = {**at, "family": family}
         own = matches.filter(family=family)
@@ -298,7 +303,7 @@ def _at_size(
             reason = f"nothing of a slide fits into {at['budget']} bytes: raise index_bytes.budgets"
             yield from undefined(metrics, setting, reason)
             continue
-        votes = search_votes(own, slides, at["scope"], VOTES[at["vote"]], p)  # type: ignore[arg-type,index]
+        votes = search_votes(own, slides, at["scope"], VOTES[at["vote"]], p)
         if votes is None:
             reason = "no label has enough patients where it is searched: add patients"
             yield from undefined(metrics, setting, reason)
@@ -308,9 +313,17 @@ def _at_size(
             known = Estimate(float(own[name][0]), None, None, votes.n, votes.n_patients)
             yield Figure(name, partial(_known, known), setting)
         if family == "mean":
-            base = votes
+            base, base_bytes = votes, float(own["bytes_per_slide"][0])
         elif base is not None:
-            yield Figure("gain_over_mean", partial(gain_over, votes, base), setting)
+            whole = base_bytes < at["budget"] / 2
+            remark = (
+                f"the mean is whole at {base_bytes:g} bytes and cannot use more" if whole else ""
+            )
+            yield Figure("gain_over_mean", partial(_gain, votes, base, remark), setting)
+
+
+def _gain(votes: PatientVotes, base: PatientVotes, remark: str) -> Value:
+    return replace(gain_over(votes, base), remark=remark)
 
 
 def _known(estimate: Estimate) -> Estimate:

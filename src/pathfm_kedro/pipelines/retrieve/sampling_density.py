@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -159,7 +159,7 @@ def density_figures(
 
 
 def _of_density(
-    votes: list[PatientVotes], wanted: int, setting: Mapping[str, str | float]
+    votes: list[PatientVotes], wanted: int, setting: Mapping[str, Any]
 ) -> Iterator[Figure]:
     over = ("f1_mean_over_mosaics", "f1_sd_over_mosaics")
     if not votes or len(votes) < wanted:

@@ -30,7 +30,8 @@ def barcode(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     """
     left, right = barcodes(queries.vectors), barcodes(archive.vectors)
     n_bits = max(1, queries.vectors.shape[1] - 1)
-    return hamming_median_min(queries, archive, left, right) / n_bits
+    distances: Floats = hamming_median_min(queries, archive, left, right) / n_bits
+    return distances
 
 
 def barcodes(vectors: Vectors) -> Bytes:
@@ -80,7 +81,7 @@ def hamming(left: Bytes, right: Bytes) -> NDArray[np.int32]:
     width = -left.shape[1] % 8  # whole words of 64 bits are counted at once
     a, b = (np.ascontiguousarray(np.pad(codes, ((0, 0), (0, width)))) for codes in (left, right))
     out = np.empty((len(a), len(b)), np.int32)
-    faiss.hammings(
+    faiss.hammings(  # type: ignore[attr-defined]
         faiss.swig_ptr(a), faiss.swig_ptr(b), len(a), len(b), a.shape[1], faiss.swig_ptr(out)
     )
     return out

@@ -34,7 +34,7 @@ def other_patients(
             yield rows, outside
             continue
         for row in rows:
-            others = _of_others(queries, archive, row)
+            others = _of_others(queries, archive, int(row))
             if others.any():
                 yield np.array([row]), others
 

@@ -104,19 +104,22 @@ def median_by_slide(values: Floats, sizes: Ints) -> Floats:
     padded.partition(middle, axis=2)
     every = np.arange(len(sizes))
     low, high = padded[:, every, (sizes - 1) // 2], padded[:, every, sizes // 2]
-    return cast(Floats, (low + high) / 2)
+    middle_value: Floats = (low + high) / 2
+    return middle_value
 
 
 def mean_by_slide(values: Floats, sizes: Ints) -> Floats:
     """Means over the patches of each slide: [m, Σ sizes] → [m, n_slides]."""
-    return cast(Floats, np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1) / sizes)
+    sums: Floats = np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1)
+    return sums / sizes
 
 
 def unit_rows(vectors: Vectors) -> Floats:
     """Rows of length 1 in float64; a row of zeros stays."""
     rows = vectors.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    units: Floats = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return units
 
 
 def as_products(
