@@ -24,6 +24,11 @@ from pathfm_kedro.pipelines.retrieve.sampling_density import (
     density_matches,
 )
 from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
+from pathfm_kedro.pipelines.retrieve.tissue_limit import (
+    TissueLimit,
+    tissue_limit_figures,
+    tissue_limit_statistics,
+)
 from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.wiring import (
     Experiment,
@@ -43,6 +48,7 @@ EXPERIMENTS = [
         "sampling_density", SamplingDensity, density_matches, density_figures, VECTORS, SLIDES
     ),
     Experiment("index_bytes", IndexBytes, matches_by_bytes, bytes_figures, VECTORS, SLIDES),
+    Experiment("tissue_limit", TissueLimit, tissue_limit_statistics, tissue_limit_figures, VECTORS),
 ]
 #: What needs no encoder.
 BASELINES = Experiment(
