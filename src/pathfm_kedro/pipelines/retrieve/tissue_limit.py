@@ -17,8 +17,7 @@ visual words are learned on the queries' half. Figures per pattern and search:
 - ``recall_gain``: the same less that of ``mean``, on the same documents.
 
 Searches: ``mean`` (one vector), ``maxsim`` (a vector per tile), ``maxsim_equal_bytes`` (a vector per
-tile, projected on so many principal components of the queries' half that a document takes the bytes
-of one vector), ``bm25`` on visual words, ``hybrid`` of mean and bm25.
+tile, projected at random on so few dimensions that a document takes the bytes of one vector), ``bm25`` on visual words, ``hybrid`` of mean and bm25.
 
 Value: mean over splits. Interval: patients are resampled, within label and half, in every draw, and
 documents and queries are put together anew, so that it holds the chance of the tiles too.
@@ -36,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Annotated, Literal
@@ -52,6 +52,7 @@ from pathfm_kedro.pipelines.retrieve.families.vectors import (
     mean_by_slide,
     set_to_set,
     symmetrised,
+    unit_rows,
 )
 from pathfm_kedro.pipelines.retrieve.families.visual_words import (
     bm25_scores,
@@ -212,14 +213,14 @@ def documents_of(
     generator
         Of the random pattern.
     """
-    pairs = list(combinations(range(m), 2))
+    pairs: list[tuple[int, ...]] = list(combinations(range(m), 2))
     if pattern == "dense":
         return pairs * p.copies
     if pattern == "cycle":
-        return (
-            sorted({(min(i, j), max(i, j)) for i, j in ((i, (i + 1) % m) for i in range(m))})
-            * p.copies
-        )
+        neighbours: set[tuple[int, ...]] = {
+            (min(i, (i + 1) % m), max(i, (i + 1) % m)) for i in range(m)
+        }
+        return sorted(neighbours) * p.copies
     size = min(p.attributes, m - 1)
     return [
         tuple(sorted(generator.choice(m, size, replace=False).tolist()))
@@ -321,16 +322,16 @@ def _maxsim(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: Tiss
 def _maxsim_equal_bytes(
     asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit
 ) -> Floats:
-    """As many numbers a document as one vector has, spread over its tiles."""
+    """As many numbers a document as one vector has, spread over its tiles.
+
+    The projection is random: principal components would take noise out too, which is another gain.
+    """
     d = others.shape[1]
-    kept = max(1, min(d // int(archive.sizes.max()), len(others) - 1))
-    middle = others.mean(axis=0, dtype=np.float64)
-    _, _, components = np.linalg.svd(others - middle, full_matrices=False)
+    kept = max(1, d // int(archive.sizes.max()))
+    axes = np.random.default_rng(p.seed).standard_normal((d, kept)) / kept**0.5
 
     def projected(mosaic: Mosaic) -> Mosaic:
-        return mosaic.with_vectors(
-            ((mosaic.vectors - middle) @ components[:kept].T).astype(np.float32)
-        )
+        return mosaic.with_vectors((unit_rows(mosaic.vectors) @ axes).astype(np.float32))
 
     return _maxsim(projected(asked), projected(archive), others, p)
 
@@ -344,9 +345,9 @@ def _bm25(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: Tissue
 
 
 def _hybrid(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit) -> Floats:
-    fused: Floats = -sum(
-        1 / (CONSTANT + ranks(search(asked, archive, others, p))) for search in (_mean, _bm25)
-    )
+    fused = np.zeros((len(asked.starts), len(archive.starts)))
+    for search in (_mean, _bm25):
+        fused -= 1 / (CONSTANT + ranks(search(asked, archive, others, p)))
     return fused
 
 
@@ -384,7 +385,9 @@ def tissue_limit_figures(statistics: pl.DataFrame, p: TissueLimit) -> Iterator[F
 def _recall(own: pl.DataFrame, search: str) -> Value:
     value, resampled = _parts(own, search)
     chance = float(own["chance"].mean())  # type: ignore[arg-type]
-    return Value(_estimate(own, value, resampled), Null(chance, chance))
+    found = _estimate(own, value, resampled)
+    low, high = (min(1.0, max(0.0, end)) for end in (found.ci_low or 0.0, found.ci_high or 0.0))
+    return Value(replace(found, ci_low=low, ci_high=high), Null(chance, chance))
 
 
 def _gain(own: pl.DataFrame, search: str) -> Value:
