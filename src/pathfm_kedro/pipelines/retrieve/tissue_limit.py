@@ -1,4 +1,4 @@
-r"""Combinations of tissue: does one vector find a document that shows two tissues?
+r"""Combinations of tissue: whether one vector finds a document that shows two tissues.
 
 The question of LIMIT (Weller et al. 2025, arXiv 2508.21038), asked of the cohort's own tiles. A
 document is a bag of tiles that shows some attributes, here labels: ``tiles_per_attribute`` tiles of
@@ -17,7 +17,8 @@ visual words are learned on the queries' half. Figures per pattern and search:
 - ``recall_gain``: the same less that of ``mean``, on the same documents.
 
 Searches: ``mean`` (one vector), ``maxsim`` (a vector per tile), ``maxsim_equal_bytes`` (a vector per
-tile, projected at random on so few dimensions that a document takes the bytes of one vector), ``bm25`` on visual words, ``hybrid`` of mean and bm25.
+tile, projected at random on so few dimensions that a document takes the bytes of one vector),
+``bm25`` on visual words, ``hybrid`` of mean and bm25.
 
 Value: mean over splits. Interval: patients are resampled, within label and half, in every draw, and
 documents and queries are put together anew, so that it holds the chance of the tiles too.
@@ -148,7 +149,7 @@ class TissueBank:
 def tissue_bank(
     slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: TissueLimit
 ) -> TissueBank:
-    """At most ``tiles_per_slide`` tiles of each slide, by label and patient; labels of few are left out."""
+    """Tiles by label and patient, without labels of few patients."""
     all_tiles = tile_rows(slides, tiles, embeddings.slide_ids)
     chosen = capped_tiles(all_tiles, p.tiles_per_slide, p.seed)
     vectors = chosen_vectors(all_tiles, chosen, embeddings).astype(np.float32)
