@@ -83,7 +83,8 @@ def search(slides, vectors, k=5, scopes=("within_organ", "across_organs")):
                 for rank, j in enumerate(allowed[:k], start=1)
             ]
     columns = ["family", "scope", "query_slide", "rank", "match_slide"]
-    return pl.DataFrame(found, schema=columns, orient="row")
+    table = pl.DataFrame(found, schema=columns, orient="row")
+    return table.with_columns(reason=pl.lit(None, pl.String()))
 
 
 def cohort(seed=0, n=60, organs=2, labels=3, separation=0.0):

@@ -54,8 +54,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.retrieve.families.registry import REORDERINGS
-from pathfm_kedro.pipelines.retrieve.families.reranked import refuse_too_few
 from pathfm_kedro.pipelines.retrieve.ranked_lists import (
     findable,
     mean_average_precision,
@@ -108,17 +106,17 @@ def retrieval_figures(
     p
         The parameters.
     """
-    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).unique()
-    cohort = slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
+    cohort = _cohort(matches, slides)
     for scope in p.scopes:
         reach = Reach.of(cohort, scope, p)
         base: dict[str, PatientVotes] = {}
         # The mean first: the others are held against it.
         for family in sorted(p.families, key=lambda name: name != BASE):
             setting = {"family": family, "scope": scope}
-            found = matches.filter(family=family, scope=scope)
+            own = matches.filter(family=family, scope=scope)
+            found = own.drop_nulls("query_slide")
             search = None if found.is_empty() else Search.of(found, cohort, scope, p)
-            reason = _no_match(scope) if cohort.is_empty() else reach.why_nothing(family, scope, p)
+            reason = own["reason"].drop_nulls().first() or _no_match(scope)
             yield from _of_list(search, reach, setting, reason)
             for vote in p.votes:
                 at = {**setting, "vote": vote}
@@ -133,6 +131,12 @@ def retrieval_figures(
                 yield from _of_vote(search, whole, k, at, p)
                 if _has_base(family, p):
                     yield _gain(search, whole, base.get(vote), at)
+
+
+def _cohort(matches: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+    """Slides that took part in a search, sorted."""
+    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).drop_nulls().unique()
+    return slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
 
 
 def _has_base(family: str, p: Retrieval) -> bool:
@@ -260,15 +264,6 @@ class Reach:
         if key not in self._known:
             self._known[key] = findable(self.allowed, labels, self.n_labels)
         return self._known[key]
-
-    def why_nothing(self, family: str, scope: ScopeName, p: SearchSettings) -> str:
-        """Why a family found no slide in the scope."""
-        try:
-            if family in REORDERINGS and self.allowed.any():
-                refuse_too_few(self.allowed, p)
-        except Undefined as problem:
-            return str(problem)
-        return _no_match(scope)
 
 
 @dataclass(frozen=True)
@@ -431,10 +426,19 @@ def search_votes(
     p
         The parameters.
     """
-    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).unique()
-    cohort = slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
-    search = Search.of(matches, cohort, scope, p)
+    found = matches.drop_nulls("query_slide")
+    if found.is_empty():
+        return None
+    search = Search.of(found, _cohort(matches, slides), scope, p)
     return search.votes(k) if search.counted.any() else None
+
+
+def why_no_votes(matches: pl.DataFrame) -> str:
+    """Why :func:`search_votes` counts no query."""
+    reason: str | None = matches["reason"].drop_nulls().first()
+    return reason or (
+        "no label has enough patients where it is searched: add patients, or search across organs"
+    )
 
 
 def searchable_labels(queries: LabelledQueries, min_patients: int, within_organ: bool) -> Bools:

@@ -36,7 +36,13 @@ import polars as pl
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.retrieve.accuracy import gain_over, search_votes, share, undefined
+from pathfm_kedro.pipelines.retrieve.accuracy import (
+    gain_over,
+    search_votes,
+    share,
+    undefined,
+    why_no_votes,
+)
 from pathfm_kedro.pipelines.retrieve.families.folds import other_patients
 from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
 from pathfm_kedro.pipelines.retrieve.families.maxsim import pooled_patches
@@ -305,8 +311,7 @@ def _at_size(
             continue
         votes = search_votes(own, slides, at["scope"], VOTES[at["vote"]], p)
         if votes is None:
-            reason = "no label has enough patients where it is searched: add patients"
-            yield from undefined(metrics, setting, reason)
+            yield from undefined(metrics, setting, why_no_votes(own))
             continue
         yield Figure("macro_f1", partial(share, votes.macro_f1, votes.n, votes.n_patients), setting)
         for name in ("dimensions", "bytes_per_slide"):

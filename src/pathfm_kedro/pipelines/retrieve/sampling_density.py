@@ -27,7 +27,7 @@ import polars as pl
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.retrieve.accuracy import search_votes, share, undefined
+from pathfm_kedro.pipelines.retrieve.accuracy import search_votes, share, undefined, why_no_votes
 from pathfm_kedro.pipelines.retrieve.families.settings import Bools, Count, Ints
 from pathfm_kedro.pipelines.retrieve.search import (
     MATCHES_SCHEMA,
@@ -45,6 +45,7 @@ from pathfm_kedro.statistics.votes import PatientVotes
 
 #: The mosaic whose tiles are spread over the tissue; those drawn at random are numbered from 1.
 SPREAD = 0
+OVER_MOSAICS = ("f1_mean_over_mosaics", "f1_sd_over_mosaics")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -155,24 +156,20 @@ def density_figures(
                         for _, rows in own.group_by("mosaic", maintain_order=True)
                     ]
                     counted = [one for one in votes if one is not None]
-                    yield from _of_density(counted, len(votes), setting)
+                    if votes and len(counted) == len(votes):
+                        yield from _of_density(counted, setting)
+                        continue
+                    yield from undefined(["macro_f1", *OVER_MOSAICS], setting, why_no_votes(own))
 
 
-def _of_density(
-    votes: list[PatientVotes], wanted: int, setting: Mapping[str, Any]
-) -> Iterator[Figure]:
-    over = ("f1_mean_over_mosaics", "f1_sd_over_mosaics")
-    if not votes or len(votes) < wanted:
-        reason = "no label has enough patients where it is searched: add patients"
-        yield from undefined(["macro_f1", *over], setting, reason)
-        return
+def _of_density(votes: list[PatientVotes], setting: Mapping[str, Any]) -> Iterator[Figure]:
     spread, *drawn = votes
     yield Figure("macro_f1", partial(share, spread.macro_f1, spread.n, spread.n_patients), setting)
     if len(drawn) < 2:
         reason = "every tile is taken: there is one such mosaic"
         if setting["density"] != 1:
             reason = "a spread over mosaics needs two: raise sampling_density.mosaics"
-        yield from undefined(over, setting, reason)
+        yield from undefined(OVER_MOSAICS, setting, reason)
         return
     figures = [one.macro_f1 for one in drawn]
     values = np.array([figure.value for figure in figures])
@@ -182,9 +179,9 @@ def _of_density(
         draws=np.mean([figure.draws for figure in figures], axis=0),
         permuted=np.mean([figure.permuted for figure in figures], axis=0),
     )
-    yield Figure(over[0], partial(share, mean, spread.n, spread.n_patients), setting)
+    yield Figure(OVER_MOSAICS[0], partial(share, mean, spread.n, spread.n_patients), setting)
     deviation = partial(_deviation, values, spread)
-    yield Figure(over[1], deviation, setting)
+    yield Figure(OVER_MOSAICS[1], deviation, setting)
 
 
 def _deviation(values: np.ndarray, of: PatientVotes) -> Estimate:

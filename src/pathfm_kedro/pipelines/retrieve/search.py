@@ -33,7 +33,7 @@ from pathfm_kedro.pipelines.retrieve.families.settings import (
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
 from pathfm_kedro.statistics.parameters import STRICT
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 ScopeName = Literal["within_organ", "across_organs", "within_organ_other_centers"]
 Vote = Literal["top1", "mv3", "mv5"]
@@ -51,6 +51,7 @@ MATCHES_SCHEMA: dict[str, pl.DataType] = {
     "match_slide": pl.String(),
     "distance": pl.Float64(),
     **{f"{role}_{column}": pl.String() for role in ("query", "match") for column in _CARRIED},
+    "reason": pl.String(),
 }
 
 
@@ -221,7 +222,7 @@ def search_slides(
     DataFrame
         Columns :data:`MATCHES_SCHEMA`, one row per match: family, scope, query_slide, rank,
         match_slide, distance, then patient, center, organ and label of query and match. A family for
-        which a scope holds too few slides has no rows there.
+        which a scope holds too few slides has one row there with the reason and no query.
     """
     return search_mosaic(read_mosaic(slides, tiles, embeddings), p)
 
@@ -240,8 +241,10 @@ def _searches(mosaic: Mosaic, p: SearchSettings) -> Iterator[pl.DataFrame]:
         for scope in p.scopes:
             try:
                 found = distances.of(family, allowed[scope])
-            except Undefined:
-                continue  # the figures say why
+            except Undefined as problem:
+                nothing = {"family": family, "scope": scope, "reason": str(problem)}
+                yield to_schema([nothing], MATCHES_SCHEMA)
+                continue
             triple = rank_matches(found, allowed[scope], p.k)
             yield matches_table(family, scope, mosaic.slides, found, triple)
 
@@ -274,5 +277,4 @@ def matches_table(
         for role, rows in (("query", query), ("match", match))
         for column in _CARRIED
     ]
-    kinds = [pl.col(name).cast(kind) for name, kind in MATCHES_SCHEMA.items()]
-    return pairs.with_columns(beside).select(kinds)
+    return to_schema(pairs.with_columns(beside), MATCHES_SCHEMA)

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_kedro.pipelines.retrieve.families import vectors, visual_words
 from pathfm_kedro.pipelines.retrieve.families import barcode as barcodes_module
+from pathfm_kedro.pipelines.retrieve.families import vectors, visual_words
 from pathfm_kedro.pipelines.retrieve.families.barcode import barcodes, hamming
 from pathfm_kedro.pipelines.retrieve.families.folds import other_patients
 from pathfm_kedro.pipelines.retrieve.families.maxsim import pooled_patches

@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 
+from pathfm_kedro.pipelines.retrieve.families.attention import attention
 from pathfm_kedro.pipelines.retrieve.families.barcode import barcode
 from pathfm_kedro.pipelines.retrieve.families.chamfer import chamfer
 from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
@@ -34,6 +35,7 @@ Reordering = Callable[[Callable[[str], Floats], Bools, Mosaic, Mosaic, FamilySet
 FAMILIES: dict[str, Family] = {
     "mean": mean,
     "max": maximum,
+    "attention": attention,
     "median_min": median_min,
     "median_min_symmetric": median_min_symmetric,
     "barcode": barcode,

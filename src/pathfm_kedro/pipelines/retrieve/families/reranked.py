@@ -46,7 +46,12 @@ def reranked(
     Undefined
         If a query may find fewer slides than candidates are asked.
     """
-    refuse_too_few(allowed, p)
+    fewest = int(allowed.sum(axis=1).min())
+    if fewest < p.candidates:
+        raise Undefined(
+            f"a query may find {fewest} slides here, and the first search hands over "
+            f"{p.candidates} (retrieval.candidates): add slides, or search across organs"
+        )
     first = np.where(allowed, distances(FIRST), np.inf)
     found = np.argsort(first, axis=1, kind="stable")[:, : p.candidates]
     features = pair_features(queries, archive, found, p.seed)
@@ -62,16 +67,6 @@ def reranked(
         scores = _learned(features[pairs], same[pairs], features[rows], p.seed)
         result[rows[:, None], found[rows]] = 1 - scores
     return result
-
-
-def refuse_too_few(allowed: Bools, p: FamilySettings) -> None:
-    """Refuse queries that may find fewer slides than candidates are asked."""
-    fewest = int(allowed.sum(axis=1).min())
-    if fewest < p.candidates:
-        raise Undefined(
-            f"a query may find {fewest} slides here, and the first search hands over "
-            f"{p.candidates} (retrieval.candidates): add slides, or search across organs"
-        )
 
 
 def pair_features(queries: Mosaic, archive: Mosaic, found: Ints, seed: int) -> Floats:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.heads import AttentionSettings
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 
 Floats = NDArray[np.float64]
@@ -39,6 +40,8 @@ class FamilySettings(ExperimentParameters):
         Families whose ranks the hybrid search adds up.
     candidates
         Slides that the first search hands to the reranker.
+    attention
+        How attention pooling is fitted (:class:`~pathfm_kedro.encoders.heads.AttentionSettings`).
     """
 
     distance: Distance = "cosine"
@@ -48,3 +51,4 @@ class FamilySettings(ExperimentParameters):
     tokens: Count = 4
     fused: tuple[str, ...] = ("mean", "bm25")
     candidates: Annotated[int, Field(ge=2)] = 100
+    attention: AttentionSettings = AttentionSettings(5, 32, 16, 100, 0.01, 0.01)
