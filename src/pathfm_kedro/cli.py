@@ -83,7 +83,12 @@ show_errors()
     is_flag=True,
     help="Draw a phantom cohort of its own instead of reading a manifest.",
 )
-def new(name: str, manifest: Path | None, phantom: bool) -> None:
+@click.option(
+    "--size",
+    type=click.Choice(["quick", "standard", "full"]),
+    help="How large the audit is, audit.size: standard by default, quick for a phantom.",
+)
+def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> None:
     """Add the cohort NAME: check its manifest, write conf/NAME/ and add it to params.yaml."""
     root = project_root()
     folder = root / "conf" / name
@@ -105,11 +110,11 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
                 "reference in YAML files: rename the folder"
             )
         summary = _check(manifest, slides_root)
-        _write_conf(folder, name, relative, source="manifest")
+        _write_conf(folder, name, relative, "manifest", size or "standard")
         _copy_manifest(manifest, folder / "manifest.csv")
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
-        _write_conf(folder, name, f"data/{name}/01_raw", source="phantom")
+        _write_conf(folder, name, f"data/{name}/01_raw", "phantom", size or "quick")
     _sync(root)
     if manifest is not None:
         click.echo(
@@ -326,7 +331,7 @@ def _copy_manifest(source: Path, target: Path) -> None:
     read_manifest_file(source).write_csv(target)
 
 
-def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
+def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: str) -> None:
     folder.mkdir(parents=True)
     manifest = (
         f"conf/{name}/manifest.csv" if source == "manifest" else f"{slides_root}/manifest.csv"
@@ -339,8 +344,8 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
     )
     _write_yaml(
         folder / "parameters.yml",
-        "What this cohort is.",
-        {"cohort": {"name": name, "source": source}},
+        "What this cohort is, and how large its audit: quick, standard or full.",
+        {"cohort": {"name": name, "source": source}, "audit": {"size": size}},
     )
     # One for each file of the defaults: `dvc repro` asks for all of them.
     for path in sorted((folder.parent / "base").glob("parameters_*.yml")):
