@@ -22,12 +22,13 @@ class SizedConfigLoader(OmegaConfigLoader):
         if key != "parameters" or key in self.data:
             return super().__getitem__(key)
         self._register_runtime_params_resolver()
-        base, own, *places = self._read_raw_config(key)
+        base, own, base_path, own_path, files = self._read_raw_config(key)
         given = [*base.values(), *own.values(), OmegaConf.create(dict(self.runtime_params or {}))]
         known = OmegaConf.to_container(OmegaConf.unsafe_merge(*given), resolve=False)
         if isinstance(known, Mapping) and "sizes" in known:
-            base = {**base, Path("size"): OmegaConf.create(dict(chosen_size(known)))}
-        found = self._resolve_from_raw_config(key, base, own, *places)
+            size = chosen_size({str(name): value for name, value in known.items()})
+            base = {**base, Path("size"): OmegaConf.create(dict(size))}
+        found = self._resolve_from_raw_config(key, base, own, base_path, own_path, files)
         found.pop("sizes", None)
         return found
 
