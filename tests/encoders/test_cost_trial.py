@@ -45,10 +45,12 @@ def test_energy_and_memory_are_those_of_the_counters(tmp_path, monkeypatch):
         source = "rapl"
 
         def joules(self):
-            clock["now"] += 1.0
             return 100 * clock["now"]
 
-    meter = EnergyMeter((Counter(),), clock=lambda: clock["now"], sleep=lambda s: None)
+    def sleep(seconds):
+        clock["now"] += seconds
+
+    meter = EnergyMeter((Counter(),), clock=lambda: clock["now"], sleep=sleep)
     monkeypatch.setattr(CostSettings, "meter", lambda self, device: meter)
     (tmp_path / "clear_refs").write_text("")
     (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t    2048 kB\n")
@@ -56,7 +58,7 @@ def test_energy_and_memory_are_those_of_the_counters(tmp_path, monkeypatch):
     assert (tmp_path / "clear_refs").read_text() == "5"
     assert found["peak_bytes"] == {"cpu": 2048 * 1024}
     # 100 W by the counter, at rest as in work: nothing is left.
-    assert found["idle_watts"] == {"rapl": 100.0}
+    assert found["idle_watts"] == {"rapl": pytest.approx(100)}
     assert [turn["joules"] for turn in found["turns"]] == [{"rapl": 0.0}] * 3
 
 
