@@ -1,4 +1,4 @@
-"""Project commands: ``kedro cohort manifest | new | list | sync``."""
+"""Project commands: ``kedro cohort manifest | new | list | estimate | sync``."""
 
 from __future__ import annotations
 
@@ -179,6 +179,47 @@ def list_cohorts() -> None:
     for name in _cohorts(root):
         plan = read_cohort_plan(name, str(root / "conf"))
         click.echo(f"{name}: {plan.source}; {', '.join(plan.encoders)}")
+
+
+@cohort.command("estimate")
+@click.argument("name")
+@click.option("--size", help="Another audit.size than the cohort's: quick, standard, full.")
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="Load encoders whose speed is not recorded and time them on blank tiles, some seconds each.",
+)
+def estimate(name: str, size: str | None, trial: bool) -> None:
+    """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
+    from kedro.framework.session import KedroSession
+
+    from pathfm_kedro.estimate import estimate_lines, is_timed, tried_speed
+    from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
+
+    root = project_root()
+    given = {"audit": {"size": size}} if size else None
+    refuse_unknown_cohort(name, root / "conf")
+    with KedroSession.create(root, env=name, runtime_params=given) as session:
+        context = session.load_context()
+        catalog, parameters = context.catalog, context.params
+        found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
+    if found is None:
+        raise click.ClickException(
+            f"the manifest of cohort {name} is not there: correct 'manifest' in "
+            f"conf/{name}/globals.yml"
+        )
+    if trial:
+        pixels = int(parameters["tile"]["pixels"])
+        for encoder, speed in speeds.items():
+            entry = parameters["encoders"][encoder]
+            if speed.seconds is None and is_timed(entry):
+                speeds[encoder] = tried_speed(encoder, entry, speed, pixels)
+    click.echo(f"cohort {name}, " + "\n".join(estimate_lines(parameters, found, speeds)))
+    for line in too_small_checks(parameters, found.patients):
+        click.echo(line)
+    untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
+    if any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+        click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
 
 
 @cohort.command("sync")
