@@ -159,6 +159,14 @@ def test_what_was_not_measured_says_why():
     assert nothing.filter(metric="flops_per_tile")["reason"][0].endswith("run embed again")
 
 
+def test_a_control_has_no_time_and_no_ratio():
+    cards = CARDS | {"knows": {"model": "control:noise", "dimension": 64, "runtime": "none"}}
+    rows = table("knows", cards=cards)
+    assert set(rows["metric"]) == {
+        "flops_per_tile", "index_bytes_per_slide", "macro_f1", "ri_minus_null",
+    }  # fmt: skip
+
+
 def test_repeats_cover_their_mean():
     """95% intervals of a log-normal mean hold it in about 95% of experiments, and of ratios too."""
     generator = np.random.default_rng(0)

@@ -54,7 +54,7 @@ SECONDS = ("seconds", "cpu_seconds", "gpu_seconds")
 FLOPS, JOULES, TILING, PEAK, TILES, BYTES = (
     "flops", "joules", "tiling_joules", "peak_bytes", "tiles", "bytes_per_tile",
 )  # fmt: skip
-ACCURACY, ROBUSTNESS = "accuracy", "robustness"
+ACCURACY, ROBUSTNESS, NETWORK = "accuracy", "robustness", "network"
 
 #: One row per number: what it is, whose (the encoder or a rival), from which source or device, of which
 #: patient; `n` are tiles of a turn, slides of a patient, rows behind an accuracy. A row without value
@@ -142,7 +142,8 @@ def cost_statistics(
         card = cards[of]
         base = str(card["model"]).removeprefix(HARMONISED)
         record = costs.get(base if str(card["model"]).startswith(HARMONISED) else of)
-        numbers = [*_of_record(record), *_of_index(card)]
+        runs = {"quantity": NETWORK, "value": float(card.get("runtime") != "none")}
+        numbers = [runs, *_of_record(record), *_of_index(card)]
         for kind, figure in ((ACCURACY, p.accuracy), (ROBUSTNESS, p.robustness)):
             numbers.append({"quantity": kind, **_read(measurements, of, figure)})
         rows += [{"of": of, **number} for number in numbers]
@@ -228,6 +229,23 @@ def cost_figures(statistics: pl.DataFrame, p: Cost) -> Iterator[Figure]:
     """Figures of the experiment, in reading order."""
     own = Numbers(statistics, statistics["of"][0] if statistics.height else "", p)
     yield Figure("flops_per_tile", own.flops)
+    if own.is_network:
+        yield from _measured(own)
+    for index in ("tiles", "slide"):
+        yield Figure("index_bytes_per_slide", own.index(index), {"index": index})
+    yield Figure("macro_f1", own.copied(ACCURACY))
+    yield Figure("ri_minus_null", own.copied(ROBUSTNESS))
+    if not own.is_network:
+        return
+    rivals = [of for of in statistics["of"].unique(maintain_order=True) if of != own.of]
+    for rival in rivals or [""]:
+        for cost in ("flops", "cpu_seconds", *(f"joules, {source}" for source in own.sources)):
+            setting = {"cost": cost, **({"rival": rival} if rival else {})}
+            yield Figure("cost_ratio", own.ratio(cost, rival), setting)
+
+
+def _measured(own: Numbers) -> Iterator[Figure]:
+    """Time, energy and memory, which a control without a network has none of."""
     kinds = [kind for kind in SECONDS if kind != "gpu_seconds" or own.uses_gpu]
     yield from (Figure(f"{kind}_per_tile", own.repeated(kind)) for kind in kinds)
     for source in own.sources:
@@ -236,15 +254,6 @@ def cost_figures(statistics: pl.DataFrame, p: Cost) -> Iterator[Figure]:
         yield Figure("joules_per_slide", own.per_slide(source), {"source": source})
     for device in own.devices:
         yield Figure("peak_bytes", own.peak(device), {"device": device})
-    for index in ("tiles", "slide"):
-        yield Figure("index_bytes_per_slide", own.index(index), {"index": index})
-    yield Figure("macro_f1", own.copied(ACCURACY))
-    yield Figure("ri_minus_null", own.copied(ROBUSTNESS))
-    rivals = [of for of in statistics["of"].unique(maintain_order=True) if of != own.of]
-    for rival in rivals or [""]:
-        for cost in ("flops", "cpu_seconds", *(f"joules, {source}" for source in own.sources)):
-            setting = {"cost": cost, **({"rival": rival} if rival else {})}
-            yield Figure("cost_ratio", own.ratio(cost, rival), setting)
 
 
 class Numbers:
@@ -269,6 +278,11 @@ class Numbers:
         """Devices whose memory was read."""
         found = self._rows.filter(quantity=PEAK)["source"].unique().sort().to_list()
         return found or ["cpu"]
+
+    @property
+    def is_network(self) -> bool:
+        """Whether a network is run: not in a control."""
+        return any(self.values(NETWORK))
 
     @property
     def uses_gpu(self) -> bool:
