@@ -12,6 +12,12 @@ from pathfm_kedro.pipelines.retrieve.baselines import (
     baseline_matches,
     colour_histograms,
 )
+from pathfm_kedro.pipelines.retrieve.capacity import (
+    ARM,
+    Capacity,
+    capacity_figures,
+    capacity_statistics,
+)
 from pathfm_kedro.pipelines.retrieve.index import describe_indices, index_slides
 from pathfm_kedro.pipelines.retrieve.index_bytes import (
     IndexBytes,
@@ -61,10 +67,21 @@ BASELINES = Experiment(
     subject="cohort",
 )
 
+#: Free vectors, which stand for every encoder.
+CAPACITY = Experiment(
+    "capacity",
+    Capacity,
+    capacity_statistics,
+    capacity_figures,
+    [],
+    beside=["slides"],
+    subject="arm",
+)
+
 
 def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     """Wire the pipeline for the cohort's encoders."""
-    tables = [f"measurements.retrieve.{x.name}" for x in [*EXPERIMENTS, BASELINES]]
+    tables = [f"measurements.retrieve.{x.name}" for x in [*EXPERIMENTS, BASELINES, CAPACITY]]
     parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
     colours = node(
         colour_histograms,
@@ -74,6 +91,7 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
         tags=[BASELINES.name],
     )
     parts.append(experiment_pipeline("retrieve", BASELINES, [NO_ENCODER], colours))
+    parts.append(experiment_pipeline("retrieve", CAPACITY, [ARM]))
     described = node(
         named_partial(describe_indices, names=tuple(encoders)),
         [f"slide_index.{e}" for e in encoders],
