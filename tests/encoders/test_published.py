@@ -287,5 +287,5 @@ def test_the_named_file_of_another_library(tmp_path):
     assert encoder.fingerprint != plain.fingerprint
     (made / "model.safetensors").unlink()
     assert encoder.fingerprint == load(**entry, batch_size=2).fingerprint
-    with pytest.raises(ValueError, match="sha256 is not that of 'pytorch_model.bin'"):
+    with pytest.raises(ValueError, match=r"sha256 is not that of 'pytorch_model.bin'"):
         load(**entry, **(named | {"sha256": "f" * 64}))
