@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pathfm_kedro.project import project_root
+from pathfm_kedro.project import project_root, resolve_path
 
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
@@ -35,6 +35,10 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
         "catalog": ["catalog*", "catalog*/**", "**/catalog*"],
     },
 }
+
+#: Prefixes of ``model`` that are followed by a file or folder, and by one or the name of a hub's model.
+_FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx")
+_FOLDERS_OR_HUB = ("transformers", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,75 @@ def _plan_of(
         )
         parameters = loader["parameters"]
     sections = {key: _section(parameters, key, cohort) for key in ("encoders", "cohort")}
-    encoders = {name: entry for name, entry in sections["encoders"].items() if entry is not None}
+    written = sections["encoders"]
+    parameters["encoders"] = expand_variants(written)
+    encoders = {n: entry for n, entry in parameters["encoders"].items() if entry is not None}
     for name, entry in encoders.items():
         if not isinstance(entry, Mapping):
             raise ValueError(
                 f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
             )
     return CohortPlan(str(sections["cohort"].get("source")), encoders, parameters)
+
+
+def variant_name(encoder: str, pooling: str) -> str:
+    """Name of the entry that ``variants`` makes of an encoder.
+
+    Examples
+    --------
+    >>> variant_name("uni", "patch_mean")
+    'uni__patch_mean'
+    """
+    return f"{encoder}__{pooling}"
+
+
+def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with ``variants`` replaced by one entry for each pooling.
+
+    An entry that is written under the variant's own name adds to it.
+
+    Parameters
+    ----------
+    encoders
+        Of the parameters, as written.
+
+    Raises
+    ------
+    ValueError
+        If ``variants`` is no list of poolings, naming the entry.
+
+    Examples
+    --------
+    >>> list(expand_variants({"uni": {"model": "x", "variants": ["class_token", "patch_mean"]}}))
+    ['uni__class_token', 'uni__patch_mean']
+    """
+    expanded: dict[str, Any] = {}
+    for name, entry in encoders.items():
+        if not isinstance(entry, Mapping) or entry.get("variants") is None:
+            if name not in expanded:
+                expanded[name] = entry
+            continue
+        poolings = entry["variants"]
+        if (
+            not isinstance(poolings, Sequence)
+            or not poolings
+            or len(set(map(str, poolings))) < len(poolings)
+            or isinstance(poolings, str)
+        ):
+            raise ValueError(
+                f"encoders.{name}.variants is {poolings!r}: give a list of poolings, each once, as "
+                "[class_token, class_token_and_patch_mean]"
+            )
+        if "pooling" in entry:
+            raise ValueError(
+                f"encoders.{name} has pooling and variants: write the pooling into the list"
+            )
+        shared = {key: value for key, value in entry.items() if key != "variants"}
+        for pooling in poolings:
+            variant = variant_name(name, str(pooling))
+            own = encoders.get(variant) or {}
+            expanded[variant] = {**shared, **own, "pooling": pooling}
+    return expanded
 
 
 def _section(parameters: Mapping[str, Any], key: str, cohort: str) -> Mapping[str, Any]:
@@ -164,10 +230,19 @@ def weights_path(encoder: Mapping[str, Any]) -> str | None:
     '../models/uni'
     >>> weights_path({"model": "timm:resnet18", "checkpoint": "w.pth"})
     'w.pth'
+    >>> weights_path({"model": "onnx:models/uni.onnx"})
+    'models/uni.onnx'
+    >>> weights_path({"model": "transformers:owkin/phikon"}) is None  # of the hub: no such folder
+    True
     """
     kind, _, name = str(encoder.get("model", "")).partition(":")
-    given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
-    return Path(str(given)).expanduser().as_posix() if given else None
+    on_disk = kind in _FILES_OF_WEIGHTS or (
+        kind in _FOLDERS_OR_HUB and resolve_path(name.partition("@")[0]).exists()
+    )
+    given = str(encoder.get("checkpoint") or (name if on_disk else ""))
+    if given.startswith("hf-hub:"):
+        return None
+    return Path(given).expanduser().as_posix() if given else None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pathfm_kedro.cohorts import (
     PIN_VARIABLE,
     RUNTIME_VARIABLE,
     difference_from_stages,
+    expand_variants,
     naming_references,
     refuse_braces,
     refuse_unknown_cohort,
@@ -158,6 +159,9 @@ class CohortContext(KedroContext):
             for kind in ("parameters", "catalog"):
                 # Kept, since Kedro reads the files anew each time that it asks: some ten times a run.
                 self.config_loader[kind] = self.config_loader[kind]
+            parameters = self.config_loader["parameters"]
+            if isinstance(parameters.get("encoders"), Mapping):
+                parameters["encoders"] = expand_variants(parameters["encoders"])
 
     def _get_catalog(
         self,

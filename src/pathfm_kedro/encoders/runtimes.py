@@ -81,6 +81,9 @@ def has_class_token(model: Any) -> bool:
 
     Some networks have tokens for patches and registers only; their first token stands for a corner.
     """
+    declared = getattr(model, "has_class_token", None)
+    if isinstance(declared, bool):
+        return declared
     parts = (model, getattr(model, "embeds", None))
     return any(hasattr(getattr(part, "cls_token", None), "shape") for part in parts)
 
@@ -209,9 +212,18 @@ class OnnxForward:
     One tile is as fast as a batch on a single thread, its shapes are known in advance, which the
     graph's optimisation needs, and its vector cannot depend on what else is in the batch. One session
     serves any number of threads.
+
+    Attributes
+    ----------
+    session
+        The graph.
+    tiles
+        How many the graph takes at a time: one, unless it was exported for another number; what is
+        missing to it is filled with zeros.
     """
 
     session: InferenceSession
+    tiles: int = 1
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Vectors float32 [n, d]."""
@@ -219,9 +231,12 @@ class OnnxForward:
 
         name = self.session.get_inputs()[0].name
         # Copied to channels first, the layout of the exported graph.
-        tiles = np.ascontiguousarray(batch.numpy())
-        rows = [self.session.run(None, {name: tile[None]})[0] for tile in tiles]
-        return torch.from_numpy(np.concatenate(rows))
+        images = np.ascontiguousarray(batch.numpy())
+        missing = -len(images) % self.tiles
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        parts = filled.reshape(-1, self.tiles, *images.shape[1:])
+        rows = [self.session.run(None, {name: part})[0] for part in parts]
+        return torch.from_numpy(np.concatenate(rows)[: len(images)])
 
 
 class ExportError(ValueError):
@@ -246,19 +261,22 @@ def onnx_session(model: torch.nn.Module, pooling: str, side: int) -> InferenceSe
         With the exporter's reason.
     """
     try:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        # Every worker computes with one thread: no oversubscription, sums in the same order always.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
-            _exported(model, pooling, side), options, providers=["CPUExecutionProvider"]
-        )
+        return open_session(_exported(model, pooling, side))
     except Exception as error:
         # The exporter and onnxruntime raise dozens of types, for one thing: not possible.
         raise ExportError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def open_session(graph: bytes | str) -> InferenceSession:
+    """A graph, or the file that holds one, in onnxruntime with one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Every worker computes with one thread: no oversubscription, sums in the same order always.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _exported(model: torch.nn.Module, pooling: str, side: int) -> bytes:
