@@ -78,8 +78,6 @@ def test_the_stain_normaliser_s_version_is_part_of_the_fingerprint_and_of_no_oth
     base = load_encoder(EncoderSpec("stain", "control:stain_statistics"))
     variants = {m: MitigatedEncoder(base, m) for m in MITIGATIONS}
     before, real = {m: v.fingerprint for m, v in variants.items()}, versions.version
-    monkeypatch.setattr(
-        versions, "version", lambda p: "9" if p == "torchstain" else real(p)
-    )
+    monkeypatch.setattr(versions, "version", lambda p: "9" if p == "torchstain" else real(p))
     changed = {m for m, v in variants.items() if v.fingerprint != before[m]}
     assert changed == {"stain_normalisation"}

@@ -24,8 +24,17 @@ def test_a_new_version_of_a_decoder_reads_the_slide_again(monkeypatch, path):
     fields = TileFields(SlideFiles(Path()), path, (0,), (0,), 224.0, 224)
     before, real = fields.digest(), versions.version
     changed = set()
-    for package in ("pillow", "openslide-bin", "openslide-python", "tifffile", "imagecodecs", "torch"):
-        monkeypatch.setattr(versions, "version", lambda p, new=package: "9" if p == new else real(p))
+    for package in (
+        "pillow",
+        "openslide-bin",
+        "openslide-python",
+        "tifffile",
+        "imagecodecs",
+        "torch",
+    ):
+        monkeypatch.setattr(
+            versions, "version", lambda p, new=package: "9" if p == new else real(p)
+        )
         if fields.digest() != before:
             changed.add(package)
     assert changed == DECODED_BY[path]
