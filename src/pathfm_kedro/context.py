@@ -159,9 +159,9 @@ class CohortContext(KedroContext):
             for kind in ("parameters", "catalog"):
                 # Kept, since Kedro reads the files anew each time that it asks: some ten times a run.
                 self.config_loader[kind] = self.config_loader[kind]
-            parameters = self.config_loader["parameters"]
-            if isinstance(parameters.get("encoders"), Mapping):
-                parameters["encoders"] = expand_variants(parameters["encoders"])
+            given = self.config_loader["parameters"]
+            if isinstance(given.get("encoders"), Mapping):
+                given["encoders"] = expand_variants(given["encoders"])
 
     def _get_catalog(
         self,

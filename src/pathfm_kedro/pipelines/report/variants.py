@@ -49,7 +49,7 @@ def variant_sentences(
     dict
         A sentence by encoder; the same for all variants of a model.
     """
-    told = {}
+    told: dict[str, str] = {}
     for variants in pooling_variants(cards).values():
         sentence = _sentence(findings, variants, words)
         told |= dict.fromkeys(variants.values(), sentence)
