@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_kedro.project import project_root, resolve_path
+from pathfm_kedro.variants import expand_variants
 
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
@@ -119,66 +120,6 @@ def _plan_of(
                 f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
             )
     return CohortPlan(str(sections["cohort"].get("source")), encoders, parameters)
-
-
-def variant_name(encoder: str, pooling: str) -> str:
-    """Name of the entry that ``variants`` makes of an encoder.
-
-    Examples
-    --------
-    >>> variant_name("uni", "patch_mean")
-    'uni__patch_mean'
-    """
-    return f"{encoder}__{pooling}"
-
-
-def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries with ``variants`` replaced by one entry for each pooling.
-
-    An entry that is written under the variant's own name adds to it.
-
-    Parameters
-    ----------
-    encoders
-        Of the parameters, as written.
-
-    Raises
-    ------
-    ValueError
-        If ``variants`` is no list of poolings, naming the entry.
-
-    Examples
-    --------
-    >>> list(expand_variants({"uni": {"model": "x", "variants": ["class_token", "patch_mean"]}}))
-    ['uni__class_token', 'uni__patch_mean']
-    """
-    expanded: dict[str, Any] = {}
-    for name, entry in encoders.items():
-        if not isinstance(entry, Mapping) or entry.get("variants") is None:
-            if name not in expanded:
-                expanded[name] = entry
-            continue
-        poolings = entry["variants"]
-        if (
-            not isinstance(poolings, Sequence)
-            or not poolings
-            or len(set(map(str, poolings))) < len(poolings)
-            or isinstance(poolings, str)
-        ):
-            raise ValueError(
-                f"encoders.{name}.variants is {poolings!r}: give a list of poolings, each once, as "
-                "[class_token, class_token_and_patch_mean]"
-            )
-        if "pooling" in entry:
-            raise ValueError(
-                f"encoders.{name} has pooling and variants: write the pooling into the list"
-            )
-        shared = {key: value for key, value in entry.items() if key != "variants"}
-        for pooling in poolings:
-            variant = variant_name(name, str(pooling))
-            own = encoders.get(variant) or {}
-            expanded[variant] = {**shared, **own, "pooling": pooling}
-    return expanded
 
 
 def _section(parameters: Mapping[str, Any], key: str, cohort: str) -> Mapping[str, Any]:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
     from onnxruntime import InferenceSession
 
-#: Tiles per pass on a CPU. More is not faster (activations leave the cache), and up to this size the
-#: vectors of a tile have been the same bytes whatever else was in its batch.
+#: Tiles that are read and prepared at a time for a CPU, which takes them one by one.
 CPU_BATCH = 8
 #: A GPU's batch may take this share of the memory that is free before the first pass; the rest is for
 #: others on the card and for what the allocator cannot use.
@@ -140,7 +139,10 @@ def _shape_of(output: Any) -> str:
 
 @dataclass(frozen=True)
 class TorchForward:
-    """A network run by PyTorch.
+    """A network run by PyTorch: on a GPU a batch at once, on a CPU tile by tile.
+
+    PyTorch's libraries for CPUs choose how to compute by the size of the batch, so that the last bits
+    of a vector would depend on what else is in it; several tiles at once are hardly faster there.
 
     Attributes
     ----------
@@ -166,7 +168,10 @@ class TorchForward:
 
         given = batch.to(self.device, memory_format=_memory_format(self.layout))
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            return pooled(self.model, self.pooling, given).float().cpu()
+            if self.device == "cuda":
+                return pooled(self.model, self.pooling, given).float().cpu()
+            rows = [pooled(self.model, self.pooling, tile[None]) for tile in given]
+            return torch.cat(rows).float()
 
 
 def torch_forward(

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
 from pathfm_kedro.encoders.gradients import differentiable
 from pathfm_kedro.encoders.input_size import native_encoder
+from pathfm_kedro.encoders.operations import operations_per_tile
 
 DECLARED = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_pixels": 32}
 
@@ -228,3 +229,9 @@ def test_a_checkpoint_of_another_digest_is_refused(refused, tmp_path):
     torch.save({}, tmp_path / "w.pth")
     text = refused("timm:test_vit", checkpoint=str(tmp_path / "w.pth"), sha256="0" * 64)
     assert "sha256 is not that of" in text
+
+
+def test_operations_of_a_graph_are_not_counted_as_none(small, tmp_path):
+    spec = EncoderSpec("mine", f"onnx:{graph(tmp_path / 'm.onnx', small)}", **DECLARED)
+    with pytest.raises(ValueError, match="onnxruntime runs this file"):
+        operations_per_tile(spec)

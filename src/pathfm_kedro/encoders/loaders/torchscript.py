@@ -52,7 +52,7 @@ def load(spec: EncoderSpec) -> torch.nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch advises against making new archives.
-            network = torch.jit.load(path, map_location="cpu")
+            network = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         # A file of another kind raises what its reader happens to run into.
         raise ValueError(
