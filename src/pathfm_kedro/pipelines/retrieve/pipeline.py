@@ -12,6 +12,12 @@ from pathfm_kedro.pipelines.retrieve.baselines import (
     baseline_matches,
     colour_histograms,
 )
+from pathfm_kedro.pipelines.retrieve.capacity import (
+    ARM,
+    Capacity,
+    capacity_figures,
+    capacity_statistics,
+)
 from pathfm_kedro.pipelines.retrieve.index import describe_indices, index_slides
 from pathfm_kedro.pipelines.retrieve.index_bytes import (
     IndexBytes,
@@ -24,6 +30,11 @@ from pathfm_kedro.pipelines.retrieve.sampling_density import (
     density_matches,
 )
 from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
+from pathfm_kedro.pipelines.retrieve.tissue_limit import (
+    TissueLimit,
+    tissue_limit_figures,
+    tissue_limit_statistics,
+)
 from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.wiring import (
     Experiment,
@@ -43,6 +54,7 @@ EXPERIMENTS = [
         "sampling_density", SamplingDensity, density_matches, density_figures, VECTORS, SLIDES
     ),
     Experiment("index_bytes", IndexBytes, matches_by_bytes, bytes_figures, VECTORS, SLIDES),
+    Experiment("tissue_limit", TissueLimit, tissue_limit_statistics, tissue_limit_figures, VECTORS),
 ]
 #: What needs no encoder.
 BASELINES = Experiment(
@@ -55,10 +67,21 @@ BASELINES = Experiment(
     subject="cohort",
 )
 
+#: Free vectors, which stand for every encoder.
+CAPACITY = Experiment(
+    "capacity",
+    Capacity,
+    capacity_statistics,
+    capacity_figures,
+    [],
+    beside=["slides"],
+    subject="arm",
+)
+
 
 def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     """Wire the pipeline for the cohort's encoders."""
-    tables = [f"measurements.retrieve.{x.name}" for x in [*EXPERIMENTS, BASELINES]]
+    tables = [f"measurements.retrieve.{x.name}" for x in [*EXPERIMENTS, BASELINES, CAPACITY]]
     parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
     colours = node(
         colour_histograms,
@@ -68,6 +91,7 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
         tags=[BASELINES.name],
     )
     parts.append(experiment_pipeline("retrieve", BASELINES, [NO_ENCODER], colours))
+    parts.append(experiment_pipeline("retrieve", CAPACITY, [ARM]))
     described = node(
         named_partial(describe_indices, names=tuple(encoders)),
         [f"slide_index.{e}" for e in encoders],
