@@ -60,6 +60,7 @@ def cohort() -> None:
     lazy_subcommands={
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
+        "search": "pathfm_kedro.search_command.search",
     },
 )
 def cli() -> None:
@@ -199,7 +200,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     root = project_root()
     given = {"audit": {"size": size}} if size else None
     refuse_unknown_cohort(name, root / "conf")
-    with KedroSession.create(root, env=name, runtime_params=given) as session:
+    session = KedroSession.create(root, env=name, runtime_params=given)
+    with session:
         context = session.load_context()
         catalog, parameters = context.catalog, context.params
         found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
