@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pathfm_kedro.cohorts import DEFAULT_COHORT, expand_variants, read_cohort_plan
+from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan
 from pathfm_kedro.encoders.presets import Preset, differs_from_training, find_preset, read_presets
 from pathfm_kedro.project import project_root
+from pathfm_kedro.variants import expand_variants
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -121,8 +121,10 @@ def hub_problem(error: BaseException, spec: EncoderSpec) -> ValueError | None:
 def _not_cached(spec: EncoderSpec) -> ValueError:
     kind, _, name = spec.model.partition(":")
     folder = "local-dir" if kind == "hf-hub" else kind
+    repository, _, revision = name.partition("@")
+    at = f" --revision {revision}" if revision else ""
     return ValueError(
         f"encoders.{spec.name}.model is '{spec.model}', whose weights (*.safetensors, *.bin) are not "
         "cached on this machine, and the hub cannot be reached or has none: where there is a network "
-        f"run 'hf download {name.partition('@')[0]} --local-dir <folder>', and give {folder}:<folder>"
+        f"run 'hf download {repository}{at} --local-dir <folder>', and give {folder}:<folder>"
     )
