@@ -82,7 +82,8 @@ def _asked(
         if precision == "float64":
             return unit_rows(rows)
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-        return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+        units: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+        return units
     centred = rows - origin
     squares = np.einsum("ij,ij->i", centred, centred)
     return np.column_stack([centred, squares]).astype(precision)
