@@ -11,6 +11,7 @@ from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.wiring import (
     Experiment,
     collected,
+    comparison_pipeline,
     experiment_pipeline,
     grouped,
     named_partial,
@@ -26,9 +27,11 @@ EXPERIMENTS = [
 ]
 
 
-def create_pipeline(encoders: Sequence[str]) -> Pipeline:
-    """Wire the pipeline for the cohort's encoders."""
-    tables = [f"measurements.retrieve.{x.name}" for x in EXPERIMENTS]
+def create_pipeline(encoders: Sequence[str], controls: Sequence[str] = ()) -> Pipeline:
+    """Wire the pipeline for the cohort's encoders; two controls are not compared."""
+    tables = [
+        f"measurements.retrieve.{name}" for name in (*(x.name for x in EXPERIMENTS), "comparison")
+    ]
     parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
     described = node(
         named_partial(describe_indices, names=tuple(encoders)),
@@ -38,7 +41,9 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
         tags="index",
     )
     index = grouped("index", [*(grouped(e, _index(e)) for e in encoders), described])
-    return grouped("retrieve", [index, *parts, collected(tables, "retrieve_measurements")])
+    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls)
+    collect = collected(tables, "retrieve_measurements")
+    return grouped("retrieve", [index, *parts, compared, collect])
 
 
 def _index(e: str) -> list[Node]:

@@ -185,7 +185,7 @@ def r2(patients: PatientStatistics, fit: pl.DataFrame) -> Value:
         draws = (patients.weights @ explained) / (patients.weights @ total)
     # The same patients are tested and train the models that test others.
     interval = widened_interval(value, draws)
-    estimate = Estimate(value, *interval, patients.n, patients.n_patients)
+    estimate = Estimate(value, *interval, patients.n, patients.n_patients, draws)
     return Value(estimate, Null(*percentile_interval(fit["permuted_r2"][0].to_numpy())))
 
 
