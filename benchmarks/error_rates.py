@@ -13,19 +13,16 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-# One process, one thread; before anything that starts them is imported.
-for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
-    os.environ.setdefault(_threads, "1")
 
 import polars as pl
 from simulated_checks import SIMULATIONS, Simulated
 
 from pathfm_kedro.statistics.bootstrap import binomial_interval
+from pathfm_kedro.statistics.paired_comparison import SUFFIX
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/error_rates.md"
@@ -42,34 +39,39 @@ _RANGE, _OF_ORGAN = "f1_range_over_organs", "macro_f1"
 _HEAD = """\
 # Error rates of the judged checks
 
-Made by `make error-rates` from simulated cohorts; `python benchmarks/error_rates.py --help` says how to simulate a
-part. Do not edit.
+Made by `make error-rates` from simulated cohorts; do not edit. To simulate a part of it:
+`python benchmarks/error_rates.py --help`.
 
-Vectors are sums of effects of label, center and patient and of each tile's own noise (32 dimensions); of changed
-tiles also of how far a change moves them. Every cohort goes through the experiments themselves, with the criteria of
-`conf/base`, 400 bootstrap draws and 100 permutations. What each encoder is made of stands in
-`benchmarks/simulated_checks.py`. Patients are those of the whole cohort: 4 labels at 3 centers.
+Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
+dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the
+experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws and 100 permutations.
+What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py).
+Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
 
-- **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing or follows the
-  center, a fail of one that knows the label), and the upper end of its exact 95% interval. Near a threshold it is the
-  verdict that the mean over cohorts belies.
-- **right**: share with the verdict that should be: the power. What is neither is open (`inconclusive` or
-  `undecidable`).
-- **coverage**: how often the 95% interval holds the figure's mean over cohorts (of the range over organs: the range of
-  the organs' mean figures). "No width": at the end of the figure's range all cohorts give the same value.
+- **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing
+  or follows the center, a fail of one that knows the label), and the upper end of its exact 95%
+  interval. Near a threshold it is the verdict that the mean over cohorts belies.
+- **right**: share with the verdict that should be: the power. What is neither wrong nor right is open
+  (`inconclusive`, `undecidable`, or without a figure).
+- **coverage**: how often the 95% interval holds the figure's mean over cohorts (of the range over
+  organs: the range of the organs' mean figures). "No width": at the end of its range the figure is the
+  same in all resampled cohorts.
+- **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
+  for noise of their own, see the same patients.
 
-Verdicts are those of the interval alone. The report then corrects for the number of checks, which makes passes and
-fails rarer, wrong ones too.
+Verdicts are those of the interval alone. The report then corrects for the number of checks, which
+makes passes and fails rarer, wrong ones too.
 """
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Cohorts of one kind, seen by one encoder, of one size."""
+    """Cohorts of one kind, seen by one encoder, or two that are alike, of one size."""
 
     simulation: str
     encoder: str
     patients: int
+    paired: bool = False
 
     @property
     def simulated(self) -> Simulated:
@@ -78,15 +80,17 @@ class Cell:
 
     def file(self, results: Path, first: int) -> Path:
         """Where the batch of cohorts from `first` on is kept."""
-        name = f"{self.simulation}, {self.encoder}, {self.patients}, {first}.parquet"
+        kind = "pairs" if self.paired else "cohorts"
+        name = f"{self.simulation}, {self.encoder}, {self.patients}, {kind}, {first}.parquet"
         return results / name.replace(" ", "_").replace(",", "")
 
     def simulate(self, first: int, n: int) -> pl.DataFrame:
         """Rows of n cohorts."""
         simulation = SIMULATIONS[self.simulation]
         kept = ["metric", "stratum", "value", "ci_low", "ci_high", "threshold", "direction"]
+        rows_of = simulation.pair if self.paired else simulation.cohort
         return pl.concat(
-            simulation.cohort(self.encoder, self.patients, seed)
+            rows_of(self.encoder, self.patients, seed)
             .select(*kept, "verdict")
             .with_columns(seed=pl.lit(seed))
             for seed in range(first, first + n)
@@ -112,8 +116,8 @@ def read_cell(cell: Cell, results: Path, cohorts: int) -> pl.DataFrame | None:
     return pl.concat(found) if found else None
 
 
-def rates(cell: Cell, rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """What a cell says of each of its figures."""
+def rates(cell: Cell, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """What a cell says of each of its figures, and what its pairs say of differences."""
     n = rows["seed"].n_unique()
     whole = rows.filter(stratum="all")
     judged = set(whole.drop_nulls("threshold")["metric"])
@@ -135,6 +139,7 @@ def rates(cell: Cell, rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
             "right": right,
             "n_right": verdicts.count(right) if right else None,
             "coverage": _coverage(found, _truth(metric, rows, mean)),
+            "difference": _of_difference(metric, pairs),
         }
 
 
@@ -153,6 +158,14 @@ def _truth(metric: str, rows: pl.DataFrame, mean: Any) -> Any:
     organs = rows.filter(pl.col("stratum").str.starts_with("organ="), metric=_OF_ORGAN)
     means = organs.group_by("stratum").agg(pl.col("value").mean())["value"]
     return means.max() - means.min() if len(means) else None  # type: ignore[operator]
+
+
+def _of_difference(metric: Any, pairs: pl.DataFrame | None) -> float | None:
+    """Share of intervals of the difference of two like encoders that hold 0."""
+    if pairs is None:
+        return None
+    rows = pairs.filter(stratum="all", metric=f"{metric}{SUFFIX}")
+    return _coverage(rows.drop_nulls(["ci_low", "ci_high"]), 0.0)
 
 
 def _coverage(rows: pl.DataFrame, truth: Any) -> float | None:
@@ -178,17 +191,23 @@ def page(found: Sequence[dict[str, Any]]) -> str:
 def _summary(table: pl.DataFrame) -> str:
     rows = []
     for (figure,), part in table.group_by("figure", maintain_order=True):
-        covered = part["coverage"].drop_nulls()
         rows.append(
             {
                 "figure": figure,
                 "cohorts of a cell": _span(part["cohorts"]),
                 "false pass": _worst(part.filter(wrong="pass")),
                 "false fail": _worst(part.filter(wrong="fail")),
-                "coverage": f"{covered.min():.2f} to {covered.max():.2f}" if len(covered) else "",
+                "coverage": _ends(part["coverage"]),
+                "difference": _ends(part["difference"]),
             }
         )
     return _markdown(rows)
+
+
+def _ends(values: pl.Series) -> str:
+    """Least and largest share."""
+    known = values.cast(pl.Float64).drop_nulls()
+    return f"{known.min():.2f} to {known.max():.2f}" if len(known) else ""
 
 
 def _span(values: pl.Series) -> str:
@@ -244,6 +263,7 @@ def _cells(rows: pl.DataFrame) -> str:
                 if row["right"]
                 else "",
                 "coverage": "no width" if row["coverage"] is None else f"{row['coverage']:.2f}",
+                "difference": "" if row["difference"] is None else f"{row['difference']:.2f}",
             }
             for row in rows.iter_rows(named=True)
         ]
@@ -260,6 +280,7 @@ def main() -> None:
     """Simulate what is not there yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cohorts", type=int, default=400, help=f"of a cell, in steps of {_BATCH}")
+    parser.add_argument("--pairs", type=int, default=400, help="cohorts that two encoders see")
     parser.add_argument("--simulations", nargs="+", default=list(SIMULATIONS), choices=SIMULATIONS)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument(
@@ -278,16 +299,25 @@ def main() -> None:
     ]
     asked.results.mkdir(parents=True, exist_ok=True)
     if not asked.only_table:
-        tasks = [
-            (cell, asked.results, first, min(_BATCH, asked.cohorts - first))
-            for first in range(0, asked.cohorts, _BATCH)
-            for cell in cells
-        ]
-        _run(batch, tasks, asked.workers)
-    read = ((cell, read_cell(cell, asked.results, asked.cohorts)) for cell in cells)
-    found = [row for cell, rows in read if rows is not None for row in rates(cell, rows)]
+        alone = _tasks(cells, asked.cohorts, asked.results)
+        paired = _tasks([replace(c, paired=True) for c in cells], asked.pairs, asked.results)
+        _run(batch, [*alone, *paired], asked.workers)
+    found = []
+    for cell in cells:
+        rows = read_cell(cell, asked.results, asked.cohorts)
+        pairs = read_cell(replace(cell, paired=True), asked.results, asked.pairs)
+        found += [] if rows is None else rates(cell, rows, pairs)
     asked.table.write_text(page(found), encoding="utf-8")
     print(asked.table)
+
+
+def _tasks(cells: Sequence[Cell], cohorts: int, results: Path) -> list[Any]:
+    """Batches of all cells in turn, so that any part of the run makes a table."""
+    return [
+        (cell, results, first, min(_BATCH, cohorts - first))
+        for first in range(0, cohorts, _BATCH)
+        for cell in cells
+    ]
 
 
 def _run(function: Callable[[Any], str], tasks: Sequence[Any], workers: int) -> None:
@@ -296,6 +326,9 @@ def _run(function: Callable[[Any], str], tasks: Sequence[Any], workers: int) -> 
         for task in tasks:
             function(task)
         return
+    # One process, one thread; a new process reads these before it imports anything.
+    for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(threads, "1")
     # A forked process would share the thread pool of Polars.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for _ in pool.map(function, tasks):

@@ -8,14 +8,15 @@ whatever an interval was widened or floored by:
     down² = (a − low_a)² + (high_b − b)² − 2 r (a − low_a)(high_b − b)
     up²   = (high_a − a)² + (b − low_b)² − 2 r (high_a − a)(b − low_b)
 
-Where an encoder's draws have no spread, as where it makes no error, r is 0. Intervals and p-values of one
-figure allow for all pairs at once: both ends are stretched by c / 1.96, c being the 95% quantile of the
-largest standardised difference of each draw (max-t, Westfall & Young 1993, single step). Two encoders in
-common make differences move together, which hence costs less than a correction that counts them.
+Where an encoder's draws have no spread, as where it makes no error, r is 0. Intervals and p-values of
+one figure allow for all pairs at once: both ends are stretched by c / 1.96, c being the 95% quantile of
+the largest standardised difference of each draw (max-t, Westfall & Young 1993, single step).
+Differences that have an encoder in common move together, and hence cost less than a correction that
+counts them.
 
-The null of a figure that asks for the label is the difference with labels permuted within centers, alike
-for both: a variant without the means of its centers has a higher robustness index than its base whatever
-the labels are, and what it gains in labels is only what exceeds that null.
+The null of a figure that asks for the label is the difference with labels permuted within centers,
+alike for both: a variant without the means of its centers has a higher robustness index than its base
+whatever the labels are, and what it gains in labels is only what exceeds that null.
 
 Pitfalls
 --------
@@ -127,8 +128,8 @@ def compare_encoders(
     -------
     DataFrame
         Rows of the measurements table, experiment ``comparison``: of each encoder its figure less the
-        other's (entry ``compared_with`` of the setting; ``of`` is the experiment). Of an encoder and a control
-        the encoder's alone. All descriptive; the reason says whether they are distinguished.
+        other's (entry ``compared_with`` of the setting; ``of`` is the experiment). Of an encoder and a
+        control the encoder's alone. All descriptive; the reason says whether they are distinguished.
     """
     keys = list(dict.fromkeys(key for each in judged.values() for key in each.values))
     pairs = [p for p in itertools.combinations(sorted(judged), 2) if not set(p) <= set(controls)]
@@ -269,7 +270,8 @@ def _to_interval(estimate: Estimate) -> Floats:
     spread = np.nanstd(draws)
     if not spread > _SAME:
         return np.zeros_like(draws)
-    assert estimate.ci_low is not None and estimate.ci_high is not None
+    assert estimate.ci_low is not None
+    assert estimate.ci_high is not None
     return np.asarray((estimate.ci_high - estimate.ci_low) / (2 * _Z) / spread * draws)
 
 
@@ -295,7 +297,7 @@ def _move_alike(a: Estimate, b: Estimate) -> bool:
     if a.draws is None or b.draws is None or len(a.draws) != len(b.draws):
         return False
     same = np.allclose(a.draws, b.draws, rtol=0, atol=_SAME, equal_nan=True)
-    return same and (np.nanstd(a.draws) > _SAME or _below(a) + _above(a) <= _SAME)
+    return same and bool(np.nanstd(a.draws) > _SAME or _below(a) + _above(a) <= _SAME)
 
 
 def _below(estimate: Estimate) -> float:
@@ -335,8 +337,8 @@ def _minus(end: float | None) -> float | None:
 
 def _told(difference: Difference, null: Null, other: str, pairs: int) -> Value:
     """The difference as a row tells it."""
-    ends = (end if np.isfinite(end) else None for end in (difference.low, difference.high))
-    estimate = Estimate(difference.value, *ends, difference.n, difference.n_patients)
+    low, high = (end if np.isfinite(end) else None for end in (difference.low, difference.high))
+    estimate = Estimate(difference.value, low, high, difference.n, difference.n_patients)
     remark = _from_centers(difference, null) if difference.p_value < _ALPHA else ""
     return Value(estimate, null, reason=_told_apart(difference, other, pairs), remark=remark)
 
