@@ -111,11 +111,11 @@ TILES, POOLED = 8, {24: 3, 48: 2}
 QUICKER: dict[str, dict[str, Any]] = {
     "robustness_index": {
         "designs": ["all"],
-        "k_grid": [1, 3, 5, 9, 15, 31],
+        "k_grid": [3, 9, 21],
         "k": None,
         "n_permutations": 100,
     },
-    "robustness_margins": {"m": [5], "sampled_queries": 300, "n_permutations": 100},
+    "robustness_margins": {"m": [5], "sampled_queries": 200, "n_permutations": 100},
     "clustering_score": {
         "max_tiles": 300,
         "k_range": [2, 12],
