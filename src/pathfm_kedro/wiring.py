@@ -20,6 +20,7 @@ from pathfm_kedro.statistics.measurements import combine_measurements
 from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
 from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
+from pathfm_kedro.statistics.tables import KeptEmbeddings
 
 
 @dataclass(frozen=True)
@@ -323,6 +324,12 @@ def calibration_node(
         p = x.read({**parameters, **calibration.set})
         rest = found[: len(beside)]
         own, mixed = found[len(beside) : len(beside) + len(data)], found[len(beside) + len(data) :]
+        # Every dose reads the same vectors.
+        mixed = [KeptEmbeddings(value) for value in mixed]
+        own = [
+            KeptEmbeddings(value) if "{e}" in name else value
+            for name, value in zip(x.inputs, own, strict=True)
+        ]
 
         def measure_at(dose: float) -> Any:
             partners = iter(mixed)
