@@ -39,8 +39,8 @@ _RANGE, _OF_ORGAN = "f1_range_over_organs", "macro_f1"
 _HEAD = """\
 # Error rates of the judged checks
 
-Made by `make error-rates` from simulated cohorts; do not edit. To simulate a part of it:
-`python benchmarks/error_rates.py --help`.
+Made by `make error-rates` from simulated cohorts; do not edit. A part of it is simulated by
+`python benchmarks/error_rates.py --simulations rotation --cohorts 50`.
 
 Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
 dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the

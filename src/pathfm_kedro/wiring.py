@@ -80,7 +80,9 @@ class Experiment:
         """Compute the judged figures alone, to compare encoders; inputs as in :meth:`measurements`."""
         *beside, parameters = inputs
         p = self.read(parameters)
-        return Judged.of(self.figures(statistics, *beside, p), p.criteria, statistics)
+        # Where nothing is judged not even the figures are listed, which some compute at once.
+        figures = self.figures(statistics, *beside, p) if p.criteria else ()
+        return Judged.of(figures, p.criteria, statistics)
 
 
 def experiment_pipeline(
