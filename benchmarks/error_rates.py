@@ -233,15 +233,29 @@ def _beyond(table: pl.DataFrame) -> str:
         if row["n_wrong"] / row["cohorts"] > _ALLOWED
     ]
     if not beyond:
-        return (
+        none = (
             f"No check has a wrong verdict in more than {_ALLOWED:.0%} of the cohorts of any cell."
         )
+        return f"{none} {_not_shown(table)}".strip()
     lines = (
         f"- `{row['figure']}`, {row['encoder']}, {row['patients']} patients: {row['wrong']} in "
         f"{_share(row['n_wrong'], row['cohorts'])}"
         for row in beyond
     )
     return "\n".join([f"**More than {_ALLOWED:.0%} wrong verdicts:**", "", *lines])
+
+
+def _not_shown(table: pl.DataFrame) -> str:
+    """How many cells have too few cohorts to show that; empty for none."""
+    judged = table.drop_nulls("n_wrong").select("n_wrong", "cohorts").iter_rows()
+    ends = [binomial_interval(hits, n)[1] for hits, n in judged]
+    few = sum(end > _ALLOWED for end in ends)
+    if not few:
+        return ""
+    return (
+        f"In {few} of {len(ends)} cells the upper end still lies above {_ALLOWED:.0%}: with so few "
+        "cohorts it is not shown there; `make error-rates` simulates more."
+    )
 
 
 def _share(hits: int, n: int) -> str:
