@@ -201,7 +201,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     root = project_root()
     given = {"audit": {"size": size}} if size else None
     refuse_unknown_cohort(name, root / "conf")
-    with KedroSession.create(root, env=name, runtime_params=given) as session:
+    session = KedroSession.create(root, env=name, runtime_params=given)
+    with session:
         context = session.load_context()
         catalog, parameters = context.catalog, context.params
         found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
