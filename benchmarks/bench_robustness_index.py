@@ -8,8 +8,12 @@ the longer the more an encoder follows the center: see `--center`. With `--large
 dimensions) croma is left out.
 
 Every figure is the best of `--repeat` runs; memory is what the process grew beyond the arrays.
-FAISS is timed with the BLAS it ships, whose kernels may not know this processor. Set
-OPENBLAS_CORETYPE (for example SkylakeX or Haswell) to choose them, and compare again.
+
+A search is a matrix product and little else, so that its time is that of the kernels that BLAS picks
+for the processor. FAISS ships a BLAS of its own, which may pick others than NumPy's: the ratio to a
+FAISS call depends on the machine. What is compared between machines is the ratio to NumPy's product
+of the same size, and both kernels are named. Set OPENBLAS_CORETYPE (for example SkylakeX or Haswell)
+to choose them, and compare again.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +60,8 @@ PARAMETERS = {
     "seed": 0,
 }
 MARGINS = {"m": [5], "sampled_queries": 1000, "draws": 2000, "n_permutations": 0, "seed": 0}
+#: Rows of the product that are held at once.
+_BLOCK = 1024
 INDEX = read_parameters(RobustnessIndex, "robustness_index", PARAMETERS)
 
 
@@ -146,6 +153,41 @@ def whole_family(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str
     }
 
 
+def unit_product(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> None:
+    """The products of all unit vectors with all, block by block, in float32: what a search must do."""
+    _, _, embeddings = data
+    vectors = embeddings.stack(embeddings.slide_ids)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    out = np.empty((_BLOCK, len(unit)), np.float32)
+    for start in range(0, len(unit), _BLOCK):
+        rows = unit[start : start + _BLOCK]
+        np.matmul(rows, unit.T, out=out[: len(rows)])
+
+
+def kernels() -> list[str]:
+    """The BLAS libraries that are loaded, by file, with the kernels that they picked."""
+    from threadpoolctl import threadpool_info
+
+    found = [
+        f"{library['internal_api']} {library['version']} of {_package(library['filepath'])}: "
+        f"{library.get('architecture', 'kernel not told')}, {library['num_threads']} threads"
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    ]
+    return [*sorted(found), f"FAISS compiled for: {_faiss_options()}"]
+
+
+def _package(filepath: str) -> str:
+    """Such as ``numpy`` of ``…/numpy.libs/libscipy_openblas64_.so``."""
+    return Path(filepath).parent.name.removesuffix(".libs")
+
+
+def _faiss_options() -> str:
+    import faiss
+
+    return faiss.get_compile_options().strip() if hasattr(faiss, "get_compile_options") else "n/a"
+
+
 def figure(table: pl.DataFrame, metric: str, role: str | None = None) -> float:
     """Value of a metric's row."""
     rows = table.filter(pl.col("metric") == metric)
@@ -181,8 +223,15 @@ def main() -> None:
     seconds = {"index, MaRI and CRoMa with intervals": family}
     if not arguments.large:
         seconds |= compared(data, arguments, kept)
+    product = "matrix product of the same size (NumPy)"
+    seconds[product] = best(lambda: unit_product(data), arguments.repeat)
+    print("\n".join(kernels()))
     for name, taken in seconds.items():
-        print(f"{name:<42}{taken:8.2f} s   family / this {family / taken:6.2f}")
+        against = taken / seconds[product]
+        print(
+            f"{name:<42}{taken:8.2f} s   family / this {family / taken:6.2f}   this / product "
+            f"{against:6.2f}"
+        )
     print(f"peak memory of the family beyond the arrays: {grown:.0f} MB")
     for name, figures in found.items():
         print(name, ", ".join(f"{key} {value:.9f}" for key, value in figures.items()))

@@ -1,19 +1,10 @@
 """Error rates of the judged checks on simulated cohorts whose truth is known.
 
-    python benchmarks/error_rates.py --quick
-    python benchmarks/error_rates.py --cohorts 400 --workers 8 --table docs/error_rates.md
+    python benchmarks/error_rates.py
+    python benchmarks/error_rates.py --cohorts 20 --simulations rotation
 
-Vectors are sums of effects of label, center and patient and of each tile's own noise; a harmonised
-variant is made of them as the audit makes it. Each cohort goes through the experiments themselves,
-with the criteria of conf/base. For every check, encoder and size:
-
-- wrong: verdicts that must not be (a pass of an encoder that knows nothing or follows the center, a
-  fail of one that knows the label), with the upper end of their exact 95% interval;
-- right: verdicts that should be, of an encoder that has one (power);
-- coverage: how often the interval holds the mean over cohorts, the figure's expectation.
-
-Sizes are patients per cell of label and center. Seeds are those of the cohorts: the same table each
-time.
+Results gather in a folder, batch by batch over all cells: a run that is interrupted goes on where it
+was, and the table can be made at any time. The table and how to read it: docs/error_rates.md.
 """
 
 from __future__ import annotations
@@ -22,263 +13,340 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import yaml
-from numpy.typing import NDArray
+from simulated_checks import SIMULATIONS, Simulated
 
-from pathfm_kedro.encoders.harmonised import center_maps
-from pathfm_kedro.pipelines.robustness.clustering import (
-    ClusteringScore,
-    clustering_figures,
-    clustering_statistics,
-)
-from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
-from pathfm_kedro.pipelines.robustness.margins import (
-    RobustnessMargins,
-    robustness_margins_figures,
-)
-from pathfm_kedro.pipelines.robustness.robustness_index import (
-    RobustnessIndex,
-    choose_k,
-    robustness_index_figures,
-)
 from pathfm_kedro.statistics.bootstrap import binomial_interval
-from pathfm_kedro.statistics.figures import measure
-from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.paired_comparison import SUFFIX
 
-CONF = Path(__file__).parents[1] / "conf/base/parameters_robustness.yml"
-
-#: Fewer draws than an audit: a verdict of one cohort in some hundreds need not be steady.
-QUICKER: dict[str, dict[str, Any]] = {
-    "robustness_index": {
-        "designs": ["all"],
-        "k_grid": [1, 3, 5, 9, 15, 31],
-        "draws": 400,
-        "n_permutations": 100,
-    },
-    "robustness_margins": {
-        "m": [5],
-        "sampled_queries": 300,
-        "draws": 400,
-        "n_permutations": 100,
-    },
-    "clustering_score": {
-        "max_tiles": 300,
-        "k_range": [2, 12],
-        "restarts": 2,
-        "draws": 400,
-        "n_permutations": 100,
-    },
-}
-
-
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/error_rates.md"
+RESULTS = ROOT / "data/error_rates"
+#: Cohorts of a cell that are simulated at once.
+_BATCH = 50
+#: Share of wrong verdicts that a check may have.
+_ALLOWED = 0.05
 #: An interval narrower than this speaks of a figure at the end of its range.
 _NO_WIDTH = 1e-6
+#: Its truth is the range of the organs' expected figures: the range of figures that vary is larger.
+_RANGE, _OF_ORGAN = "f1_range_over_organs", "macro_f1"
+
+_HEAD = """\
+# Error rates of the judged checks
+
+Made by `make error-rates` from simulated cohorts; do not edit. A part of it is simulated by
+`python benchmarks/error_rates.py --simulations rotation --cohorts 50`.
+
+Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
+dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the
+experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws and 100 permutations.
+What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py).
+Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
+
+- **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing
+  or follows the center, a fail of one that knows the label), and the upper end of its exact 95%
+  interval. Near a threshold it is the verdict that the mean over cohorts belies.
+- **right**: share with the verdict that should be: the power. What is neither wrong nor right is open
+  (`inconclusive`, `undecidable`, or without a figure).
+- **coverage**: how often the 95% interval holds the figure's mean over cohorts (of the range over
+  organs: the range of the organs' mean figures). "No width": at the end of its range the figure is the
+  same in all resampled cohorts.
+- **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
+  for noise of their own, see the same patients.
+
+Verdicts are those of the interval alone. The report then corrects for the number of checks, which
+makes passes and fails rarer, wrong ones too.
+"""
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """An encoder with known effects.
+class Cell:
+    """Cohorts of one kind, seen by one encoder, or two that are alike, of one size."""
 
-    Attributes
-    ----------
-    label, center
-        Standard deviation of the effects in each of the 32 dimensions; a tile's own noise has 1.
-    patient
-        The same of patients.
-    variant
-        How centers are taken out; empty for not at all.
-    wrong, right
-        The verdict that it must not get, and the one that it should; empty for neither.
-    """
+    simulation: str
+    encoder: str
+    patients: int
+    paired: bool = False
 
-    label: float = 0.0
-    center: float = 0.0
-    patient: float = 0.5
-    variant: str = ""
-    wrong: str = "pass"
-    right: str = ""
+    @property
+    def simulated(self) -> Simulated:
+        """The encoder."""
+        return SIMULATIONS[self.simulation].encoders[self.encoder]
 
+    def file(self, results: Path, first: int) -> Path:
+        """Where the batch of cohorts from `first` on is kept."""
+        kind = "pairs" if self.paired else "cohorts"
+        name = f"{self.simulation}, {self.encoder}, {self.patients}, {kind}, {first}.parquet"
+        return results / name.replace(" ", "_").replace(",", "")
 
-ENCODERS = {
-    "knows nothing": Simulated(),
-    "knows nothing, patients far apart": Simulated(patient=1.5),
-    "knows nothing, centred": Simulated(patient=1.0, variant="centring"),
-    "knows nothing, ComBat": Simulated(patient=1.0, variant="combat"),
-    "knows nothing, whitened": Simulated(patient=1.0, variant="whitening"),
-    "follows the center": Simulated(center=1.0, right="fail"),
-    "follows the center, knows a little": Simulated(0.35, 1.0, right="fail"),
-    "follows the center, centred": Simulated(center=1.0, variant="centring"),
-    "knows the label": Simulated(0.5, 0.2, wrong="fail", right="pass"),
-    "knows the label, centred": Simulated(0.5, 0.8, variant="centring", wrong="fail", right="pass"),
-    "perfect": Simulated(2.0, wrong="fail", right="pass"),
-}
-
-
-class Vectors:
-    """Embeddings of one encoder, one slide a patient."""
-
-    def __init__(self, shards: dict[str, NDArray[np.float32]]) -> None:
-        self.shards = shards
-        self.slide_ids = tuple(sorted(shards))
-
-    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
-        """Rows of the given slides."""
-        return np.concatenate([self.shards[slide] for slide in slide_ids])
-
-    def load_slide(self, slide_id: str, name: str = "embedding") -> NDArray[np.float32]:
-        """Rows of one slide."""
-        return self.shards[slide_id]
-
-
-def cohort(
-    encoder: Simulated,
-    seed: int,
-    patients: int,
-    labels: int = 4,
-    centers: int = 3,
-    tiles: int = 8,
-    d: int = 32,
-) -> tuple[pl.DataFrame, pl.DataFrame, Vectors]:
-    """A cohort with so many patients in each cell; the seed changes who they are and nothing else."""
-    fixed, generator = np.random.default_rng(0), np.random.default_rng([seed, patients])
-    of_label = encoder.label * fixed.standard_normal((labels, d))
-    of_center = encoder.center * fixed.standard_normal((centers, d))
-    rows, shards = [], {}
-    for label in range(labels):
-        for center in range(centers):
-            for _ in range(patients):
-                name = f"s{len(rows):04d}"
-                rows.append((name, name, f"center {center}", "organ", f"label {label}", "usable"))
-                mean = of_label[label] + of_center[center]
-                mean = mean + encoder.patient * generator.standard_normal(d)
-                shard = mean + generator.standard_normal((tiles, d))
-                shards[name] = shard.astype(np.float32)
-    columns = ["slide_id", "patient_id", "center", "organ", "label", "status"]
-    slides = pl.DataFrame(rows, schema=columns, orient="row")
-    of_tiles = [(f"{s}-{i}", s) for s in shards for i in range(tiles)]
-    table = pl.DataFrame(of_tiles, schema=["tile_id", "slide_id"], orient="row")
-    vectors = Vectors(shards)
-    if encoder.variant:
-        maps = center_maps(slides, vectors, encoder.variant)
-        vectors = Vectors({s: maps[s](shard) for s, shard in shards.items()})
-    return slides, table, vectors
-
-
-def parameters() -> dict[str, dict[str, Any]]:
-    """Blocks of conf/base, with fewer draws."""
-    told = yaml.safe_load(CONF.read_text(encoding="utf-8"))
-    return {name: told[name] | changes for name, changes in QUICKER.items()}
-
-
-def judged(data: tuple[pl.DataFrame, pl.DataFrame, Vectors]) -> pl.DataFrame:
-    """Rows of the judged checks of one cohort."""
-    told = parameters()
-    index_block, margins_block, cluster_block = told.values()
-    index = read_parameters(RobustnessIndex, "robustness_index", index_block)
-    margins = read_parameters(RobustnessMargins, "robustness_margins", margins_block)
-    clusters = read_parameters(ClusteringScore, "clustering_score", cluster_block)
-    counts, distances = index_and_margin_statistics(*data, index_block, margins_block)
-    k = choose_k(index_block, encoder=counts)
-    tables = [
-        measure(figures, name, "encoder", p.criteria)
-        for name, figures, p in (
-            ("robustness_index", robustness_index_figures(counts, k, index), index),
-            ("robustness_margins", robustness_margins_figures(distances, k, margins), margins),
-            (
-                "clustering_score",
-                clustering_figures(clustering_statistics(*data, clusters), clusters),
-                clusters,
-            ),
+    def simulate(self, first: int, n: int) -> pl.DataFrame:
+        """Rows of n cohorts."""
+        simulation = SIMULATIONS[self.simulation]
+        kept = ["metric", "stratum", "value", "ci_low", "ci_high", "threshold", "direction"]
+        rows_of = simulation.pair if self.paired else simulation.cohort
+        return pl.concat(
+            rows_of(self.encoder, self.patients, seed)
+            .select(*kept, "verdict")
+            .with_columns(seed=pl.lit(seed))
+            for seed in range(first, first + n)
         )
-    ]
-    return pl.concat(tables).filter(pl.col("threshold").is_not_null())
 
 
-def one(task: tuple[str, int, int]) -> pl.DataFrame:
-    """Judged rows of one simulated cohort."""
-    name, patients, seed = task
-    rows = judged(cohort(ENCODERS[name], seed, patients))
-    return rows.select("metric", "value", "ci_low", "ci_high", "verdict").with_columns(
-        simulated=pl.lit(name), patients=pl.lit(patients)
-    )
+def batch(task: tuple[Cell, Path, int, int]) -> str:
+    """Simulate cohorts and keep their rows; nothing where they are there."""
+    cell, results, first, n = task
+    file = cell.file(results, first)
+    if not file.exists():
+        rows = cell.simulate(first, n)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        rows.write_parquet(part)
+        part.rename(file)
+    return file.name
 
 
-def rates(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """Error rates of each check, encoder and size."""
-    for (metric, name, patients), part in rows.group_by(
-        "metric", "simulated", "patients", maintain_order=True
-    ):
-        encoder, n, verdicts = ENCODERS[name], part.height, part["verdict"].to_list()
-        wrong = verdicts.count(encoder.wrong)
-        mean = part["value"].mean()
-        held = part.filter(pl.col("ci_low") <= mean, pl.col("ci_high") >= mean).height
-        wide = part.filter(pl.col("ci_high") - pl.col("ci_low") > _NO_WIDTH).height
+def read_cell(cell: Cell, results: Path, cohorts: int) -> pl.DataFrame | None:
+    """Rows of a cell that are there."""
+    files = [cell.file(results, first) for first in range(0, cohorts, _BATCH)]
+    found = [pl.read_parquet(file) for file in files if file.exists()]
+    return pl.concat(found) if found else None
+
+
+def rates(cell: Cell, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """What a cell says of each of its figures, and what its pairs say of differences."""
+    n = rows["seed"].n_unique()
+    whole = rows.filter(stratum="all")
+    judged = set(whole.drop_nulls("threshold")["metric"])
+    for (metric,), part in whole.group_by("metric", maintain_order=True):
+        if metric == _OF_ORGAN:
+            continue
+        found = part.drop_nulls(["value", "ci_low", "ci_high"])
+        mean = found["value"].mean()
+        wrong, right = _verdicts(cell.simulated, part, mean) if metric in judged else ("", "")
+        verdicts = part["verdict"].to_list()
         yield {
-            "check": metric,
-            "encoder": name,
-            "patients": patients,
+            "figure": metric,
+            "encoder": cell.encoder,
+            "patients": cell.patients,
             "cohorts": n,
-            "mean": f"{mean:+.3f}",
-            "wrong": f"{encoder.wrong} {wrong / n:.3f} (≤ {binomial_interval(wrong, n)[1]:.3f})",
-            "right": f"{encoder.right} {verdicts.count(encoder.right) / n:.2f}"
-            if encoder.right
-            else "–",
-            "coverage": f"{held / n:.2f}" if wide > n / 2 else "no width",
+            "mean": mean,
+            "wrong": wrong,
+            "n_wrong": verdicts.count(wrong) if wrong else None,
+            "right": right,
+            "n_right": verdicts.count(right) if right else None,
+            "coverage": _coverage(found, _truth(metric, rows, mean)),
+            "difference": _of_difference(metric, pairs),
         }
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown."""
+def _verdicts(encoder: Simulated, rows: pl.DataFrame, mean: Any) -> tuple[str, str]:
+    """The verdict that must not be, and the one that should."""
+    if encoder.wrong or mean is None:
+        return encoder.wrong or "pass", encoder.right
+    above = mean > rows["threshold"][0]
+    right = "pass" if above == (rows["direction"][0] == "above") else "fail"
+    return ("fail" if right == "pass" else "pass"), right
+
+
+def _truth(metric: str, rows: pl.DataFrame, mean: Any) -> Any:
+    if metric != _RANGE:
+        return mean
+    organs = rows.filter(pl.col("stratum").str.starts_with("organ="), metric=_OF_ORGAN)
+    means = organs.group_by("stratum").agg(pl.col("value").mean())["value"]
+    return means.max() - means.min() if len(means) else None  # type: ignore[operator]
+
+
+def _of_difference(metric: Any, pairs: pl.DataFrame | None) -> float | None:
+    """Share of intervals of the difference of two like encoders that hold 0."""
+    if pairs is None:
+        return None
+    rows = pairs.filter(stratum="all", metric=f"{metric}{SUFFIX}")
+    return _coverage(rows.drop_nulls(["ci_low", "ci_high"]), 0.0)
+
+
+def _coverage(rows: pl.DataFrame, truth: Any) -> float | None:
+    """Share of intervals that hold the truth; None where intervals have no width."""
+    wide = rows.filter(pl.col("ci_high") - pl.col("ci_low") > _NO_WIDTH).height
+    if truth is None or not rows.height or wide <= rows.height / 2:
+        return None
+    slack = _NO_WIDTH
+    held = rows.filter(pl.col("ci_low") <= truth + slack, pl.col("ci_high") >= truth - slack)
+    return held.height / rows.height
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    """The page: what stands out, worst rates per check, and every cell."""
+    table = pl.DataFrame(found, infer_schema_length=None)
+    parts = [_HEAD, "## Every check at its worst", _summary(table), _beyond(table)]
+    parts.append("## Every cell")
+    for (figure,), rows in table.group_by("figure", maintain_order=True):
+        parts += [f"### {figure}", _cells(rows)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _summary(table: pl.DataFrame) -> str:
+    rows = []
+    for (figure,), part in table.group_by("figure", maintain_order=True):
+        rows.append(
+            {
+                "figure": figure,
+                "cohorts of a cell": _span(part["cohorts"]),
+                "false pass": _worst(part.filter(wrong="pass")),
+                "false fail": _worst(part.filter(wrong="fail")),
+                "coverage": _ends(part["coverage"]),
+                "difference": _ends(part["difference"]),
+            }
+        )
+    return _markdown(rows)
+
+
+def _ends(values: pl.Series) -> str:
+    """Least and largest share."""
+    known = values.cast(pl.Float64).drop_nulls()
+    return f"{known.min():.2f} to {known.max():.2f}" if len(known) else ""
+
+
+def _span(values: pl.Series) -> str:
+    low, high = values.min(), values.max()
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _worst(rows: pl.DataFrame) -> str:
+    """The largest share of wrong verdicts, and where."""
+    if rows.is_empty():
+        return ""
+    shares = rows.with_columns(share=pl.col("n_wrong") / pl.col("cohorts"))
+    row = shares.sort("share", descending=True, maintain_order=True).row(0, named=True)
+    place = f": {row['encoder']}, {row['patients']}" if row["n_wrong"] else ""
+    return f"{_share(row['n_wrong'], row['cohorts'])}{place}"
+
+
+def _beyond(table: pl.DataFrame) -> str:
+    """Cells of whose wrong verdicts more than 5% are shown to be."""
+    beyond = [
+        row
+        for row in table.drop_nulls("n_wrong").iter_rows(named=True)
+        if row["n_wrong"] / row["cohorts"] > _ALLOWED
+    ]
+    if not beyond:
+        none = (
+            f"No check has a wrong verdict in more than {_ALLOWED:.0%} of the cohorts of any cell."
+        )
+        return f"{none} {_not_shown(table)}".strip()
+    lines = (
+        f"- `{row['figure']}`, {row['encoder']}, {row['patients']} patients: {row['wrong']} in "
+        f"{_share(row['n_wrong'], row['cohorts'])}"
+        for row in beyond
+    )
+    return "\n".join([f"**More than {_ALLOWED:.0%} wrong verdicts:**", "", *lines])
+
+
+def _not_shown(table: pl.DataFrame) -> str:
+    """How many cells have too few cohorts to show that; empty for none."""
+    judged = table.drop_nulls("n_wrong").select("n_wrong", "cohorts").iter_rows()
+    ends = [binomial_interval(hits, n)[1] for hits, n in judged]
+    few = sum(end > _ALLOWED for end in ends)
+    if not few:
+        return ""
+    return (
+        f"In {few} of {len(ends)} cells the upper end still lies above {_ALLOWED:.0%}: with so few "
+        "cohorts it is not shown there; `make error-rates` simulates more."
+    )
+
+
+def _share(hits: int, n: int) -> str:
+    return f"{hits / n:.3f} (≤ {binomial_interval(hits, n)[1]:.3f})"
+
+
+def _cells(rows: pl.DataFrame) -> str:
+    return _markdown(
+        [
+            {
+                "encoder": row["encoder"],
+                "patients": row["patients"],
+                "cohorts": row["cohorts"],
+                "mean": "" if row["mean"] is None else f"{row['mean']:+.3f}",
+                "wrong": f"{row['wrong']} {_share(row['n_wrong'], row['cohorts'])}"
+                if row["wrong"]
+                else "not judged",
+                "right": f"{row['right']} {row['n_right'] / row['cohorts']:.2f}"
+                if row["right"]
+                else "",
+                "coverage": "no width" if row["coverage"] is None else f"{row['coverage']:.2f}",
+                "difference": "" if row["difference"] is None else f"{row['difference']:.2f}",
+            }
+            for row in rows.iter_rows(named=True)
+        ]
+    )
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     head = list(rows[0])
     lines = [head, ["---"] * len(head), *([str(row[key]) for key in head] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    """Print the table, and write it where it is asked for."""
+    """Simulate what is not there yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cohorts", type=int, default=400, help="of each encoder and size")
-    parser.add_argument("--patients", type=int, nargs="+", default=[3, 6], help="of each cell")
-    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
+    parser.add_argument("--cohorts", type=int, default=400, help=f"of a cell, in steps of {_BATCH}")
+    parser.add_argument("--pairs", type=int, default=400, help="cohorts that two encoders see")
+    parser.add_argument("--simulations", nargs="+", default=list(SIMULATIONS), choices=SIMULATIONS)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="20 cohorts of one size")
-    parser.add_argument("--table", type=Path, help="file that the table is written to")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder; delete it to start anew"
+    )
+    parser.add_argument("--table", type=Path, default=PAGE, help="page that is written")
+    parser.add_argument(
+        "--only-table", action="store_true", help="of what is there; simulate nothing"
+    )
     asked = parser.parse_args()
-    if asked.quick:
-        asked.cohorts, asked.patients = 20, [3]
-    tasks = [
-        (name, patients, seed)
-        for name in asked.encoders
-        for patients in asked.patients
-        for seed in range(asked.cohorts)
+    cells = [
+        Cell(name, encoder, patients)
+        for name in asked.simulations
+        for encoder in SIMULATIONS[name].encoders
+        for patients in SIMULATIONS[name].sizes
     ]
-    found = pl.concat(_mapped(one, tasks, asked.workers))
-    table = markdown(list(rates(found.sort("metric", maintain_order=True))))
-    print(table)
-    if asked.table:
-        asked.table.write_text(f"{table}\n", encoding="utf-8")
+    asked.results.mkdir(parents=True, exist_ok=True)
+    if not asked.only_table:
+        alone = _tasks(cells, asked.cohorts, asked.results)
+        paired = _tasks([replace(c, paired=True) for c in cells], asked.pairs, asked.results)
+        _run(batch, [*alone, *paired], asked.workers)
+    found = []
+    for cell in cells:
+        rows = read_cell(cell, asked.results, asked.cohorts)
+        pairs = read_cell(replace(cell, paired=True), asked.results, asked.pairs)
+        found += [] if rows is None else rates(cell, rows, pairs)
+    asked.table.write_text(page(found), encoding="utf-8")
+    print(asked.table)
 
 
-def _mapped(
-    function: Callable[[Any], pl.DataFrame], tasks: Sequence[Any], workers: int
-) -> list[pl.DataFrame]:
-    """Results in the order of the tasks, whatever the number of processes."""
+def _tasks(cells: Sequence[Cell], cohorts: int, results: Path) -> list[Any]:
+    """Batches of all cells in turn, so that any part of the run makes a table."""
+    return [
+        (cell, results, first, min(_BATCH, cohorts - first))
+        for first in range(0, cohorts, _BATCH)
+        for cell in cells
+    ]
+
+
+def _run(function: Callable[[Any], str], tasks: Sequence[Any], workers: int) -> None:
+    """All tasks, in order, on so many processes."""
     if workers == 1:
-        return [function(task) for task in tasks]
-    from multiprocessing import get_context
-
+        for task in tasks:
+            function(task)
+        return
     # One process, one thread; a new process reads these before it imports anything.
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(threads, "1")
     # A forked process would share the thread pool of Polars.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, tasks, chunksize=4))
+        for _ in pool.map(function, tasks):
+            pass
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ PAGE = ROOT / "docs" / "experiments.md"
 COHORT = "phantom"
 #: Said once for all experiments, or in a paragraph of its own.
 _OWN_PARAGRAPH = {"criteria", "calibration"}
+#: What rests on the nodes of all experiments, and the module that computes it.
+_OF_ALL = {
+    "calibration": "pathfm_kedro.pipelines.robustness.calibration",
+    "comparison": "pathfm_kedro.statistics.paired_comparison",
+}
 #: Indentation of a parameter below its block in conf/base.
 _OF_PARAMETER = 2
 _ROLE = re.compile(r":(?:mod|func|class|data|meth):`(~?)([\w.]+)`")
@@ -117,7 +122,7 @@ def _used_modules(words: Words) -> dict[str, dict[str, list[str]]]:
                 modules = found.setdefault(tag, {}).setdefault(pipeline, [])
                 if not module:
                     continue
-                if node.name.endswith((".measurements", ".compare_encoders")):
+                if node.name.endswith(".measurements"):
                     modules[:] = [module, *(m for m in modules if m != module)]
                 elif module not in modules:
                     modules.append(module)
@@ -129,12 +134,11 @@ def experiments(words: Words) -> list[Documented]:
     used, found = _used_modules(words), []
     for name, own_words in words.experiments.items():
         (pipeline, modules), *_ = used[name].items()
-        alone = f"pathfm_kedro.pipelines.{pipeline}.{name}"
-        first = alone if name == "calibration" else modules[0]
+        first = _OF_ALL.get(name) or modules[0]
         shared = {
             m for other, by in used.items() if other != name for ms in by.values() for m in ms
         }
-        own = [first, *sorted(set(modules) - shared - {first})]
+        own = [first, *sorted(set(modules) - shared - {first})] if name not in _OF_ALL else [first]
         imported = [import_module(module) for module in own]
         kind = _parameters_of(name, imported)
         found.append(Documented(name, pipeline, imported, kind, own_words))
@@ -249,7 +253,8 @@ def where(x: Documented) -> str:
     if x.name == "calibration":
         run = f"`kedro run --pipelines {x.pipeline} --tags {x.name}`"
     name = first.__name__.rpartition(".")[2]
-    test = ROOT / "tests" / "pipelines" / x.pipeline / f"test_{name}.py"
+    folders = (ROOT / "tests" / "pipelines" / x.pipeline, ROOT / "tests" / "statistics")
+    test = next((f for d in folders if (f := d / f"test_{name}.py").is_file()), ROOT)
     tested = f" Tests: [{test.name}](../{test.relative_to(ROOT)})." if test.is_file() else ""
     return f"{run}\n\n{source}{tested}"
 

@@ -16,6 +16,7 @@ from pathfm_kedro.wiring import (
     Experiment,
     Views,
     calibration_node,
+    comparison_pipeline,
     experiment_pipeline,
     grouped,
     named_partial,
@@ -215,3 +216,29 @@ def test_a_calibrations_rows_join_those_of_its_experiment():
 @pytest.mark.parametrize(("block", "encoders"), [(BLOCK, ("truth", "colour")), (None, ("truth",))])
 def test_without_a_calibration_or_its_control_there_is_no_node(block, encoders):
     assert calibrated(block=block, encoders=encoders)[0] is None
+
+
+def test_encoders_are_compared_from_the_statistics_of_all_of_them():
+    x = replace(X, beside=["params:encoders.{e}", "room"])
+    pipeline = comparison_pipeline("robustness", [x], ["a", "b"])
+    inputs = inputs_of(pipeline)
+    assert inputs["comparison.compare_mean"] == [
+        *("statistics.robustness.mean.a", "params:encoders.a", "room"),
+        *("statistics.robustness.mean.b", "params:encoders.b", "room"),
+        "params:mean",
+    ]
+    assert pipeline.outputs() == {"measurements.robustness.comparison"}
+
+
+def test_the_comparison_holds_each_encoders_own_statistics_against_the_others():
+    compare = next(n for n in comparison_pipeline("r", [X], ["a", "b"]).nodes if "mean" in n.tags)
+    tables = {e: X.statistics(values, BLOCK) for e, values in (("a", [1.0, 3.0]), ("b", [1.0]))}
+    told = {f"statistics.r.mean.{e}": table for e, table in tables.items()}
+    (rows,) = compare.run(told | {"params:mean": BLOCK}).values()
+    assert dict(zip(rows["encoder"], rows["value"], strict=True)) == {"a": 1.0, "b": -1.0}
+    assert set(rows["experiment"]) == {"comparison"}
+
+
+def test_arms_are_not_compared():
+    (collect,) = comparison_pipeline("r", [replace(X, subject="arm")], ["a", "b"]).nodes
+    assert collect.name == "comparison.collect"

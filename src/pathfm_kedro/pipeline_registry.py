@@ -31,9 +31,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     controls = [name for name, entry in plan.encoders.items() if entry.get("role") == "control"]
     bases = harmonised_bases(plan.encoders)
     measured = {
-        "retrieve": retrieve(encoders),
+        "retrieve": retrieve(encoders, controls),
         "robustness": robustness(encoders, controls, bases, plan.parameters),
-        "inheritance": inheritance(encoders),
+        "inheritance": inheritance(encoders, controls),
     }
     named = {
         "ingest": ingest(plan.source),
@@ -53,6 +53,7 @@ def _experiments(pipelines: Iterable[Pipeline]) -> list[str]:
         for name in sorted(pipeline.all_outputs())
         if name.startswith("measurements.")
     ]
-    names = [parts[2] for parts in tables if len(parts) == _PARTS_OF_AN_EXPERIMENT]
+    # Each pipeline compares encoders: one section.
+    names = list(dict.fromkeys(p[2] for p in tables if len(p) == _PARTS_OF_AN_EXPERIMENT))
     calibrated = any(parts[2].startswith("calibration_") for parts in tables)
     return names + (["calibration"] if calibrated else [])

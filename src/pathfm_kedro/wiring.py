@@ -17,6 +17,8 @@ from kedro.pipeline import Node, Pipeline, node
 
 from pathfm_kedro.statistics.figures import Figure, Subject, measure
 from pathfm_kedro.statistics.measurements import combine_measurements
+from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
+from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
 from pathfm_kedro.statistics.tables import KeptEmbeddings
 
@@ -73,6 +75,14 @@ class Experiment:
         p = self.read(parameters)
         figures = self.figures(statistics, *beside, p)
         return measure(figures, self.name, encoder, p.criteria, self.subject)
+
+    def judged(self, statistics: Any, *inputs: Any) -> Judged:
+        """Compute the judged figures alone, to compare encoders; inputs as in :meth:`measurements`."""
+        *beside, parameters = inputs
+        p = self.read(parameters)
+        # Where nothing is judged not even the figures are listed, which some compute at once.
+        figures = self.figures(statistics, *beside, p) if p.criteria else ()
+        return Judged.of(figures, p.criteria, statistics)
 
 
 def experiment_pipeline(
@@ -224,6 +234,59 @@ def measurements_node(pipeline: str, x: Experiment, encoder: str) -> Node:
     )
 
 
+def comparison_pipeline(
+    pipeline: str,
+    experiments: Sequence[Experiment],
+    encoders: Sequence[str],
+    controls: Sequence[str] = (),
+) -> Pipeline:
+    """Nodes that compare encoders two by two on the judged figures of each experiment.
+
+    Parameters
+    ----------
+    pipeline
+        Name of the pipeline that the experiments belong to.
+    experiments
+        What is measured; those of arms, or of some encoders only, are not compared.
+    encoders, controls
+        The cohort's, and those among them that are not compared with each other.
+    """
+    compared = [x for x in experiments if x.subject == "encoder" and x.only is None]
+    nodes = [_comparison_node(pipeline, x, encoders, controls) for x in compared]
+    tables = [output for each in nodes for output in each.outputs]
+    name = f"measurements.{pipeline}.{COMPARISON}"
+    return grouped(COMPARISON, [*nodes, collected(tables, name, tags=[COMPARISON])])
+
+
+def _comparison_node(
+    pipeline: str, x: Experiment, encoders: Sequence[str], controls: Sequence[str]
+) -> Node:
+    """A node that takes the statistics of all encoders and tables their differences."""
+    beside = len(x.beside)
+
+    def compare(*inputs: Any) -> Any:
+        *data, parameters = inputs
+        parts = [data[i : i + 1 + beside] for i in range(0, len(data), 1 + beside)]
+        judged = {e: x.judged(*part, parameters) for e, part in zip(encoders, parts, strict=True)}
+        return compare_encoders(judged, x.name, controls)
+
+    data = [
+        name
+        for e in encoders
+        for name in (
+            f"statistics.{pipeline}.{x.name}.{e}",
+            *(name.format(e=e) for name in x.beside),
+        )
+    ]
+    return node(
+        _shown_as(compare, compare_encoders),
+        [*data, f"params:{x.name}"],
+        f"measurements.{pipeline}.{COMPARISON}.{x.name}",
+        name=f"compare_{x.name}",
+        tags=[COMPARISON, x.name],
+    )
+
+
 def calibration_node(
     pipeline: str,
     x: Experiment,
@@ -356,6 +419,7 @@ __all__ = [
     "Views",
     "calibration_node",
     "collected",
+    "comparison_pipeline",
     "encoder_nodes",
     "experiment_pipeline",
     "grouped",

@@ -117,7 +117,7 @@ def ratio_estimate(
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = (weights @ numerators) / (weights @ denominators)
     low, high = percentile_interval(draws)
-    return Estimate(float(numerators.sum() / total), low, high, rows, support)
+    return Estimate(float(numerators.sum() / total), low, high, rows, support, draws)
 
 
 def binomial_interval(successes: float, n: float) -> tuple[float, float]:

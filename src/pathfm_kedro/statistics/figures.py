@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.measurements import (
     Direction,
@@ -58,6 +60,8 @@ class Value:
         Where the same vectors lie with labels permuted within centers, for figures whose verdict asks
         for the label: to pass, the value must lie above it and the interval above its middle. Where it
         is given, `null` does not make a criterion undecidable.
+    permuted
+        [permutations] behind `label_null`, alike for all encoders: the null of a difference.
     """
 
     estimate: Estimate
@@ -66,6 +70,7 @@ class Value:
     reason: str | None = None
     remark: str = ""
     label_null: Null | None = None
+    permuted: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 Direction = Literal["above", "below"]
 Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not_applicable"]
@@ -53,6 +55,9 @@ class Estimate:
         The figure and its interval, in the metric's own unit; None where it is undefined.
     n, n_patients
         Rows (tiles, slides, queries) and patients that carry it.
+    draws
+        [draws] of it in resampled cohorts, which are the same for all encoders of the same patients: by
+        them two encoders are compared. Their spread need not be that of the interval. None without.
     """
 
     value: float | None
@@ -60,6 +65,7 @@ class Estimate:
     ci_high: float | None
     n: int
     n_patients: int
+    draws: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def pair_ratio(
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = resampled[0] / resampled[1]
     interval = scaled_interval(value, draws, pair_variance(numerator, denominator), 0.0, most)
-    return Estimate(value, *interval, n, size)
+    return Estimate(value, *interval, n, size, draws)
 
 
 def scaled_interval(

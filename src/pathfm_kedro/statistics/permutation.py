@@ -199,9 +199,10 @@ def less_chance(value: Value, chance: float) -> Value:
     ends = less(whole.value), less(whole.ci_low), less(whole.ci_high)
     return replace(
         value,
-        estimate=Estimate(*ends, whole.n, whole.n_patients),
+        estimate=Estimate(*ends, whole.n, whole.n_patients, whole.draws),
         null=shifted(value.null),
         label_null=None if value.label_null is None else shifted(value.label_null),
+        permuted=None if value.permuted is None else value.permuted - chance,
     )
 
 

@@ -79,7 +79,7 @@ def macro_f1_gain(votes: PatientVotes, over: PatientVotes, margin: float) -> Gai
     if low is not None and high is not None:
         least, most = exact_reach(net, n_patients)
         low, high = min(low, least), max(high, most)
-    return Gain(Estimate(value, low, high, n, n_patients), null, p, informed)
+    return Gain(Estimate(value, low, high, n, n_patients, draws), null, p, informed)
 
 
 def exact_reach(net: int, n_patients: int) -> tuple[float, float]:

@@ -246,7 +246,7 @@ def moment_estimates(of: PatientStatistics) -> dict[str, Estimate]:
             else (None, None)
         )
         found[metric] = _within(
-            Estimate(float(value), *bounds, of.n, of.n_patients), *_LEAST[metric]
+            Estimate(float(value), *bounds, of.n, of.n_patients, draws), *_LEAST[metric]
         )
     return found
 

@@ -14,7 +14,13 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
     linear_probe_figures,
     linear_probe_statistics,
 )
-from pathfm_kedro.wiring import Experiment, collected, experiment_pipeline, grouped
+from pathfm_kedro.wiring import (
+    Experiment,
+    collected,
+    comparison_pipeline,
+    experiment_pipeline,
+    grouped,
+)
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
 
@@ -24,8 +30,13 @@ EXPERIMENTS = [
 ]
 
 
-def create_pipeline(encoders: Sequence[str]) -> Pipeline:
-    """Wire the pipeline for the cohort's encoders."""
-    tables = [f"measurements.inheritance.{x.name}" for x in EXPERIMENTS]
+def create_pipeline(encoders: Sequence[str], controls: Sequence[str] = ()) -> Pipeline:
+    """Wire the pipeline for the cohort's encoders; two controls are not compared."""
+    tables = [
+        f"measurements.inheritance.{name}"
+        for name in (*(x.name for x in EXPERIMENTS), "comparison")
+    ]
     parts = [experiment_pipeline("inheritance", x, encoders) for x in EXPERIMENTS]
-    return grouped("inheritance", [*parts, collected(tables, "inheritance_measurements")])
+    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls)
+    collect = collected(tables, "inheritance_measurements")
+    return grouped("inheritance", [*parts, compared, collect])

@@ -45,7 +45,7 @@ Pitfalls
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -461,7 +461,9 @@ def searchable_labels(queries: LabelledQueries, min_patients: int, within_organ:
 
 def share(figure: ResampledFigure, n: int, n_patients: int) -> Value:
     """A share with its interval and its null."""
-    return Value(Estimate(figure.value, *figure.interval(), n, n_patients), figure.null)
+    return Value(
+        Estimate(figure.value, *figure.interval(), n, n_patients, figure.draws), figure.null
+    )
 
 
 def judged_macro_f1(votes: PatientVotes, threshold: float | None) -> Value:
@@ -513,7 +515,8 @@ class OrganSpread:
             f"{_not_above_null(self.pooled)}"
         )
         bounds = (None if end is None else min(1.0, max(0.0, end)) for end in self._bounds)
-        estimate = self._estimate(self._range, *bounds)
+        draws = np.ptp([organ.macro_f1.draws for organ in self.organs], axis=0)
+        estimate = replace(self._estimate(self._range, *bounds), draws=draws)
         return Value(estimate, self._null, caveat="" if self.pooled.above_null() else caveat)
 
     def deviation(self) -> Value:

@@ -39,6 +39,7 @@ from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.wiring import (
     Experiment,
     collected,
+    comparison_pipeline,
     experiment_pipeline,
     grouped,
     named_partial,
@@ -79,9 +80,10 @@ CAPACITY = Experiment(
 )
 
 
-def create_pipeline(encoders: Sequence[str]) -> Pipeline:
-    """Wire the pipeline for the cohort's encoders."""
-    tables = [f"measurements.retrieve.{x.name}" for x in [*EXPERIMENTS, BASELINES, CAPACITY]]
+def create_pipeline(encoders: Sequence[str], controls: Sequence[str] = ()) -> Pipeline:
+    """Wire the pipeline for the cohort's encoders; two controls are not compared."""
+    names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
+    tables = [f"measurements.retrieve.{name}" for name in names]
     parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
     colours = node(
         colour_histograms,
@@ -100,7 +102,9 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
         tags="index",
     )
     index = grouped("index", [*(grouped(e, _index(e)) for e in encoders), described])
-    return grouped("retrieve", [index, *parts, collected(tables, "retrieve_measurements")])
+    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls)
+    collect = collected(tables, "retrieve_measurements")
+    return grouped("retrieve", [index, *parts, compared, collect])
 
 
 def _index(e: str) -> list[Node]:

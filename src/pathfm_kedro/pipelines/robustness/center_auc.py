@@ -367,6 +367,5 @@ def _estimate(statistics: pl.DataFrame, aucs: Floats, limits: tuple[float, float
     value = float(aucs[0])
     of_centers = statistics.filter(features=EMBEDDING).select("center", "n_tiles").unique()
     n = int(of_centers["n_tiles"].sum())
-    return Estimate(
-        value, *widened_interval(value, aucs[1:], limits), n, len(_patients(statistics))
-    )
+    interval = widened_interval(value, aucs[1:], limits)
+    return Estimate(value, *interval, n, len(_patients(statistics)), aucs[1:])

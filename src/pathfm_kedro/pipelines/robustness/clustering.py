@@ -238,7 +238,7 @@ class ClusteredUnits:
     def estimate(self, value: float, draws: Floats | None = None) -> Estimate:
         """A figure of all tiles, with the interval of its draws."""
         low, high = (None, None) if draws is None else percentile_interval(draws)
-        return Estimate(value, low, high, int(self.counts.sum()), self.n_patients)
+        return Estimate(value, low, high, int(self.counts.sum()), self.n_patients, draws)
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
         """[draws] each score with patients resampled."""
@@ -310,7 +310,13 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
 def score(units: ClusteredUnits, metric: str) -> Value:
     """One score; null: permutations of (label, center) over patients."""
     null, label_null = (null_range(of[metric]) for of in (units.permuted, units.permuted_labels))
-    return Value(units.estimates[metric], null, label_null=label_null, remark=units.remark)
+    return Value(
+        units.estimates[metric],
+        null,
+        label_null=label_null,
+        remark=units.remark,
+        permuted=units.permuted_labels[metric],
+    )
 
 
 def score_minus_null(units: ClusteredUnits) -> Value:

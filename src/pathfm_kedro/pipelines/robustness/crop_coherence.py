@@ -288,6 +288,7 @@ def follows(patients: PatientStatistics, what: int, given: int) -> Value:
             "in this pool; raise tile_pool.max_tiles"
         )
     resampled = (patients.weights @ sums).reshape(-1, 4, 4)
-    interval = percentile_interval(partial_correlation(resampled, AGREEMENT, what, given))
+    draws = partial_correlation(resampled, AGREEMENT, what, given)
+    interval = percentile_interval(draws)
     n_pairs = int(whole[0, 0])
-    return Value(Estimate(value, *interval, n_pairs, patients.n_patients), Null(0.0, 0.0))
+    return Value(Estimate(value, *interval, n_pairs, patients.n_patients, draws), Null(0.0, 0.0))

@@ -415,5 +415,5 @@ def morphology_loss(counts: CueCounts) -> Value:
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = np.divide(*before.draws()) - np.divide(*after.draws())
     interval = percentile_interval(draws)
-    estimate = Estimate(before.value - after.value, *interval, counts.n, counts.n_patients)
+    estimate = Estimate(before.value - after.value, *interval, counts.n, counts.n_patients, draws)
     return Value(estimate, Null(0.0, 0.0))

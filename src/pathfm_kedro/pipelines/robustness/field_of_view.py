@@ -442,7 +442,8 @@ def score(places: Places, arm: str) -> Value:
     votes = places.arm(arm)
     figure = votes.macro_f1
     interval = figure.interval()
-    return Value(Estimate(figure.value, *interval, votes.n, votes.n_patients), figure.null)
+    estimate = Estimate(figure.value, *interval, votes.n, votes.n_patients, figure.draws)
+    return Value(estimate, figure.null)
 
 
 def gain(places: Places, arm: str, over: str, margin: float) -> Value:

@@ -405,11 +405,12 @@ def croma(margins: MeasuredMargins, summary: str) -> Value:
     least = 0.0 if summary == "below" else -1.0
     interval = _widened(value, draws, jackknife_variance(variance), least)
     return Value(
-        Estimate(value, *interval, margins.n, margins.n_patients),
+        Estimate(value, *interval, margins.n, margins.n_patients, draws),
         null_range(margins.permuted[summary]),
         # Of the share of margins ≤ 0 less is better: no null stands in the way of passing.
         label_null=None if summary == "below" else null_range(margins.permuted_labels[summary]),
         remark="; ".join(filter(None, [_partly(margins), margins.remark])),
+        permuted=margins.permuted_labels[summary],
     )
 
 
@@ -517,7 +518,7 @@ def mari(weighted: WeightedIndex, k: int) -> Value:
             estimate.n_patients,
         )
     null, label_null = (null_range(of[k]) for of in (weighted.permuted, weighted.permuted_labels))
-    return Value(estimate, null, label_null=label_null)
+    return Value(estimate, null, label_null=label_null, permuted=weighted.permuted_labels[k])
 
 
 def mari_minus_null(weighted: WeightedIndex, k: int, chosen: Sequence[int] = ()) -> Value:
@@ -533,5 +534,5 @@ def mari_minus_null(weighted: WeightedIndex, k: int, chosen: Sequence[int] = ())
     value, labels = mari(weighted, k), weighted.permuted_labels
     anew = chosen_anew(labels, k, chosen)
     if len(anew):
-        value = replace(value, label_null=null_range(anew))
+        value = replace(value, label_null=null_range(anew), permuted=anew)
     return minus_null(value, weighted.permuted[k] + added_by_choice(labels, k, chosen))

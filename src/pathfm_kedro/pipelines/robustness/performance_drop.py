@@ -300,7 +300,7 @@ class _Resampled:
         """The first of the figures [1 + draws], its interval from the others."""
         value = float(values[0])
         interval = widened_interval(value, values[1:], limits)
-        return Estimate(value, *interval, self.n, self.n_patients)
+        return Estimate(value, *interval, self.n, self.n_patients, values[1:])
 
 
 def _accuracy(tested: Callable[[str | None], _Resampled], place: int) -> Value:

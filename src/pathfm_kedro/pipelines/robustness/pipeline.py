@@ -55,7 +55,6 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
 )
 from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
-from pathfm_kedro.pipelines.robustness.index_comparison import compare_encoders
 from pathfm_kedro.pipelines.robustness.margin_statistics import (
     index_and_margin_statistics,
     robustness_margins_statistics,
@@ -104,6 +103,7 @@ from pathfm_kedro.wiring import (
     Views,
     calibration_node,
     collected,
+    comparison_pipeline,
     encoder_nodes,
     experiment_pipeline,
     grouped,
@@ -239,8 +239,17 @@ MARGINS = Experiment(
     [*VECTORS, "params:robustness_index"],
     beside=["robustness_k"],
 )
+#: What is attacked; which views are measured depends on the encoder.
+ATTACKED = Experiment(
+    "adversarial",
+    Adversarial,
+    adversarial_statistics,
+    adversarial_figures,
+    [],
+    beside=["params:encoders.{e}"],
+)
 #: Experiments that are wired by hand, since encoders meet in them.
-WIRED = ["robustness_index", "robustness_margins", "robustness_index_comparison", "adversarial"]
+WIRED = ["robustness_index", "robustness_margins", "adversarial", "comparison"]
 
 
 def create_pipeline(
@@ -274,15 +283,24 @@ def create_pipeline(
         name="choose_pool",
         tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
     )
+    field_pool = node(
+        choose_field_pool,
+        ["slides", "tiles", "params:field_of_view"],
+        ["field_pool", "field_room"],
+        name="choose_field_pool",
+        tags="field_of_view",
+    )
     parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: a pool comes before them.
         pool,
+        field_pool,
         _views(encoders, known),
         *robustness_index_pipelines(
             encoders, controls, *(_calibrated(x, encoders, values) for x in (INDEX, MARGINS))
         ),
         *(_experiment(x, encoders, known, values) for x in listed),
         adversarial_pipeline(encoders, controls, known),
+        comparison_pipeline("robustness", [INDEX, MARGINS, *listed, ATTACKED], encoders, controls),
     ]
     tables = [f"measurements.robustness.{name}" for name in [*WIRED, *(x.name for x in listed)]]
     collect = collected(tables, "robustness_measurements")
@@ -320,9 +338,6 @@ def _experiment(
     if x.name == "center_auc" and _COLOUR in encoders:
         x = replace(x, inputs=[*x.inputs, f"embeddings.{_COLOUR}"])
     own: list[Node | Pipeline] = []
-    if x.name == "field_of_view":
-        inputs, outputs = ["slides", "tiles", f"params:{x.name}"], ["field_pool", "field_room"]
-        own.append(node(choose_field_pool, inputs, outputs, name="pool", tags=x.name))
     for views in VIEWS:
         if views.experiment == x.name and not views.tags:
             own += views_pipeline(views, encoders, bases, plan_views, plan_harmonised)
@@ -343,7 +358,7 @@ def _calibrated(
 def robustness_index_pipelines(
     encoders: Sequence[str], controls: Sequence[str], *calibrations: Node | None
 ) -> list[Pipeline]:
-    """Index, margins and the comparison of encoders: one search, one k for all.
+    """Index and margins: one search, one k for all.
 
     Parameters
     ----------
@@ -353,7 +368,7 @@ def robustness_index_pipelines(
         Of the index and of the margins; None where the truth is not known.
     """
     blocks = ["params:robustness_index", "params:robustness_margins"]
-    index, margins, compared = WIRED[:3]
+    index, margins = INDEX.name, MARGINS.name
     counts, distances = (
         {e: f"statistics.robustness.{name}.{e}" for e in encoders} for name in (index, margins)
     )
@@ -372,20 +387,7 @@ def robustness_index_pipelines(
         {"parameters": blocks[0], **counts},
         "robustness_k",
         name="choose_k",
-        tags=WIRED[:3],
-    )
-    comparison = node(
-        named_partial(compare_encoders, encoders=tuple(encoders)),
-        {
-            "chosen_k": "robustness_k",
-            "parameters": blocks[0],
-            "margin_parameters": blocks[1],
-            **{f"index_{e}": counts[e] for e in encoders},
-            **{f"margins_{e}": distances[e] for e in encoders},
-        },
-        {e: f"measurements.robustness.{compared}.{e}" for e in encoders},
-        name="compare_encoders",
-        tags=compared,
+        tags=[index, margins],
     )
     # A namespace of its own: the common k stands between the searches and what is measured on them.
     found = [grouped(e, [search]) for e, search in zip(encoders, searches, strict=True)]
@@ -396,7 +398,6 @@ def robustness_index_pipelines(
         grouped("neighbours", [*found, common_k]),
         grouped(index, [*own, *of_index, _collect(index, encoders, of_index)]),
         grouped(margins, [*of_margins, *of_margin, _collect(margins, encoders, of_margin)]),
-        grouped(compared, [comparison, _collect(compared, encoders)]),
     ]
 
 
@@ -410,7 +411,7 @@ def adversarial_pipeline(
     encoders: Sequence[str], controls: Sequence[str], bases: Mapping[str, str]
 ) -> Pipeline:
     """Attacks on every network, and what is made against one shown to the others."""
-    x, block = "adversarial", "params:adversarial"
+    x, block = ATTACKED.name, f"params:{ATTACKED.name}"
 
     def step(function, inputs, output, called, /, *tags, **bound) -> Node:  # type: ignore[no-untyped-def]
         run = named_partial(with_parameters(Adversarial, x, function), **bound)
@@ -447,11 +448,8 @@ def adversarial_pipeline(
         ]
 
     def of_encoder(e: str) -> list[Node]:
-        beside = ["params:encoders.{e}"]
         if e in bases:
-            harmonised = Experiment(
-                x, Adversarial, no_adversarial_statistics, adversarial_figures, [], beside
-            )
+            harmonised = replace(ATTACKED, accumulate=no_adversarial_statistics)
             return encoder_nodes("robustness", harmonised, e)
         sources = tuple(s for s in encoders if s not in {e, *controls, *bases})
         shown = named_partial(plan_transfer, name=e, sources=sources)
@@ -459,7 +457,7 @@ def adversarial_pipeline(
         inputs += [f"views.{x}.{s}" for s in sources]
         measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", "adversarial_pool", probe_of(e)]
         accumulate = named_partial(adversarial_statistics, sources=sources)
-        attacked = Experiment(x, Adversarial, accumulate, adversarial_figures, measured, beside)
+        attacked = replace(ATTACKED, accumulate=accumulate, inputs=measured)
         return [
             node(shown, inputs, f"views.{x}_transfer.{e}", name="transfer", tags=[x, e]),
             *encoder_nodes("robustness", attacked, e),

@@ -441,8 +441,16 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
             "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
             f"this index counts, among {k}: add patients, or take a larger k"
         )
-    null = null_range(chosen_anew(measured.permuted[metric], k, measured.chosen(k)))
-    return Value(estimate, null, label_null=null, reason=reason, remark=measured.remark)
+    permuted = chosen_anew(measured.permuted[metric], k, measured.chosen(k))
+    null = null_range(permuted)
+    return Value(
+        estimate,
+        null,
+        label_null=null,
+        reason=reason,
+        remark=measured.remark,
+        permuted=permuted,
+    )
 
 
 def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
@@ -470,7 +478,13 @@ def knn_accuracy(measured: MeasuredDesign, k: int, target: str) -> Value:
     cohort = np.ones((1, found.n_patients))
     point, *draws = vote_accuracy(measured.at[k], target, np.vstack([cohort, measured.weights]))
     return Value(
-        Estimate(float(point), *percentile_interval(np.array(draws)), found.n, found.n_patients),
+        Estimate(
+            float(point),
+            *percentile_interval(np.array(draws)),
+            found.n,
+            found.n_patients,
+            np.array(draws),
+        ),
         null_range(chosen_anew(measured.permuted_votes[target], k, measured.chosen(k))),
     )
 

@@ -365,7 +365,7 @@ def variance_over_angles(view: PatientStatistics) -> Value:
     # Resampling adds its own spread to that of the angles, so the draws lie too high by the
     # difference of their mean to the figure; a variance is never negative.
     draws = np.maximum(draws - (draws.mean() - value), 0.0)
-    estimate = Estimate(value, *percentile_interval(draws), view.n, view.n_patients)
+    estimate = Estimate(value, *percentile_interval(draws), view.n, view.n_patients, draws)
     return Value(estimate, Null(0.0, 0.0))
 
 

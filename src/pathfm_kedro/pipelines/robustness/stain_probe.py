@@ -17,8 +17,10 @@ itself. It is read beside the changes of stain, which leave the tissue alone.
 Pitfalls
 --------
 - Few tiles for vectors of many dimensions: a low r2 may be the pool's.
-- The interval resamples the sums of squares given the predictions and is not widened for
-  cross-validation; its coverage was not simulated.
+- The interval resamples the sums of squares given the predictions. It is widened for cross-validation,
+  and towards the spread under permuted targets the less is explained, since the predictions of a probe
+  that reads nothing vary between cohorts and not between draws. Of 24 patients whose stain is read in
+  part it held the truth in about 82 of 100 simulated cohorts.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.robustness.stain_references import MOMENTS
 from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval, sum_by_patient
-from pathfm_kedro.statistics.cross_validation import patient_folds, widened_interval
+from pathfm_kedro.statistics.cross_validation import (
+    CROSS_VALIDATION_EFFECT,
+    patient_folds,
+    widened_interval,
+)
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
@@ -183,10 +189,20 @@ def r2(patients: PatientStatistics, fit: pl.DataFrame) -> Value:
     value = float(explained.sum() / total.sum())
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = (patients.weights @ explained) / (patients.weights @ total)
+    permuted = fit["permuted_r2"][0].to_numpy()
     # The same patients are tested and train the models that test others.
-    interval = widened_interval(value, draws)
-    estimate = Estimate(value, *interval, patients.n, patients.n_patients)
-    return Value(estimate, Null(*percentile_interval(fit["permuted_r2"][0].to_numpy())))
+    least = float(np.std(permuted)) * (1 - max(value, 0.0)) / np.sqrt(CROSS_VALIDATION_EFFECT)
+    interval = widened_interval(value, _at_least_spread(draws, least))
+    estimate = Estimate(value, *interval, patients.n, patients.n_patients, draws)
+    return Value(estimate, Null(*percentile_interval(permuted)))
+
+
+def _at_least_spread(draws: Floats, least: float) -> Floats:
+    """Draws, stretched about their mean where they spread less than that."""
+    middle, spread = float(np.nanmean(draws)), float(np.nanstd(draws))
+    if not spread > 0:
+        return draws
+    return np.asarray(middle + max(1.0, least / spread) * (draws - middle))
 
 
 def selectivity(patients: PatientStatistics, fit: pl.DataFrame) -> Value:

@@ -238,7 +238,8 @@ def label_survival(view: PatientStatistics, clean: PatientStatistics) -> Value:
     value = (after - chance) / (before - chance)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = (after_draws - chance) / (before_draws - chance)
-    estimate = Estimate(value, *widened_interval(value, draws), _n_probed(view), view.n_patients)
+    interval, n = widened_interval(value, draws), _n_probed(view)
+    estimate = Estimate(value, *interval, n, view.n_patients, draws)
     return Value(estimate, Null(0.0, 0.0))
 
 
