@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic.dataclasses import dataclass
@@ -24,6 +25,7 @@ from pathfm_kedro.wiring import (
     views_pipeline,
     with_parameters,
 )
+from tests.in_memory import InMemory
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -163,7 +165,8 @@ def test_views_of_pixels_alone_need_no_encoder():
 
 
 def dosed(truth, nuisance, dose, p, inputs):
-    return [(1 - dose) * t - dose * n for t, n in zip(truth, nuisance, strict=True)]
+    of_truth, of_nuisance = (vectors.stack(["slide"]) for vectors in (truth, nuisance))
+    return list((1 - dose) * of_truth - dose * of_nuisance)
 
 
 def dose_response(measure_at, experiment, calibration, doses, encoder):
@@ -190,8 +193,8 @@ def test_a_calibration_mixes_truth_and_nuisance_under_changed_parameters():
     assert made.outputs == ["measurements.robustness.calibration_mean.truth"]
     assert made.tags == {"calibration", "mean"}
     values = {
-        "vectors.truth": [1.0],
-        "vectors.colour": [3.0],
+        "vectors.truth": InMemory({"slide": np.array([1.0])}),
+        "vectors.colour": InMemory({"slide": np.array([3.0])}),
         "params:mean": block,
         "params:calibration": {"doses": [0.0, 1.0]},
     }
