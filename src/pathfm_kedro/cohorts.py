@@ -272,3 +272,18 @@ def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str
             )
         found[name] = base
     return found
+
+
+def seeds_of_rivals(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Seed of each encoder that is trained on the cohort.
+
+    Examples
+    --------
+    >>> seeds_of_rivals({"cnn": {"model": "trained:small_cnn", "seed": 2}, "u": {"model": "timm:x"}})
+    {'cnn': 2}
+    """
+    return {
+        name: int(entry.get("seed") or 0)
+        for name, entry in encoders.items()
+        if str(entry.get("model", "")).startswith("trained:")
+    }

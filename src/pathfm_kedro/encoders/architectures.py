@@ -92,7 +92,8 @@ def small_vit(side: int) -> nn.Module:
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(
+    vit: Any = VisionTransformer
+    network: nn.Module = vit(
         img_size=side,
         patch_size=side // _TOKENS,
         embed_dim=_WIDTH,
@@ -101,6 +102,7 @@ def small_vit(side: int) -> nn.Module:
         num_classes=0,
         global_pool="avg",
     )
+    return network
 
 
 def rival(name: str, side: int, seed: int) -> Any:

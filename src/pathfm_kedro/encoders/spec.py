@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Names of arguments that nodes take beside one argument per encoder.
 _RESERVED = frozenset({"parameters", "controls"})
 _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean")
-_PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:")
+_PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:", "trained:")
 _NOISE = "control:noise"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
@@ -51,7 +51,7 @@ class EncoderSpec:
         How tables, datasets and the report call it.
     model
         ``control:<name>``, ``package:efficientnet_lite0``, ``timm:<name>``, ``local-dir:<folder>``
-        or ``hf-hub:<owner>/<model>``.
+        ``hf-hub:<owner>/<model>`` or ``trained:<name>``, which is fitted on the cohort.
     role
         ``encoder`` for what is audited, ``control`` for what shows that a measurement works.
     pooling
@@ -85,6 +85,8 @@ class EncoderSpec:
         ``stain_normalisation`` (Macenko, to one reference) or ``rotation_average`` (mean over quarter
         turns). Of a model ``harmonised:<encoder>``, whose vectors are those of another entry with the
         center taken out: ``centring``, ``whitening`` or ``combat``.
+    training
+        Of a model ``trained:<name>``: :class:`~pathfm_kedro.encoders.rivals.Training`.
     """
 
     name: str
@@ -104,6 +106,7 @@ class EncoderSpec:
     mitigation: str | None = None
     seed: int | None = None
     dimension: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"encoders.{self.name}"
@@ -172,7 +175,12 @@ class EncoderSpec:
                 raise ValueError(f"{where}.{key} is {value!r}: give a whole number from {least}")
 
     def _check_weights(self, where: str) -> None:
-        if self.checkpoint is not None and not self.model.startswith("timm:"):
+        if self.training and not self.is_trained:
+            raise ValueError(
+                f"{where}.training is given, and '{self.model}' is not trained here: leave it out; it "
+                "goes with model trained:<name>"
+            )
+        if self.checkpoint is not None and not self.model.startswith(("timm:", "trained:")):
             raise ValueError(
                 f"{where}.checkpoint goes with a timm: architecture, not with '{self.model}', which "
                 "brings its own weights: leave it out or name the architecture"
@@ -189,10 +197,10 @@ class EncoderSpec:
                 f"give {where}.checkpoint, or, where the null of this architecture is wanted, declare "
                 f"{where}.seed: 0"
             )
-        if self.seed is not None and loads and self.model != _NOISE:
+        if self.seed is not None and loads and self.model != _NOISE and not self.is_trained:
             raise ValueError(
                 f"{where}.seed is {self.seed}, and nothing is drawn: leave it out; it goes with "
-                f"pretrained: false and with {_NOISE}"
+                f"pretrained: false, with trained:<name> and with {_NOISE}"
             )
         if self.dimension is not None and self.model != _NOISE:
             raise ValueError(
@@ -257,6 +265,11 @@ class EncoderSpec:
         return name if kind == "harmonised" else ""
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the network is fitted on the cohort itself."""
+        return self.model.startswith("trained:")
+
+    @property
     def has_network(self) -> bool:
         """Whether a network is run: not in a control, nor where another entry's vectors are taken."""
         return not self.base and not self.model.startswith("control:")
@@ -291,6 +304,11 @@ class EncoderSpec:
                 f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18"
             )
         values = dict(parameters)
+        if values["model"].startswith("trained:") and values.get("checkpoint") is not None:
+            raise ValueError(
+                f"encoders.{name}.checkpoint is given, and '{values['model']}' is fitted on the "
+                "cohort: leave it out"
+            )
         for key in ("mean", "std"):
             if values.get(key) is not None:
                 values[key] = _three_numbers(f"encoders.{name}.{key}", values[key])
@@ -326,6 +344,7 @@ class EncoderSpec:
             runtime=record["runtime"],
             precision=record["precision"],
             device=record["device"],
+            checkpoint=record.get("key", {}).get("checkpoint", self.checkpoint),
         )
 
 

@@ -285,9 +285,7 @@ def _load_network(spec: EncoderSpec) -> Network:
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         weights.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    network = Network(
-        model, spec.pooling, _declared_preprocessing(model, spec), weights.hexdigest()
-    )
+    network = Network(model, spec.pooling, declared_preprocessing(model, spec), weights.hexdigest())
     refuse_senseless(network, spec)
     return network
 
@@ -301,7 +299,8 @@ def _built_for(spec: EncoderSpec) -> int | None:
     return int(sides.pop()) if len(sides) == 1 else None
 
 
-def _declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+def declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+    """What is done to pixels before a network, as it declares or as the entry overrides."""
     from timm.data.config import resolve_model_data_config
 
     declared: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]

@@ -167,6 +167,9 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
         "onnxruntime": _version("onnxruntime"),
         "trial": _REVISION,
     }
+    if spec.is_trained:
+        # The record is how everybody who embeds finds the weights.
+        key["checkpoint"] = str(spec.checkpoint)
     if spec.runtime == AUTO:
         key["processor"] = _processor(device)
     return key

@@ -47,6 +47,11 @@ def build_network(spec: EncoderSpec) -> torch.nn.Module:
     kind, _, name = spec.model.partition(":")
     if kind == "package":
         return _from_package(name, where)
+    if spec.is_trained:
+        from pathfm_kedro.encoders.rivals import fitted_network
+
+        fitted: torch.nn.Module = fitted_network(spec)
+        return fitted
     kwargs = {"num_classes": 0, **resolve_layers(spec.model_kwargs, where)}
     if kind == "local-dir":
         source = f"local-dir:{_checked_folder(spec, name)}"

@@ -33,6 +33,11 @@ class EmbeddedCohort(Embeddings, Protocol):
         """Reason of every slide that failed."""
         ...
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Reason of every slide that must not be measured."""
+        ...
+
 
 def describe_encoder(
     parameters: Mapping[str, Any],
@@ -59,7 +64,7 @@ def describe_encoder(
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dimension, n_slides, n_failed, failures.
+        timed), dimension, n_slides, n_failed, failures, n_left_out and why.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -75,6 +80,8 @@ def describe_encoder(
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),
         "failures": dict(embeddings.failures),
+        "n_left_out": len(embeddings.left_out),
+        "left_out_because": "; ".join(sorted(set(embeddings.left_out.values()))),
     }
 
 
