@@ -92,8 +92,7 @@ def small_vit(side: int) -> nn.Module:
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    vit: Any = VisionTransformer
-    network: nn.Module = vit(
+    network: nn.Module = VisionTransformer(  # type: ignore[no-untyped-call]
         img_size=side,
         patch_size=side // _TOKENS,
         embed_dim=_WIDTH,
