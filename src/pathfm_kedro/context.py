@@ -28,6 +28,7 @@ from pathfm_kedro.cohorts import (
     naming_references,
     refuse_braces,
     refuse_unknown_cohort,
+    with_random_weights,
 )
 from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
@@ -158,6 +159,10 @@ class CohortContext(KedroContext):
             for kind in ("parameters", "catalog"):
                 # Kept, since Kedro reads the files anew each time that it asks: some ten times a run.
                 self.config_loader[kind] = self.config_loader[kind]
+            parameters = self.config_loader["parameters"]
+            if isinstance(parameters.get("encoders"), dict):
+                # As the registry reads them, which has a part for each.
+                parameters["encoders"] = with_random_weights(parameters["encoders"])
 
     def _get_catalog(
         self,

@@ -175,13 +175,13 @@ def test_training_repeats_to_the_last_bit_and_goes_on_after_a_kill(tmp_path):
     shards = Shards(slides)
     whole, told = plan_rival(slides, spec, shards).fit(InMemory())
 
-    class Killed(InMemory):
+    class Interrupted(InMemory):
         def save(self, tensors, text):
             if self.saved is not None:
                 raise KeyboardInterrupt
             super().save(tensors, text)
 
-    killed = Killed()
+    killed = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         plan_rival(slides, spec, shards).fit(killed)
     weights, again = plan_rival(slides, spec, shards).fit(InMemory(killed.saved))
@@ -259,5 +259,5 @@ def test_weights_that_are_not_there_say_how_to_fit_them(tmp_path):
     spec = spec_of()
     with pytest.raises(ValueError, match="not fitted yet: kedro run --pipelines embed"):
         load_encoder(spec)
-    with pytest.raises(ValueError, match="cannot be read from .* fit it again"):
+    with pytest.raises(ValueError, match=r"cannot be read from .* fit it again"):
         load_encoder(replace(spec, checkpoint=str(tmp_path / "gone.safetensors")))

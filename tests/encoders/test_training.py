@@ -11,7 +11,7 @@ import torch
 from pathfm_kedro.encoders.training import History, InMemory, Recipe, fit, weights_of
 
 
-class Killed(RuntimeError):
+class KilledError(RuntimeError):
     pass
 
 
@@ -24,7 +24,7 @@ class KilledAfter(InMemory):
 
     def save(self, tensors, text):
         if not self.left:
-            raise Killed
+            raise KilledError
         self.left -= 1
         super().save(tensors, text)
 
@@ -93,7 +93,7 @@ def test_a_fit_that_was_killed_ends_in_the_same_weights(done, judged):
     recipe = Recipe(6, 0, "cosine")
     whole, history = run(task(), recipe, judged=judged)
     checkpoint = KilledAfter(done)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(task(), recipe, checkpoint, judged)
     checkpoint.left = 100
     epochs = []

@@ -56,7 +56,7 @@ class Training:
     folds, audited_fold
         Patients are split into so many groups; this one is audited, the others train.
     epochs
-        Passes over the training tiles at most.
+        Passes over the training tiles at most; none leaves the network as it is drawn.
     patience
         Epochs without a smaller loss on a fifth of the training patients after which training ends;
         null trains on all of them, for all epochs.
@@ -70,7 +70,7 @@ class Training:
 
     folds: Annotated[int, Field(ge=2)] = 2
     audited_fold: Annotated[int, Field(ge=0)] = 0
-    epochs: Count = 30
+    epochs: Annotated[int, Field(ge=0)] = 30
     patience: Count | None = None
     tiles_per_slide: Count = 64
     batch: Count = 32

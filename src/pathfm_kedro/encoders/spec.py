@@ -17,6 +17,8 @@ _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean
 _PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:", "trained:")
 _NOISE = "control:noise"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+#: Key of an entry that asks for another entry beside it, and says nothing of its own encoder.
+_SIBLING = "random_weights"
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
 #: that is.
 _MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
@@ -293,7 +295,7 @@ class EncoderSpec:
                 f"encoders.{name} is {parameters!r}: write its keys below it, the first "
                 f"'  model: {parameters}'"
             )
-        known = {entry.name for entry in fields(cls)} - {"name"}
+        known = {entry.name for entry in fields(cls)} - {"name"} | {_SIBLING}
         unknown = sorted(set(parameters) - known)
         if unknown:
             raise ValueError(
@@ -304,6 +306,10 @@ class EncoderSpec:
                 f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18"
             )
         values = dict(parameters)
+        if not isinstance(values.pop(_SIBLING, False), bool):
+            raise ValueError(
+                f"encoders.{name}.{_SIBLING} is {parameters[_SIBLING]!r}: give true or false"
+            )
         if values["model"].startswith("trained:") and values.get("checkpoint") is not None:
             raise ValueError(
                 f"encoders.{name}.checkpoint is given, and '{values['model']}' is fitted on the "
