@@ -63,7 +63,8 @@ def pipelines():
     before = Path.cwd(), os.environ.pop("KEDRO_ENV", None)
     os.chdir(PROJECT)
     with mock.patch.dict(os.environ, {RUNTIME_VARIABLE: json.dumps({"encoders": RIVAL})}):
-        yield register_pipelines()
+        registered = register_pipelines()
+    yield registered
     os.chdir(before[0])
     if before[1]:
         os.environ["KEDRO_ENV"] = before[1]

@@ -71,7 +71,7 @@ class FittedModel:
     told: Mapping[str, Any]
 
 
-class FittedModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
+class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
     """One fitted model in the layout ``<folder>/<version>/<name>/``.
 
     Saving looks for weights with an equal header, in this version and in the others, and links them.
