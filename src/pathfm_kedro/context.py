@@ -159,10 +159,10 @@ class CohortContext(KedroContext):
             for kind in ("parameters", "catalog"):
                 # Kept, since Kedro reads the files anew each time that it asks: some ten times a run.
                 self.config_loader[kind] = self.config_loader[kind]
-            parameters: Any = self.config_loader["parameters"]
-            if isinstance(parameters.get("encoders"), dict):
+            loaded: Any = self.config_loader["parameters"]
+            if isinstance(loaded.get("encoders"), dict):
                 # As the registry reads them, which has a part for each.
-                parameters["encoders"] = with_random_weights(parameters["encoders"])
+                loaded["encoders"] = with_random_weights(loaded["encoders"])
 
     def _get_catalog(
         self,

@@ -107,7 +107,7 @@ def test_weights_that_are_cut_short_say_what_to_do(tmp_path):
     store(tmp_path).save(Counting())
     weights = tmp_path / "1" / "cnn.0" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-3])
-    with pytest.raises(DatasetError, match="is not whole: remove .* and run the embed pipeline"):
+    with pytest.raises(DatasetError, match=r"is not whole: remove .* and run the embed pipeline"):
         store(tmp_path).load()
     refitted = Counting()
     store(tmp_path, "2").save(refitted)
