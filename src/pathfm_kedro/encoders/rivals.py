@@ -172,7 +172,8 @@ def left_out(slides: pl.DataFrame, spec: EncoderSpec | None) -> dict[str, str]:
         return {}
     split = split_patients(slides, spec)
     patients = pl.col("patient_id").cast(pl.String())
-    own = slides.filter(patients.is_in(sorted(split.train | split.validation)))
+    trains = patients.is_in(sorted(split.train | split.validation))
+    own = slides.filter(trains, pl.col("status") == "usable")
     return dict.fromkeys(own["slide_id"].sort().to_list(), TRAINS)
 
 
