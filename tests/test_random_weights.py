@@ -90,4 +90,5 @@ def test_a_rival_is_read_fitted_and_embedded_in_its_own_namespace():
         "encoder_runtime.cnn",
         "embeddings.cnn",
         "encoder_card.cnn",
+        "encoder_cost.cnn",
     }

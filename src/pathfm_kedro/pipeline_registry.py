@@ -42,7 +42,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "tile": tile(),
         "embed": embed(encoders, bases, seeds),
         **measured,
-        "report": report(_experiments(measured.values())),
+        "report": report(_experiments(measured.values()), encoders),
     }
     return named | {"__default__": sum(named.values(), start=Pipeline([]))}
 

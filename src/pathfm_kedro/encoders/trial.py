@@ -171,7 +171,7 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
         # The record is how everybody who embeds finds the weights.
         key["checkpoint"] = str(spec.checkpoint)
     if spec.runtime == AUTO:
-        key["processor"] = _processor(device)
+        key["processor"] = processor_of(device)
     return key
 
 
@@ -478,7 +478,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor(device: str) -> str:
+def processor_of(device: str) -> str:
+    """What computes: the GPU's name, or the processor's."""
     if device == "cuda":
         import torch
 

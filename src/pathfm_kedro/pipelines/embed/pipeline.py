@@ -6,6 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
+from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
 from pathfm_kedro.pipelines.embed.rival import (
     fit_rival,
@@ -50,6 +51,13 @@ def create_pipeline(
             runtimes,
             "encoder_runtimes",
             name="collect_runtimes",
+            tags="collect",
+        ),
+        node(
+            named_partial(collect_costs, names=tuple(ran)),
+            [f"encoder_cost.{name}" for name in ran],
+            "encoder_costs",
+            name="collect_costs",
             tags="collect",
         ),
     ]
@@ -139,6 +147,21 @@ def _embedded(name: str) -> list[Node]:
             ],
             f"embeddings.{name}",
             name=f"embed_{name}",
+            tags=name,
+        ),
+        node(
+            named_partial(plan_cost, name=name),
+            [
+                "slides",
+                "tiles",
+                "slide_files",
+                f"params:encoders.{name}",
+                f"encoder_runtime.{name}",
+                "params:tile",
+                "params:cost_trial",
+            ],
+            f"encoder_cost.{name}",
+            name=f"measure_cost_{name}",
             tags=name,
         ),
         *_described(name, name),
