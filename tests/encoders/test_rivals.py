@@ -23,6 +23,7 @@ from pathfm_kedro.encoders.rivals import (
     with_weights,
 )
 from pathfm_kedro.encoders.training import InMemory
+from pathfm_kedro.statistics.cross_validation import patient_folds
 
 ENTRY = {
     "model": "trained:small_cnn",
@@ -261,3 +262,13 @@ def test_weights_that_are_not_there_say_how_to_fit_them(tmp_path):
         load_encoder(spec)
     with pytest.raises(ValueError, match=r"cannot be read from .* fit it again"):
         load_encoder(replace(spec, checkpoint=str(tmp_path / "gone.safetensors")))
+
+
+def test_the_split_is_not_that_of_the_folds_of_experiments():
+    """Audited patients lie in every fold of an experiment that counts folds from the same seed."""
+    slides, spec = cohort(24), spec_of()
+    patients, labels = slides["patient_id"].to_numpy(), slides["label"].to_numpy()
+    for folds in (2, 4):
+        fold = patient_folds(patients, folds, 0, labels)
+        audited = np.isin(patients, sorted(split_patients(slides, spec).audited))
+        assert set(fold[audited]) == set(fold[~audited]) == set(range(folds))

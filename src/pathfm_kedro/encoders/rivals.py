@@ -44,6 +44,9 @@ RIVALS = ("small_cnn", "small_vit")
 SIDE = 64
 #: Of the training patients one in so many tells when to stop, where that is asked for.
 _VALIDATION = 5
+#: Keeps the split apart from the folds of experiments, which come from the same numbers: were they
+#: one, all audited patients would lie in the same folds.
+_OF_SPLIT = 1
 TRAINS = "its patient trains this encoder, which is audited on the others"
 
 
@@ -149,7 +152,8 @@ def split_patients(slides: pl.DataFrame, spec: EncoderSpec) -> Split:
     spec
         The rival.
     """
-    training, seed = Training.of(spec), spec.seed or 0
+    training = Training.of(spec)
+    seed = int(np.random.SeedSequence([spec.seed or 0, _OF_SPLIT]).generate_state(1)[0])
     rows = slides.filter(pl.col("status") == "usable").select("patient_id", "label").unique()
     rows = rows.sort("patient_id", "label", nulls_last=True)
     patients = rows["patient_id"].cast(pl.String()).to_numpy()
