@@ -24,7 +24,7 @@ from tests.journeys.conftest import (
     write_parameters,
 )
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 COHORT, RIVAL, NULL = "mini", "small_cnn", "small_cnn_random_weights"
 EMBED = ("run", "--env", COHORT, "--pipelines", "embed", "--namespaces", f"embed.{RIVAL}")
