@@ -61,6 +61,7 @@ def cohort() -> None:
     lazy_subcommands={
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
+        "search": "pathfm_kedro.search_command.search",
     },
 )
 def cli() -> None:
