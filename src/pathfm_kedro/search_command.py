@@ -168,7 +168,7 @@ class _Cohort:
                 f"{', '.join(plan.encoders)}"
             )
         with CohortSession.create(project_path=root, env=name) as session:
-            catalog = session.load_context().catalog
+            catalog = session.load_context().catalog  # type: ignore[attr-defined]
             try:
                 slides, tiles = catalog.load("slides"), catalog.load("tiles")
                 embeddings = catalog.load(f"embeddings.{chosen}")
@@ -230,9 +230,9 @@ class _Cohort:
             self.archive,
             family,
             p,
-            scope,
+            scope,  # type: ignore[arg-type]
             asked.patients,
-            top,  # type: ignore[arg-type]
+            top,
         )
 
     def shown_query(self, asked: _Asked) -> ShownSlide:

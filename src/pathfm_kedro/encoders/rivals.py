@@ -411,7 +411,7 @@ def untrained(spec: EncoderSpec) -> Network:
     from pathfm_kedro.encoders.torch_encoder import Network, declared_preprocessing
 
     model = build(spec)
-    return Network(model, spec.pooling, declared_preprocessing(model, spec), "")
+    return Network(model, spec.pooling, declared_preprocessing(model, spec), "", "")
 
 
 def build(spec: EncoderSpec) -> Any:

@@ -228,13 +228,17 @@ def test_a_missing_parameter_is_named():
 def test_the_project_s_own_parameters_hold_together():
     path = Path(__file__).parents[3] / "conf" / "base" / "parameters_retrieve.yml"
     p = read_parameters(Retrieval, "retrieval", yaml.safe_load(path.read_text())["retrieval"])
-    [judged] = p.criteria
+    judged, *gains = p.criteria
     assert judged.at == {"family": "median_min", "vote": "mv5", "scope": "within_organ"}
     assert (judged.metric, judged.threshold, judged.direction) == (
         "f1_range_over_organs",
         0.3,
         "below",
     )
+    assert {one.at["family"] for one in gains} == {"maxsim", "bm25", "hybrid"}
+    assert {(one.metric, one.threshold, one.direction) for one in gains} == {
+        ("gain_over_mean", 0.05, "below")
+    }
 
 
 def test_slide_vectors_are_those_of_the_mosaic():

@@ -116,7 +116,7 @@ def retrieval_figures(
             own = matches.filter(family=family, scope=scope)
             found = own.drop_nulls("query_slide")
             search = None if found.is_empty() else Search.of(found, cohort, scope, p)
-            reason = own["reason"].drop_nulls().first() or _no_match(scope)
+            reason = next(iter(own["reason"].drop_nulls().to_list()), _no_match(scope))
             yield from _of_list(search, reach, setting, reason)
             for vote in p.votes:
                 at = {**setting, "vote": vote}
@@ -435,10 +435,11 @@ def search_votes(
 
 def why_no_votes(matches: pl.DataFrame) -> str:
     """Why :func:`search_votes` counts no query."""
-    reason: str | None = matches["reason"].drop_nulls().first()
-    return reason or (
+    otherwise = (
         "no label has enough patients where it is searched: add patients, or search across organs"
     )
+    reason: str = next(iter(matches["reason"].drop_nulls().to_list()), otherwise)
+    return reason
 
 
 def searchable_labels(queries: LabelledQueries, min_patients: int, within_organ: bool) -> Bools:

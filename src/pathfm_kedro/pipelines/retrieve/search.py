@@ -2,9 +2,10 @@
 
 A slide is its mosaic, the few tiles that stand for it
 (:func:`~pathfm_kedro.slides.mosaic.choose_mosaic`). How two mosaics are compared is a *family*, a
-file of its own in :mod:`~pathfm_kedro.pipelines.retrieve.families`: one vector per slide (``mean``,
-``max``), several (``median_min``, which is Yottixel's, ``barcode``, ``maxsim``, ``chamfer``), visual
-words (``bovw``, ``bm25``, ``vlad``), or the lists of others ordered anew (``hybrid``, ``reranked``).
+file of its own, listed in :mod:`~pathfm_kedro.pipelines.retrieve.families.registry`: one vector a slide
+(``mean``, ``max``, ``attention``), several (``median_min``, which is Yottixel's, ``barcode``,
+``maxsim``, ``chamfer``), visual words (``bovw``, ``bm25``, ``vlad``), or the lists of others ordered
+anew (``hybrid``, ``reranked``).
 """
 
 from __future__ import annotations

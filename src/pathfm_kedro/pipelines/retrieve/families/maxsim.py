@@ -7,6 +7,8 @@ median.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
@@ -26,14 +28,14 @@ def maxsim(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     ----------
     Khattab & Zaharia, ColBERT, SIGIR 2020.
     """
-    return symmetrised(_directed, queries, archive)
+    return symmetrised(partial(_directed, p=p), queries, archive)
 
 
 def maxsim_pooled(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     """Late interaction of at most ``tokens`` vectors per slide, see :func:`pooled_patches`."""
     left = pooled_patches(queries, p.tokens)
     right = left if queries is archive else pooled_patches(archive, p.tokens)
-    return symmetrised(_directed, left, right)
+    return symmetrised(partial(_directed, p=p), left, right)
 
 
 def pooled_patches(mosaic: Mosaic, tokens: int) -> Mosaic:
@@ -57,5 +59,5 @@ def pooled_patches(mosaic: Mosaic, tokens: int) -> Mosaic:
     return Mosaic(mosaic.slides, np.concatenate(parts), np.cumsum(sizes) - sizes)
 
 
-def _directed(queries: Mosaic, archive: Mosaic) -> Floats:
-    return set_to_set(queries, archive, "cosine", mean_by_slide)
+def _directed(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
+    return set_to_set(queries, archive, "cosine", mean_by_slide, p.precision)

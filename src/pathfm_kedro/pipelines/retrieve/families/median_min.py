@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from pathfm_kedro.pipelines.retrieve.families.settings import Distance, FamilySettings, Floats
+import numpy as np
+
+from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
 from pathfm_kedro.pipelines.retrieve.families.vectors import (
     as_distance,
     median_by_slide,
@@ -38,19 +40,17 @@ def median_min(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     >>> median_min(mosaic, mosaic, FamilySettings(distance="euclidean")).tolist()
     [[0.0, 1.5], [1.0, 0.0]]
     """
-    return _median_min(queries, archive, p.distance)
+    return _median_min(queries, archive, p)
 
 
 def median_min_symmetric(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     """Mean of Yottixel's distance there and back: ``(D(q, c) + D(c, q)) / 2``."""
-    return symmetrised(partial(_median_min, distance=p.distance), queries, archive)
+    return symmetrised(partial(_median_min, p=p), queries, archive)
 
 
-def _median_min(queries: Mosaic, archive: Mosaic, distance: Distance) -> Floats:
-    import numpy as np
-
+def _median_min(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     result = np.empty((len(queries.starts), len(archive.starts)))
-    for some, nearest in nearest_patches(queries, archive, distance):
+    for some, nearest in nearest_patches(queries, archive, p.distance, p.precision):
         # The root before the median: of an even number of patches it is a mean of two.
-        result[some] = median_by_slide(as_distance(nearest, distance), queries.sizes[some]).T
+        result[some] = median_by_slide(as_distance(nearest, p.distance), queries.sizes[some]).T
     return result

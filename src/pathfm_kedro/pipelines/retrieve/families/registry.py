@@ -24,7 +24,12 @@ from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim, maxsim_poole
 from pathfm_kedro.pipelines.retrieve.families.mean import mean
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min, median_min_symmetric
 from pathfm_kedro.pipelines.retrieve.families.reranked import reranked
-from pathfm_kedro.pipelines.retrieve.families.settings import Bools, FamilySettings, Floats
+from pathfm_kedro.pipelines.retrieve.families.settings import (
+    Bools,
+    FamilySettings,
+    Floats,
+    Precision,
+)
 from pathfm_kedro.pipelines.retrieve.families.visual_words import bm25, bovw, vlad
 from pathfm_kedro.statistics.mosaic import Mosaic
 
@@ -50,7 +55,7 @@ FAMILIES: dict[str, Family] = {
 REORDERINGS: dict[str, Reordering] = {"hybrid": hybrid, "reranked": reranked}
 
 #: Distances closer than this are tied: it lies far above rounding, far below any real difference.
-_TIE_DECIMALS = 7
+TIE_DECIMALS: dict[Precision, int] = {"float64": 7, "float32": 5}
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Distances:
 
     def _own(self, name: str) -> Floats:
         if name not in self._known:
-            self._known[name] = rounded(FAMILIES[name](self.queries, self.archive, self.p))
+            found = FAMILIES[name](self.queries, self.archive, self.p)
+            self._known[name] = rounded(found, self.p.precision)
         return self._known[name]
 
 
@@ -131,9 +137,8 @@ def comparing_families(names: Iterable[str]) -> tuple[str, ...]:
     return listed
 
 
-def rounded(distances: Floats) -> Floats:
-    """Distances without the last digits, where rounding would decide between tied slides."""
-    finite = distances[np.isfinite(distances)]
-    largest = float(finite.max()) if finite.size else 0.0
+def rounded(distances: Floats, precision: Precision = "float64") -> Floats:
+    """The same array without the last digits, where rounding would decide between tied slides."""
+    largest = float(distances.max(initial=0.0, where=np.isfinite(distances)))
     magnitude = int(np.ceil(np.log10(largest))) if largest > 0 else 0
-    return np.round(distances, _TIE_DECIMALS - magnitude)
+    return np.round(distances, TIE_DECIMALS[precision] - magnitude, out=distances)

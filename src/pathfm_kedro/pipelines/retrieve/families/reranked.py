@@ -9,6 +9,7 @@ other families it has seen labels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -104,7 +105,8 @@ def _learned(seen: Floats, same: Bools, asked: Floats, seed: int) -> Floats:
         some = np.random.default_rng(seed).choice(len(seen), _MOST_PAIRS, replace=False)
         seen, same = seen[some], same[some]
     network = MLPClassifier((_HIDDEN,), alpha=1e-2, max_iter=60, tol=1e-3, random_state=seed)
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the last epoch is as good as any: it is small and decays
         model = make_pipeline(StandardScaler(), network).fit(seen, same)
         scores = model.predict_proba(asked.reshape(-1, asked.shape[2]))[:, 1]
     return np.asarray(scores, np.float64).reshape(asked.shape[:2])

@@ -1,7 +1,7 @@
 """Distances between sets of vectors as blocked matrix products.
 
-All of it is float64, since a tie that rounding decides would make a ranking depend on threads and
-block sizes; :data:`PRECISION` may be lowered for timing.
+They are float64 unless ``precision`` says otherwise, since a tie that rounding decides would make a
+ranking depend on threads and block sizes. Only blocks are: the vectors themselves stay as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from typing import cast
 
 import numpy as np
 
-from pathfm_kedro.pipelines.retrieve.families.settings import Distance, Floats, Ints, Vectors
+from pathfm_kedro.pipelines.retrieve.families.settings import (
+    Distance,
+    Floats,
+    Ints,
+    Precision,
+    Vectors,
+)
 from pathfm_kedro.statistics.mosaic import Mosaic
 
 #: Entries of one block of patch-to-patch products: 16 MiB of float64, so that the minimum is taken
@@ -28,7 +34,7 @@ def between_rows(queries: Floats, archive: Floats, distance: Distance) -> Floats
 
 
 def nearest_patches(
-    queries: Mosaic, archive: Mosaic, distance: Distance
+    queries: Mosaic, archive: Mosaic, distance: Distance, precision: Precision = "float64"
 ) -> Iterator[tuple[slice, Floats]]:
     """Distance of each patch of the queries to the nearest patch of each slide of the archive.
 
@@ -38,17 +44,49 @@ def nearest_patches(
         Consecutive slides of the queries, and [n_archive, patches of these] distances. Euclidean
         distances are squared.
     """
-    left, right, shift = as_products(queries.vectors, archive.vectors, distance)
+    # Far from the origin the squares of Euclidean distances would cancel.
+    origin = archive.vectors.mean(axis=0, dtype=np.float64) if distance == "euclidean" else 0.0
     starts, ends = queries.starts, queries.starts + queries.sizes
     found_ends = archive.starts + archive.sizes
     for some in blocks(queries.sizes, BLOCK_ROWS):
-        rows = slice(starts[some.start], ends[some.stop - 1])
-        nearest = np.empty((len(archive.starts), rows.stop - rows.start), left.dtype)
-        for found in blocks(archive.sizes, max(1, BLOCK_ENTRIES // nearest.shape[1])):
+        rows = queries.vectors[starts[some.start] : ends[some.stop - 1]]
+        left, shift = _asking(rows, origin, distance, precision)
+        nearest = np.empty((len(archive.starts), len(rows)), left.dtype)
+        for found in blocks(archive.sizes, max(1, BLOCK_ENTRIES // len(rows))):
             first = archive.starts[found.start]
-            products = right[first : found_ends[found.stop - 1]] @ left[rows].T
+            right = _asked(
+                archive.vectors[first : found_ends[found.stop - 1]], origin, distance, precision
+            )
+            products = right @ left.T
             np.minimum.reduceat(products, archive.starts[found] - first, axis=0, out=nearest[found])
-        yield some, np.maximum(nearest + shift[rows], 0)
+        nearest += shift
+        yield some, np.maximum(nearest, 0, out=nearest)
+
+
+def _asking(
+    rows: Vectors, origin: Floats | float, distance: Distance, precision: Precision
+) -> tuple[Vectors, Vectors]:
+    """Left and shift with distance (Euclidean: squared) of rows i, j = left_i · right_j + shift_i."""
+    if distance == "cosine":
+        return -unit_rows(rows).astype(precision), np.ones(len(rows), precision)
+    centred = rows - origin
+    left = np.column_stack([-2 * centred, np.ones(len(centred))])
+    return left.astype(precision), np.einsum("ij,ij->i", centred, centred).astype(precision)
+
+
+def _asked(
+    rows: Vectors, origin: Floats | float, distance: Distance, precision: Precision
+) -> Vectors:
+    """Right of :func:`_asking`."""
+    if distance == "cosine":
+        if precision == "float64":
+            return unit_rows(rows)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+        units: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+        return units
+    centred = rows - origin
+    squares = np.einsum("ij,ij->i", centred, centred)
+    return np.column_stack([centred, squares]).astype(precision)
 
 
 def set_to_set(
@@ -56,6 +94,7 @@ def set_to_set(
     archive: Mosaic,
     distance: Distance,
     reduce: Callable[[Floats, Ints], Floats],
+    precision: Precision = "float64",
 ) -> Floats:
     """Reduce, for each pair of slides, the distances of the query's patches to their nearest ones.
 
@@ -67,6 +106,8 @@ def set_to_set(
         Between patches; Euclidean ones are squared.
     reduce
         ``([m, patches], [n] sizes) -> [m, n]``: over the patches of each slide.
+    precision
+        Of the products.
 
     Returns
     -------
@@ -74,7 +115,7 @@ def set_to_set(
         [n_queries, n_archive].
     """
     result = np.empty((len(queries.starts), len(archive.starts)))
-    for some, nearest in nearest_patches(queries, archive, distance):
+    for some, nearest in nearest_patches(queries, archive, distance, precision):
         result[some] = reduce(nearest, queries.sizes[some]).T
     return result
 
