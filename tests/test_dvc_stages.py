@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
 from pathfm_kedro.cli import dvc_parameters
-from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
+from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, RUNTIME_VARIABLE
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.sizes import SizedConfigLoader
 from tests.conftest import PROJECT
 
 COHORT, LABEL = "phantom", "0-repro"
 #: Stages that run once for each encoder, and the encoder at which they are looked at.
-OF_ENCODER = {"embed": "stain_statistics", "harmonise": "efficientnet_lite0_centred"}
+OF_ENCODER = {
+    "embed": "stain_statistics",
+    "rival": "small_cnn",
+    "harmonise": "efficientnet_lite0_centred",
+}
+#: The phantom has no rival; stages are looked at as if it had one.
+RIVAL = {"small_cnn": {"model": "trained:small_cnn", "seed": 3}}
 #: Parameters that change no result, so no stage depends on them.
 WITHOUT_EFFECT = {"engine"}
 #: Rooms whose code decides what a stage gives; engine and datasets decide only where and how it lies.
@@ -32,6 +40,8 @@ def stages() -> dict[str, dict]:
     """The stages of the phantom cohort with their templates filled in."""
     declared = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     listed = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    stage_of_rival = {"cohort": COHORT, "encoder": "small_cnn", "seed": "3"}
+    listed["rivals"][f"{COHORT}-small_cnn"] = stage_of_rival
     filled = {}
     for name, stage in declared.items():
         text = yaml.safe_dump(stage["do"]).replace("${key}", COHORT)
@@ -52,7 +62,9 @@ def catalog() -> CatalogConfigResolver:
 def pipelines():
     before = Path.cwd(), os.environ.pop("KEDRO_ENV", None)
     os.chdir(PROJECT)
-    yield register_pipelines()
+    with mock.patch.dict(os.environ, {RUNTIME_VARIABLE: json.dumps({"encoders": RIVAL})}):
+        registered = register_pipelines()
+    yield registered
     os.chdir(before[0])
     if before[1]:
         os.environ["KEDRO_ENV"] = before[1]
@@ -94,12 +106,13 @@ def paths(entries: list) -> list[str]:
 #: What the sizes of an audit change: stages that read any of it depend on the size.
 SIZES = yaml.safe_load((PROJECT / "conf/base/parameters_sizes.yml").read_text())["sizes"]
 #: Stages that run a part of another pipeline.
-PIPELINE_OF = {"harmonise": "embed", "collect": "embed"}
+PIPELINE_OF = {"rival": "embed", "harmonise": "embed", "collect": "embed"}
 STAGES = (
     "draw",
     "ingest",
     "tile",
     "embed",
+    "rival",
     "harmonise",
     "collect",
     "retrieve",

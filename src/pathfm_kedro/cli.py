@@ -14,6 +14,7 @@ from pathfm_kedro.cohorts import (
     harmonised_bases,
     read_cohort_plan,
     refuse_unknown_cohort,
+    seeds_of_rivals,
     weights_path,
 )
 from pathfm_kedro.project import project_root
@@ -247,8 +248,8 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
         ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
         ``phantoms`` (cohorts whose slides are drawn),
         ``embeddings`` (every pair of cohort and encoder, and the encoder's weights where its entry
-        names a file or folder) and ``variants`` (those whose vectors are another encoder's with the
-        center taken out).
+        names a file or folder), ``rivals`` (encoders that are trained on the cohort, with their seed)
+        and ``variants`` (those whose vectors are another encoder's with the center taken out).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
     return {
@@ -269,7 +270,12 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
             }
             for name, plan in plans.items()
             for encoder, entry in plan.encoders.items()
-            if encoder not in harmonised_bases(plan.encoders)
+            if encoder not in harmonised_bases(plan.encoders) | seeds_of_rivals(plan.encoders)
+        },
+        "rivals": {
+            f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "seed": str(seed)}
+            for name, plan in plans.items()
+            for encoder, seed in seeds_of_rivals(plan.encoders).items()
         },
         "variants": {
             f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "base": base}

@@ -112,7 +112,7 @@ def _plan_of(
         parameters = loader["parameters"]
     sections = {key: _section(parameters, key, cohort) for key in ("encoders", "cohort")}
     written = sections["encoders"]
-    parameters["encoders"] = expand_variants(written)
+    parameters["encoders"] = expand_variants(with_random_weights(written))
     encoders = {n: entry for n, entry in parameters["encoders"].items() if entry is not None}
     for name, entry in encoders.items():
         if not isinstance(entry, Mapping):
@@ -246,7 +246,8 @@ def difference_from_stages(root: Path, cohort: str, encoders: Mapping[str, objec
         listed = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         return ""
-    stages = [*(listed.get("embeddings") or {}).values(), *(listed.get("variants") or {}).values()]
+    kinds = ("embeddings", "rivals", "variants")
+    stages = [stage for kind in kinds for stage in (listed.get(kind) or {}).values()]
     known = {stage["encoder"] for stage in stages if stage["cohort"] == cohort}
     wanted = {name for name, entry in encoders.items() if entry is not None}
     problems = [
@@ -288,3 +289,84 @@ def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str
             )
         found[name] = base
     return found
+
+
+def seeds_of_rivals(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Seed of each encoder that is trained on the cohort.
+
+    Examples
+    --------
+    >>> seeds_of_rivals({"cnn": {"model": "trained:small_cnn", "seed": 2}, "u": {"model": "timm:x"}})
+    {'cnn': 2}
+    """
+    return {
+        name: int(entry.get("seed") or 0)
+        for name, entry in encoders.items()
+        if str(entry.get("model", "")).startswith("trained:")
+    }
+
+
+#: What the null of an encoder's architecture is called, after the encoder's name.
+RANDOM_WEIGHTS = "random_weights"
+#: Models whose network can be built without its weights.
+_BUILT = ("timm", "hf-hub", "local-dir")
+
+
+def with_random_weights(
+    encoders: Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, Mapping[str, Any] | None]:
+    """Entries with a control ``<name>_random_weights`` for each that says ``random_weights: true``.
+
+    The control is the encoder's architecture with weights drawn from a seed and never trained; all
+    else is as the encoder has it. Of a network that is trained on the cohort it is the network before
+    training, audited on the same patients.
+
+    Raises
+    ------
+    ValueError
+        If the entry has no network that can be built without weights, or the name is taken.
+
+    Examples
+    --------
+    >>> found = with_random_weights({"r": {"model": "timm:resnet18", "random_weights": True}})
+    >>> found["r_random_weights"]
+    {'model': 'timm:resnet18', 'role': 'control', 'pretrained': False, 'seed': 0}
+    """
+    found = dict(encoders)
+    for name, entry in encoders.items():
+        if not isinstance(entry, Mapping) or not entry.get(RANDOM_WEIGHTS):
+            continue
+        sibling = f"{name}_{RANDOM_WEIGHTS}"
+        own = _untrained(name, entry)
+        if sibling in encoders and encoders[sibling] not in (None, own):
+            raise ValueError(
+                f"encoders.{sibling} is there already, and encoders.{name}.{RANDOM_WEIGHTS} adds it: "
+                "leave out one of them"
+            )
+        if sibling not in encoders:
+            found[sibling] = own
+    return found
+
+
+def _untrained(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Entry of an encoder's architecture with random weights."""
+    model = str(entry.get("model", ""))
+    kind = model.partition(":")[0]
+    kept = {
+        k: v
+        for k, v in entry.items()
+        if k not in (RANDOM_WEIGHTS, "checkpoint", "seed", "sha256", "variants")
+    }
+    kept |= {"role": "control"}
+    seed = entry.get("seed") or 0
+    if kind == "trained":
+        return kept | {"seed": seed, "training": {**(entry.get("training") or {}), "epochs": 0}}
+    if model == "package:efficientnet_lite0":
+        kept["model"] = "timm:tf_efficientnet_lite0"
+    elif kind not in _BUILT and "preset" not in entry:
+        raise ValueError(
+            f"encoders.{name}.{RANDOM_WEIGHTS} is true, and '{model}' has no network that is built "
+            f"without its weights: leave it out; it goes with {', '.join(f'{k}:' for k in _BUILT)}, "
+            "package: and trained:"
+        )
+    return kept | {"pretrained": False, "seed": seed}

@@ -28,6 +28,7 @@ from pathfm_kedro.cohorts import (
     naming_references,
     refuse_braces,
     refuse_unknown_cohort,
+    with_random_weights,
 )
 from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
@@ -161,7 +162,7 @@ class CohortContext(KedroContext):
                 self.config_loader[kind] = self.config_loader[kind]
             given = self.config_loader["parameters"]
             if isinstance(given.get("encoders"), Mapping):
-                given["encoders"] = expand_variants(given["encoders"])
+                given["encoders"] = expand_variants(with_random_weights(given["encoders"]))
 
     def _get_catalog(
         self,

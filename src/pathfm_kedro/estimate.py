@@ -268,7 +268,10 @@ def tried_speed(name: str, entry: Mapping[str, Any], known: Speed, pixels: int) 
     from pathfm_kedro.encoders import EncoderSpec, load_encoder
     from pathfm_kedro.engine.threads import one_thread
 
-    encoder = load_encoder(EncoderSpec.from_parameters(name, entry))
+    spec = EncoderSpec.from_parameters(name, entry)
+    if spec.is_trained:  # timed once it is fitted
+        return known
+    encoder = load_encoder(spec)
     tiles = np.full((_TRIAL_TILES, pixels, pixels, _RGB), 200, np.uint8)
     with one_thread():
         vectors = encoder.embed(tiles)

@@ -130,7 +130,9 @@ def _refuse_other_encoder(
     if name == own or not catalog[own].exists():
         return
     expected = catalog.load(own).header.get("encoder")
-    other = [s for s in vectors.slide_ids if vectors.slide_header(s).get("encoder") != expected]
+    # Tiles that train an encoder are made before it.
+    made_from = {s: vectors.slide_header(s).get("encoder") for s in vectors.slide_ids}
+    other = [s for s, encoder in made_from.items() if encoder and encoder != expected]
     if expected and other:
         raise ValueError(
             f"{name}: the vectors of {counted(other)} come from another state of encoder {encoder} "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kedro.pipeline import Pipeline
 
-from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan
+from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan, seeds_of_rivals
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -29,16 +29,18 @@ def register_pipelines() -> dict[str, Pipeline]:
     plan = read_cohort_plan()
     encoders = list(plan.encoders)
     controls = [name for name, entry in plan.encoders.items() if entry.get("role") == "control"]
-    bases = harmonised_bases(plan.encoders)
+    bases, seeds = harmonised_bases(plan.encoders), seeds_of_rivals(plan.encoders)
+    # Rivals are audited on some of the patients only: they have no say in what holds for all.
+    aside = [*controls, *(name for name in seeds if name not in controls)]
     measured = {
-        "retrieve": retrieve(encoders, controls),
-        "robustness": robustness(encoders, controls, bases, plan.parameters),
-        "inheritance": inheritance(encoders, controls),
+        "retrieve": retrieve(encoders, aside),
+        "robustness": robustness(encoders, aside, bases, plan.parameters),
+        "inheritance": inheritance(encoders, aside),
     }
     named = {
         "ingest": ingest(plan.source),
         "tile": tile(),
-        "embed": embed(encoders, bases),
+        "embed": embed(encoders, bases, seeds),
         **measured,
         "report": report(_experiments(measured.values()), encoders),
     }

@@ -100,7 +100,7 @@ class ShardedTensors:
     folder
         Where the shards lie.
     index
-        Per slide: rows, status ("done" or "failed"), reason.
+        Per slide: rows, status ("done", "failed" or "left_out"), reason.
     made_by
         The encoder's name and its entry in the parameters, where there was one.
     """
@@ -125,6 +125,11 @@ class ShardedTensors:
     def failures(self) -> dict[str, str]:
         """Reason of every slide that failed."""
         return {s: e["reason"] for s, e in sorted(self.index.items()) if e["status"] == "failed"}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Reason of every slide that must not be worked on."""
+        return {s: e["reason"] for s, e in sorted(self.index.items()) if e["status"] == "left_out"}
 
     @property
     def header(self) -> dict[str, str]:
@@ -261,6 +266,8 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
             slides = self._finish_all(folder, data)
             _refuse_failures(slides, data)
             with writing_to(folder), atomic_path(folder / INDEX_NAME) as temporary:
+                for slide, reason in data.left_out.items():
+                    slides[slide] = {"rows": 0, "status": "left_out", "reason": reason}
                 index = {"slides": slides} | ({"made_by": self.made_by} if self.made_by else {})
                 text = json.dumps(index, indent=1, sort_keys=True)
                 temporary.write_text(f"{text}\n", encoding="utf-8")
@@ -384,7 +391,7 @@ class _Finish:
             source = version / target.name
             if read_header(source) == header:
                 with writing_to(self.folder):
-                    _link(source, target)
+                    link_or_copy(source, target)
                 return _Receipt(_rows(target), computed=False)
         tensors = job.compute()
         with writing_to(self.folder):
@@ -399,7 +406,7 @@ def _rows(path: Path) -> int:
         return int(shard.get_slice(sorted(shard.keys())[0]).get_shape()[0])
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """A hard link where the file system allows it, else a copy."""
     target.unlink(missing_ok=True)
     try:

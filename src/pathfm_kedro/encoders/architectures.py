@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -92,7 +93,7 @@ def small_vit(side: int) -> nn.Module:
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(
+    network: nn.Module = VisionTransformer(
         img_size=side,
         patch_size=side // _TOKENS,
         embed_dim=_WIDTH,
@@ -101,6 +102,7 @@ def small_vit(side: int) -> nn.Module:
         num_classes=0,
         global_pool="avg",
     )
+    return network
 
 
 def rival(name: str, side: int, seed: int) -> Any:
@@ -111,7 +113,10 @@ def rival(name: str, side: int, seed: int) -> Any:
     KeyError
         If there is none of the name.
     """
-    builders = {"small_cnn": SmallCNN, "small_vit": lambda: small_vit(side)}
+    builders: dict[str, Callable[[], Any]] = {
+        "small_cnn": SmallCNN,
+        "small_vit": lambda: small_vit(side),
+    }
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network: Any = builders[name]()

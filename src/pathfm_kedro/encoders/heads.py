@@ -37,7 +37,7 @@ from pathfm_kedro.statistics.parameters import STRICT
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Count = Annotated[int, Field(ge=1)]
-Bags = Sequence[NDArray[np.floating[Any]]]
+Bags = Sequence[NDArray[np.floating[Any]]] | NDArray[np.floating[Any]]
 Pooling = Literal["mean", "max", "attention"]
 
 
@@ -141,8 +141,8 @@ def pool_bags(
         if labels is None or patients is None or settings is None:
             raise ValueError("attention is fitted: give labels, patients and its settings")
         return _by_attention(bags, labels, patients, settings, seed, where)
-    function = {"mean": np.mean, "max": np.max}[kind]
-    vectors = np.stack([function(np.asarray(bag, np.float64), axis=0) for bag in bags])
+    wide = [np.asarray(bag, np.float64) for bag in bags]
+    vectors = np.stack([bag.mean(axis=0) if kind == "mean" else bag.max(axis=0) for bag in wide])
     return PooledBags((lambda: vectors,), np.zeros(len(bags), np.int64))
 
 
@@ -166,7 +166,8 @@ def _by_attention(
             f"of {of_one_label} places at most: add patients or lower {where}.folds"
         )
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    fitted, asked_by = [], np.empty(len(bags), np.int64)
+    fitted: list[AttentionModel] = []
+    asked_by = np.empty(len(bags), np.int64)
     for train, test in splitter.split(codes, targets, codes):
         asked_by[test] = len(fitted)
         fitted.append(AttentionModel(bags, targets, train, settings, seed))

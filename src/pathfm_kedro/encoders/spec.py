@@ -21,7 +21,7 @@ _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean
 _TIMM = ("timm:", "local-dir:", "hf-hub:")
 _LIBRARIES = ("transformers:", "open_clip:")
 _FILES = ("torchscript:", "onnx:")
-_PREFIXES = ("control:", "package:", *_TIMM, *_LIBRARIES, *_FILES, "harmonised:")
+_PREFIXES = ("control:", "package:", *_TIMM, *_LIBRARIES, *_FILES, "harmonised:", "trained:")
 #: Kinds whose weights lie in a folder or repository beside other files.
 _FOLDERS = ("local-dir:", "hf-hub:", *_LIBRARIES)
 _NOISE = "control:noise"
@@ -29,6 +29,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 #: A checkpoint on the hub: ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
 HUB_FILE = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/([\w./-]+)")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+#: Key of an entry that asks for another entry beside it, and says nothing of its own encoder.
+_SIBLING = "random_weights"
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
 #: that is.
 _MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
@@ -64,7 +66,8 @@ class EncoderSpec:
     model
         ``control:<name>``, ``package:efficientnet_lite0``, ``timm:<name>``, ``local-dir:<folder>``,
         ``hf-hub:<owner>/<model>``, ``transformers:`` or ``open_clip:`` with a folder or
-        ``<owner>/<model>``, ``torchscript:<file>`` or ``onnx:<file>``.
+        ``<owner>/<model>``, ``torchscript:<file>``, ``onnx:<file>`` or
+        ``trained:<name>``, which is fitted on the cohort.
     role
         ``encoder`` for what is audited, ``control`` for what shows that a measurement works.
     pooling
@@ -104,6 +107,8 @@ class EncoderSpec:
         ``stain_normalisation`` (Macenko, to one reference) or ``rotation_average`` (mean over quarter
         turns). Of a model ``harmonised:<encoder>``, whose vectors are those of another entry with the
         center taken out: ``centring``, ``whitening`` or ``combat``.
+    training
+        Of a model ``trained:<name>``: :class:`~pathfm_kedro.encoders.rivals.Training`.
     """
 
     name: str
@@ -125,6 +130,7 @@ class EncoderSpec:
     mitigation: str | None = None
     seed: int | None = None
     dimension: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"encoders.{self.name}"
@@ -212,7 +218,12 @@ class EncoderSpec:
                 raise ValueError(f"{where}.{key} is {value!r}: give a whole number from {least}")
 
     def _check_weights(self, where: str) -> None:
-        if self.checkpoint is not None and not self.model.startswith("timm:"):
+        if self.training and not self.is_trained:
+            raise ValueError(
+                f"{where}.training is given, and '{self.model}' is not trained here: leave it out; it "
+                "goes with model trained:<name>"
+            )
+        if self.checkpoint is not None and not self.model.startswith(("timm:", "trained:")):
             raise ValueError(
                 f"{where}.checkpoint goes with a timm: architecture, not with '{self.model}', which "
                 "brings its own weights: leave it out or name the architecture"
@@ -229,10 +240,10 @@ class EncoderSpec:
                 f"give {where}.checkpoint, or, where the null of this architecture is wanted, declare "
                 f"{where}.seed: 0"
             )
-        if self.seed is not None and loads and self.model != _NOISE:
+        if self.seed is not None and loads and self.model != _NOISE and not self.is_trained:
             raise ValueError(
                 f"{where}.seed is {self.seed}, and nothing is drawn: leave it out; it goes with "
-                f"pretrained: false and with {_NOISE}"
+                f"pretrained: false, with trained:<name> and with {_NOISE}"
             )
         if self.dimension is not None and self.model != _NOISE:
             raise ValueError(
@@ -353,6 +364,11 @@ class EncoderSpec:
         return name if kind == "harmonised" else ""
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the network is fitted on the cohort itself."""
+        return self.model.startswith("trained:")
+
+    @property
     def has_network(self) -> bool:
         """Whether a network is run: not in a control, nor where another entry's vectors are taken."""
         return not self.base and not self.model.startswith("control:")
@@ -377,7 +393,7 @@ class EncoderSpec:
                 f"'  model: {parameters}'"
             )
         parameters = expanded(name, parameters)
-        known = {entry.name for entry in fields(cls)} - {"name"}
+        known = {entry.name for entry in fields(cls)} - {"name"} | {_SIBLING}
         unknown = sorted(set(parameters) - known)
         if unknown:
             raise ValueError(
@@ -389,6 +405,15 @@ class EncoderSpec:
                 "a 'preset' ('kedro encoders list')"
             )
         values = dict(parameters)
+        if not isinstance(values.pop(_SIBLING, False), bool):
+            raise ValueError(
+                f"encoders.{name}.{_SIBLING} is {parameters[_SIBLING]!r}: give true or false"
+            )
+        if values["model"].startswith("trained:") and values.get("checkpoint") is not None:
+            raise ValueError(
+                f"encoders.{name}.checkpoint is given, and '{values['model']}' is fitted on the "
+                "cohort: leave it out"
+            )
         for key in ("mean", "std"):
             if values.get(key) is not None:
                 values[key] = _three_numbers(f"encoders.{name}.{key}", values[key])
@@ -424,6 +449,7 @@ class EncoderSpec:
             runtime=record["runtime"],
             precision=record["precision"],
             device=record["device"],
+            checkpoint=record.get("key", {}).get("checkpoint", self.checkpoint),
         )
 
 

@@ -297,7 +297,7 @@ def _load_network(spec: EncoderSpec) -> Network:
     network = Network(
         model,
         spec.pooling,
-        _declared_preprocessing(model, spec),
+        declared_preprocessing(model, spec),
         digest_of_weights(model),
         digest_of_architecture(model),
     )
@@ -314,7 +314,8 @@ def _built_for(spec: EncoderSpec) -> int | None:
     return int(sides.pop()) if len(sides) == 1 else None
 
 
-def _declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+def declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+    """What is done to pixels before a network, as it declares or as the entry overrides."""
     from timm.data.config import resolve_model_data_config
 
     declared: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]

@@ -166,6 +166,9 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
         **package_versions(["torch", "onnxruntime"]),
         "trial": _REVISION,
     }
+    if spec.is_trained:
+        # The record is how everybody who embeds finds the weights.
+        key["checkpoint"] = str(spec.checkpoint)
     if spec.runtime == AUTO:
         key["processor"] = processor_of(device)
     return key

@@ -34,6 +34,11 @@ def build_network(spec: EncoderSpec) -> torch.nn.Module:
     ValueError
         If the model or its weights cannot be had or do not fit, naming the entry and the mend.
     """
+    if spec.is_trained:
+        from pathfm_kedro.encoders.rivals import fitted_network
+
+        fitted: torch.nn.Module = fitted_network(spec)
+        return fitted
     loader = import_module(f"{__package__}.loaders.{_LOADERS[spec.model.partition(':')[0]]}")
     network: torch.nn.Module = loader.load(spec)
     return network

@@ -66,12 +66,15 @@ class ShardPlan:
     prepare
         Called once before the first job, to load what all jobs share (a model), so that its absence is
         one error and not one per slide.
+    left_out
+        Slides that must not be worked on, with the reason; they count as neither done nor failed.
     """
 
     jobs: Sequence[ShardJob]
     engine: EngineSettings = field(default_factory=EngineSettings)
     title: str = "slides"
     prepare: Callable[[], object] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def no_tiles(_: object) -> Note:

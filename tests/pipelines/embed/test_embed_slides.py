@@ -99,6 +99,7 @@ class Embedded:
         self.slide_ids = ("s",)
         self.header = {"encoder": "abc", "preprocessing": "{}"}
         self.failures: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
 
     def stack(self, slide_ids, name="embedding"):
         return np.ones((3, 4), np.float32)

@@ -34,6 +34,11 @@ class EmbeddedCohort(Embeddings, Protocol):
         """Reason of every slide that failed."""
         ...
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Reason of every slide that must not be measured."""
+        ...
+
 
 def describe_encoder(
     parameters: Mapping[str, Any],
@@ -63,6 +68,7 @@ def describe_encoder(
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
+        timed), dtype, dimension, n_slides, n_failed, failures, n_left_out and why.
         timed), dtype, dimension, n_slides, n_failed, failures; ``preset``: of an entry with a preset
         its name, licence, commercial, gated, revision, trained_on, and differs: how the cohort's tiles
         are others than those it was trained on.
@@ -82,6 +88,8 @@ def describe_encoder(
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),
         "failures": dict(embeddings.failures),
+        "n_left_out": len(embeddings.left_out),
+        "left_out_because": "; ".join(sorted(set(embeddings.left_out.values()))),
         "preset": _published(parameters, tile_parameters),
     }
 

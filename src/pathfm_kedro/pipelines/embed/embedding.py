@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
 from pathfm_kedro.encoders.base import Vectors
+from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
@@ -140,6 +141,8 @@ def plan_embedding(
     dtype = (parameters or {}).get("dtype")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"embed.dtype is {dtype!r}: give float32 or float16")
+    without = left_out(slides, spec)
+    tiles = tiles.filter(~pl.col("slide_id").is_in(list(without)))
     digests = digests_by_slide(tiles)
     jobs = [
         EmbedSlide(
@@ -153,5 +156,9 @@ def plan_embedding(
         for slide, fields in slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
     ]
     return ShardPlan(
-        jobs, EngineSettings(**engine), f"embedding with {name}", lambda: load_encoder(spec)
+        jobs,
+        EngineSettings(**engine),
+        f"embedding with {name}",
+        lambda: load_encoder(spec),
+        without,
     )

@@ -8,11 +8,20 @@ from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
 from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
+from pathfm_kedro.pipelines.embed.rival import (
+    fit_rival,
+    plan_training_tiles,
+    runtime_of_rival,
+)
 from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
 from pathfm_kedro.wiring import grouped, named_partial, node
 
 
-def create_pipeline(encoders: Sequence[str], bases: Mapping[str, str] | None = None) -> Pipeline:
+def create_pipeline(
+    encoders: Sequence[str],
+    bases: Mapping[str, str] | None = None,
+    seeds: Mapping[str, int] | None = None,
+) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
     Parameters
@@ -21,12 +30,17 @@ def create_pipeline(encoders: Sequence[str], bases: Mapping[str, str] | None = N
         All encoders of the cohort.
     bases
         Of each harmonised variant, the encoder whose vectors it takes.
+    seeds
+        Of each encoder that is trained on the cohort, its seed.
     """
-    known = bases or {}
-    parts = [
-        grouped(name, _one_variant(name, known[name]) if name in known else _one_encoder(name))
-        for name in encoders
-    ]
+    known, trained = bases or {}, seeds or {}
+
+    def part(name: str) -> list[Node]:
+        if name in known:
+            return _one_variant(name, known[name])
+        return _one_rival(name, trained[name]) if name in trained else _one_encoder(name)
+
+    parts = [grouped(name, part(name)) for name in encoders]
     cards = [f"encoder_card.{name}" for name in encoders]
     ran = [name for name in encoders if name not in known]
     runtimes = [f"encoder_runtime.{name}" for name in ran]
@@ -79,6 +93,46 @@ def _one_encoder(name: str) -> list[Node]:
             name=f"choose_runtime_{name}",
             tags=name,
         ),
+        *_embedded(name),
+    ]
+
+
+def _one_rival(name: str, seed: int) -> list[Node]:
+    """An encoder that is fitted first."""
+    pixels, weights, entry = (
+        f"training_tiles.{name}",
+        f"models.{name}.{seed}",
+        f"params:encoders.{name}",
+    )
+    return [
+        node(
+            named_partial(plan_training_tiles, name=name),
+            ["slides", "tiles", "slide_files", entry, "params:tile", "params:engine"],
+            pixels,
+            name=f"read_training_tiles_{name}",
+            tags=name,
+        ),
+        node(
+            named_partial(fit_rival, name=name),
+            ["slides", pixels, entry],
+            weights,
+            name=f"fit_{name}",
+            tags=name,
+        ),
+        node(
+            named_partial(runtime_of_rival, name=name),
+            [entry, "params:tile", weights],
+            f"encoder_runtime.{name}",
+            name=f"choose_runtime_{name}",
+            tags=name,
+        ),
+        *_embedded(name),
+    ]
+
+
+def _embedded(name: str) -> list[Node]:
+    """Vectors of an encoder whose runtime is recorded, and its card."""
+    return [
         node(
             named_partial(plan_embedding, name=name),
             [

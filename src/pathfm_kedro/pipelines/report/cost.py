@@ -135,7 +135,12 @@ def cost_statistics(
     rivals = (
         []
         if own.startswith(RIVAL)
-        else sorted(other for other, card in cards.items() if str(card["model"]).startswith(RIVAL))
+        else sorted(
+            other
+            for other, card in cards.items()
+            # Its null has not been trained.
+            if str(card["model"]).startswith(RIVAL) and card.get("role") != "control"
+        )
     )
     measurements = pl.concat([retrieved, robust])
     rows: list[dict[str, Any]] = []

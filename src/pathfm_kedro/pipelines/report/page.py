@@ -42,6 +42,9 @@ from pathfm_kedro.pipelines.report.words import Words
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+#: How names of architectures' nulls end.
+_RANDOM_WEIGHTS = "_random_weights"
+
 
 def render_report(
     findings: pl.DataFrame,
@@ -276,6 +279,17 @@ def _may_not(
         if encoder.get("n_failed"):
             limits.append(
                 f"Nothing about {count_of(encoder['n_failed'], 'slide')} that {name} could not embed."
+            )
+        if encoder.get("n_left_out"):
+            limits.append(
+                f"Nothing of {name} on {count_of(encoder['n_left_out'], 'slide')}: their patients "
+                "train it. It is audited on the others, so its figures are of fewer patients."
+            )
+        if encoder.get("role") == "control" and name.endswith(_RANDOM_WEIGHTS):
+            limits.append(
+                f"No expectation of chance for {name}: it is an architecture before any training, "
+                f"which sees colour and texture. Where {name.removesuffix(_RANDOM_WEIGHTS)} is no "
+                "better, its training has brought nothing to that check."
             )
         if differs := (encoder.get("preset") or {}).get("differs"):
             limits.append(f"Not how {name} does on the tiles it is made for: it was {differs}.")

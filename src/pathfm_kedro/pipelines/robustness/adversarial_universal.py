@@ -23,6 +23,7 @@ from pathfm_kedro.encoders.attacks import (
     universal_perturbation,
 )
 from pathfm_kedro.encoders.gradients import differentiable
+from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial, UniversalSettings
 from pathfm_kedro.pipelines.robustness.views import Tensors, encoder_header
@@ -129,6 +130,7 @@ def plan_universal_perturbation(
         The encoder's name.
     """
     spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name])
+    pool = pool.filter(~pl.col("slide_id").is_in(list(left_out(slides, spec))))
     jobs: list[FitUniversal] = []
     if p.universal is not None:
         pixels = int(tile_parameters["pixels"])

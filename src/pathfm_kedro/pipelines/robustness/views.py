@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Vectors
+from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import Box, TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
@@ -304,6 +305,8 @@ def plan_tile_work(
     title
         What the progress bar says.
     """
+    without = left_out(slides, spec)
+    chosen = chosen.filter(~pl.col("slide_id").is_in(list(without)))
     digests = digests_by_slide(chosen)
     groups = {
         str(slide): rows for (slide,), rows in chosen.group_by("slide_id", maintain_order=True)
@@ -318,7 +321,7 @@ def plan_tile_work(
         ids = tuple(groups[name]["tile_id"])
         jobs.append(TileJob(name, slide["fingerprint"], read, ids, digests[name], work, spec))
     prepare = None if spec is None else partial(load_encoder, spec)
-    return ShardPlan(jobs, EngineSettings(**engine), title, prepare)
+    return ShardPlan(jobs, EngineSettings(**engine), title, prepare, without)
 
 
 def plan_views(

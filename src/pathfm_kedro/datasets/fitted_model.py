@@ -1,0 +1,221 @@
+"""Weights that were fitted to a cohort, and the state of a fit that was interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+from numpy.typing import NDArray
+
+from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.datasets.sharded_tensors import link_or_copy, read_header, write_shard
+from pathfm_kedro.engine import Note
+from pathfm_kedro.engine.failures import CannotWriteError, writing_to
+from pathfm_kedro.engine.progress import progress
+from pathfm_kedro.project import project_root
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, TOLD, STATE = "weights.safetensors", "fit.json", "state.safetensors"
+#: Text of a state beside its tensors, and the header of the fit that it belongs to.
+_TEXT, _HEADER = "text", "header"
+_EPOCH = Note(computed=False)
+
+Tensors = dict[str, NDArray[np.generic]]
+
+
+class ModelFit(Protocol):
+    """Deferred work of a node: a fit, run by the dataset that stores the weights."""
+
+    @property
+    def title(self) -> str:
+        """What the progress bar says."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """How many there are at most."""
+        ...
+
+    def header(self) -> Mapping[str, str]:
+        """What the weights depend on: data, software, settings."""
+        ...
+
+    def fit(self, checkpoint: StateFile) -> tuple[Tensors, Mapping[str, Any]]:
+        """Weights, and how the fit went."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """Where fitted weights lie.
+
+    Attributes
+    ----------
+    path
+        Of the file, from the project's folder where it lies there.
+    header
+        What they depend on.
+    told
+        How the fit went.
+    """
+
+    path: str
+    header: Mapping[str, str]
+    told: Mapping[str, Any]
+
+
+class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
+    """One fitted model in the layout ``<folder>/<version>/<name>/``.
+
+    Saving looks for weights with an equal header, in this version and in the others, and links them.
+    Where there are none it runs the fit, which leaves its state after every epoch: a fit that was
+    killed goes on from there, in whichever version it began, and repeats at most one epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.metadata = metadata
+        super().__init__(
+            filepath=PurePosixPath(filepath), version=version, exists_function=_is_fitted
+        )
+
+    def _get_versioned_path(self, version: str) -> PurePosixPath:
+        return shared_version_path(self._filepath, version)
+
+    def load(self) -> FittedModel:
+        """Where the newest weights lie."""
+        folder = Path(self._get_load_path())
+        header = read_header(folder / WEIGHTS)
+        if header is None:
+            raise DatasetError(
+                f"{folder / WEIGHTS} is not whole: remove {folder} and run the embed pipeline again"
+            )
+        told = json.loads((folder / TOLD).read_text(encoding="utf-8"))
+        return FittedModel(_from_project(folder / WEIGHTS), header, told)
+
+    def save(self, data: ModelFit) -> None:
+        """Take weights that are there, or fit them."""
+        folder = self._folder_to_save()
+        header = {key: str(value) for key, value in data.header().items()}
+        folders = [folder, *(other for other in self._other_versions() if other != folder)]
+        try:
+            with writing_to(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            found = next((f for f in folders if read_header(f / WEIGHTS) == header), None)
+            if found is None:
+                self._fit(data, folder, folders, header)
+            elif found != folder:
+                for name in (TOLD, WEIGHTS):
+                    link_or_copy(found / name, folder / name)
+            (folder / STATE).unlink(missing_ok=True)
+        except CannotWriteError as error:
+            raise DatasetError(f"{error}. The state of the fit is kept") from error
+
+    def _fit(
+        self, data: ModelFit, folder: Path, folders: list[Path], header: dict[str, str]
+    ) -> None:
+        states = (StateFile.read(each / STATE, header) for each in folders)
+        begun = next((state for state in states if state is not None), None)
+        if begun is not None:
+            logger.info("%s: going on from the state of an earlier run", data.title)
+        with progress(data.title, data.epochs) as advance:
+            checkpoint = StateFile(folder / STATE, header, begun, lambda: advance(_EPOCH))
+            weights, told = data.fit(checkpoint)
+        with writing_to(folder):
+            with atomic_path(folder / TOLD) as temporary:
+                text = json.dumps(dict(told), indent=1, sort_keys=True)
+                temporary.write_text(f"{text}\n", encoding="utf-8")
+            # Last: a folder without weights is unfinished.
+            write_shard(folder / WEIGHTS, weights, header)
+
+    def _folder_to_save(self) -> Path:
+        version = self.resolve_save_version()
+        path = Path(self._get_versioned_path(version) if version else self._filepath)
+        return path.absolute()
+
+    def _other_versions(self) -> Iterator[Path]:
+        if self._version is not None:
+            found = Path(self._filepath.parent).glob(f"*/{self._filepath.name}")
+            yield from sorted((path.absolute() for path in found if path.is_dir()), reverse=True)
+
+    def _exists(self) -> bool:
+        try:
+            return _is_fitted(str(self._get_load_path()))
+        except DatasetError:
+            return False
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._filepath, "version": self._version}
+
+
+class StateFile:
+    """The state of a fit after its last epoch, in a file that is whole or absent.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    header
+        Of the fit: a state of another one is not gone on from.
+    begun
+        Tensors and text of an earlier run; None to begin anew.
+    after
+        Called after every epoch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, str],
+        begun: tuple[Tensors, str] | None = None,
+        after: Any = None,
+    ) -> None:
+        self._path, self._header, self._begun, self._after = path, dict(header), begun, after
+
+    @staticmethod
+    def read(path: Path, header: Mapping[str, str]) -> tuple[Tensors, str] | None:
+        """Tensors and text of a state of this fit; None where there is none."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        found = read_header(path)
+        if found is None or json.loads(found.get(_HEADER, "null")) != dict(header):
+            return None
+        try:
+            return dict(load_file(path)), found[_TEXT]
+        except (OSError, SafetensorError):
+            return None
+
+    def load(self) -> tuple[Tensors, str] | None:
+        """What an earlier run left."""
+        return self._begun
+
+    def save(self, tensors: Tensors, text: str) -> None:
+        """Replace the state."""
+        header = {_HEADER: json.dumps(self._header, sort_keys=True), _TEXT: text}
+        with writing_to(self._path.parent):
+            write_shard(self._path, tensors, header)
+        if self._after is not None:
+            self._after()
+
+
+def _is_fitted(path: str) -> bool:
+    return (Path(path) / WEIGHTS).is_file()
+
+
+def _from_project(path: Path) -> str:
+    """The path as a record may hold it: no folder of this machine where it lies in the project."""
+    whole, root = path.absolute(), project_root()
+    return (whole.relative_to(root) if whole.is_relative_to(root) else whole).as_posix()
