@@ -230,7 +230,7 @@ class _Cohort:
             self.archive,
             family,
             p,
-            scope,  # type: ignore[arg-type]
+            scope,
             asked.patients,
             top,
         )
