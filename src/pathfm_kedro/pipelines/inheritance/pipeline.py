@@ -14,7 +14,13 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
     linear_probe_figures,
     linear_probe_statistics,
 )
-from pathfm_kedro.wiring import Experiment, collected, experiment_pipeline, grouped
+from pathfm_kedro.wiring import (
+    Experiment,
+    TileGrids,
+    collected,
+    experiment_pipeline,
+    grouped,
+)
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
 
@@ -24,8 +30,8 @@ EXPERIMENTS = [
 ]
 
 
-def create_pipeline(encoders: Sequence[str]) -> Pipeline:
+def create_pipeline(encoders: Sequence[str], grids: TileGrids | None = None) -> Pipeline:
     """Wire the pipeline for the cohort's encoders."""
     tables = [f"measurements.inheritance.{x.name}" for x in EXPERIMENTS]
-    parts = [experiment_pipeline("inheritance", x, encoders) for x in EXPERIMENTS]
+    parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
     return grouped("inheritance", [*parts, collected(tables, "inheritance_measurements")])

@@ -10,6 +10,7 @@ from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
 from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.wiring import (
     Experiment,
+    TileGrids,
     collected,
     experiment_pipeline,
     grouped,
@@ -26,10 +27,10 @@ EXPERIMENTS = [
 ]
 
 
-def create_pipeline(encoders: Sequence[str]) -> Pipeline:
+def create_pipeline(encoders: Sequence[str], grids: TileGrids | None = None) -> Pipeline:
     """Wire the pipeline for the cohort's encoders."""
     tables = [f"measurements.retrieve.{x.name}" for x in EXPERIMENTS]
-    parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
+    parts = [experiment_pipeline("retrieve", x, encoders, grids=grids) for x in EXPERIMENTS]
     described = node(
         named_partial(describe_indices, names=tuple(encoders)),
         [f"slide_index.{e}" for e in encoders],
@@ -37,14 +38,15 @@ def create_pipeline(encoders: Sequence[str]) -> Pipeline:
         name="describe_indices",
         tags="index",
     )
-    index = grouped("index", [*(grouped(e, _index(e)) for e in encoders), described])
+    own = [grouped(e, _index(e, grids or TileGrids())) for e in encoders]
+    index = grouped("index", [*own, described])
     return grouped("retrieve", [index, *parts, collected(tables, "retrieve_measurements")])
 
 
-def _index(e: str) -> list[Node]:
+def _index(e: str, grids: TileGrids) -> list[Node]:
     """An index of slides that people can query."""
     tags = ["index", e]
-    vectors = [name.format(e=e) for name in VECTORS]
+    vectors = [grids.dataset(name, e) for name in VECTORS]
     return [
         node(pool_slides, vectors, f"slide_vectors.{e}", name="pool_slides", tags=tags),
         node(
