@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Names of arguments that nodes take beside one argument per encoder.
 _RESERVED = frozenset({"parameters", "controls"})
 _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean")
-_PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:")
+_PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:", "features:")
 _NOISE = "control:noise"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
@@ -37,8 +37,10 @@ DEVICES = ("cpu", "cuda")
 AUTO = "auto"
 #: What changes how a network is run, and not which network it is.
 _OF_THE_RUN = frozenset(
-    {"name", "role", "batch_size", "runtime", "precision", "device", "mitigation"}
+    {"name", "role", "batch_size", "runtime", "precision", "device", "mitigation", "tile"}
 )
+#: Keys of a folder of features.
+_OF_FEATURES = ("patch_size", "patch_level", "encoder", "same_as")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class EncoderSpec:
         How tables, datasets and the report call it.
     model
         ``control:<name>``, ``package:efficientnet_lite0``, ``timm:<name>``, ``local-dir:<folder>``
-        or ``hf-hub:<owner>/<model>``.
+        ``hf-hub:<owner>/<model>`` or ``features:<folder>`` of vectors that others made.
     role
         ``encoder`` for what is audited, ``control`` for what shows that a measurement works.
     pooling
@@ -85,6 +87,15 @@ class EncoderSpec:
         ``stain_normalisation`` (Macenko, to one reference) or ``rotation_average`` (mean over quarter
         turns). Of a model ``harmonised:<encoder>``, whose vectors are those of another entry with the
         center taken out: ``centring``, ``whitening`` or ``combat``.
+    tile
+        ``{pixels, mpp}`` of the tiles that it is shown; those of the cohort where not given.
+    patch_size, patch_level
+        Of a folder of features whose files do not say how large their tiles are: the side of a tile in
+        pixels of the level that it was read from, and that level.
+    encoder
+        What made a folder of features, as its files call it, where that is not the entry's name.
+    same_as
+        Of a folder of features, the entry of the cohort that should give the same vectors.
     """
 
     name: str
@@ -104,6 +115,11 @@ class EncoderSpec:
     mitigation: str | None = None
     seed: int | None = None
     dimension: int | None = None
+    tile: Mapping[str, Any] | None = None
+    patch_size: int | None = None
+    patch_level: int | None = None
+    encoder: str | None = None
+    same_as: str | None = None
 
     def __post_init__(self) -> None:
         where = f"encoders.{self.name}"
@@ -128,6 +144,7 @@ class EncoderSpec:
                 refuse_other_scale(f"{where}.{key}", getattr(self, key))
         self._check_weights(where)
         self._check_mitigation(where)
+        self._check_tiles(where)
         self._check_how_it_runs(where)
 
     def _check_model(self, where: str) -> None:
@@ -164,7 +181,8 @@ class EncoderSpec:
                 f"{where}.checkpoint is {self.checkpoint!r}: give the path of a file with weights, or "
                 "leave it out"
             )
-        for key, least in (("input_pixels", 1), ("seed", 0), ("dimension", 2)):
+        least_of = {"input_pixels": 1, "seed": 0, "dimension": 2, "patch_size": 1, "patch_level": 0}
+        for key, least in least_of.items():
             value = getattr(self, key)
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < least
@@ -222,6 +240,21 @@ class EncoderSpec:
                 f"{', '.join(known)}"
             )
 
+    def _check_tiles(self, where: str) -> None:
+        """Which tiles the vectors are of: declared, or brought by files."""
+        if self.tile is not None:
+            read_tile(f"{where}.tile", self.tile)
+            if self.base or self.features:
+                raise ValueError(
+                    f"{where}.tile is {dict(self.tile)!r}, and '{self.model}' has the tiles that its "
+                    "vectors were made of: leave it out"
+                )
+        for key in _OF_FEATURES:
+            if getattr(self, key) is not None and not self.features:
+                raise ValueError(
+                    f"{where}.{key} goes with features:<folder>, not with '{self.model}': leave it out"
+                )
+
     def _check_how_it_runs(self, where: str) -> None:
         size = self.batch_size
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -257,9 +290,15 @@ class EncoderSpec:
         return name if kind == "harmonised" else ""
 
     @property
+    def features(self) -> str:
+        """Folder of files that hold the vectors; empty for any other model."""
+        kind, _, folder = self.model.partition(":")
+        return folder if kind == "features" else ""
+
+    @property
     def has_network(self) -> bool:
-        """Whether a network is run: not in a control, nor where another entry's vectors are taken."""
-        return not self.base and not self.model.startswith("control:")
+        """Whether a network is run: not in a control, nor where vectors are there already."""
+        return not (self.base or self.features or self.model.startswith("control:"))
 
     @classmethod
     def from_parameters(cls, name: str, parameters: Mapping[str, Any]) -> EncoderSpec:
@@ -379,6 +418,31 @@ def refuse_other_scale(where: str, given: Sequence[float]) -> None:
             f"{given_as}: pixels are scaled to 0 ... 1 before {used}, and this is of 0 ... 255: give "
             f"{smaller}"
         )
+
+
+def read_tile(where: str, given: Any) -> tuple[int, float]:
+    """Side in pixels, and micrometres per pixel, of the tiles that an encoder is shown.
+
+    Raises
+    ------
+    ValueError
+        If these are not the two keys, or no such numbers; it names the key.
+
+    Examples
+    --------
+    >>> read_tile("encoders.titan.tile", {"pixels": 512, "mpp": 0.5})
+    (512, 0.5)
+    """
+    keys = set(given) if isinstance(given, Mapping) else set()
+    pixels, mpp = (given["pixels"], given["mpp"]) if keys == {"pixels", "mpp"} else (None, None)
+    is_count = isinstance(pixels, int) and not isinstance(pixels, bool) and pixels >= 1
+    is_size = isinstance(mpp, int | float) and not isinstance(mpp, bool) and 0 < mpp < math.inf
+    if not (is_count and is_size):
+        raise ValueError(
+            f"{where} is {given!r}: give {{pixels: <whole number>, mpp: <micrometres per pixel>}}, "
+            "such as {pixels: 512, mpp: 0.5}"
+        )
+    return int(pixels), float(mpp)
 
 
 def read_encoders(parameters: Mapping[str, Mapping[str, Any] | None]) -> dict[str, EncoderSpec]:

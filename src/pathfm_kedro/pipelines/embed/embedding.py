@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
 from pathfm_kedro.encoders.base import Vectors
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.fields import TileFields, side_of_tiles, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.tables import digests_by_slide
 
@@ -128,7 +128,7 @@ def plan_embedding(
     runtime
         Its recorded runtime, from :func:`~pathfm_kedro.pipelines.embed.runtime.choose_runtime`.
     tile_parameters
-        ``pixels``: side of a tile as read.
+        ``pixels``: side of a tile as read, where the tiles themselves do not say it.
     parameters
         ``dtype``: how vectors are stored.
     engine
@@ -141,6 +141,7 @@ def plan_embedding(
     if dtype not in ("float32", "float16"):
         raise ValueError(f"embed.dtype is {dtype!r}: give float32 or float16")
     digests = digests_by_slide(tiles)
+    pixels = side_of_tiles(tiles) or int(tile_parameters["pixels"])
     jobs = [
         EmbedSlide(
             slide["slide_id"],
@@ -150,7 +151,7 @@ def plan_embedding(
             spec,
             dtype,
         )
-        for slide, fields in slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
+        for slide, fields in slide_fields(slides, tiles, files, pixels)
     ]
     return ShardPlan(
         jobs, EngineSettings(**engine), f"embedding with {name}", lambda: load_encoder(spec)
