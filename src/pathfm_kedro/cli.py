@@ -14,6 +14,7 @@ from pathfm_kedro.cohorts import (
     harmonised_bases,
     read_cohort_plan,
     refuse_unknown_cohort,
+    tiles_of_cohort,
     weights_path,
 )
 from pathfm_kedro.project import project_root
@@ -22,6 +23,8 @@ from pathfm_kedro.screen import show_errors
 #: What DVC watches where an entry names no weights of its own. A stage cannot leave a dependency out;
 #: this one lies in a folder that the stage depends on anyway, so it changes nothing.
 _NO_WEIGHTS = "src/pathfm_kedro/encoders/weights.py"
+#: The same where no file says where the cohort's tiles lie.
+_NO_PLACES = "src/pathfm_kedro/slides/mosaic.py"
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {"base", "local"}
@@ -198,13 +201,19 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
         ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
         ``phantoms`` (cohorts whose slides are drawn),
         ``embeddings`` (every pair of cohort and encoder, and the encoder's weights where its entry
-        names a file or folder) and ``variants`` (those whose vectors are another encoder's with the
-        center taken out).
+        names a file or folder), ``features`` (those that are read from files, of tiles of their own)
+        and ``variants`` (those whose vectors are another encoder's with the center taken out).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
+    tiles = {name: tiles_of_cohort(plan) for name, plan in plans.items()}
+    brought = {name: own.grids.keys() & set(own.features) for name, own in tiles.items()}
     return {
         "cohorts": {
-            name: {"input": _globals(root, name)[_watched(plan.source)]}
+            name: {
+                "input": _globals(root, name)[_watched(plan.source)],
+                "places": weights_path(plan.encoders.get(tiles[name].at, {})) or _NO_PLACES,
+                "grids": ", ".join(sorted(tiles[name].sizes)),
+            }
             for name, plan in plans.items()
         },
         "phantoms": {
@@ -220,7 +229,16 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
             }
             for name, plan in plans.items()
             for encoder, entry in plan.encoders.items()
-            if encoder not in harmonised_bases(plan.encoders)
+            if encoder not in harmonised_bases(plan.encoders) and encoder not in brought[name]
+        },
+        "features": {
+            f"{name}-{encoder}": {
+                "cohort": name,
+                "encoder": encoder,
+                "folder": weights_path(plans[name].encoders[encoder]),
+            }
+            for name, encoders in brought.items()
+            for encoder in sorted(encoders)
         },
         "variants": {
             f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "base": base}

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kedro.pipeline import Pipeline
 
-from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan
+from pathfm_kedro.cohorts import (
+    CohortPlan,
+    CohortTiles,
+    harmonised_bases,
+    read_cohort_plan,
+    tiles_of_cohort,
+)
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -15,7 +21,11 @@ from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
+from pathfm_kedro.wiring import TileGrids
 
+#: Why an experiment on pixels has no figure of an encoder.
+_NO_ENCODER = "needs pixels: of this encoder there are vectors in files, and not the encoder itself"
+_NO_SLIDES = "needs pixels: this cohort has features and no slides"
 #: measurements.<pipeline>.<experiment>
 _PARTS_OF_AN_EXPERIMENT = 3
 
@@ -30,19 +40,32 @@ def register_pipelines() -> dict[str, Pipeline]:
     encoders = list(plan.encoders)
     controls = [name for name, entry in plan.encoders.items() if entry.get("role") == "control"]
     bases = harmonised_bases(plan.encoders)
+    tiles = tiles_of_cohort(plan)
+    grids = _grids(plan, tiles, bases)
     measured = {
-        "retrieve": retrieve(encoders),
-        "robustness": robustness(encoders, controls, bases, plan.parameters),
-        "inheritance": inheritance(encoders),
+        "retrieve": retrieve(encoders, grids),
+        "robustness": robustness(encoders, controls, bases, plan.parameters, grids=grids),
+        "inheritance": inheritance(encoders, grids),
     }
     named = {
         "ingest": ingest(plan.source),
-        "tile": tile(),
-        "embed": embed(encoders, bases),
+        "tile": tile(tiles.at, tiles.sizes, grids),
+        "embed": embed(encoders, bases, tiles.features, grids),
         **measured,
         "report": report(_experiments(measured.values())),
     }
     return named | {"__default__": sum(named.values(), start=Pipeline([]))}
+
+
+def _grids(plan: CohortPlan, tiles: CohortTiles, bases: Mapping[str, str]) -> TileGrids:
+    """Which tiles each encoder has vectors of, and why some cannot be shown pixels."""
+    without_slides = plan.source == "features"
+    reasons = {
+        name: _NO_SLIDES if without_slides else _NO_ENCODER
+        for name in plan.encoders
+        if without_slides or name in tiles.features or bases.get(name) in tiles.features
+    }
+    return TileGrids(tiles.grids, reasons, without_slides)
 
 
 def _experiments(pipelines: Iterable[Pipeline]) -> list[str]:

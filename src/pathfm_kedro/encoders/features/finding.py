@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pathfm_kedro.encoders.features.slide_features import FeatureFileError, some
@@ -62,23 +62,43 @@ def find_feature_files(folder: Path, slide_ids: Collection[str] = ()) -> dict[st
     FeatureFileError
         If the folder is missing or holds no such file, or two are about one slide.
     """
+    found = {}
+    for slide_id, paths in list_feature_files(folder, slide_ids).items():
+        if len(paths) > 1:
+            raise FeatureFileError(two_files(slide_id, paths))
+        found[slide_id] = paths[0]
+    return found
+
+
+def list_feature_files(
+    folder: Path, slide_ids: Collection[str] = ()
+) -> dict[str, tuple[Path, ...]]:
+    """As :func:`find_feature_files`, with all files of a slide that has several.
+
+    Raises
+    ------
+    FeatureFileError
+        If the folder is missing or holds no such file.
+    """
     if not folder.is_dir():
         raise FeatureFileError(f"no folder of features at '{folder}': correct the path")
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[Path, ...]] = {}
     for path in sorted(folder.iterdir()):
-        if not _holds_features(path):
-            continue
-        slide_id = slide_of_file(path.name, slide_ids)
-        if slide_id in found:
-            raise FeatureFileError(
-                f"slide '{slide_id}' has two files of features in '{folder.name}': "
-                f"{found[slide_id].name} and {path.name}; keep one, or put each encoder's files "
-                "into a folder of its own"
-            )
-        found[slide_id] = path
+        if _holds_features(path):
+            slide_id = slide_of_file(path.name, slide_ids)
+            found[slide_id] = (*found.get(slide_id, ()), path)
     if not found:
         raise FeatureFileError(_nothing_in(folder))
     return dict(sorted(found.items()))
+
+
+def two_files(slide_id: str, paths: Sequence[Path]) -> str:
+    """What is wrong with a slide that has several files."""
+    first, second, *_ = paths
+    return (
+        f"slide '{slide_id}' has two files of features in '{first.parent.name}': {first.name} and "
+        f"{second.name}; keep one, or put each encoder's files into a folder of its own"
+    )
 
 
 def slide_of_file(name: str, slide_ids: Collection[str] = ()) -> str:

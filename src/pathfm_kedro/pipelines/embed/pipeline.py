@@ -4,14 +4,22 @@ from collections.abc import Mapping, Sequence
 
 from kedro.pipeline import Node, Pipeline
 
+from pathfm_kedro.encoders.features.cohort import tiles_of_features
 from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
+from pathfm_kedro.pipelines.embed.features import plan_features, plan_noise_of_ids
 from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
-from pathfm_kedro.wiring import grouped, named_partial, node
+from pathfm_kedro.slides.mosaic import choose_mosaic
+from pathfm_kedro.wiring import TileGrids, grouped, named_partial, node
 
 
-def create_pipeline(encoders: Sequence[str], bases: Mapping[str, str] | None = None) -> Pipeline:
+def create_pipeline(
+    encoders: Sequence[str],
+    bases: Mapping[str, str] | None = None,
+    features: Sequence[str] = (),
+    grids: TileGrids | None = None,
+) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
     Parameters
@@ -20,12 +28,20 @@ def create_pipeline(encoders: Sequence[str], bases: Mapping[str, str] | None = N
         All encoders of the cohort.
     bases
         Of each harmonised variant, the encoder whose vectors it takes.
+    features
+        Encoders whose vectors are read from files.
+    grids
+        Which tiles each encoder has vectors of; one grid for all where not given.
     """
-    known = bases or {}
-    parts = [
-        grouped(name, _one_variant(name, known[name]) if name in known else _one_encoder(name))
-        for name in encoders
-    ]
+    known, grids = bases or {}, grids or TileGrids()
+
+    def made(name: str) -> list[Node]:
+        if name in known:
+            return _one_variant(name, known[name])
+        embedded = _read if name in features else _sampled if grids.without_slides else _embedded
+        return [_runtime(name), *embedded(name, grids), *_described(name, name)]
+
+    parts = [grouped(name, made(name)) for name in encoders]
     cards = [f"encoder_card.{name}" for name in encoders]
     ran = [name for name in encoders if name not in known]
     runtimes = [f"encoder_runtime.{name}" for name in ran]
@@ -62,20 +78,59 @@ def _one_variant(name: str, base: str) -> list[Node]:
     ]
 
 
-def _one_encoder(name: str) -> list[Node]:
+def _runtime(name: str) -> Node:
+    return node(
+        named_partial(choose_runtime, name=name),
+        [f"params:encoders.{name}", "params:tile"],
+        f"encoder_runtime.{name}",
+        name=f"choose_runtime_{name}",
+        tags=name,
+    )
+
+
+def _read(name: str, grids: TileGrids) -> list[Node]:
+    """Vectors from files, and the tiles that they are of where these are not the cohort's."""
+    tables = [grids.dataset(table, name) for table in ("tiles", "tiling")]
+    entry = f"params:encoders.{name}"
+    read = node(
+        named_partial(plan_features, name=name),
+        ["slides", *tables, entry, "params:embed", "params:engine"],
+        f"embeddings.{name}",
+        name=f"read_{name}",
+        tags=name,
+    )
+    if not grids.grid(name):
+        return [read]
+    brought = node(
+        named_partial(tiles_of_features, name=name, choose_mosaic=choose_mosaic),
+        ["slides", entry, "params:tile", "params:engine"],
+        tables,
+        name=f"tiles_of_{name}",
+        tags=name,
+    )
+    return [brought, read]
+
+
+def _sampled(name: str, grids: TileGrids) -> list[Node]:
+    """The control that knows nothing, where there are no pixels."""
     return [
         node(
-            named_partial(choose_runtime, name=name),
-            [f"params:encoders.{name}", "params:tile"],
-            f"encoder_runtime.{name}",
-            name=f"choose_runtime_{name}",
+            named_partial(plan_noise_of_ids, name=name),
+            ["tiles", f"params:encoders.{name}", "params:embed", "params:engine"],
+            f"embeddings.{name}",
+            name=f"sample_{name}",
             tags=name,
-        ),
+        )
+    ]
+
+
+def _embedded(name: str, grids: TileGrids) -> list[Node]:
+    return [
         node(
             named_partial(plan_embedding, name=name),
             [
                 "slides",
-                "tiles",
+                grids.dataset("tiles", name),
                 "slide_files",
                 f"params:encoders.{name}",
                 f"encoder_runtime.{name}",
@@ -87,7 +142,6 @@ def _one_encoder(name: str) -> list[Node]:
             name=f"embed_{name}",
             tags=name,
         ),
-        *_described(name, name),
     ]
 
 
