@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -28,6 +29,10 @@ class EmbeddedCohort(Embeddings, Protocol):
         """What the shards say of themselves."""
         ...
 
+    def slide_header(self, slide_id: str) -> Mapping[str, str]:
+        """What one slide's shard says of itself."""
+        ...
+
     @property
     def failures(self) -> Mapping[str, str]:
         """Reason of every slide that failed."""
@@ -40,6 +45,7 @@ def describe_encoder(
     embeddings: EmbeddedCohort,
     *,
     name: str,
+    grid: str = "",
 ) -> dict[str, Any]:
     """The encoder's provenance.
 
@@ -53,13 +59,16 @@ def describe_encoder(
         Its embeddings of the cohort.
     name
         Its name.
+    grid
+        Of the tiles that it has vectors of; empty for the cohort's.
 
     Returns
     -------
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dimension, n_slides, n_failed, failures.
+        timed), dimension, n_slides, n_failed, failures; grid where the tiles are not the cohort's. The
+        fingerprint of features is that of the content of all files.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -68,14 +77,23 @@ def describe_encoder(
         "model": spec.model,
         "role": spec.role,
         "pooling": spec.pooling,
-        "fingerprint": header.get("encoder", ""),
+        "fingerprint": _content(embeddings) if spec.features else header.get("encoder", ""),
         "preprocessing": json.loads(header.get("preprocessing", "{}")),
         **{key: runtime[key] for key in _OF_THE_RUNTIME},
         "dimension": int(embeddings.stack(done[:1]).shape[1]) if done else 0,
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),
         "failures": dict(embeddings.failures),
+        **({"grid": grid} if grid else {}),
     }
+
+
+def _content(embeddings: EmbeddedCohort) -> str:
+    """SHA-256 of the content of every slide's file."""
+    whole = hashlib.sha256()
+    for slide in embeddings.slide_ids:
+        whole.update(embeddings.slide_header(slide).get("file", "").encode())
+    return whole.hexdigest()
 
 
 def collect_cards(*cards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -37,9 +37,9 @@ def create_pipeline(
 
     def made(name: str) -> list[Node]:
         if name in known:
-            return _one_variant(name, known[name])
+            return _one_variant(name, known[name], grids.grid(name))
         embedded = _read if name in features else _sampled if grids.without_slides else _embedded
-        return [_runtime(name), *embedded(name, grids), *_described(name, name)]
+        return [_runtime(name), *embedded(name, grids), *_described(name, name, grids.grid(name))]
 
     parts = [grouped(name, made(name)) for name in encoders]
     cards = [f"encoder_card.{name}" for name in encoders]
@@ -58,7 +58,7 @@ def create_pipeline(
     return grouped("embed", [*parts, *collect])
 
 
-def _one_variant(name: str, base: str) -> list[Node]:
+def _one_variant(name: str, base: str, grid: str) -> list[Node]:
     """Vectors of the base with the center taken out."""
     return [
         node(
@@ -74,7 +74,7 @@ def _one_variant(name: str, base: str) -> list[Node]:
             name=f"harmonise_{name}",
             tags=name,
         ),
-        *_described(name, base),
+        *_described(name, base, grid),
     ]
 
 
@@ -145,11 +145,11 @@ def _embedded(name: str, grids: TileGrids) -> list[Node]:
     ]
 
 
-def _described(name: str, run_by: str) -> list[Node]:
+def _described(name: str, run_by: str, grid: str) -> list[Node]:
     """A card for every encoder, which says what ran the network."""
     return [
         node(
-            named_partial(describe_encoder, name=name),
+            named_partial(describe_encoder, name=name, **({"grid": grid} if grid else {})),
             [f"params:encoders.{name}", f"encoder_runtime.{run_by}", f"embeddings.{name}"],
             f"encoder_card.{name}",
             name=f"describe_{name}",

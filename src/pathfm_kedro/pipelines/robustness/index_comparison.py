@@ -15,13 +15,14 @@ Pitfalls
 - Encoders measured on other patients are refused; where they lost different slides of the same patients
   they are compared all the same.
 - The more encoders a cohort has, the wider all intervals.
+- Encoders may have vectors of different tiles (another size, or the places of a file): the reason says so.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ from pathfm_kedro.statistics.pair_bootstrap import (
 from pathfm_kedro.statistics.paired_comparison import simultaneous_intervals
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.permutation import null_range
+from pathfm_kedro.statistics.tables import digests_by_slide
 from pathfm_kedro.statistics.unit_neighbours import OS, SO, UnitNeighbours
 
 Floats = NDArray[np.float64]
@@ -107,7 +109,8 @@ def compare_encoders(
         Names of the encoders.
     statistics
         ``index_<encoder>`` and ``margins_<encoder>``: both outputs of
-        ``index_and_margin_statistics``.
+        ``index_and_margin_statistics``; where encoders may have vectors of different tiles,
+        ``tiles_<encoder>``: the tables of these.
 
     Returns
     -------
@@ -121,11 +124,38 @@ def compare_encoders(
     k, m = chosen_k["k"], margins.m[0]
     indices = {e: compared_index(statistics[f"index_{e}"], k, index) for e in encoders}
     medians = {e: compared_margin(statistics[f"margins_{e}"], m, margins) for e in encoders}
+    other_tiles = _of_other_tiles({e: statistics.get(f"tiles_{e}") for e in encoders})
     figures = [
         *_figures("ri_difference", indices, _index_variance, {"design": _DESIGN, "k": k}),
         *_figures("croma_difference", medians, _margin_variance, {"design": _DESIGN, "m": m}),
     ]
+    figures = [(own, _remarked(figure, own, other_tiles)) for own, figure in figures]
     return {e: measure((f for own, f in figures if own == e), EXPERIMENT, e) for e in encoders}
+
+
+def _of_other_tiles(tiles: Mapping[str, pl.DataFrame | None]) -> set[frozenset[str]]:
+    """Pairs of encoders that have vectors of different tiles."""
+    digests = {e: digests_by_slide(table) for e, table in tiles.items() if table is not None}
+    pairs = itertools.combinations(sorted(digests), 2)
+    return {frozenset(pair) for pair in pairs if digests[pair[0]] != digests[pair[1]]}
+
+
+def _remarked(figure: Figure, encoder: str, other_tiles: set[frozenset[str]]) -> Figure:
+    """The figure with a remark where the two encoders were not shown the same tiles."""
+    other = str(figure.setting["other"])
+    if frozenset((encoder, other)) not in other_tiles:
+        return figure
+
+    def compute() -> Value:
+        value = figure.compute()
+        assert isinstance(value, Value)
+        remark = (
+            f"{encoder} and {other} have vectors of different tiles of the same patients, so that the "
+            "field of a tile differs as well as the encoder"
+        )
+        return replace(value, remark="; ".join(filter(None, [value.remark, remark])))
+
+    return replace(figure, compute=compute)
 
 
 def compared_index(statistics: pl.DataFrame, k: int | None, p: RobustnessIndex) -> Compared | None:

@@ -441,6 +441,11 @@ def robustness_index_pipelines(
             "margin_parameters": blocks[1],
             **{f"index_{e}": counts[e] for e in encoders},
             **{f"margins_{e}": distances[e] for e in encoders},
+            **(
+                {f"tiles_{e}": grids.dataset("tiles", e) for e in encoders}
+                if len(grids.among(encoders)) > 1
+                else {}
+            ),
         },
         {e: f"measurements.robustness.{compared}.{e}" for e in encoders},
         name="compare_encoders",
