@@ -15,7 +15,7 @@ Pitfalls
 - Encoders measured on other patients are refused; where they lost different slides of the same patients
   they are compared all the same.
 - The more encoders a cohort has, the wider all intervals.
-- Encoders may have vectors of different tiles (another size, or the places of a file): the reason says so.
+- Encoders may have vectors of different tiles (another size, or a file's places): the reason says so.
 """
 
 from __future__ import annotations
