@@ -18,6 +18,7 @@ from kedro.pipeline import Node, Pipeline, node
 from pathfm_kedro.statistics.figures import Figure, Subject, measure
 from pathfm_kedro.statistics.measurements import combine_measurements
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
+from pathfm_kedro.statistics.tables import KeptEmbeddings
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,12 @@ def calibration_node(
         p = x.read({**parameters, **calibration.set})
         rest = found[: len(beside)]
         own, mixed = found[len(beside) : len(beside) + len(data)], found[len(beside) + len(data) :]
+        # Every dose reads the same vectors.
+        mixed = [KeptEmbeddings(value) for value in mixed]
+        own = [
+            KeptEmbeddings(value) if "{e}" in name else value
+            for name, value in zip(x.inputs, own, strict=True)
+        ]
 
         def measure_at(dose: float) -> Any:
             partners = iter(mixed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,36 @@ class Embeddings(Protocol):
     def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
         """Rows of these slides one below the other, each slide in the order of its tiles."""
         ...
+
+
+@dataclass(frozen=True)
+class KeptEmbeddings:
+    """Embeddings that are read once and kept in memory, for work that asks for them many times.
+
+    Attributes
+    ----------
+    source
+        Where they are read.
+    """
+
+    source: Embeddings
+    _kept: dict[tuple[str, str], NDArray[np.float32]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Slides with a whole shard, sorted."""
+        return self.source.slide_ids
+
+    def stack(self, slide_ids: Sequence[str], name: str = "embedding") -> NDArray[np.float32]:
+        """Rows of these slides one below the other, each slide in the order of its tiles."""
+        if not slide_ids:
+            return self.source.stack(slide_ids, name)
+        for slide_id in slide_ids:
+            if (slide_id, name) not in self._kept:
+                self._kept[slide_id, name] = self.source.stack([slide_id], name)
+        return np.concatenate([self._kept[slide_id, name] for slide_id in slide_ids])
 
 
 @runtime_checkable

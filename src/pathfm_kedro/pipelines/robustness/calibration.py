@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class DosedEmbeddings:
     truth: Embeddings
     nuisance: Embeddings
     dose: float
+    _scales: dict[tuple[int, str], Scale] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def slide_ids(self) -> tuple[str, ...]:
@@ -84,10 +85,16 @@ class DosedEmbeddings:
         """[n, …, d] float32, truth first."""
         parts = []
         for source, share in ((self.truth, 1 - self.dose), (self.nuisance, self.dose)):
-            clean = source.stack(self.slide_ids, name)
-            scale = Scale.of(clean[:, 0] if name == VIEWS else clean)
+            scale = self._scale(source, name)
             parts.append(scale(source.stack(slide_ids, name)) * np.float32(share**0.5))
         return np.concatenate(parts, axis=-1)
+
+    def _scale(self, source: Embeddings, name: str) -> Scale:
+        key = id(source), name
+        if key not in self._scales:
+            clean = source.stack(self.slide_ids, name)
+            self._scales[key] = Scale.of(clean[:, 0] if name == VIEWS else clean)
+        return self._scales[key]
 
 
 @dataclass(frozen=True)
