@@ -67,6 +67,7 @@ def cohort() -> None:
     lazy_subcommands={
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
+        "features": "pathfm_kedro.feature_commands.features",
     },
 )
 def cli() -> None:

@@ -17,9 +17,11 @@ from pathfm_kedro.encoders.features.slide_features import (
     SlideFeatures,
     measured_loss,
 )
+from pathfm_kedro.encoders.features.writing import WRITTEN, suffix_of, write_features
 
 __all__ = [
     "LAYOUTS",
+    "WRITTEN",
     "FeatureFileError",
     "SlideFeatures",
     "encoder_agrees",
@@ -30,4 +32,6 @@ __all__ = [
     "refuse_other_encoder",
     "refuse_unequal_dimensions",
     "slide_of_file",
+    "suffix_of",
+    "write_features",
 ]
