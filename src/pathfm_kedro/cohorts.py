@@ -284,12 +284,15 @@ class CohortTiles:
         Pixels and micrometres per pixel of each grid that is cut from slides.
     features
         Encoders whose vectors are read from files.
+    same_as
+        Of these, the encoder of the cohort that should give the same.
     """
 
     at: str = ""
     grids: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     features: tuple[str, ...] = ()
+    same_as: Mapping[str, str] = field(default_factory=dict)
 
 
 def tiles_of_cohort(plan: CohortPlan) -> CohortTiles:
@@ -328,7 +331,19 @@ def tiles_of_cohort(plan: CohortPlan) -> CohortTiles:
                 sizes[grids[name]] = size
     bases = harmonised_bases(plan.encoders)
     grids |= {name: grids[base] for name, base in bases.items() if base in grids}
-    return CohortTiles(at, grids, sizes, features)
+    return CohortTiles(at, grids, sizes, features, _same_as(features, plan))
+
+
+def _same_as(features: Sequence[str], plan: CohortPlan) -> dict[str, str]:
+    """Of features that were brought, the encoder that should give the same."""
+    found = {name: plan.encoders[name].get("same_as") for name in features}
+    for name, other in found.items():
+        if other is not None and (other == name or other not in plan.encoders):
+            raise ValueError(
+                f"encoders.{name}.same_as is {other!r}: give the name of another encoder of the cohort "
+                f"({', '.join(sorted(set(plan.encoders) - {name}))}), or leave it out"
+            )
+    return {name: str(other) for name, other in found.items() if other is not None}
 
 
 def grid_name(pixels: int, mpp: float) -> str:

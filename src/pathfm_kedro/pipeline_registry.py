@@ -44,7 +44,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     grids = _grids(plan, tiles, bases)
     measured = {
         "retrieve": retrieve(encoders, grids),
-        "robustness": robustness(encoders, controls, bases, plan.parameters, grids=grids),
+        "robustness": robustness(
+            encoders, controls, bases, plan.parameters, grids=grids, same_as=tiles.same_as
+        ),
         "inheritance": inheritance(encoders, grids),
     }
     named = {

@@ -304,7 +304,11 @@ def no_views(engine: Mapping[str, Any]) -> ShardPlan:
 
 
 def encoder_nodes(
-    pipeline: str, x: Experiment, encoder: str, grids: TileGrids | None = None
+    pipeline: str,
+    x: Experiment,
+    encoder: str,
+    grids: TileGrids | None = None,
+    undefined_for: str = "",
 ) -> list[Node]:
     """The two nodes of an experiment for one encoder: its statistics, and its measurements."""
     grids = grids or TileGrids()
@@ -315,15 +319,19 @@ def encoder_nodes(
         name="statistics",
         tags=[x.name, encoder],
     )
-    return [accumulate, measurements_node(pipeline, x, encoder, grids)]
+    return [accumulate, measurements_node(pipeline, x, encoder, grids, undefined_for)]
 
 
 def measurements_node(
-    pipeline: str, x: Experiment, encoder: str, grids: TileGrids | None = None
+    pipeline: str,
+    x: Experiment,
+    encoder: str,
+    grids: TileGrids | None = None,
+    undefined_for: str = "",
 ) -> Node:
-    """A node that turns an encoder's statistics into judged figures."""
+    """A node that turns an encoder's statistics into judged figures; or says why there are none."""
     grids = grids or TileGrids()
-    missing = grids.needs_pixels(x, encoder)
+    missing = undefined_for or grids.needs_pixels(x, encoder)
     bound = {"encoder": encoder} | ({"undefined_for": missing} if missing else {})
     return node(
         named_partial(_shown_as(x.measurements, x.figures), **bound),

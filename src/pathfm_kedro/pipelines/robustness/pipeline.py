@@ -49,6 +49,12 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     cue_conflict_figures,
     cue_conflict_statistics,
 )
+from pathfm_kedro.pipelines.robustness.feature_agreement import (
+    FeatureAgreement,
+    feature_agreement_figures,
+    feature_agreement_statistics,
+    no_agreement_statistics,
+)
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     FieldOfView,
     field_of_view_figures,
@@ -241,6 +247,15 @@ MARGINS = Experiment(
     [*VECTORS, "params:robustness_index"],
     beside=["robustness_k"],
 )
+#: Only where the cohort has features of an encoder, and the encoder.
+AGREEMENT = Experiment(
+    "feature_agreement",
+    FeatureAgreement,
+    feature_agreement_statistics,
+    feature_agreement_figures,
+    VECTORS,
+)
+_NOTHING_THE_SAME = "its entry does not say that another gives the same vectors (same_as)"
 #: Experiments that are wired by hand, since encoders meet in them.
 WIRED = ["robustness_index", "robustness_margins", "robustness_index_comparison", "adversarial"]
 
@@ -252,6 +267,7 @@ def create_pipeline(
     parameters: Mapping[str, Any] | None = None,
     experiments: Sequence[Experiment] | None = None,
     grids: TileGrids | None = None,
+    same_as: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -269,6 +285,8 @@ def create_pipeline(
         :data:`EXPERIMENTS` where not given.
     grids
         Which tiles each encoder has vectors of; one grid for all where not given.
+    same_as
+        Of features that were brought, the encoder that should give the same.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
     listed = EXPERIMENTS if experiments is None else experiments
@@ -281,7 +299,11 @@ def create_pipeline(
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
     ]
-    tables = [f"measurements.robustness.{name}" for name in [*WIRED, *(x.name for x in listed)]]
+    names = [*WIRED, *(x.name for x in listed)]
+    if same_as:
+        parts.append(agreement_pipeline(encoders, same_as, grids))
+        names.append(AGREEMENT.name)
+    tables = [f"measurements.robustness.{name}" for name in names]
     collect = collected(tables, "robustness_measurements")
     return grouped("robustness", [*parts, collect])
 
@@ -470,6 +492,27 @@ def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> N
     return collected(tables, f"measurements.robustness.{name}", tags=[name])
 
 
+def agreement_pipeline(
+    encoders: Sequence[str], same_as: Mapping[str, str], grids: TileGrids | None = None
+) -> Pipeline:
+    """Features that were brought against the encoder that should give the same.
+
+    Every encoder has rows, so that none is missed where others have them.
+    """
+    x, tiles = AGREEMENT, grids or TileGrids()
+
+    def of_encoder(e: str) -> list[Node]:
+        if e not in same_as:
+            nothing = replace(x, accumulate=no_agreement_statistics, inputs=[])
+            return encoder_nodes("robustness", nothing, e, tiles, _NOTHING_THE_SAME)
+        other = [tiles.dataset(name, same_as[e]) for name in ("tiles", "embeddings.{e}")]
+        own = [tiles.dataset(name, e) for name in VECTORS]
+        return encoder_nodes("robustness", replace(x, inputs=[*own, *other]), e)
+
+    own = [grouped(e, of_encoder(e)) for e in encoders]
+    return grouped(x.name, [*own, _collect(x.name, encoders)])
+
+
 def adversarial_pipeline(
     encoders: Sequence[str],
     controls: Sequence[str],
@@ -523,10 +566,8 @@ def adversarial_pipeline(
             nothing = Experiment(
                 x, Adversarial, no_adversarial_statistics, adversarial_figures, [], beside
             )
-            return [
-                *encoder_nodes("robustness", nothing, e, grids)[:1],
-                measurements_node("robustness", replace(nothing, inputs=["views.{e}"]), e, grids),
-            ]
+            missing = grids.without_pixels.get(e, "")
+            return encoder_nodes("robustness", nothing, e, grids, missing)
         # What was made against another encoder are tiles of the same grid.
         others = (s for s in encoders if s not in {e, *controls, *not_attacked})
         sources = tuple(s for s in others if grids.grid(s) == grids.grid(e))
