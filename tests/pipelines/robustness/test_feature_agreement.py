@@ -24,7 +24,7 @@ N, D = 40, 8
 
 
 def slides():
-    rows = [{"slide_id": s, "patient_id": f"p{i // 1}"} for i, s in enumerate(SLIDES)]
+    rows = [{"slide_id": s, "patient_id": f"p{i}"} for i, s in enumerate(SLIDES)]
     return pl.DataFrame(rows).with_columns(center=pl.lit("A"), organ=pl.lit("o"), label=pl.lit("x"))
 
 
