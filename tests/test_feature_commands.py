@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import h5py
 import numpy as np
@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 from kedro.framework.project import configure_project
 
+from pathfm_kedro import feature_commands
 from pathfm_kedro.cli import cli
 from pathfm_kedro.context import CohortSession
 from pathfm_kedro.encoders.features import WRITTEN, find_feature_files, read_features
 from pathfm_kedro.engine import EngineSettings, ShardPlan
-from pathfm_kedro.feature_commands import _FORMATS
 from pathfm_kedro.statistics.tables import digests_by_slide
 from tests.conftest import PROJECT
 
@@ -91,29 +91,43 @@ def tables():
     return slides, tiles
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A project with a cohort that one encoder has embedded, but for one slide."""
-    root = tmp_path / "project"
+    root = tmp_path_factory.mktemp("made") / "project"
     shutil.copytree(PROJECT / "conf", root / "conf")
     shutil.copy(PROJECT / "pyproject.toml", root)
     (root / "src").mkdir()
-    monkeypatch.chdir(root)
-    for variable in ("KEDRO_ENV", "PATHFM_CONF_SOURCE", "PATHFM_RUNTIME_PARAMS"):
-        monkeypatch.setenv(variable, "")
-    # The project's own code is on the path already.
-    monkeypatch.setattr("kedro.framework.startup._add_src_to_path", lambda *words: None)
-    configure_project("pathfm_kedro")
     slides, tiles = tables()
     digests = digests_by_slide(tiles)
+    engine = EngineSettings(workers=1, max_failed_share=0.5)
     jobs = [Job(slide, digests[slide]) for slide in SLIDES]
-    with CohortSession.create(project_path=root, env="phantom") as session:
-        catalog = session.load_context().catalog
+    with pytest.MonkeyPatch.context() as patch, opened(root, patch) as catalog:
         catalog.save("slides", slides)
         catalog.save("tiles", tiles)
-        engine = EngineSettings(workers=1, max_failed_share=0.5)
         catalog.save("embeddings.noise", ShardPlan(jobs, engine))
     return root
+
+
+@contextmanager
+def opened(root, patch):
+    """The catalog of a project as a command in its folder sees it."""
+    patch.chdir(root)
+    for variable in ("KEDRO_ENV", "PATHFM_CONF_SOURCE", "PATHFM_RUNTIME_PARAMS"):
+        # Set, so that whatever a context exports is taken back after the test.
+        patch.setenv(variable, "")
+    # The project's own code is on the path already.
+    patch.setattr("kedro.framework.startup._add_src_to_path", lambda *words: None)
+    configure_project("pathfm_kedro")
+    with CohortSession.create(project_path=root, env="phantom") as session:
+        yield session.load_context().catalog
+
+
+@pytest.fixture(scope="module")
+def embedded(made):
+    """What the command loads of the cohort."""
+    with pytest.MonkeyPatch.context() as patch, opened(made, patch):
+        yield feature_commands._load("noise", "phantom", None)
 
 
 def run(*words):
@@ -121,7 +135,10 @@ def run(*words):
 
 
 @pytest.mark.parametrize("layout", WRITTEN)
-def test_one_file_for_each_slide_reads_back_as_what_was_embedded(layout, project, tmp_path):
+def test_one_file_for_each_slide_reads_back_as_what_was_embedded(
+    layout, embedded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(feature_commands, "_load", lambda *words: embedded)
     out = tmp_path / "out"
     told = run("noise", "--format", layout, "--out", out, "--env", "phantom")
     assert told.exit_code == 0, told.output
@@ -134,11 +151,14 @@ def test_one_file_for_each_slide_reads_back_as_what_was_embedded(layout, project
         read = read_features(path, slide_mpp=MPP)
         assert read.vectors.tobytes() == vectors_of(slide).tobytes()
         assert read.x.tolist() == [443 * i for i in range(TILES)]
-        assert (read.encoder, read.mpp) == ("noise", 0.5)
+        assert read.encoder == "noise"
+        # TRIDENT counts sides in whole pixels.
+        assert read.mpp == pytest.approx(0.5, rel=1e-3)
         assert read.field_px == pytest.approx(FIELD / MPP, abs=0.5)
 
 
-def test_files_that_are_there_are_kept_unless_told_otherwise(project, tmp_path):
+def test_files_that_are_there_are_kept_unless_told_otherwise(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_commands, "_load", lambda *words: embedded)
     words = ("noise", "--format", "trident", "--out", tmp_path / "out")
     assert run(*words).exit_code == 0
     path = tmp_path / "out" / "S-1.h5"
@@ -153,31 +173,26 @@ def test_files_that_are_there_are_kept_unless_told_otherwise(project, tmp_path):
         assert file["coords"].attrs["level0_width"] == 9000
 
 
-def test_what_is_not_there_is_told_with_the_mend(project, tmp_path):
-    export = partial(run, "--format", "stamp", "--out", tmp_path / "out")
-    told = export("uni")
-    assert told.exit_code == 1
-    assert "cohort 'phantom' has no encoder 'uni'; it has" in told.output
-    told = export("tile_corner")
-    assert told.exit_code == 1
-    assert "make them by kedro run --env phantom" in told.output
-    told = export("noise", "--version", "2025-01-01T00.00.00.000Z")
-    assert told.exit_code == 1
-    assert "version 2025-01-01T00.00.00.000Z of the vectors of 'noise'" in told.output
+def test_what_is_not_there_is_told_with_the_mend(made, tmp_path, monkeypatch):
+    root = shutil.copytree(made, tmp_path / "project")
+    words = ("--format", "stamp", "--out", tmp_path / "out")
+    with opened(root, monkeypatch) as catalog:
+        told = run("uni", *words)
+        assert told.exit_code == 1
+        assert "cohort 'phantom' has no encoder 'uni'; it has" in told.output
+        told = run("noise", *words, "--version", "2025-01-01T00.00.00.000Z")
+        assert told.exit_code == 1
+        assert "version 2025-01-01T00.00.00.000Z of the vectors of 'noise'" in told.output
+        assert "make them by kedro run --env phantom" in told.output
+        catalog.save("tiles", tables()[1].with_columns(pl.col("x") + 1))
+        told = run("noise", *words)
+        assert told.exit_code == 1
+        assert "were made from other tiles than the table 'tiles' holds" in told.output
     assert not (tmp_path / "out").exists()
 
 
-def test_vectors_of_tiles_that_were_cut_anew_are_not_written(project, tmp_path):
-    _, tiles = tables()
-    with CohortSession.create(project_path=project, env="phantom") as session:
-        session.load_context().catalog.save("tiles", tiles.with_columns(pl.col("x") + 1))
-    told = run("noise", "--format", "trident", "--out", tmp_path / "out")
-    assert told.exit_code == 1
-    assert "were made from other tiles than the table 'tiles' holds" in told.output
-
-
 def test_the_command_offers_what_is_written():
-    assert _FORMATS == WRITTEN
+    assert feature_commands._FORMATS == WRITTEN
 
 
 def test_help_loads_neither_torch_nor_readers():
