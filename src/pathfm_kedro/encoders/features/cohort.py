@@ -110,6 +110,7 @@ class FeatureFile:
             slide_mpp=self.slide_mpp,
             patch_size=self.spec.patch_size,
             patch_level=self.spec.patch_level,
+            model=self.spec.encoder,
         )
         refuse_other_encoder(found, self.spec.encoder or self.spec.name)
         if found.level == "tile" and found.x is None:
