@@ -106,7 +106,9 @@ def brought(tmp_path):
 
 
 def write_manifest(folder, path="", name="slides.csv"):
-    rows = [f"{s},{path.format(s)},p{s},{c},{label}" for s, c, label in ("aNx", "bSy", "cNy", "dSx")]
+    rows = [
+        f"{s},{path.format(s)},p{s},{c},{label}" for s, c, label in ("aNx", "bSy", "cNy", "dSx")
+    ]
     text = "\n".join(["slide_id,path,patient_id,center,label", *rows]) + "\n"
     (folder / name).write_text(text)
     return folder / name
