@@ -434,7 +434,8 @@ def read_tile(where: str, given: Any) -> tuple[int, float]:
     (512, 0.5)
     """
     keys = set(given) if isinstance(given, Mapping) else set()
-    pixels, mpp = (given["pixels"], given["mpp"]) if keys == {"pixels", "mpp"} else (None, None)
+    pixels: Any = given["pixels"] if keys == {"pixels", "mpp"} else None
+    mpp: Any = given["mpp"] if keys == {"pixels", "mpp"} else None
     is_count = isinstance(pixels, int) and not isinstance(pixels, bool) and pixels >= 1
     is_size = isinstance(mpp, int | float) and not isinstance(mpp, bool) and 0 < mpp < math.inf
     if not (is_count and is_size):
