@@ -54,7 +54,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "tile": tile(tiles.at, tiles.sizes, grids),
         "embed": embed(encoders, bases, tiles.features, grids),
         **measured,
-        "report": report(_experiments(measured.values())),
+        "report": report(_experiments(measured.values()), encoders),
     }
     return named | {"__default__": sum(named.values(), start=Pipeline([]))}
 

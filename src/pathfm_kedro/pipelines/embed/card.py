@@ -67,8 +67,8 @@ def describe_encoder(
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dimension, n_slides, n_failed, failures; grid where the tiles are not the cohort's. The
-        fingerprint of features is that of the content of all files.
+        timed), dtype, dimension, n_slides, n_failed, failures; grid where the tiles are not the cohort's.
+        The fingerprint of features is that of the content of all files.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -80,6 +80,7 @@ def describe_encoder(
         "fingerprint": _content(embeddings) if spec.features else header.get("encoder", ""),
         "preprocessing": json.loads(header.get("preprocessing", "{}")),
         **{key: runtime[key] for key in _OF_THE_RUNTIME},
+        "dtype": header.get("dtype", "float32"),
         "dimension": int(embeddings.stack(done[:1]).shape[1]) if done else 0,
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),

@@ -7,6 +7,7 @@ from kedro.pipeline import Node, Pipeline
 from pathfm_kedro.encoders.features.cohort import tiles_of_features
 from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
+from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost, plan_no_cost
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
 from pathfm_kedro.pipelines.embed.features import plan_features, plan_noise_of_ids
 from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
@@ -52,6 +53,13 @@ def create_pipeline(
             runtimes,
             "encoder_runtimes",
             name="collect_runtimes",
+            tags="collect",
+        ),
+        node(
+            named_partial(collect_costs, names=tuple(ran)),
+            [f"encoder_cost.{name}" for name in ran],
+            "encoder_costs",
+            name="collect_costs",
             tags="collect",
         ),
     ]
@@ -100,7 +108,7 @@ def _read(name: str, grids: TileGrids) -> list[Node]:
         tags=name,
     )
     if not grids.grid(name):
-        return [read]
+        return [read, _no_cost(name)]
     brought = node(
         named_partial(tiles_of_features, name=name, choose_mosaic=choose_mosaic),
         ["slides", entry, "params:tile", "params:engine"],
@@ -108,7 +116,17 @@ def _read(name: str, grids: TileGrids) -> list[Node]:
         name=f"tiles_of_{name}",
         tags=name,
     )
-    return [brought, read]
+    return [brought, read, _no_cost(name)]
+
+
+def _no_cost(name: str) -> Node:
+    return node(
+        named_partial(plan_no_cost, name=name),
+        [f"params:encoders.{name}", f"encoder_runtime.{name}", "params:cost_trial"],
+        f"encoder_cost.{name}",
+        name=f"measure_cost_{name}",
+        tags=name,
+    )
 
 
 def _sampled(name: str, grids: TileGrids) -> list[Node]:
@@ -120,7 +138,8 @@ def _sampled(name: str, grids: TileGrids) -> list[Node]:
             f"embeddings.{name}",
             name=f"sample_{name}",
             tags=name,
-        )
+        ),
+        _no_cost(name),
     ]
 
 
@@ -140,6 +159,21 @@ def _embedded(name: str, grids: TileGrids) -> list[Node]:
             ],
             f"embeddings.{name}",
             name=f"embed_{name}",
+            tags=name,
+        ),
+        node(
+            named_partial(plan_cost, name=name),
+            [
+                "slides",
+                grids.dataset("tiles", name),
+                "slide_files",
+                f"params:encoders.{name}",
+                f"encoder_runtime.{name}",
+                "params:tile",
+                "params:cost_trial",
+            ],
+            f"encoder_cost.{name}",
+            name=f"measure_cost_{name}",
             tags=name,
         ),
     ]
