@@ -67,7 +67,7 @@ def describe_encoder(
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dtype, dimension, n_slides, n_failed, failures; grid where the tiles are not the cohort's.
+        timed), dtype, dimension, n_slides, n_failed, failures; grid where tiles are not the cohort's.
         The fingerprint of features is that of the content of all files.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
