@@ -59,8 +59,7 @@ def export(
     if there and not force:
         raise click.ClickException(
             f"{len(there)} of {len(targets)} files exist in {out}, {there[0].name} first: give "
-            "another "
-            "--out, or --force to replace them"
+            "another --out, or --force to replace them"
         )
     written: list[tuple[int, int, int]] = []
     with progress(f"writing {encoder} for {layout}", len(targets)) as tell:
@@ -183,8 +182,7 @@ def _summary(
     dimension = written[0][1] if written else 0
     lines = [
         f"{len(written)} slides, {tiles:,} tiles with {dimension} numbers each "
-        f"({size / 1e6:,.1f} MB) "
-        f"written to {out} in the layout of {layout}"
+        f"({size / 1e6:,.1f} MB) written to {out} in the layout of {layout}"
     ]
     failed = vectors.failures
     lines += [f"  left out, {slide}: {why}" for slide, why in list(failed.items())[:_NAMED]]

@@ -297,5 +297,13 @@ def test_bfloat16_is_widened_without_loss_and_its_bound_is_told(tmp_path):
     assert 0 < true.max() <= read.loss <= 2**-8
 
 
+def test_the_bound_holds_for_numbers_of_every_size(tmp_path):
+    # Half the distance to the next number, from NumPy; beyond the largest there is none.
+    numbers = np.array([65504, 1, 3e-5, 6e-8], np.float16)
+    for number, half in zip(numbers, (16, 2**-11, 2**-25, 2**-25), strict=True):
+        read = read_features(layouts.trident(tmp_path, vectors=np.full((N, 1), number)))
+        assert read.loss == half / float(number)
+
+
 def test_float32_loses_nothing(tmp_path):
     assert read_features(layouts.trident(tmp_path)).loss == 0
