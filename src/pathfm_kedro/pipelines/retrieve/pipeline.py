@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_figures
+from pathfm_kedro.pipelines.retrieve.capacity import (
+    ARM,
+    Capacity,
+    capacity_figures,
+    capacity_statistics,
+)
 from pathfm_kedro.pipelines.retrieve.index import describe_indices, index_slides
 from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
 from pathfm_kedro.statistics.mosaic import pool_slides
@@ -25,11 +31,23 @@ EXPERIMENTS = [
     ),
 ]
 
+#: Free vectors, which stand for every encoder.
+CAPACITY = Experiment(
+    "capacity",
+    Capacity,
+    capacity_statistics,
+    capacity_figures,
+    [],
+    beside=["slides"],
+    subject="arm",
+)
+
 
 def create_pipeline(encoders: Sequence[str]) -> Pipeline:
     """Wire the pipeline for the cohort's encoders."""
-    tables = [f"measurements.retrieve.{x.name}" for x in EXPERIMENTS]
+    tables = [f"measurements.retrieve.{x.name}" for x in [*EXPERIMENTS, CAPACITY]]
     parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
+    parts.append(experiment_pipeline("retrieve", CAPACITY, [ARM]))
     described = node(
         named_partial(describe_indices, names=tuple(encoders)),
         [f"slide_index.{e}" for e in encoders],

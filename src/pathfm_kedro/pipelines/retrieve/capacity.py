@@ -1,0 +1,292 @@
+r"""How many documents single vectors can tell apart, and whether dimension is what is in the way.
+
+The paper under audit says that vectors of few dimensions cannot encode combinations. Measured are
+free vectors (:mod:`~pathfm_kedro.statistics.free_embedding`), which no encoder can outdo:
+
+- ``critical_n``: documents of which all pairs are found by fitted vectors of a dimension, median over
+  seeds, with the range over seeds in place of an interval; ``critical_n_published``, the source's cubic
+  fit; ``margin`` of the fitted vectors there and ``margin_ceiling``, the largest that any vectors can
+  have; ``solved_share`` of the seeds that keep the solution in half precision.
+- ``largest_n``: documents of which a construction in 4 dimensions finds all pairs when products are
+  computed in float16, float32 and float64. In exact arithmetic it finds them for **any** number.
+- ``sign_rank_lower`` and ``sign_rank_upper`` (:mod:`~pathfm_kedro.statistics.sign_rank`): between which
+  numbers of dimensions the least lies that can hold this cohort's relevance (same label), or all pairs
+  of as many slides.
+- ``dimension_order``: k log₂(n/k) for the cohort's slides, the order of dimensions that suffice at a
+  margin that does not vanish with n.
+
+Pitfalls
+--------
+- A critical n is what this optimisation reaches in its steps: a lower bound on what vectors can do, and
+  no limit. The constructions solve more in fewer dimensions; what they lack is margin.
+- Relevance by label has a sign rank of at most 3. A macro-F1 of 0.4 on labels is therefore never
+  explained by the dimension of the vectors alone.
+- The cubic is fitted to few dimensions; beyond ten times the largest it is a guess, and marked.
+- Rebuttals to read beside the source: arXiv 2601.20844 and 2603.29519.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pathfm_kedro.statistics import free_embedding, sign_rank
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.free_embedding import Fit, Optimiser
+from pathfm_kedro.statistics.measurements import Estimate
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+
+#: Name under which the rows stand: no encoder takes part.
+ARM = "free_vectors"
+#: Documents of a query, as published.
+K = 2
+#: What the constructions are computed in.
+PRECISIONS: dict[str, type[np.floating[Any]]] = {
+    "float16": np.float16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+#: How far beyond the largest measured dimension an extrapolation is worth showing.
+_BEYOND = 10
+#: The published numbers of steps; fewer are said beside the figure.
+_PUBLISHED_STEPS = 100_000
+
+#: One row per dimension and seed: the critical n, margin of the vectors found there, and whether they
+#: solve it in half precision.
+CAPACITY_SCHEMA: dict[str, pl.DataType] = {
+    "dimension": pl.Int64(),
+    "seed": pl.Int64(),
+    "critical_n": pl.Int64(),
+    "margin": pl.Float64(),
+    "solved_float16": pl.Boolean(),
+}
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Capacity(ExperimentParameters):
+    """Parameters of the experiment.
+
+    Attributes
+    ----------
+    dimensions
+        Of the free vectors.
+    seeds
+        Starts of each.
+    max_steps
+        Of one optimisation.
+    encoder_dimensions
+        At which the fit is extrapolated.
+    largest_n
+        Documents up to which the construction is tried.
+    """
+
+    dimensions: tuple[Annotated[int, Field(ge=3)], ...]
+    seeds: Annotated[int, Field(ge=1)]
+    max_steps: Annotated[int, Field(ge=50)]
+    encoder_dimensions: tuple[Annotated[int, Field(ge=1)], ...]
+    largest_n: Annotated[int, Field(ge=8)]
+
+
+def capacity_statistics(p: Capacity) -> pl.DataFrame:
+    """Accumulate: the critical n of every dimension and seed.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`CAPACITY_SCHEMA`.
+    """
+    how = Optimiser(steps=p.max_steps)
+    rows = [
+        _search(d, p.seed + offset, how)
+        for d in sorted(set(p.dimensions))
+        for offset in range(p.seeds)
+    ]
+    return pl.DataFrame(rows, schema=CAPACITY_SCHEMA)
+
+
+def _search(d: int, seed: int, how: Optimiser) -> dict[str, Any]:
+    from threadpoolctl import threadpool_limits
+
+    fits: dict[int, Fit] = {}
+
+    def solves(n: int) -> bool:
+        fits[n] = free_embedding.fit(n, d, K, how, seed)
+        return fits[n].solved
+
+    # The products are too small for a second thread to help.
+    with threadpool_limits(1):
+        n = free_embedding.critical_n(solves, d + 1)
+        best = fits[n] if n in fits else free_embedding.fit(n, d, K, how, seed)
+    wanted = free_embedding.relevance(free_embedding.all_subsets(n, K), n)
+    queries, documents = (x.astype(np.float16) for x in (best.queries, best.documents))
+    return {
+        "dimension": d,
+        "seed": seed,
+        "critical_n": n,
+        "margin": float(free_embedding.margins(best.queries, best.documents, wanted).min()),
+        "solved_float16": bool((free_embedding.margins(queries, documents, wanted) > 0).all()),
+    }
+
+
+def capacity_figures(
+    statistics: pl.DataFrame, slides: pl.DataFrame, p: Capacity
+) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order.
+
+    Parameters
+    ----------
+    statistics
+        From :func:`capacity_statistics`.
+    slides
+        Slides table: its labels are the cohort's relevance.
+    p
+        The parameters.
+    """
+    for d in sorted(set(p.dimensions)):
+        rows = statistics.filter(dimension=d)
+        at: dict[str, Any] = {"dimension": d}
+        yield Figure("critical_n", partial(_critical_n, rows, p), at)
+        yield Figure(
+            "critical_n_published", partial(_exact, free_embedding.published_critical_n(d)), at
+        )
+        yield Figure("margin", partial(_margin, rows), at)
+        yield Figure("margin_ceiling", partial(_ceiling, rows), at)
+        yield Figure("solved_share", partial(_solved_share, rows), {**at, "precision": "float16"})
+    for d in sorted(set(p.encoder_dimensions)):
+        yield Figure(
+            "critical_n", partial(_extrapolated, statistics, d), {"dimension": d, "by": "fit"}
+        )
+        published = partial(_exact, free_embedding.published_critical_n(d))
+        yield Figure("critical_n_published", published, {"dimension": d, "by": "fit"})
+    for name, precision in PRECISIONS.items():
+        at = {"dimension": 2 * K, "precision": name}
+        yield Figure("largest_n", partial(_largest_n, precision, p.largest_n), at)
+    usable = slides.filter(pl.col("status") == "usable")
+    counts = usable["label"].value_counts()["count"].to_numpy().astype(np.int64)
+    yield from _sign_ranks(counts)
+
+
+def _exact(value: float) -> Estimate:
+    """A closed form, which has no interval."""
+    return Estimate(float(value), None, None, 0, 0)
+
+
+def _critical_n(rows: pl.DataFrame, p: Capacity) -> Value:
+    found = rows["critical_n"].to_list()
+    middle = float(np.median(found))
+    capped = (
+        f"; at most {p.max_steps:,} steps in place of {_PUBLISHED_STEPS:,}: more may be solved"
+        if p.max_steps < _PUBLISHED_STEPS
+        else ""
+    )
+    seeds = (
+        f"{len(found)} seed(s): no range" if len(found) < 3 else f"range over {len(found)} seeds"
+    )
+    estimate = Estimate(middle, *_ends(found), int(middle), 0)
+    return Value(estimate, remark=f"{seeds} in place of an interval{capped}")
+
+
+def _margin(rows: pl.DataFrame) -> Estimate:
+    found = rows["margin"].to_list()
+    return Estimate(float(np.median(found)), *_ends(found), len(found), 0)
+
+
+def _ceiling(rows: pl.DataFrame) -> Estimate:
+    n = int(np.median(rows["critical_n"].to_numpy()))
+    return Estimate(free_embedding.margin_ceiling(n, K), None, None, n, 0)
+
+
+def _solved_share(rows: pl.DataFrame) -> Estimate:
+    return Estimate(float(rows["solved_float16"].mean()), None, None, rows.height, 0)  # type: ignore[arg-type]
+
+
+def _extrapolated(statistics: pl.DataFrame, d: int) -> Value:
+    """A cubic through the measured critical n, as the source does it."""
+    known = sorted(statistics["dimension"].unique())
+    if len(known) < 5:
+        raise Undefined(
+            f"a cubic needs five dimensions and {len(known)} were measured: add some to "
+            "capacity.dimensions"
+        )
+    largest = known[-1]
+    values = [
+        float(np.polynomial.Polynomial.fit(rows["dimension"], rows["critical_n"], 3)(d))
+        for _, rows in statistics.group_by("seed", maintain_order=True)
+    ]
+    how_far = f"fitted to {known[0]} to {largest} dimensions"
+    if d > _BEYOND * largest:
+        how_far += f", {d / largest:.0f} times beyond: a guess, no measurement"
+    estimate = Estimate(float(np.median(values)), *_ends(values), len(values), 0)
+    return Value(estimate, remark=how_far)
+
+
+def _ends(found: Sequence[float]) -> tuple[float | None, float | None]:
+    """Range over seeds in place of an interval; none of fewer than three."""
+    return (min(found), max(found)) if len(found) >= 3 else (None, None)
+
+
+def _largest_n(precision: type[np.floating[Any]], most: int) -> Value:
+    def solves(n: int) -> bool:
+        return free_embedding.circle_curve_margin(n, precision) > 0
+
+    found = free_embedding.critical_n(solves, 2 * K + 1, most=most)
+    remark = "the largest that was tried" if found >= most else ""
+    return Value(Estimate(float(found), None, None, found, 0), remark=remark)
+
+
+def _sign_ranks(counts: NDArray[np.int64]) -> Iterator[Figure]:
+    n, at = int(counts.sum()), {"relevance": "same_label"}
+    if len(counts) < 2:
+        reason = "fewer than two labels: every slide is relevant to every other"
+        for metric in ("sign_rank_lower", "sign_rank_upper"):
+            yield Figure(metric, partial(_refuse, reason), at, n=n)
+    else:
+        lower = Estimate(sign_rank.forster_bound_of_labels(counts), None, None, n, 0)
+        upper = Estimate(sign_rank.sign_change_bound_of_labels(len(counts)), None, None, n, 0)
+        yield Figure("sign_rank_lower", partial(Value, lower), at)
+        yield Figure("sign_rank_upper", partial(Value, upper), at)
+    if n <= K:
+        return
+    pairs = {"relevance": "all_pairs"}
+    yield Figure(
+        "sign_rank_lower",
+        partial(Value, Estimate(forster_bound_of_pairs(n), None, None, n, 0)),
+        pairs,
+    )
+    yield Figure(
+        "sign_rank_upper",
+        partial(Value, Estimate(min(n, 2 * K + 1), None, None, n, 0)),
+        pairs,
+    )
+    order = Estimate(free_embedding.dimension_bound(n, K), None, None, n, 0)
+    yield Figure("dimension_order", partial(Value, order), pairs)
+
+
+def _refuse(reason: str) -> Value:
+    raise Undefined(reason)
+
+
+def forster_bound_of_pairs(n: int) -> float:
+    """Forster's bound of "is one of the query's two documents", all pairs of n documents.
+
+    MᵀM has two values off and on its diagonal, so that its largest eigenvalue is a closed form.
+
+    Examples
+    --------
+    >>> from pathfm_kedro.statistics.free_embedding import all_subsets, relevance
+    >>> signs = np.where(relevance(all_subsets(9, 2), 9), 1, -1).astype(np.int8)
+    >>> abs(forster_bound_of_pairs(9) - sign_rank.forster_bound(signs)) < 1e-9
+    True
+    """
+    queries = n * (n - 1) // 2
+    # Two documents have the same sign unless exactly one of them is asked for.
+    shared = queries - 2 * 2 * (n - 2)
+    largest = max(queries + (n - 1) * shared, queries - shared)
+    return float(np.sqrt(queries * n / largest))
