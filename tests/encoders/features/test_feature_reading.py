@@ -97,6 +97,8 @@ def test_clams_pt_takes_the_places_from_patches_alone(tmp_path):
         ({}, "patch_size is not given: give patch_size"),
         ({"patch_size": 256}, "patch_level is not given"),
         ({"patch_size": 256, "patch_level": 1}, "downsamples are known of none"),
+        ({"patch_size": 256, "patch_level": -1, "downsamples": [1, 2]}, "a level from 0 on"),
+        ({"patch_size": 0, "patch_level": 0}, "a side above 0"),
         (
             {"patch_size": 256, "patch_level": 2, "downsamples": [1, 4]},
             "downsamples are known of 2 levels",

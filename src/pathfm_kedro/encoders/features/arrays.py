@@ -157,8 +157,8 @@ def _where_places_go(path: Path) -> str:
     stem = path.stem
     if path.suffix.lower() == ".pt":
         return (
-            f"CLAM keeps them in ../h5_files/{stem}.h5 or ../patches/{stem}.h5; put these "
-            "there, or name the folder h5_files"
+            f"CLAM keeps them in ../h5_files/{stem}.h5 or ../patches/{stem}.h5; put these there, "
+            "or name the folder h5_files"
         )
     return (
         f"put them beside it as {stem}_coords.npy ([tiles, 2], level-0 pixels of the upper left "
@@ -238,8 +238,8 @@ def _slide2vec(
         return slide_vector(slide_id, path, "slide2vec", vectors, key="features", encoder=encoder)
     if kind != "tile_embeddings":
         raise FeatureFileError(
-            f"{place(path)}: artifact_type is '{kind}', and tile_embeddings and "
-            "slide_embeddings are read: run slide2vec at the level of tiles or slides"
+            f"{place(path)}: artifact_type is '{kind}', and tile_embeddings and slide_embeddings "
+            "are read: run slide2vec at the level of tiles or slides"
         )
     sample = text_of(notes.get("sample_id")) or slide_id
     coordinates = _hs2p_file(path, sample)
@@ -276,8 +276,8 @@ def _hs2p_file(path: Path, sample: str) -> Path:
             return candidate
     raise FeatureFileError(
         f"{place(path)}: slide2vec keeps the places of tiles in "
-        f"../tiles/{sample}.coordinates.npz, and there "
-        "is none: copy the folder tiles beside this one, with its .meta.json files"
+        f"../tiles/{sample}.coordinates.npz, and there is none: copy the folder tiles beside this "
+        "one, with its .meta.json files"
     )
 
 
@@ -392,8 +392,8 @@ def _stack_lists(column: pl.Series, path: Path) -> NDArray[Any]:
     lengths = column.list.len().unique().to_list()
     if len(lengths) > 1 or None in lengths:
         raise FeatureFileError(
-            f"{place(path)}, '{column.name}': lists of {some(sorted(map(str, lengths)))} "
-            "numbers: all vectors need one length"
+            f"{place(path)}, '{column.name}': lists of {some(sorted(map(str, lengths)))} numbers: "
+            "all vectors need one length"
         )
     flat: NDArray[Any] = column.explode().to_numpy()
     return flat.reshape(len(column), -1)

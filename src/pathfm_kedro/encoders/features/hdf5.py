@@ -222,8 +222,8 @@ def _stamp(file: h5py.File, path: Path, slide_id: str, said: TileSize) -> SlideF
         tile_um = number_of(attributes.get("tile_size"))
     if unit not in (None, "um"):
         raise FeatureFileError(
-            f"{place(path)}: unit is '{unit}', and STAMP's coordinates are read in 'um': "
-            "extract the slide again"
+            f"{place(path)}: unit is '{unit}', and STAMP's coordinates are read in 'um': extract "
+            "the slide again"
         )
     layout = "stamp"
     pixels = number_of(attributes.get("tile_size_px"))
@@ -255,9 +255,8 @@ def _refuse_other_stride(
         seen = "none can be seen" if stride is None else f"it is {stride:g}"
         raise FeatureFileError(
             f"{place(path)}: neither tile_size_um nor unit is given, and tiles are not "
-            f"{_MARUGOTO_PX} "
-            f"apart as in Marugoto and STAMP 1 ({seen}), so that the unit of 'coords' is unknown: "
-            "extract the slide with STAMP 2.1 or later"
+            f"{_MARUGOTO_PX} apart as in Marugoto and STAMP 1 ({seen}), so that the unit of "
+            "'coords' is unknown: extract the slide with STAMP 2.1 or later"
         )
 
 
@@ -278,8 +277,8 @@ def _anndata(file: h5py.File, path: Path, slide_id: str, said: TileSize) -> Slid
     obs = file["obs"]
     if not isinstance(obs, h5py.Group):
         raise FeatureFileError(
-            f"{place(path)}: 'obs' is a table of an old AnnData: write the file with anndata "
-            "0.7 or later"
+            f"{place(path)}: 'obs' is a table of an old AnnData: write the file with anndata 0.7 "
+            "or later"
         )
     if not {"x", "y"} <= set(obs.keys()):
         if len(vectors) == 1:

@@ -151,9 +151,13 @@ class TileSize:
             missing = "patch_size" if self.patch_size is None else "patch_level"
             raise FeatureFileError(
                 f"{where}: the file does not say how large its tiles are, and {missing} is not "
-                "given: "
-                "give patch_size (pixels) and patch_level (the level that tiles were read from, "
-                "0 for full resolution), as they were set when the tiles were cut"
+                "given: give patch_size (pixels) and patch_level (the level that tiles were read "
+                "from, 0 for full resolution), as they were set when the tiles were cut"
+            )
+        if self.patch_size <= 0 or self.patch_level < 0:
+            raise FeatureFileError(
+                f"{where}: patch_size is {self.patch_size} and patch_level {self.patch_level}: "
+                "give a side above 0 and a level from 0 on"
             )
         if self.patch_level == 0:
             return float(self.patch_size)
@@ -161,10 +165,9 @@ class TileSize:
         if self.patch_level >= len(levels):
             known = f"of {len(levels)} levels" if levels else "of none"
             raise FeatureFileError(
-                f"{where}: patch_level is {self.patch_level}, and downsamples are known "
-                f"{known}: the "
-                "side of a tile at full resolution needs the downsample of its level; give the "
-                "slide itself or the slide's downsamples"
+                f"{where}: patch_level is {self.patch_level}, and downsamples are known {known}: "
+                "the side of a tile at full resolution needs the downsample of its level; give "
+                "the slide itself or the slide's downsamples"
             )
         return float(self.patch_size) * float(levels[self.patch_level])
 
@@ -213,8 +216,8 @@ def slide_vector(
     rows = vector.reshape(1, -1) if vector.ndim == 1 else _without_leading(vector)
     if rows.ndim != 2 or len(rows) != 1:
         raise FeatureFileError(
-            f"{where}: shape {list(vector.shape)} is not one vector for the slide, and there "
-            "are no coordinates that would make it tiles: give the file that holds both"
+            f"{where}: shape {list(vector.shape)} is not one vector for the slide, and there are "
+            "no coordinates that would make it tiles: give the file that holds both"
         )
     vectors, dtype, loss = _stored(rows, where)
     return SlideFeatures(
@@ -317,18 +320,18 @@ def _refuse_shapes(
         )
     if vectors.ndim != 2:
         raise FeatureFileError(
-            f"{where}, '{features}': shape {list(vectors.shape)} is not [tiles, dimension]: "
-            "give one vector for each tile"
+            f"{where}, '{features}': shape {list(vectors.shape)} is not [tiles, dimension]: give "
+            "one vector for each tile"
         )
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
         raise FeatureFileError(
-            f"{where}, '{coords}': shape {list(coordinates.shape)} is not [tiles, 2]: give x "
-            "and y of each tile's upper left corner"
+            f"{where}, '{coords}': shape {list(coordinates.shape)} is not [tiles, 2]: give x and "
+            "y of each tile's upper left corner"
         )
     if len(vectors) != len(coordinates):
         raise FeatureFileError(
-            f"{where}: '{features}' has {len(vectors)} rows and '{coords}' {len(coordinates)}, "
-            "so that no vector has a sure place: extract this slide again"
+            f"{where}: '{features}' has {len(vectors)} rows and '{coords}' {len(coordinates)}, so "
+            "that no vector has a sure place: extract this slide again"
         )
 
 
@@ -354,8 +357,8 @@ def _refuse_not_finite(vectors: NDArray[Any], where: str) -> None:
     if not finite.all():
         rows = np.flatnonzero(~finite).tolist()
         raise FeatureFileError(
-            f"{where}: NaN or infinity in row {some(rows)}: extract this slide again, in "
-            "float32 where float16 was too small for the numbers"
+            f"{where}: NaN or infinity in row {some(rows)}: extract this slide again, in float32 "
+            "where float16 was too small for the numbers"
         )
     empty = np.flatnonzero(~vectors.any(axis=1)).tolist()
     if empty:
@@ -453,8 +456,8 @@ def _refuse_no_places(coordinates: NDArray[Any], where: str) -> None:
     ).tolist()
     if lost:
         raise FeatureFileError(
-            f"{where}: row {some(lost)} is no place on a slide "
-            f"({coordinates[lost[0]].tolist()}): extract this slide again"
+            f"{where}: row {some(lost)} is no place on a slide ({coordinates[lost[0]].tolist()}): "
+            "extract this slide again"
         )
     _, first, counts = np.unique(coordinates, axis=0, return_index=True, return_counts=True)
     if (counts > 1).any():

@@ -118,8 +118,8 @@ def _choose(models: Mapping[str, Any], model: str | None, path: Path) -> str:
         return alike[0]
     problem = "of several encoders" if model is None else f"'{model}' is {len(alike)} of them"
     raise FeatureFileError(
-        f"{place(path)}: holds vectors under {some(sorted(models)) or 'no name'} ({problem}): "
-        "say which by model"
+        f"{place(path)}: holds vectors under {some(sorted(models)) or 'no name'} ({problem}): say "
+        "which by model"
     )
 
 
