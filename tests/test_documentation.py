@@ -22,13 +22,13 @@ import click
 import polars as pl
 import pytest
 import yaml
-from kedro.config import OmegaConfigLoader
 
 from docs import generate
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
 from pathfm_kedro.configuration import unknown_keys
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import Words, gather_words
+from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.parameters import read_parameters
 from tests.conftest import PROJECT
 
@@ -421,7 +421,7 @@ def test_parameters_that_pages_name_exist(base, pipelines):
 
 
 def test_the_page_on_data_lists_every_stored_dataset_in_its_layer():
-    conf = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="phantom", **CONFIG_LOADER_ARGS)
+    conf = SizedConfigLoader(conf_source=str(PROJECT / "conf"), env="phantom", **CONFIG_LOADER_ARGS)
     stored = {
         name: next(part for part in Path(entry["filepath"]).parts if part[:2].isdigit())
         for name, entry in conf["catalog"].items()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kedro.config import OmegaConfigLoader
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
 from pathfm_kedro.cli import dvc_parameters
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
 from pathfm_kedro.pipeline_registry import register_pipelines
+from pathfm_kedro.sizes import SizedConfigLoader
 from tests.conftest import PROJECT
 
 COHORT, LABEL = "phantom", "0-repro"
@@ -44,7 +44,7 @@ def stages() -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def catalog() -> CatalogConfigResolver:
-    conf = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env=COHORT, **CONFIG_LOADER_ARGS)
+    conf = SizedConfigLoader(conf_source=str(PROJECT / "conf"), env=COHORT, **CONFIG_LOADER_ARGS)
     return CatalogConfigResolver(conf["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN)
 
 
@@ -91,6 +91,8 @@ def paths(entries: list) -> list[str]:
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
+#: What the sizes of an audit change: stages that read any of it depend on the size.
+SIZES = yaml.safe_load((PROJECT / "conf/base/parameters_sizes.yml").read_text())["sizes"]
 #: Stages that run a part of another pipeline.
 PIPELINE_OF = {"harmonise": "embed", "collect": "embed"}
 STAGES = (
@@ -144,6 +146,8 @@ def test_parameters_are_those_of_the_pipeline(name, stages, pipelines):
         for key in yaml.safe_load(path.read_text())
     }
     keys = set(base) if "parameters" in used else {d[7:].split(".")[0] for d in used}
+    if any(keys & set(size or {}) for size in SIZES.values()):
+        keys |= {"audit", "sizes"}
     wanted = {(base[key], key) for key in keys - WITHOUT_EFFECT}
     declared = {
         path: keys

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS, WIRED
+from pathfm_kedro.sizes import SizedConfigLoader
 from tests.conftest import PROJECT
 
 LAYERS = (
@@ -38,7 +38,7 @@ def whole():
 
 @pytest.fixture(scope="module")
 def entries(whole):
-    conf = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="phantom", **CONFIG_LOADER_ARGS)
+    conf = SizedConfigLoader(conf_source=str(PROJECT / "conf"), env="phantom", **CONFIG_LOADER_ARGS)
     resolver = CatalogConfigResolver(
         conf["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
     )

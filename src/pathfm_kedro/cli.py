@@ -1,4 +1,4 @@
-"""Project commands: ``kedro cohort manifest | new | list | sync``."""
+"""Project commands: ``kedro cohort manifest | new | list | estimate | sync``."""
 
 from __future__ import annotations
 
@@ -84,7 +84,12 @@ show_errors()
     is_flag=True,
     help="Draw a phantom cohort of its own instead of reading a manifest.",
 )
-def new(name: str, manifest: Path | None, phantom: bool) -> None:
+@click.option(
+    "--size",
+    type=click.Choice(["quick", "standard", "full"]),
+    help="How large the audit is, audit.size: standard by default, quick for a phantom.",
+)
+def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> None:
     """Add the cohort NAME: check its manifest, write conf/NAME/ and add it to params.yaml."""
     root = project_root()
     folder = root / "conf" / name
@@ -106,11 +111,11 @@ def new(name: str, manifest: Path | None, phantom: bool) -> None:
                 "reference in YAML files: rename the folder"
             )
         summary = _check(manifest, slides_root)
-        _write_conf(folder, name, relative, source="manifest")
+        _write_conf(folder, name, relative, "manifest", size or "standard")
         _copy_manifest(manifest, folder / "manifest.csv")
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
-        _write_conf(folder, name, f"data/{name}/01_raw", source="phantom")
+        _write_conf(folder, name, f"data/{name}/01_raw", "phantom", size or "quick")
     _sync(root)
     if manifest is not None:
         click.echo(
@@ -175,6 +180,47 @@ def list_cohorts() -> None:
     for name in _cohorts(root):
         plan = read_cohort_plan(name, str(root / "conf"))
         click.echo(f"{name}: {plan.source}; {', '.join(plan.encoders)}")
+
+
+@cohort.command("estimate")
+@click.argument("name")
+@click.option("--size", help="Another audit.size than the cohort's: quick, standard, full.")
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="Load encoders whose speed is not recorded and time them on blank tiles, some seconds each.",
+)
+def estimate(name: str, size: str | None, trial: bool) -> None:
+    """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
+    from kedro.framework.session import KedroSession
+
+    from pathfm_kedro.estimate import estimate_lines, is_timed, tried_speed
+    from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
+
+    root = project_root()
+    given = {"audit": {"size": size}} if size else None
+    refuse_unknown_cohort(name, root / "conf")
+    with KedroSession.create(root, env=name, runtime_params=given) as session:
+        context = session.load_context()
+        catalog, parameters = context.catalog, context.params
+        found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
+    if found is None:
+        raise click.ClickException(
+            f"the manifest of cohort {name} is not there: correct 'manifest' in "
+            f"conf/{name}/globals.yml"
+        )
+    if trial:
+        pixels = int(parameters["tile"]["pixels"])
+        for encoder, speed in speeds.items():
+            entry = parameters["encoders"][encoder]
+            if speed.seconds is None and is_timed(entry):
+                speeds[encoder] = tried_speed(encoder, entry, speed, pixels)
+    click.echo(f"cohort {name}, " + "\n".join(estimate_lines(parameters, found, speeds)))
+    for line in too_small_checks(parameters, found.patients):
+        click.echo(line)
+    untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
+    if any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+        click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
 
 
 @cohort.command("sync")
@@ -327,7 +373,7 @@ def _copy_manifest(source: Path, target: Path) -> None:
     read_manifest_file(source).write_csv(target)
 
 
-def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
+def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: str) -> None:
     folder.mkdir(parents=True)
     manifest = (
         f"conf/{name}/manifest.csv" if source == "manifest" else f"{slides_root}/manifest.csv"
@@ -340,8 +386,8 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str) -> None:
     )
     _write_yaml(
         folder / "parameters.yml",
-        "What this cohort is.",
-        {"cohort": {"name": name, "source": source}},
+        "What this cohort is, and how large its audit: quick, standard or full.",
+        {"cohort": {"name": name, "source": source}, "audit": {"size": size}},
     )
     # One for each file of the defaults: `dvc repro` asks for all of them.
     for path in sorted((folder.parent / "base").glob("parameters_*.yml")):

@@ -95,10 +95,10 @@ def _plan_of(
     cohort: str, source: str, given: str, state: tuple[tuple[str, int, int], ...]
 ) -> CohortPlan:
     """The plan of a cohort as long as none of its files changes."""
-    from kedro.config import OmegaConfigLoader
+    from pathfm_kedro.sizes import SizedConfigLoader
 
     with naming_references(cohort):
-        loader = OmegaConfigLoader(
+        loader = SizedConfigLoader(
             conf_source=source,
             env=cohort,
             runtime_params=json.loads(given),

@@ -13,14 +13,15 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
 #: Groups whose keys a cohort chooses itself: its encoders, what a cluster's class takes, the classes of
-#: a phantom and the organ of each; how an experiment is calibrated and described, which is checked
-#: where it is read. A star stands for any name.
+#: a phantom and the organ of each, sizes of an audit; how an experiment is calibrated and described,
+#: which is checked where it is read. A star stands for any name.
 OPEN_GROUPS = (
     "encoders",
     "engine.dask.options",
     "phantom.labels",
     "*.calibration",
     "words_*.*",
+    "sizes",
 )
 #: An encoder of conf/base is left out by null: a null under any other name leaves out nothing.
 _LEFT_OUT_BY_NULL = ("encoders",)
@@ -68,6 +69,9 @@ def refuse_unknown_keys(loader: OmegaConfigLoader) -> None:
         faults += [_Fault(place, text) for text in texts]
     for content in given.values():
         whole = _merged(whole, content)
+    for size, content in (whole.get("sizes") or {}).items():
+        texts = unknown_keys(content or {}, whole)
+        faults += [_Fault(f"sizes.{size}", text) for text in texts]
     typed = dict(loader.runtime_params or {})
     faults += [_Fault("--params", text) for text in unknown_keys(typed, whole)]
     if faults:

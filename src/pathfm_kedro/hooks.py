@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
-from kedro.io import AbstractVersionedDataset, CatalogProtocol
+from kedro.io import AbstractVersionedDataset, CatalogProtocol, MemoryDataset
 from kedro.io.core import Version
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -24,6 +24,8 @@ from pathfm_kedro.screen import RUN_LOG, log_only, say
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from pathfm_kedro.estimate import CohortSize, Speed
 
 #: In the order of the data.
 PIPELINES = ("ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report")
@@ -171,8 +173,45 @@ class VersionHooks:
         return None if dataset._version.load else dataset
 
 
+def known_size(
+    catalog: CatalogProtocol[Any, Any], parameters: Mapping[str, Any]
+) -> CohortSize | None:
+    """How much there is to audit, from what is there already; None where nothing tells."""
+    from pathfm_kedro.estimate import cohort_size
+
+    tables = {name: _there(catalog, name) for name in ("slides", "tiles")}
+    listed = tables["slides"]
+    if listed is None and parameters["cohort"]["source"] != "phantom":
+        listed = _there(catalog, "manifest")
+        if listed is None:
+            return None
+    return cohort_size(parameters, listed, tables["tiles"])
+
+
+def known_speeds(
+    catalog: CatalogProtocol[Any, Any], parameters: Mapping[str, Any]
+) -> dict[str, Speed]:
+    """What is recorded of the speed of each encoder that sees pixels."""
+    from pathfm_kedro.estimate import recorded_speed
+
+    kinds = ("encoder_cost", "encoder_runtime", "encoder_card")
+    return {
+        name: recorded_speed(*(_there(catalog, f"{kind}.{name}") for kind in kinds))
+        for name, entry in parameters["encoders"].items()
+        if entry is not None and not str(entry["model"]).startswith("harmonised:")
+    }
+
+
+def _there(catalog: CatalogProtocol[Any, Any], name: str) -> Any:
+    """What a dataset holds; None where it was not made yet."""
+    dataset = catalog.get(name)
+    if dataset is None or isinstance(dataset, MemoryDataset) or not dataset.exists():
+        return None
+    return catalog.load(name)
+
+
 class SizeHooks:
-    """Say before anything is computed which checks cannot pass at the cohort's size."""
+    """Say before anything is computed what it takes, and which checks cannot pass at this size."""
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
@@ -182,6 +221,8 @@ class SizeHooks:
             for name in sorted(pipeline.inputs())
             if name.startswith("params:") and "." not in name
         }
+        if any((node.namespace or "").startswith("embed.") for node in pipeline.nodes):
+            self._say_estimate(catalog)
         known = "slides" in pipeline.inputs() and catalog["slides"].exists()
         if known:
             self._say_too_small(catalog.load("slides"))
@@ -191,6 +232,18 @@ class SizeHooks:
         """The slides of this run tell how many patients there are."""
         if dataset_name == "slides":
             self._say_too_small(data)
+
+    @staticmethod
+    def _say_estimate(catalog: CatalogProtocol[Any, Any]) -> None:
+        """One line for the cohort and one for each encoder."""
+        from pathfm_kedro.estimate import estimate_lines
+
+        parameters = catalog.load("parameters")
+        size = known_size(catalog, parameters)
+        if size is not None:
+            speeds = known_speeds(catalog, parameters)
+            for line in estimate_lines(parameters, size, speeds, by_experiment=False):
+                _say(line)
 
     def _say_too_small(self, slides: pl.DataFrame) -> None:
         patients = slides.filter(status="usable")["patient_id"].n_unique()

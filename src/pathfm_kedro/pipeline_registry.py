@@ -40,7 +40,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "tile": tile(),
         "embed": embed(encoders, bases),
         **measured,
-        "report": report(_experiments(measured.values())),
+        "report": report(_experiments(measured.values()), encoders),
     }
     return named | {"__default__": sum(named.values(), start=Pipeline([]))}
 

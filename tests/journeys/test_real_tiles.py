@@ -47,7 +47,7 @@ INHERITANCE = {
 
 def audit(clone, name, manifest, tile, encoders=None):
     """Take a cohort in and run all of its pipelines, as a person does."""
-    kedro(clone, "cohort", "new", name, "--manifest", manifest)
+    kedro(clone, "cohort", "new", name, "--manifest", manifest, "--size", "quick")
     write_parameters(clone, name, "tile", tile=tile)
     write_parameters(clone, name, "robustness", **ROBUSTNESS)
     write_parameters(clone, name, "retrieve", **RETRIEVE)

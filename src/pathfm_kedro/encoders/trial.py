@@ -168,7 +168,7 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
         "trial": _REVISION,
     }
     if spec.runtime == AUTO:
-        key["processor"] = _processor(device)
+        key["processor"] = processor_of(device)
     return key
 
 
@@ -475,7 +475,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor(device: str) -> str:
+def processor_of(device: str) -> str:
+    """What computes: the GPU's name, or the processor's."""
     if device == "cuda":
         import torch
 

@@ -59,7 +59,7 @@ def describe_encoder(
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dimension, n_slides, n_failed, failures.
+        timed), dtype, dimension, n_slides, n_failed, failures.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -71,6 +71,7 @@ def describe_encoder(
         "fingerprint": header.get("encoder", ""),
         "preprocessing": json.loads(header.get("preprocessing", "{}")),
         **{key: runtime[key] for key in _OF_THE_RUNTIME},
+        "dtype": header.get("dtype", "float32"),
         "dimension": int(embeddings.stack(done[:1]).shape[1]) if done else 0,
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),

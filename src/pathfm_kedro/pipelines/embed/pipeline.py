@@ -6,6 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
+from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
 from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
 from pathfm_kedro.wiring import grouped, named_partial, node
@@ -36,6 +37,13 @@ def create_pipeline(encoders: Sequence[str], bases: Mapping[str, str] | None = N
             runtimes,
             "encoder_runtimes",
             name="collect_runtimes",
+            tags="collect",
+        ),
+        node(
+            named_partial(collect_costs, names=tuple(ran)),
+            [f"encoder_cost.{name}" for name in ran],
+            "encoder_costs",
+            name="collect_costs",
             tags="collect",
         ),
     ]
@@ -85,6 +93,21 @@ def _one_encoder(name: str) -> list[Node]:
             ],
             f"embeddings.{name}",
             name=f"embed_{name}",
+            tags=name,
+        ),
+        node(
+            named_partial(plan_cost, name=name),
+            [
+                "slides",
+                "tiles",
+                "slide_files",
+                f"params:encoders.{name}",
+                f"encoder_runtime.{name}",
+                "params:tile",
+                "params:cost_trial",
+            ],
+            f"encoder_cost.{name}",
+            name=f"measure_cost_{name}",
             tags=name,
         ),
         *_described(name, name),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.report.controls import check_controls
+from pathfm_kedro.pipelines.report.cost import Cost, cost_figures, cost_statistics
 from pathfm_kedro.pipelines.report.findings import collect_findings
 from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.page import render_report
@@ -19,13 +20,29 @@ from pathfm_kedro.pipelines.report.summary import findings_metrics, render_summa
 from pathfm_kedro.pipelines.report.verdicts import verdict_by_encoder
 from pathfm_kedro.pipelines.report.words import gather_words
 from pathfm_kedro.statistics.measurements import combine_measurements
-from pathfm_kedro.wiring import grouped, named_partial, node
+from pathfm_kedro.wiring import Experiment, collected, encoder_nodes, grouped, named_partial, node
 
-_TABLES = ["robustness_measurements", "retrieve_measurements", "inheritance_measurements"]
+#: The experiment that is measured here, since it holds figures of other pipelines against each other.
+COST = "cost"
+_TABLES = [
+    "robustness_measurements",
+    "retrieve_measurements",
+    "inheritance_measurements",
+    f"measurements.report.{COST}",
+]
 
 
-def create_pipeline(experiments: Sequence[str]) -> Pipeline:
-    """Wire the pipeline; `experiments` are those whose plot is a dataset of its own."""
+def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipeline:
+    """Wire the pipeline for the cohort's encoders.
+
+    Parameters
+    ----------
+    experiments
+        Those of other pipelines whose plot is a dataset of its own.
+    encoders
+        All encoders of the cohort.
+    """
+    experiments = [*experiments, COST]
     judged = ["measurements", "controls", "provenance", "params:report", "words"]
     page = [
         "findings",
@@ -46,6 +63,7 @@ def create_pipeline(experiments: Sequence[str]) -> Pipeline:
     return grouped(
         "report",
         [
+            _cost(encoders),
             node(combine_measurements, _TABLES, "measurements", name="combine_measurements"),
             node(gather_words, "parameters", "words", name="gather_words"),
             node(
@@ -92,6 +110,19 @@ def create_pipeline(experiments: Sequence[str]) -> Pipeline:
             ),
         ],
     )
+
+
+def _cost(encoders: Sequence[str]) -> Pipeline:
+    """What each encoder costs, beside what it is worth."""
+    inputs = ["encoder_costs", "encoder_cards", "slides", "tiles"]
+    inputs += ["retrieve_measurements", "robustness_measurements"]
+    parts = []
+    for e in encoders:
+        of_encoder = named_partial(cost_statistics, name=e)
+        x = Experiment(COST, Cost, of_encoder, cost_figures, inputs)
+        parts.append(grouped(e, encoder_nodes("report", x, e)))
+    tables = [f"measurements.report.{COST}.{e}" for e in encoders]
+    return grouped(COST, [*parts, collected(tables, f"measurements.report.{COST}", tags=[COST])])
 
 
 def _plots(experiments: Sequence[str]) -> list[Node]:

@@ -9,11 +9,13 @@ import polars as pl
 
 from pathfm_kedro.pipelines.report.calibration_plot import plot_calibration
 from pathfm_kedro.pipelines.report.figure_parts import (
+    AXIS,
     Style,
     add_curve,
     by_encoder,
     error_bars,
     figure_of,
+    layout_of,
     plain_text,
     title_axes,
     wrapped,
@@ -183,6 +185,83 @@ def scatter(
     return figure
 
 
+def pareto(
+    measurements: pl.DataFrame,
+    experiment: str,
+    plot: PlotWords,
+    styles: Mapping[str, Style],
+    words: Words,
+) -> go.Figure | None:
+    """Figures against a cost on a logarithmic axis, one below the other, with the line of the best."""
+    from plotly.subplots import make_subplots
+
+    cost = _at_setting(measurements, experiment, plot.x).filter(pl.col("value") > 0)
+    worth = [_at_setting(measurements, experiment, y) for y in plot.y]
+    both = [rows.join(cost, on="encoder", suffix="_cost") for rows in worth]
+    if not any(rows.height for rows in both):
+        return None
+    figure = make_subplots(rows=len(both), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    figure.update_layout(layout_of(height=160 + 260 * len(both)))
+    for row, (rows, y) in enumerate(zip(both, plot.y, strict=True), start=1):
+        for name, own in by_encoder(rows, styles):
+            point, style = own.row(0, named=True), styles[name]
+            figure.add_scatter(
+                x=[point["value_cost"]],
+                y=[point["value"]],
+                error_y=error_bars(own, style.colour),
+                mode="markers",
+                name=style.label,
+                legendgroup=name,
+                showlegend=row == 1,
+                marker={"color": style.colour, "symbol": style.symbol, "size": 11},
+                row=row,
+                col=1,
+            )
+        front = pareto_front(rows)
+        figure.add_scatter(
+            x=front["value_cost"].to_list(),
+            y=front["value"].to_list(),
+            mode="lines",
+            line={"color": "#a6a6a6", "width": 1, "dash": "dot", "shape": "hv"},
+            showlegend=False,
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
+        figure.update_yaxes(title_text=y.get("title", y["metric"]), row=row, col=1, **AXIS)
+    figure.update_xaxes(type="log", **AXIS)
+    figure.update_xaxes(title_text=plot.x_title, row=len(both), col=1)
+    return figure
+
+
+def pareto_front(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows that no other is both cheaper and better than, the cheapest first.
+
+    Parameters
+    ----------
+    rows
+        ``value_cost`` and ``value``, more of which is better.
+
+    Examples
+    --------
+    >>> rows = pl.DataFrame({"value_cost": [1.0, 3.0, 2.0], "value": [0.5, 0.4, 0.7]})
+    >>> pareto_front(rows).rows()
+    [(1.0, 0.5), (2.0, 0.7)]
+    """
+    cheapest = rows.sort(["value_cost", "value"], descending=[False, True])
+    before = pl.col("value").cum_max().shift(1)
+    return cheapest.filter(before.is_null() | (pl.col("value") > before))
+
+
+def _at_setting(
+    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any]
+) -> pl.DataFrame:
+    """A figure of each encoder: ``{metric, at}``."""
+    rows = select(measurements, experiment, entry["metric"], entry.get("at"))
+    kept = rows.filter(stratum="all").drop_nulls("value")
+    return kept.unique("encoder", keep="first", maintain_order=True)
+
+
 def panels(
     measurements: pl.DataFrame,
     experiment: str,
@@ -217,6 +296,7 @@ KINDS: dict[str, Plot] = {
     "bars": bars,
     "strata": strata,
     "scatter": scatter,
+    "pareto": pareto,
     "panels": panels,
     "calibration": calibration,
 }

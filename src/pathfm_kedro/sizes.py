@@ -1,0 +1,57 @@
+"""The size of an audit: what ``audit.size`` changes of conf/base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kedro.config import OmegaConfigLoader
+from omegaconf import OmegaConf
+
+
+class SizedConfigLoader(OmegaConfigLoader):
+    """Kedro's loader; the parameters of conf/base are those of the audit's size.
+
+    ``--params`` go before the cohort's folder, that before the size, and the size before conf/base.
+    ``audit.size`` itself is read in the same order.
+    """
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """Configuration of one kind; of parameters without the table of sizes, which no step reads."""
+        if key != "parameters" or key in self.data:
+            return super().__getitem__(key)
+        self._register_runtime_params_resolver()
+        base, own, base_path, own_path, files = self._read_raw_config(key)
+        given = [*base.values(), *own.values(), OmegaConf.create(dict(self.runtime_params or {}))]
+        known = OmegaConf.to_container(OmegaConf.unsafe_merge(*given), resolve=False)
+        if isinstance(known, Mapping) and "sizes" in known:
+            size = chosen_size({str(name): value for name, value in known.items()})
+            base = {**base, Path("size"): OmegaConf.create(dict(size))}
+        found = self._resolve_from_raw_config(key, base, own, base_path, own_path, files)
+        found.pop("sizes", None)
+        return found
+
+
+def chosen_size(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the audit's size changes.
+
+    Raises
+    ------
+    ValueError
+        If there is no such size, naming those there are.
+
+    Examples
+    --------
+    >>> sizes = {"quick": {"tile_pool": {"max_tiles": 72}}, "standard": {}}
+    >>> chosen_size({"audit": {"size": "quick"}, "sizes": sizes})
+    {'tile_pool': {'max_tiles': 72}}
+    """
+    sizes, size = parameters["sizes"], (parameters.get("audit") or {}).get("size")
+    if size not in sizes:
+        raise ValueError(
+            f"audit.size is {size!r}: give one of {', '.join(sizes)}; what each changes stands in "
+            "conf/base/parameters_sizes.yml"
+        )
+    found: Mapping[str, Any] = sizes[size] or {}
+    return found
