@@ -59,8 +59,7 @@ def export(
     if there and not force:
         raise click.ClickException(
             f"{len(there)} of {len(targets)} files exist in {out}, {there[0].name} first: give "
-            "another "
-            "--out, or --force to replace them"
+            "another --out, or --force to replace them"
         )
     written: list[tuple[int, int, int]] = []
     with progress(f"writing {encoder} for {layout}", len(targets)) as tell:
@@ -137,9 +136,8 @@ def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
             which = f"version {version} of " if version else ""
             raise ValueError(
                 f"{which}the vectors of '{encoder}' in cohort '{cohort}', or their slides and "
-                "tiles, "
-                f"cannot be loaded ({_first_line(error)}): make them by kedro run --env {cohort} "
-                "--pipelines ingest,tile,embed"
+                f"tiles, cannot be loaded ({_first_line(error)}): make them by kedro run --env "
+                f"{cohort} --pipelines ingest,tile,embed"
             ) from error
     refuse_other_tiles(
         tables["tiles"],
@@ -182,9 +180,8 @@ def _summary(
     tiles, size = sum(n for n, _, _ in written), sum(nbytes for _, _, nbytes in written)
     dimension = written[0][1] if written else 0
     lines = [
-        f"{len(written)} slides, {tiles:,} tiles with {dimension} numbers each "
-        f"({size / 1e6:,.1f} MB) "
-        f"written to {out} in the layout of {layout}"
+        f"{len(written)} slides, {tiles:,} tiles with {dimension} numbers each ({size / 1e6:,.1f} "
+        f"MB) written to {out} in the layout of {layout}"
     ]
     failed = vectors.failures
     lines += [f"  left out, {slide}: {why}" for slide, why in list(failed.items())[:_NAMED]]

@@ -208,17 +208,15 @@ def explanation(found: Agreement) -> str:
         )
     if found.kind == "reordered":
         return (
-            f"the vectors brought are ours at other tiles ({found.elsewhere:.0%} of those "
-            "looked for): "
-            "vectors and coordinates in the files are in different orders; extract the features "
-            "again"
+            f"the vectors brought are ours at other tiles ({found.elsewhere:.0%} of those looked "
+            "for): vectors and coordinates in the files are in different orders; extract the "
+            "features again"
         )
     if found.kind == "scaled":
         return (
-            f"the vectors brought have our directions (mean cosine {found.cosine:.4f}) and "
-            "other lengths "
-            f"(mean {found.lengths[0]:.3g}, ours {found.lengths[1]:.3g}): they were normalised "
-            "or scaled; figures by cosine hold, those by Euclidean distance do not"
+            f"the vectors brought have our directions (mean cosine {found.cosine:.4f}) and other "
+            f"lengths (mean {found.lengths[0]:.3g}, ours {found.lengths[1]:.3g}): they were "
+            "normalised or scaled; figures by cosine hold, those by Euclidean distance do not"
         )
     if found.kind == "undecided":
         return f"whether the vectors brought are ours cannot be said: {found.reason}"
@@ -226,8 +224,8 @@ def explanation(found: Agreement) -> str:
 
 
 _CAUSES = (
-    "the weights are others, or the preprocessing is (mean and std, order of colours, size of "
-    "the input, resolution of the tiles, pooling); compare each with the encoder's entry"
+    "the weights are others, or the preprocessing is (mean and std, order of colours, size of the "
+    "input, resolution of the tiles, pooling); compare each with the encoder's entry"
 )
 
 
@@ -239,7 +237,7 @@ def _how_different(found: Agreement) -> str:
         parts.append(f"differ from ours by {found.difference:.0%} of the spread between tiles")
     if found.neighbours is not None and found.chance is not None:
         parts.append(
-            f"keep {found.neighbours:.0%} of each tile's {found.k} nearest tiles "
-            f"(chance: {found.chance:.0%})"
+            f"keep {found.neighbours:.0%} of each tile's {found.k} nearest tiles (chance: "
+            f"{found.chance:.0%})"
         )
     return f"the vectors brought {' and '.join(parts)}"

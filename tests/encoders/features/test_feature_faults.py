@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import pickle
 import shutil
 
@@ -122,6 +124,36 @@ def test_a_store_that_is_not_whole(lost, tmp_path):
         read_features(path)
 
 
+# HDF5 is left out: the library itself ends the process on some wrong bytes.
+@pytest.mark.parametrize("write", [layouts.plain_pt, layouts.plain_npz, layouts.parquet])
+def test_wrong_bytes_are_told_or_change_numbers_alone(write, tmp_path):
+    path = write(tmp_path)
+    whole = path.read_bytes()
+    for seed in range(25):
+        generator = np.random.default_rng(seed)
+        damaged = bytearray(whole)
+        for at in generator.integers(0, len(whole), 8):
+            damaged[at] = generator.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(FeatureFileError):
+            read_features(path, slide_mpp=0.25, patch_size=SIDE, patch_level=0)
+
+
+def test_what_would_not_fit_its_file_is_not_read(tmp_path):
+    path = tmp_path / "S-1.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", (10**7, 10**4), "f4", chunks=(1, 10**4))
+        file["coords"] = CORNERS
+    with pytest.raises(FeatureFileError, match="'features' would be 400 GB out of a file of"):
+        read_features(path)
+
+
+def test_places_in_micrometres_that_are_none(tmp_path):
+    path = layouts.stamp(tmp_path, corners=moved(2, 0) * np.where(CORNERS[2] == CORNERS, np.nan, 1))
+    with pytest.raises(FeatureFileError, match="is no place on a slide"):
+        read_features(path)
+
+
 def test_a_table_that_names_tiles_that_are_not_there(tmp_path):
     path = layouts.wsidata(tmp_path)
     zarr.open_group(path / "tables/uni_tiles/obs", mode="r+")["tile_id"][0] = 99
@@ -174,6 +206,26 @@ def test_numpys_objects_are_not_unpickled(suffix, tmp_path):
     with pytest.raises(FeatureFileError, match="Python objects"):
         read_features(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_zarrs_objects_are_not_unpickled(tmp_path):
+    path = layouts.raw2features(tmp_path)
+    array = path / "grids/mpp0.5_px256/features/uni"
+    described = json.loads((array / ".zarray").read_text())
+    described |= {"filters": [{"id": "pickle", "protocol": 5}], "compressor": None}
+    for dtype in ("|O", "<f2"):
+        (array / ".zarray").write_text(json.dumps(described | {"dtype": dtype}))
+        for chunk in array.glob("[0-9]*"):
+            chunk.write_bytes(pickle.dumps(_Runs(tmp_path)))
+        with pytest.raises(FeatureFileError, match=r"S-1\.embeddings\.zarr"):
+            read_features(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_sparse_tensors_are_refused(tmp_path):
+    torch.save(torch.eye(3).to_sparse(), tmp_path / "S-1.pt")
+    with pytest.raises(FeatureFileError, match="save them dense"):
+        read_features(tmp_path / "S-1.pt")
 
 
 def test_vectors_in_another_file_are_not_followed(tmp_path):

@@ -97,6 +97,8 @@ def test_clams_pt_takes_the_places_from_patches_alone(tmp_path):
         ({}, "patch_size is not given: give patch_size"),
         ({"patch_size": 256}, "patch_level is not given"),
         ({"patch_size": 256, "patch_level": 1}, "downsamples are known of none"),
+        ({"patch_size": 256, "patch_level": -1, "downsamples": [1, 2]}, "a level from 0 on"),
+        ({"patch_size": 0, "patch_level": 0}, "a side above 0"),
         (
             {"patch_size": 256, "patch_level": 2, "downsamples": [1, 4]},
             "downsamples are known of 2 levels",
@@ -295,6 +297,14 @@ def test_bfloat16_is_widened_without_loss_and_its_bound_is_told(tmp_path):
     true = np.linalg.norm(read.vectors - VECTORS, axis=1) / np.linalg.norm(VECTORS, axis=1)
     assert (read.dtype, read.vectors.dtype) == ("bfloat16", np.float32)
     assert 0 < true.max() <= read.loss <= 2**-8
+
+
+def test_the_bound_holds_for_numbers_of_every_size(tmp_path):
+    # Half the distance to the next number, from NumPy; beyond the largest there is none.
+    numbers = np.array([65504, 1, 3e-5, 6e-8], np.float16)
+    for number, half in zip(numbers, (16, 2**-11, 2**-25, 2**-25), strict=True):
+        read = read_features(layouts.trident(tmp_path, vectors=np.full((N, 1), number)))
+        assert read.loss == half / float(number)
 
 
 def test_float32_loses_nothing(tmp_path):

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from pathfm_kedro.encoders.features.slide_features import (
     text_of,
     tile_vectors,
 )
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -62,7 +65,8 @@ def _tensors(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
             f"{place(path)}: holds more than tensors, and to read that would run what is in it: "
             "save the tensor alone (torch.save(features, path)), or give the .h5 of this slide"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, MemoryError) as error:
+    except Exception as error:
+        # What PyTorch raises depends on the byte that is wrong.
         raise FeatureFileError(
             f"{place(path)}: cannot be read as tensors of PyTorch ({_first_line(error)}): the "
             "file is cut short, damaged or of another kind; copy or extract it again"
@@ -76,10 +80,16 @@ def _tensors(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
             "tensor alone (torch.save(features, path)), or give the .h5 of this slide"
         )
     kinds_of_numbers = {str(v.dtype).removeprefix("torch.") for v in named.values()}
-    widened = {
-        k: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy()
-        for k, v in named.items()
-    }
+    try:
+        widened = {
+            k: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy()
+            for k, v in named.items()
+        }
+    except (TypeError, RuntimeError) as error:
+        raise FeatureFileError(
+            f"{place(path)}: tensors that NumPy does not know ({_first_line(error)}): save them "
+            "dense, as float32 or float16"
+        ) from error
     return widened, "bfloat16" if "bfloat16" in kinds_of_numbers else ""
 
 
@@ -98,15 +108,14 @@ def read_npy(path: Path, slide_id: str, said: TileSize) -> SlideFeatures | None:
 
 
 def _numpy_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    import zipfile
-
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
             return {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # What NumPy raises depends on the byte that is wrong.
         what = (
             "holds Python objects, which are not unpickled: save arrays of numbers"
             if "allow_pickle" in str(error)
@@ -128,7 +137,7 @@ def _from_arrays(
     places = _places_within(arrays)
     layout = bare if key == "" else path.suffix.lower().lstrip(".")
     if places is None:
-        places, names, side, said = _places_beside(path, slide_id, said, names)
+        places, names, side, said = _places_beside(path, said, names)
     else:
         side = None
     if places is None:
@@ -148,8 +157,8 @@ def _where_places_go(path: Path) -> str:
     stem = path.stem
     if path.suffix.lower() == ".pt":
         return (
-            f"CLAM keeps them in ../h5_files/{stem}.h5 or ../patches/{stem}.h5; put these "
-            "there, or name the folder h5_files"
+            f"CLAM keeps them in ../h5_files/{stem}.h5 or ../patches/{stem}.h5; put these there, "
+            "or name the folder h5_files"
         )
     return (
         f"put them beside it as {stem}_coords.npy ([tiles, 2], level-0 pixels of the upper left "
@@ -167,7 +176,7 @@ def _places_within(arrays: Arrays) -> NDArray[Any] | None:
 
 
 def _places_beside(
-    path: Path, slide_id: str, said: TileSize, names: tuple[str, str]
+    path: Path, said: TileSize, names: tuple[str, str]
 ) -> tuple[NDArray[Any] | None, tuple[str, str], float | None, TileSize]:
     """Coordinates of a bare array, from files where tools and people put them."""
     for name in (f"{path.stem}_coords", f"{path.stem}.coords", f"{path.stem}_coordinates"):
@@ -180,12 +189,12 @@ def _places_beside(
                 return places, (names[0], beside.name), None, said
     if path.suffix.lower() != ".pt":
         return None, names, None, said
-    in_h5 = path.parent / "../h5_files" / f"{slide_id}.h5"
-    for other in (*([in_h5] if in_h5.is_file() else []), *patches_files(path, slide_id)):
+    in_h5 = path.parent / "../h5_files" / f"{path.stem}.h5"
+    for other in (*([in_h5] if in_h5.is_file() else []), *patches_files(path)):
         with opened(other) as file:
             if "coords" in file:
                 attributes = dict(file["coords"].attrs)
-                said, side = with_side(attributes, other, slide_id, said)
+                said, side = with_side(attributes, other, said)
                 return array(file, "coords", other), (names[0], place(other)), side, said
     return None, names, None, said
 
@@ -229,8 +238,8 @@ def _slide2vec(
         return slide_vector(slide_id, path, "slide2vec", vectors, key="features", encoder=encoder)
     if kind != "tile_embeddings":
         raise FeatureFileError(
-            f"{place(path)}: artifact_type is '{kind}', and tile_embeddings and "
-            "slide_embeddings are read: run slide2vec at the level of tiles or slides"
+            f"{place(path)}: artifact_type is '{kind}', and tile_embeddings and slide_embeddings "
+            "are read: run slide2vec at the level of tiles or slides"
         )
     sample = text_of(notes.get("sample_id")) or slide_id
     coordinates = _hs2p_file(path, sample)
@@ -263,12 +272,12 @@ def _slide2vec(
 def _hs2p_file(path: Path, sample: str) -> Path:
     for folder in (path.parent.parent / "tiles", path.parent):
         candidate = folder / f"{sample}.coordinates.npz"
-        if "/" not in sample and candidate.is_file():
+        if Path(sample).name == sample and candidate.is_file():
             return candidate
     raise FeatureFileError(
         f"{place(path)}: slide2vec keeps the places of tiles in "
-        f"../tiles/{sample}.coordinates.npz, and there "
-        "is none: copy the folder tiles beside this one, with its .meta.json files"
+        f"../tiles/{sample}.coordinates.npz, and there is none: copy the folder tiles beside this "
+        "one, with its .meta.json files"
     )
 
 
@@ -301,20 +310,27 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _table(path: Path) -> Any:
+def read_table(path: Path, where: str | None = None) -> pl.DataFrame:
+    """A Parquet table, read by Arrow: of a damaged file Polars may never come back."""
     import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        return pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError, MemoryError) as error:
+        table = pq.ParquetFile(path).read(use_threads=False)
+        table.validate(full=True)
+        frame = pl.from_arrow(table)
+    except (OSError, ValueError, TypeError, MemoryError, pa.ArrowException) as error:
         raise FeatureFileError(
-            f"{place(path)}: cannot be read as Parquet ({_first_line(error)}): copy or write it "
-            "again"
+            f"{where or place(path)}: cannot be read as Parquet ({type(error).__name__}): copy or "
+            "write it again"
         ) from error
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> NDArray[Any]:
-    table = _table(path)
+    table = read_table(path)
     missing = [name for name in names if name not in table.columns]
     if missing:
         raise FeatureFileError(
@@ -329,7 +345,7 @@ def read_parquet(path: Path, slide_id: str, said: TileSize) -> SlideFeatures | N
     """A table of one slide: x, y and a list of numbers, or one column for each number."""
     import polars as pl
 
-    table = _table(path)
+    table = read_table(path)
     lists = [n for n in _VECTORS if n in table.columns and table[n].dtype in (pl.List, pl.Array)]
     numbered = sorted(
         (int(found[1]), name)
@@ -343,7 +359,7 @@ def read_parquet(path: Path, slide_id: str, said: TileSize) -> SlideFeatures | N
         vectors, key = table.select(names).to_numpy(), f"{names[0]}…{names[-1]}"
     else:
         return None
-    notes = {
+    notes: dict[str, Any] = {
         name: table[name][0]
         for name in ("patch_size_level0", "field_px", "field_um", "mpp", "slide_mpp")
         if name in table.columns and table.height and table[name].n_unique() == 1
@@ -367,7 +383,7 @@ def read_parquet(path: Path, slide_id: str, said: TileSize) -> SlideFeatures | N
     )
 
 
-def _stack_lists(column: Any, path: Path) -> NDArray[Any]:
+def _stack_lists(column: pl.Series, path: Path) -> NDArray[Any]:
     import polars as pl
 
     if column.dtype == pl.Array:
@@ -376,8 +392,8 @@ def _stack_lists(column: Any, path: Path) -> NDArray[Any]:
     lengths = column.list.len().unique().to_list()
     if len(lengths) > 1 or None in lengths:
         raise FeatureFileError(
-            f"{place(path)}, '{column.name}': lists of {some(sorted(map(str, lengths)))} "
-            "numbers: all vectors need one length"
+            f"{place(path)}, '{column.name}': lists of {some(sorted(map(str, lengths)))} numbers: "
+            "all vectors need one length"
         )
     flat: NDArray[Any] = column.explode().to_numpy()
     return flat.reshape(len(column), -1)
@@ -387,5 +403,5 @@ def keys_of(path: Path) -> list[str]:
     """Names of the file's arrays or columns."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return list(_table(path).columns)
+        return list(read_table(path).columns)
     return sorted(_tensors(path)[0] if suffix == ".pt" else _numpy_arrays(path))

@@ -40,9 +40,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "phikon": ("phikonv1",),
     "phikonv2": ("phikon2",),
     "ctranspath": (),
-    "chiefctranspath": ("chief",),
+    "chiefctranspath": (),
     "hiboub": (),
-    "hiboul": ("hibou",),
+    "hiboul": (),
     "musk": (),
     "plip": (),
     "keep": (),
@@ -145,11 +145,9 @@ def refuse_off_slide(
         x, y = int(features.x[rows[0]]), int(features.y[rows[0]])
         raise FeatureFileError(
             f"{where or _of(features)}: {len(rows)} of {len(features)} tiles do not lie on the "
-            "slide of "
-            f"{width} x {height} px (row {some(rows.tolist())}; the first at x={x}, y={y}): the "
-            "features "
-            "are of another slide, or their coordinates of another level or unit than full "
-            "resolution"
+            f"slide of {width} x {height} px (row {some(rows.tolist())}; the first at x={x}, "
+            f"y={y}): the features are of another slide, or their coordinates of another level or "
+            "unit than full resolution"
         )
 
 

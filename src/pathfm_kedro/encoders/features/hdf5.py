@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Marugoto and STAMP 1 cut tiles of 256 µm into 224 pixels and count places in these pixels.
 _MARUGOTO_PX, _MARUGOTO_UM = 224, 256.0
+#: Features hardly compress: what would be larger than this many times its file is not in the file.
+_DENSEST, _SMALL = 100, 2**28
 #: Where CLAM and TRIDENT keep coordinates, seen from the folder of features.
 _PATCHES = ("../patches", "../../patches")
 
@@ -58,7 +60,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except FeatureFileError:
         raise
-    except (OSError, RuntimeError, KeyError, MemoryError) as error:
+    except Exception as error:
+        # What the library raises depends on the byte that is wrong.
         raise FeatureFileError(
             f"{place(path)}: cannot be read as HDF5 ({_one_line(error)}): the file is cut short, "
             "damaged or of another kind; copy or extract it again"
@@ -91,6 +94,12 @@ def array(file: h5py.Group, key: str, path: Path) -> NDArray[Any]:
         )
     if not isinstance(found, h5py.Dataset):
         raise FeatureFileError(f"{place(path)}: '{key}' is no array: extract the slide again")
+    stored = path.stat().st_size
+    if found.nbytes > max(_SMALL, _DENSEST * stored):
+        raise FeatureFileError(
+            f"{place(path)}: '{key}' would be {found.nbytes / 1e9:,.0f} GB out of a file of "
+            f"{stored / 1e6:,.1f} MB: the file is damaged; extract the slide again"
+        )
     values: NDArray[Any] = np.asarray(found[()])
     return values
 
@@ -135,7 +144,7 @@ def _trident_or_clam(file: h5py.File, path: Path, slide_id: str, said: TileSize)
     encoder = text_of(file["features"].attrs.get("encoder"))
     layout = "trident" if "patch_size_level0" in attributes or encoder else "clam"
     if side is None:
-        said, side = with_side(attributes, path, slide_id, said)
+        said, side = with_side(attributes, path, said)
     features = tile_vectors(
         slide_id,
         path,
@@ -156,7 +165,7 @@ def _trident_or_clam(file: h5py.File, path: Path, slide_id: str, said: TileSize)
 
 
 def with_side(
-    attributes: Mapping[str, Any], path: Path, slide_id: str, said: TileSize
+    attributes: Mapping[str, Any], path: Path, said: TileSize
 ) -> tuple[TileSize, float | None]:
     """The side of CLAM's tiles in level-0 pixels, from the coordinates or the file of patches.
 
@@ -165,7 +174,7 @@ def with_side(
     """
     if said.patch_size is not None:
         return said, None
-    sources = [attributes, *_patches_attributes(path, slide_id)]
+    sources = [attributes, *_patches_attributes(path)]
     for source in sources:
         size, level = number_of(source.get("patch_size")), source.get("patch_level")
         further = number_of(source.get("custom_downsample")) or 1.0
@@ -178,17 +187,17 @@ def with_side(
     return said, None
 
 
-def _patches_attributes(path: Path, slide_id: str) -> Iterator[Mapping[str, Any]]:
-    for patches in patches_files(path, slide_id):
+def _patches_attributes(path: Path) -> Iterator[Mapping[str, Any]]:
+    for patches in patches_files(path):
         with opened(patches) as file:
             if "coords" in file:
                 yield dict(file["coords"].attrs)
 
 
-def patches_files(path: Path, slide_id: str) -> Iterator[Path]:
+def patches_files(path: Path) -> Iterator[Path]:
     """Files of coordinates of the same slide that lie where CLAM keeps them."""
     for folder in _PATCHES:
-        candidate = path.parent / folder / f"{slide_id}.h5"
+        candidate = path.parent / folder / f"{path.stem}.h5"
         if candidate.is_file():
             yield candidate
 
@@ -213,8 +222,8 @@ def _stamp(file: h5py.File, path: Path, slide_id: str, said: TileSize) -> SlideF
         tile_um = number_of(attributes.get("tile_size"))
     if unit not in (None, "um"):
         raise FeatureFileError(
-            f"{place(path)}: unit is '{unit}', and STAMP's coordinates are read in 'um': "
-            "extract the slide again"
+            f"{place(path)}: unit is '{unit}', and STAMP's coordinates are read in 'um': extract "
+            "the slide again"
         )
     layout = "stamp"
     pixels = number_of(attributes.get("tile_size_px"))
@@ -246,9 +255,8 @@ def _refuse_other_stride(
         seen = "none can be seen" if stride is None else f"it is {stride:g}"
         raise FeatureFileError(
             f"{place(path)}: neither tile_size_um nor unit is given, and tiles are not "
-            f"{_MARUGOTO_PX} "
-            f"apart as in Marugoto and STAMP 1 ({seen}), so that the unit of 'coords' is unknown: "
-            "extract the slide with STAMP 2.1 or later"
+            f"{_MARUGOTO_PX} apart as in Marugoto and STAMP 1 ({seen}), so that the unit of "
+            "'coords' is unknown: extract the slide with STAMP 2.1 or later"
         )
 
 
@@ -269,8 +277,8 @@ def _anndata(file: h5py.File, path: Path, slide_id: str, said: TileSize) -> Slid
     obs = file["obs"]
     if not isinstance(obs, h5py.Group):
         raise FeatureFileError(
-            f"{place(path)}: 'obs' is a table of an old AnnData: write the file with anndata "
-            "0.7 or later"
+            f"{place(path)}: 'obs' is a table of an old AnnData: write the file with anndata 0.7 "
+            "or later"
         )
     if not {"x", "y"} <= set(obs.keys()):
         if len(vectors) == 1:

@@ -75,8 +75,8 @@ def read_features(
     if features is None:
         known = "; ".join(f"{name} ({keys})" for name, keys in LAYOUTS.items())
         raise FeatureFileError(
-            f"{place(path)}: no layout has the keys {some(_keys(path)) or '(none)'}; layouts "
-            f"that are read: {known}"
+            f"{place(path)}: no layout has the keys {some(_keys(path)) or '(none)'}; layouts that "
+            f"are read: {known}"
         )
     return features
 
@@ -111,8 +111,8 @@ def _read(path: Path, slide: str, said: TileSize, model: str | None) -> SlideFea
     }
     if suffix not in readers:
         raise FeatureFileError(
-            f"{place(path)}: files that end in '{suffix}' are not read: give "
-            f"{', '.join(readers)} or .zarr"
+            f"{place(path)}: files that end in '{suffix}' are not read: give {', '.join(readers)} "
+            "or .zarr"
         )
     return readers[suffix](path, slide, said)
 

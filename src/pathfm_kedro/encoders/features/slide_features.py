@@ -16,6 +16,10 @@ Unit = Literal["level-0 px", "um"]
 
 #: Rows and keys named in an error.
 _NAMED = 5
+#: No slide has so many pixels or micrometres at a side.
+_FARTHEST = 1e9
+#: Rows that are widened to float64 at once, for slides of a hundred thousand tiles.
+_BLOCK = 4096
 
 
 class FeatureFileError(ValueError):
@@ -147,9 +151,13 @@ class TileSize:
             missing = "patch_size" if self.patch_size is None else "patch_level"
             raise FeatureFileError(
                 f"{where}: the file does not say how large its tiles are, and {missing} is not "
-                "given: "
-                "give patch_size (pixels) and patch_level (the level that tiles were read from, "
-                "0 for full resolution), as they were set when the tiles were cut"
+                "given: give patch_size (pixels) and patch_level (the level that tiles were read "
+                "from, 0 for full resolution), as they were set when the tiles were cut"
+            )
+        if self.patch_size <= 0 or self.patch_level < 0:
+            raise FeatureFileError(
+                f"{where}: patch_size is {self.patch_size} and patch_level {self.patch_level}: "
+                "give a side above 0 and a level from 0 on"
             )
         if self.patch_level == 0:
             return float(self.patch_size)
@@ -157,10 +165,9 @@ class TileSize:
         if self.patch_level >= len(levels):
             known = f"of {len(levels)} levels" if levels else "of none"
             raise FeatureFileError(
-                f"{where}: patch_level is {self.patch_level}, and downsamples are known "
-                f"{known}: the "
-                "side of a tile at full resolution needs the downsample of its level; give the "
-                "slide itself or the slide's downsamples"
+                f"{where}: patch_level is {self.patch_level}, and downsamples are known {known}: "
+                "the side of a tile at full resolution needs the downsample of its level; give "
+                "the slide itself or the slide's downsamples"
             )
         return float(self.patch_size) * float(levels[self.patch_level])
 
@@ -209,8 +216,8 @@ def slide_vector(
     rows = vector.reshape(1, -1) if vector.ndim == 1 else _without_leading(vector)
     if rows.ndim != 2 or len(rows) != 1:
         raise FeatureFileError(
-            f"{where}: shape {list(vector.shape)} is not one vector for the slide, and there "
-            "are no coordinates that would make it tiles: give the file that holds both"
+            f"{where}: shape {list(vector.shape)} is not one vector for the slide, and there are "
+            "no coordinates that would make it tiles: give the file that holds both"
         )
     vectors, dtype, loss = _stored(rows, where)
     return SlideFeatures(
@@ -267,7 +274,7 @@ def tile_vectors(
     corners = _without_leading(coordinates)
     _refuse_shapes(rows, corners, keys, where)
     stored, dtype, loss = _stored(rows, f"{where}, '{keys[0]}'")
-    _refuse_duplicates(corners, f"{where}, '{keys[1]}'")
+    _refuse_no_places(corners, f"{where}, '{keys[1]}'")
     if field_px is None and field_um is None:
         field_px = said.side(where)
     made = SlideFeatures(
@@ -313,18 +320,18 @@ def _refuse_shapes(
         )
     if vectors.ndim != 2:
         raise FeatureFileError(
-            f"{where}, '{features}': shape {list(vectors.shape)} is not [tiles, dimension]: "
-            "give one vector for each tile"
+            f"{where}, '{features}': shape {list(vectors.shape)} is not [tiles, dimension]: give "
+            "one vector for each tile"
         )
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
         raise FeatureFileError(
-            f"{where}, '{coords}': shape {list(coordinates.shape)} is not [tiles, 2]: give x "
-            "and y of each tile's upper left corner"
+            f"{where}, '{coords}': shape {list(coordinates.shape)} is not [tiles, 2]: give x and "
+            "y of each tile's upper left corner"
         )
     if len(vectors) != len(coordinates):
         raise FeatureFileError(
-            f"{where}: '{features}' has {len(vectors)} rows and '{coords}' {len(coordinates)}, "
-            "so that no vector has a sure place: extract this slide again"
+            f"{where}: '{features}' has {len(vectors)} rows and '{coords}' {len(coordinates)}, so "
+            "that no vector has a sure place: extract this slide again"
         )
 
 
@@ -350,8 +357,8 @@ def _refuse_not_finite(vectors: NDArray[Any], where: str) -> None:
     if not finite.all():
         rows = np.flatnonzero(~finite).tolist()
         raise FeatureFileError(
-            f"{where}: NaN or infinity in row {some(rows)}: extract this slide again, in "
-            "float32 where float16 was too small for the numbers"
+            f"{where}: NaN or infinity in row {some(rows)}: extract this slide again, in float32 "
+            "where float16 was too small for the numbers"
         )
     empty = np.flatnonzero(~vectors.any(axis=1)).tolist()
     if empty:
@@ -377,10 +384,22 @@ def measured_loss(exact: NDArray[np.floating[Any]], stored: NDArray[np.floating[
     >>> 0 < measured_loss(exact, exact.astype(np.float32)) < 2**-24
     True
     """
-    wide = exact.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1)
-    errors = np.linalg.norm(stored.astype(np.float64) - wide, axis=1)
-    return float((errors / np.where(lengths > 0, lengths, 1.0)).max(initial=0.0))
+    return max(
+        _relative(stored[rows].astype(np.float64) - exact[rows], exact[rows])
+        for rows in _blocks(len(exact))
+    )
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, max(n, 1), _BLOCK)]
+
+
+def _relative(moved: NDArray[Any], vectors: NDArray[Any]) -> float:
+    """Largest length of a row over that of its vector."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    return float(
+        (np.linalg.norm(moved, axis=1) / np.where(lengths > 0, lengths, 1.0)).max(initial=0)
+    )
 
 
 def rounding_bound(stored: NDArray[np.floating[Any]], bits: int | None = None) -> float:
@@ -401,19 +420,19 @@ def rounding_bound(stored: NDArray[np.floating[Any]], bits: int | None = None) -
     >>> rounding_bound(np.ones((1, 4), np.float16)) == 2**-11
     True
     """
-    steps = np.abs(np.spacing(stored)).astype(np.float64)
-    if bits is not None:
-        steps *= 2.0 ** (np.finfo(stored.dtype).nmant - bits)
-    lengths = np.linalg.norm(stored.astype(np.float64), axis=1)
-    moved = np.linalg.norm(steps / 2, axis=1)
-    return float((moved / np.where(lengths > 0, lengths, 1.0)).max(initial=0.0))
+    own = np.finfo(stored.dtype)
+    kept = own.nmant if bits is None else bits
+    least = float(own.smallest_subnormal) * 2.0 ** (own.nmant - kept)
+    bounds = []
+    for rows in _blocks(len(stored)):
+        # x = m 2^e with m from 1/2 to 1: numbers of that size are 2^(e − 1 − bits) apart.
+        _, exponents = np.frexp(stored[rows].astype(np.float64))
+        steps = np.maximum(np.ldexp(1.0, exponents - 1 - kept), least)
+        bounds.append(_relative(steps / 2, stored[rows]))
+    return max(bounds)
 
 
 def _whole_pixels(coordinates: NDArray[Any], where: str) -> Ints:
-    if coordinates.dtype.kind not in "iuf":
-        raise FeatureFileError(
-            f"{where}: coordinates of type {coordinates.dtype} are no pixels: give whole numbers"
-        )
     exact = coordinates.astype(np.float64)
     whole = np.rint(exact)
     broken = np.flatnonzero(~(np.abs(exact - whole) < 1e-6).all(axis=1)).tolist()
@@ -425,7 +444,21 @@ def _whole_pixels(coordinates: NDArray[Any], where: str) -> Ints:
     return whole.astype(np.int64)
 
 
-def _refuse_duplicates(coordinates: NDArray[Any], where: str) -> None:
+def _refuse_no_places(coordinates: NDArray[Any], where: str) -> None:
+    """Refuse what is no number, too large to be a place, or there twice."""
+    if coordinates.dtype.kind not in "iuf":
+        raise FeatureFileError(
+            f"{where}: coordinates of type {coordinates.dtype} are no places: give numbers"
+        )
+    # A NaN is not smaller.
+    lost = np.flatnonzero(
+        ~(np.abs(coordinates.astype(np.float64)) < _FARTHEST).all(axis=1)
+    ).tolist()
+    if lost:
+        raise FeatureFileError(
+            f"{where}: row {some(lost)} is no place on a slide ({coordinates[lost[0]].tolist()}): "
+            "extract this slide again"
+        )
     _, first, counts = np.unique(coordinates, axis=0, return_index=True, return_counts=True)
     if (counts > 1).any():
         corner = coordinates[first[np.argmax(counts > 1)]]

@@ -5,7 +5,8 @@ They are read by their documented keys with ``zarr`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.encoders.features.arrays import read_table
 from pathfm_kedro.encoders.features.slide_features import (
     FeatureFileError,
     SlideFeatures,
@@ -32,13 +34,14 @@ if TYPE_CHECKING:
 _BOX_BYTES, _BOX_HEAD = 93, 13
 
 
-def opened(path: Path) -> zarr.Group:
+@contextmanager
+def opened(path: Path) -> Iterator[zarr.Group]:
     """A Zarr group for reading.
 
     Raises
     ------
     FeatureFileError
-        If it is none, or if zarr is not installed.
+        If it is none or is not whole, there or while it is read, or if zarr is not installed.
     """
     try:
         import zarr
@@ -47,28 +50,31 @@ def opened(path: Path) -> zarr.Group:
             f'{place(path)}: Zarr needs the package zarr: pip install "pathfm-kedro[features]"'
         ) from error
     try:
-        return zarr.open_group(path, mode="r")
+        yield zarr.open_group(path, mode="r")
+    except FeatureFileError:
+        raise
     except Exception as error:
         # What a store raises depends on its version and on what is missing.
         raise FeatureFileError(
-            f"{place(path)}: cannot be read as a Zarr group ({type(error).__name__}): the "
-            "folder is not whole; copy or extract it again"
+            f"{place(path)}: cannot be read as Zarr ({type(error).__name__}): the folder is not "
+            "whole; copy or extract it again"
         ) from error
 
 
 def read_zarr(path: Path, slide_id: str, said: TileSize, model: str | None) -> SlideFeatures | None:
     """Read what the groups of the store say it is; None where they are of no layout."""
-    root = opened(path)
-    if "grids" in root:
-        return _raw2features(root, path, slide_id, said, model)
-    if "tables" in root:
-        return _wsidata(root, path, slide_id, said, model)
+    with opened(path) as root:
+        if "grids" in root:
+            return _raw2features(root, path, slide_id, said, model)
+        if "tables" in root:
+            return _wsidata(root, path, slide_id, said, model)
     return None
 
 
 def keys_of(path: Path) -> list[str]:
     """What lies at the root of the store."""
-    return sorted(opened(path).keys())
+    with opened(path) as root:
+        return sorted(root.keys())
 
 
 def _group(parent: zarr.Group, key: str) -> zarr.Group | None:
@@ -98,14 +104,7 @@ def _values(parent: zarr.Group, key: str, path: Path) -> NDArray[Any]:
     described = str(found.metadata.to_dict()).lower()
     if "pickle" in described or found.dtype.kind not in "iufb":
         raise FeatureFileError(f"{where}: holds {found.dtype} and not numbers: extract it again")
-    try:
-        values = np.asarray(found[...])
-    except Exception as error:
-        raise FeatureFileError(
-            f"{where}: cannot be read ({type(error).__name__}): the store is not whole; copy or "
-            "extract it again"
-        ) from error
-    return values
+    return np.asarray(found[...])
 
 
 def _choose(models: Mapping[str, Any], model: str | None, path: Path) -> str:
@@ -119,8 +118,8 @@ def _choose(models: Mapping[str, Any], model: str | None, path: Path) -> str:
         return alike[0]
     problem = "of several encoders" if model is None else f"'{model}' is {len(alike)} of them"
     raise FeatureFileError(
-        f"{place(path)}: holds vectors under {some(sorted(models)) or 'no name'} ({problem}): "
-        "say which by model"
+        f"{place(path)}: holds vectors under {some(sorted(models)) or 'no name'} ({problem}): say "
+        "which by model"
     )
 
 
@@ -231,16 +230,8 @@ class _Places:
 
 
 def _shapes(path: Path, region: str) -> _Places:
-    import polars as pl
-
-    file = path / "shapes" / region / "shapes.parquet"
-    try:
-        table = pl.read_parquet(file)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise FeatureFileError(
-            f"{place(path)}, 'shapes/{region}/shapes.parquet': cannot be read "
-            f"({type(error).__name__}): copy or write the store again"
-        ) from error
+    inner = f"shapes/{region}/shapes.parquet"
+    table = read_table(path / inner, where=f"{place(path)}, '{inner}'")
     boxes = _boxes(table["geometry"]) if "geometry" in table.columns else None
     if {"x", "y"} <= set(table.columns):
         corners = table.select("x", "y").to_numpy()

@@ -97,8 +97,8 @@ def _chunked(file: h5py.File, key: str, vectors: NDArray[Any]) -> h5py.Dataset:
 def _corners(features: SlideFeatures, layout: str) -> NDArray[np.int64]:
     if features.x is None or features.y is None:
         raise FeatureFileError(
-            f"slide '{features.slide_id}': {layout} needs the places of tiles in level-0 pixels, and "
-            "they are known in micrometres: give the slide's mpp"
+            f"slide '{features.slide_id}': {layout} needs the places of tiles in level-0 pixels, "
+            "and they are known in micrometres: give the slide's mpp"
         )
     return np.stack([features.x, features.y], axis=1)
 
