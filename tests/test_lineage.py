@@ -87,7 +87,7 @@ json.dump({"boxes": boxes, "layers": graph["layers"]}, sys.stdout)
 @pytest.fixture(scope="module")
 def shown() -> dict:
     done = subprocess.run(
-        [sys.executable, "-c", ELEMENTS], cwd=PROJECT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", ELEMENTS], cwd=PROJECT, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout[done.stdout.index('{"boxes"') :])

@@ -68,6 +68,7 @@ def cohort() -> None:
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
         "features": "pathfm_kedro.feature_commands.features",
+        "search": "pathfm_kedro.search_command.search",
     },
 )
 def cli() -> None:

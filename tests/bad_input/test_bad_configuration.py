@@ -25,7 +25,7 @@ from pathfm_kedro.engine import EngineSettings
 from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
 from pathfm_kedro.folders import FolderError, list_folder
 from pathfm_kedro.hooks import RunHooks, VectorHooks
-from pathfm_kedro.pipelines.retrieve.search import Retrieval, Scope, rank_matches
+from pathfm_kedro.pipelines.retrieve.search import Retrieval, rank_matches
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.run_lock import CohortInUseError, cohort_lock
 from pathfm_kedro.slides.files import SlideFiles
@@ -153,7 +153,7 @@ def test_the_engine_says_what_it_cannot_do(case):
 RETRIEVALS = {
     "unknown_family": (
         {"families": ["mean", "medain_min"]},
-        "retrieval.families.1 is 'medain_min': Input should be 'mean', 'max' or 'median_min'",
+        "'medain_min' is no family: did you mean median_min?",
     ),
     "text_for_a_list": ({"families": "mean"}, "retrieval.families is 'mean': Input should be"),
     "unknown_scope": ({"scopes": ["anywhere"]}, "retrieval.scopes.0 is 'anywhere': Input should"),
@@ -171,8 +171,8 @@ def test_the_search_says_what_it_cannot_do(case):
 
 
 def test_more_matches_than_there_are_slides_gives_those_there_are():
-    slides = pl.DataFrame({"slide_id": ["a", "b", "c"], "patient": ["p", "q", "q"]})
-    query, _, match = rank_matches(np.ones((3, 3)), slides, Scope(), "patient", k=50)
+    patient = np.array([0, 1, 1])
+    query, _, match = rank_matches(np.ones((3, 3)), patient[:, None] != patient, k=50)
     assert sorted(zip(query.tolist(), match.tolist(), strict=True)) == [
         (0, 1),
         (0, 2),

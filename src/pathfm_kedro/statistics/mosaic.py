@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -57,6 +57,30 @@ class Mosaic:
     def maximum(self) -> Floats:
         """[n_slides, d] maximum over the patches of each slide, per dimension."""
         return np.asarray(np.maximum.reduceat(self.vectors.astype(np.float64), self.starts, axis=0))
+
+    @property
+    def slide_of_patch(self) -> Ints:
+        """[n_patches] row of each patch's slide."""
+        return np.repeat(np.arange(len(self.starts)), self.sizes)
+
+    def select(self, rows: Ints) -> Mosaic:
+        """Some slides with their patches, in the given order.
+
+        Examples
+        --------
+        >>> patches = np.array([[0.0], [4.0], [1.0]], dtype=np.float32)
+        >>> mosaic = Mosaic(pl.DataFrame({"slide_id": ["s", "t"]}), patches, np.array([0, 2]))
+        >>> mosaic.select(np.array([1, 0])).vectors.ravel().tolist()
+        [1.0, 0.0, 4.0]
+        """
+        sizes = self.sizes[rows]
+        starts = np.cumsum(sizes) - sizes
+        patches = np.repeat(self.starts[rows] - starts, sizes) + np.arange(int(sizes.sum()))
+        return Mosaic(self.slides[rows], self.vectors[patches], starts)
+
+    def with_vectors(self, vectors: NDArray[np.float32]) -> Mosaic:
+        """The same patches with other vectors."""
+        return replace(self, vectors=vectors)
 
 
 def read_mosaic(slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings) -> Mosaic:

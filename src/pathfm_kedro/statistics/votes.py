@@ -150,6 +150,11 @@ class PatientVotes:
         return self.figure(macro_f1, alike)
 
     @cached_property
+    def never_found(self) -> ResampledFigure:
+        """Share of labels whose F1 is 0."""
+        return self.figure(never_found, int((self.n_by_label > 0).sum()))
+
+    @cached_property
     def accuracy(self) -> ResampledFigure:
         """Share of correctly classified queries."""
         return self.figure(accuracy, self.n_patients)
@@ -344,6 +349,19 @@ def macro_f1(counts: Floats) -> Floats:
     scores = f1_by_label(counts)
     with np.errstate(invalid="ignore", divide="ignore"):
         return cast(Floats, np.nansum(scores, axis=-1) / np.isfinite(scores).sum(axis=-1))
+
+
+def never_found(counts: Floats) -> Floats:
+    """Share of the labels that have queries whose F1 is 0; NaN where none has.
+
+    Examples
+    --------
+    >>> float(never_found(np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 2.0]])))
+    0.5
+    """
+    scores = f1_by_label(counts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return cast(Floats, (scores == 0).sum(axis=-1) / np.isfinite(scores).sum(axis=-1))
 
 
 def accuracy(counts: Floats) -> Floats:

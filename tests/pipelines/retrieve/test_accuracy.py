@@ -83,7 +83,8 @@ def search(slides, vectors, k=5, scopes=("within_organ", "across_organs")):
                 for rank, j in enumerate(allowed[:k], start=1)
             ]
     columns = ["family", "scope", "query_slide", "rank", "match_slide"]
-    return pl.DataFrame(found, schema=columns, orient="row")
+    table = pl.DataFrame(found, schema=columns, orient="row")
+    return table.with_columns(reason=pl.lit(None, pl.String()))
 
 
 def cohort(seed=0, n=60, organs=2, labels=3, separation=0.0):
@@ -546,7 +547,7 @@ def test_one_patient_gives_a_reason_and_keeps_the_signatures():
     table = measure(search(slides, vectors), slides)
     assert set(table["verdict"]) == {"not_applicable"}
     assert table["reason"].str.contains("two patients").all()
-    assert table["setting"].n_unique() == 6  # one family, two scopes, three votes
+    assert table["setting"].n_unique() == 8  # one family, two scopes: three votes, and the list
     signatures = table.filter(pl.col("threshold").is_not_null())
     thresholds = {"macro_f1": 0.5, "f1_range_over_organs": 0.3}
     assert dict(signatures.select("metric", "threshold").rows()) == thresholds

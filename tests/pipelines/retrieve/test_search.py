@@ -12,21 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from pathfm_kedro.pipelines.retrieve import search
+from pathfm_kedro.pipelines.retrieve.families.median_min import median_min
+from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
 from pathfm_kedro.pipelines.retrieve.search import (
-    FAMILIES,
     MATCHES_SCHEMA,
     SCOPES,
     Retrieval,
-    median_min,
     search_slides,
 )
-from pathfm_kedro.statistics.mosaic import Mosaic, pool_slides, read_mosaic
+from pathfm_kedro.statistics.mosaic import Mosaic, pool_slides
 from pathfm_kedro.statistics.parameters import read_parameters
 from tests.in_memory import InMemory
 
 PARAMETERS = {
-    "families": list(FAMILIES),
+    "families": ["mean", "max", "median_min"],
     "scopes": list(SCOPES),
     "distance": "cosine",
     "exclude": "patient",
@@ -116,21 +115,14 @@ def test_median_min_equals_brute_force(distance, scope):
     assert by_query == expected
 
 
-@pytest.mark.parametrize("entries", [1, 50, 400])
-def test_blocks_do_not_change_median_min(monkeypatch, entries):
-    mosaic = read_mosaic(*cohort()[:2], InMemory(cohort()[2]))
-    whole = median_min(mosaic, "cosine")
-    monkeypatch.setattr(search, "_BLOCK_ENTRIES", entries)
-    np.testing.assert_allclose(median_min(mosaic, "cosine"), whole, atol=1e-12)
-
-
 def test_euclidean_is_exact_far_from_the_origin():
     from scipy.spatial.distance import cdist
 
     generator = np.random.default_rng(0)
     vectors = (1000 + generator.normal(size=(6, 3))).astype(np.float32)
     slides = pl.DataFrame({"slide_id": list("abcdef")})
-    found = median_min(Mosaic(slides, vectors, np.arange(6)), "euclidean")
+    mosaic = Mosaic(slides, vectors, np.arange(6))
+    found = median_min(mosaic, mosaic, FamilySettings(distance="euclidean"))
     expected = cdist(vectors.astype(float), vectors.astype(float))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -208,7 +200,10 @@ def test_no_embeddings_give_an_empty_table_of_the_same_columns():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"families": ["bow"]}, r"retrieval\.families\.0 is 'bow': Input should be 'mean', 'max'"),
+        (
+            {"families": ["bow"]},
+            r"retrieval\.families is \['bow'\]: 'bow' is no family: did you mean bovw",
+        ),
         ({"families": "mean"}, r"retrieval\.families is 'mean': Input should be a valid tuple"),
         ({"families": []}, r"retrieval\.families is \[\]: .* at least 1 item"),
         ({"scopes": ["organ"]}, r"retrieval\.scopes\.0 is 'organ': Input should be 'within_organ'"),
@@ -258,7 +253,7 @@ def test_slide_vectors_are_those_of_the_mosaic():
 
 def test_broken_vectors_and_unknown_names_are_refused():
     slides, tiles, shards = cohort()
-    with pytest.raises(ValueError, match=r"families.*Input should be"):
+    with pytest.raises(ValueError, match=r"families.*'bow' is no family"):
         matches_of(slides, tiles, shards, families=["bow"])
     shards["s03"][-1] = np.nan
     with pytest.raises(ValueError, match="s03"):

@@ -12,10 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from pathfm_kedro.pipelines.robustness.attention_pooling import (
-    AttentionSettings,
-    attention_neighbours,
-)
+from pathfm_kedro.encoders.heads import AttentionSettings
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     ARMS,
     COST,
@@ -32,6 +29,7 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     TILE,
     WHOLE,
     FieldOfView,
+    attention_neighbours,
     field_of_view_figures,
     field_of_view_statistics,
 )

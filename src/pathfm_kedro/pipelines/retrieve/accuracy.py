@@ -4,19 +4,27 @@ Votes of the nearest slides of other patients (:mod:`~pathfm_kedro.statistics.vo
 distances, scope of the search and vote:
 
 - ``macro_f1`` and ``accuracy``, of all queries and of each organ's; ``f1`` of each label;
-- ``f1_range_over_organs``, largest minus smallest macro-F1, its interval from the contrasts between
-  organs (:func:`~pathfm_kedro.statistics.resampled_figure.range_interval`); ``f1_sd_over_organs``,
-  their standard deviation; ``f1_tau_over_organs``, the same less what the sampling of patients adds.
+  ``never_found``, the share of labels whose F1 is 0;
+- ``gain_over_mean``, macro-F1 less that of one mean vector per slide, by the same queries and draws
+  (:func:`~pathfm_kedro.statistics.vote_gain.macro_f1_gain`): what several vectors, words or fused
+  lists know of a slide that its mean does not;
+- ``f1_mean_over_organs``; ``f1_range_over_organs``, largest minus smallest macro-F1, its interval from
+  the contrasts between organs (:func:`~pathfm_kedro.statistics.resampled_figure.range_interval`);
+  ``f1_sd_over_organs``, their standard deviation; ``f1_tau_over_organs``, the same less what the
+  sampling of patients adds;
+- of the list itself ``map_at_5`` and ``same_center``
+  (:mod:`~pathfm_kedro.pipelines.retrieve.ranked_lists`).
 
-Counted are queries whose label has at least ``min_patients`` patients where the query searches; labels
-and organs that have not are listed with the reason. The others stay in the search as wrong votes.
+Labels and organs alone are told of the families in ``detailed``. Counted are queries whose label
+has at least ``min_patients`` patients where the query searches; labels and organs that have not are
+listed with the reason. The others stay in the search as wrong votes.
 Interval: bootstrap over patients, centred and widened by the design effect of the neighbour graph, or
 the exact one where resampling shows no spread. Null: labels permuted over the patients that the search
 is restricted to, those of the organ or all.
 
 Below the null nothing passes: a macro-F1 above its threshold that is not above its null gets no
 verdict, and so does then the range over organs, since equally bad in every organ is not a pass. Nor
-does a figure that any labels would give.
+does a figure that any labels would give, nor a gain where neither search lies above its null.
 
 Pitfalls
 --------
@@ -27,23 +35,38 @@ Pitfalls
 - With two organs and few patients the range is mostly noise; its null shows how much. Where every
   answer is right, the interval rests on the number of patients alone.
 - With signal the interval may hold the truth in as few as 85 of 100 cohorts.
-- One mosaic per slide, sampled once: its own chance is not in the interval.
-- Barcodes, late interaction, visual words and search time are not measured.
+- One mosaic per slide, sampled once: its own chance is not in the interval
+  (:mod:`~pathfm_kedro.pipelines.retrieve.sampling_density` shows it).
+- A family that gains here also stores more: compared at equal bytes, see
+  :mod:`~pathfm_kedro.pipelines.retrieve.index_bytes`.
+- ``reranked`` has seen labels of other patients; the rest have not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
-from typing import NoReturn
+from functools import cached_property, partial
+from hashlib import sha256
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.retrieve.search import SCOPES, VOTES, Retrieval, ScopeName
+from pathfm_kedro.pipelines.retrieve.ranked_lists import (
+    findable,
+    mean_average_precision,
+    same_center,
+)
+from pathfm_kedro.pipelines.retrieve.search import (
+    SCOPES,
+    VOTES,
+    Retrieval,
+    ScopeName,
+    SearchSettings,
+    allowed_pairs,
+)
 from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
@@ -53,6 +76,7 @@ from pathfm_kedro.statistics.resampled_figure import (
     range_interval,
     without_null_spread,
 )
+from pathfm_kedro.statistics.vote_gain import macro_f1_gain
 from pathfm_kedro.statistics.votes import LabelledQueries, PatientVotes, patient_votes
 
 Floats = NDArray[np.float64]
@@ -60,6 +84,12 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 RANGE, DEVIATION, TAU = "f1_range_over_organs", "f1_sd_over_organs", "f1_tau_over_organs"
+OVER_ORGANS = ("f1_mean_over_organs", RANGE, DEVIATION, TAU)
+OF_ALL = ("macro_f1", "accuracy", "never_found")
+GAIN, BASE = "gain_over_mean", "mean"
+OF_LIST = ("map_at_5", "same_center")
+#: Gains within these bounds count as none: half of the signature's five points.
+_MARGIN = 0.025
 
 
 def retrieval_figures(
@@ -76,56 +106,164 @@ def retrieval_figures(
     p
         The parameters.
     """
-    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).unique()
-    cohort = slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
-    for family, scope in product(p.families, p.scopes):
-        found = matches.filter(family=family, scope=scope)
-        search = None if found.is_empty() else Search.of(found, cohort, scope, p)
-        for vote in p.votes:
-            setting = {"family": family, "vote": vote, "scope": scope}
-            if search is None:
-                yield from _undefined(["macro_f1", "accuracy"], setting, _no_match(scope))
-                yield from _undefined([RANGE, DEVIATION, TAU], setting, _no_match(scope))
-            else:
-                yield from _of_vote(search, VOTES[vote], setting, p)
+    cohort = _cohort(matches, slides)
+    for scope in p.scopes:
+        reach = Reach.of(cohort, scope, p)
+        base: dict[str, PatientVotes] = {}
+        # The mean first: the others are held against it.
+        for family in sorted(p.families, key=lambda name: name != BASE):
+            setting = {"family": family, "scope": scope}
+            own = matches.filter(family=family, scope=scope)
+            found = own.drop_nulls("query_slide")
+            search = None if found.is_empty() else Search.of(found, cohort, scope, p)
+            reason = own["reason"].drop_nulls().first() or _no_match(scope)
+            yield from _of_list(search, reach, setting, reason)
+            for vote in p.votes:
+                at = {**setting, "vote": vote}
+                if search is None:
+                    yield from undefined([*OF_ALL, *OVER_ORGANS], at, reason)
+                    yield from undefined([GAIN] if _has_base(family, p) else [], at, reason)
+                    continue
+                k = VOTES[vote]
+                whole = search.votes(k) if search.counted.any() else None
+                if family == BASE and whole is not None:
+                    base[vote] = whole
+                yield from _of_vote(search, whole, k, at, p)
+                if _has_base(family, p):
+                    yield _gain(search, whole, base.get(vote), at)
 
 
-def _of_vote(search: Search, k: int, setting: Mapping[str, str], p: Retrieval) -> Iterator[Figure]:
-    whole = search.votes(k) if search.counted.any() else None
+def _cohort(matches: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+    """Slides that took part in a search, sorted."""
+    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).drop_nulls().unique()
+    return slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
+
+
+def _has_base(family: str, p: Retrieval) -> bool:
+    return BASE in p.families and family != BASE
+
+
+def _of_list(
+    search: Search | None, reach: Reach, setting: Mapping[str, str], reason: str
+) -> Iterator[Figure]:
+    if search is None:
+        yield from undefined(OF_LIST, setting, reason)
+        return
+    q, matches, weights = search.queries, search.matches, search.weights
+    labels = np.vstack([q.label[None], search.permuted])
+    precision = partial(
+        mean_average_precision, q, matches, search.counted, labels, reach.relevant(labels), weights
+    )
+    yield Figure("map_at_5", precision, setting)
+    if "center" in SCOPES[search.scope].other:
+        yield from undefined(["same_center"], setting, "matches of the query's center are excluded")
+        return
+    shape = len(search.permuted), search.seed
+    yield Figure(
+        "same_center", partial(same_center, q, search.center, matches, weights, shape), setting
+    )
+
+
+def _gain(
+    search: Search, votes: PatientVotes | None, base: PatientVotes | None, at: Mapping[str, str]
+) -> Figure:
+    if votes is None or base is None:
+        return next(undefined([GAIN], at, search.nothing_counts))
+    return Figure(GAIN, partial(gain_over, votes, base), at)
+
+
+def gain_over(votes: PatientVotes, base: PatientVotes) -> Value:
+    """Macro-F1 less that of the base; without a verdict where neither knows anything."""
+    gain = macro_f1_gain(votes, base, _MARGIN)
+    caveat = (
+        "neither search finds the label more often than permuted labels do: nothing is gained over "
+        "nothing; add patients, or see whether the encoder knows the label at all"
+    )
+    return Value(gain.estimate, gain.null, caveat="" if gain.informed else caveat)
+
+
+def _of_vote(
+    search: Search,
+    whole: PatientVotes | None,
+    k: int,
+    setting: Mapping[str, str],
+    p: Retrieval,
+) -> Iterator[Figure]:
+    detailed = p.tells_all_of(setting["family"])
     if whole is None:
-        yield from _undefined(["macro_f1", "accuracy"], setting, search.nothing_counts)
+        yield from undefined(OF_ALL, setting, search.nothing_counts)
     else:
         threshold = _threshold(p, setting)
         yield Figure("macro_f1", partial(judged_macro_f1, whole, threshold), setting)
         yield Figure("accuracy", partial(share, whole.accuracy, whole.n, whole.n_patients), setting)
-        for label in np.flatnonzero(whole.n_by_label):
+        never = partial(share, whole.never_found, whole.n, whole.n_patients)
+        yield Figure("never_found", never, setting)
+        for label in np.flatnonzero(whole.n_by_label) if detailed else []:
             n, n_patients = int(whole.n_by_label[label]), int(whole.n_patients_by_label[label])
             compute = partial(share, whole.f1(int(label)), n, n_patients)
             yield Figure("f1", compute, setting, f"label={search.labels[label]}")
-    yield from search.left_out_labels(setting)
+    if detailed:
+        yield from search.left_out_labels(setting)
     organs = []
     for code, organ in enumerate(search.organs):
         keep, stratum = search.organ == code, f"organ={organ}"
         if not search.counted[keep].any():
             rest = search.support_of(keep)
-            yield from _undefined(
-                ["macro_f1", "accuracy"], setting, search.organ_left_out, stratum, *rest
-            )
+            if detailed:
+                yield from undefined(
+                    ["macro_f1", "accuracy"], setting, search.organ_left_out, stratum, *rest
+                )
             continue
         votes = search.votes(k, keep)
         organs.append(votes)
         for metric, figure in (("macro_f1", votes.macro_f1), ("accuracy", votes.accuracy)):
-            yield Figure(
-                metric, partial(share, figure, votes.n, votes.n_patients), setting, stratum
-            )
+            if detailed:
+                yield Figure(
+                    metric, partial(share, figure, votes.n, votes.n_patients), setting, stratum
+                )
     if whole is None or len(organs) < 2:
         reason = "fewer than two organs can be measured: a spread over organs needs two"
-        yield from _undefined([RANGE, DEVIATION, TAU], setting, reason)
+        yield from undefined(OVER_ORGANS, setting, reason)
         return
     spread = OrganSpread(organs, whole.macro_f1)
+    yield Figure(OVER_ORGANS[0], spread.mean, setting)
     yield Figure(RANGE, spread.range, setting)
     yield Figure(DEVIATION, spread.deviation, setting)
     yield Figure(TAU, spread.between, setting)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which slides a query of one scope may find.
+
+    Attributes
+    ----------
+    allowed
+        [n, n].
+    n_labels
+        Of the cohort.
+    """
+
+    allowed: Bools
+    n_labels: int
+
+    @classmethod
+    def of(cls, cohort: pl.DataFrame, scope: ScopeName, p: SearchSettings) -> Reach:
+        """Read it from the slides of the cohort."""
+        named = cohort.with_columns(patient=pl.col("patient_id"))
+        allowed = allowed_pairs(named, SCOPES[scope], p.exclude)
+        return cls(allowed, cohort["label"].n_unique())
+
+    @cached_property
+    def _known(self) -> dict[bytes, Ints]:
+        return {}
+
+    def relevant(self, labels: Ints) -> Ints:
+        """[m, n] slides that each query may find and that have its label; once for all families."""
+        key = sha256(labels.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = findable(self.allowed, labels, self.n_labels)
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -150,6 +288,12 @@ class Search:
         Whether a query searches its own organ alone.
     min_patients
         Patients that a label needs.
+    center
+        [n] codes.
+    scope
+        Name of the scope.
+    seed
+        Of what is permuted.
     """
 
     queries: LabelledQueries
@@ -162,10 +306,13 @@ class Search:
     weights: Floats
     within: bool
     min_patients: int
+    center: Ints
+    scope: ScopeName
+    seed: int
 
     @classmethod
     def of(
-        cls, matches: pl.DataFrame, cohort: pl.DataFrame, scope: ScopeName, p: Retrieval
+        cls, matches: pl.DataFrame, cohort: pl.DataFrame, scope: ScopeName, p: SearchSettings
     ) -> Search:
         """Read the matches of one family and scope.
 
@@ -204,6 +351,9 @@ class Search:
             weights=p.weights(n_patients),
             within=within,
             min_patients=p.min_patients,
+            center=np.unique(cohort["center"].to_numpy(), return_inverse=True)[1],
+            scope=scope,
+            seed=p.seed,
         )
 
     @property
@@ -235,7 +385,7 @@ class Search:
                 else "no second label of its organ has enough patients, so that every vote within "
                 "the organ is correct: search across organs"
             )
-            yield from _undefined(["f1"], setting, reason, f"label={label}", *self.support_of(own))
+            yield from undefined(["f1"], setting, reason, f"label={label}", *self.support_of(own))
 
     @property
     def nothing_counts(self) -> str:
@@ -256,6 +406,39 @@ class Search:
                 "search within it is trivial: search across organs, or add patients"
             )
         return f"no label of this organ has {self.min_patients} patients: add patients"
+
+
+def search_votes(
+    matches: pl.DataFrame, slides: pl.DataFrame, scope: ScopeName, k: int, p: SearchSettings
+) -> PatientVotes | None:
+    """Votes of the k nearest matches of one family and scope; None where no query is counted.
+
+    Parameters
+    ----------
+    matches
+        query_slide, rank, match_slide.
+    slides
+        Slides table.
+    scope
+        Name of the scope.
+    k
+        Matches that vote.
+    p
+        The parameters.
+    """
+    found = matches.drop_nulls("query_slide")
+    if found.is_empty():
+        return None
+    search = Search.of(found, _cohort(matches, slides), scope, p)
+    return search.votes(k) if search.counted.any() else None
+
+
+def why_no_votes(matches: pl.DataFrame) -> str:
+    """Why :func:`search_votes` counts no query."""
+    reason: str | None = matches["reason"].drop_nulls().first()
+    return reason or (
+        "no label has enough patients where it is searched: add patients, or search across organs"
+    )
 
 
 def searchable_labels(queries: LabelledQueries, min_patients: int, within_organ: bool) -> Bools:
@@ -309,6 +492,18 @@ class OrganSpread:
 
     organs: Sequence[PatientVotes]
     pooled: ResampledFigure
+
+    def mean(self) -> Value:
+        """Mean, with the bootstrap of the same resampled cohorts."""
+        figures = [organ.macro_f1 for organ in self.organs]
+        figure = ResampledFigure(
+            float(self._values.mean()),
+            np.mean([f.draws for f in figures], axis=0),
+            self._permuted.mean(axis=1),
+            sum(f.n_patients for f in figures),
+        )
+        n = sum(organ.n for organ in self.organs)
+        return share(figure, n, sum(organ.n_patients for organ in self.organs))
 
     def range(self) -> Value:
         """Largest minus smallest; no verdict where the search finds no labels."""
@@ -376,14 +571,15 @@ def _threshold(p: Retrieval, setting: Mapping[str, str]) -> float | None:
     return next((c.threshold for c in p.criteria if c.asks(asked) and c.direction == "above"), None)
 
 
-def _undefined(
+def undefined(
     metrics: Sequence[str],
-    setting: Mapping[str, str],
+    setting: Mapping[str, Any],
     reason: str,
     stratum: str = "all",
     n: int = 0,
     n_patients: int = 0,
 ) -> Iterator[Figure]:
+    """Figures that the cohort does not support, with the reason."""
     for metric in metrics:
         yield Figure(metric, partial(_refuse, reason), setting, stratum, n, n_patients)
 

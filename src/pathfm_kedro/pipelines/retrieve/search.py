@@ -1,41 +1,46 @@
 """Search among slides: for each query slide the nearest slides of other patients.
 
-A slide is one vector, the ``mean`` or the maximum of its tiles, or its mosaic, the few tiles that stand
-for it (:func:`~pathfm_kedro.slides.mosaic.choose_mosaic`), compared by
-:func:`~pathfm_kedro.pipelines.retrieve.search.median_min`:
-``D(q, c) = median over patches a of q of min over patches b of c of distance(a, b)`` (Kalra et al.
-2020, Yottixel).
+A slide is its mosaic, the few tiles that stand for it
+(:func:`~pathfm_kedro.slides.mosaic.choose_mosaic`). How two mosaics are compared is a *family*, a
+file of its own in :mod:`~pathfm_kedro.pipelines.retrieve.families`: one vector per slide (``mean``,
+``max``), several (``median_min``, which is Yottixel's, ``barcode``, ``maxsim``, ``chamfer``), visual
+words (``bovw``, ``bm25``, ``vlad``), or the lists of others ordered anew (``hybrid``, ``reranked``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.pipelines.retrieve.families.registry import (
+    Distances,
+    comparing_families,
+    known_families,
+)
+from pathfm_kedro.pipelines.retrieve.families.settings import (
+    Bools,
+    Count,
+    FamilySettings,
+    Floats,
+    Ints,
+)
+from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
-from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.parameters import STRICT
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Count = Annotated[int, Field(ge=1)]
-Distance = Literal["cosine", "euclidean"]
-Family = Literal["mean", "max", "median_min"]
 ScopeName = Literal["within_organ", "across_organs", "within_organ_other_centers"]
 Vote = Literal["top1", "mv3", "mv5"]
 T = TypeVar("T")
 
-#: Entries of one block of patch-to-patch products: 128 MiB of float64.
-_BLOCK_ENTRIES = 1 << 24
-#: Distances closer than this are tied: it lies far above rounding, far below any real difference.
-_TIE_DECIMALS = 7
+#: Queries ranked at once.
+_QUERIES_AT_ONCE = 1024
 #: What of a slide stands beside it in the matches.
 _CARRIED = ("patient", "center", "organ", "label")
 MATCHES_SCHEMA: dict[str, pl.DataType] = {
@@ -46,6 +51,7 @@ MATCHES_SCHEMA: dict[str, pl.DataType] = {
     "match_slide": pl.String(),
     "distance": pl.Float64(),
     **{f"{role}_{column}": pl.String() for role in ("query", "match") for column in _CARRIED},
+    "reason": pl.String(),
 }
 
 
@@ -90,16 +96,14 @@ def _enough_for_votes(k: int, info: ValidationInfo) -> int:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class Retrieval(ExperimentParameters):
-    """Parameters of the experiment; see ``parameters_retrieve.yml`` for the reasons.
+class SearchSettings(FamilySettings):
+    """Parameters of every experiment that searches slides.
 
     Attributes
     ----------
     families, scopes, votes
-        Names in :data:`FAMILIES`, :data:`SCOPES`, :data:`VOTES`: how slides are compared, where a
-        query looks, and how many matches vote.
-    distance
-        ``cosine`` or ``euclidean``.
+        Names in :data:`FAMILIES` and :data:`REORDERINGS`, :data:`SCOPES`, :data:`VOTES`: how slides are
+        compared, where a query looks, and how many matches vote.
     exclude
         What a match must not share with its query.
     k
@@ -110,91 +114,69 @@ class Retrieval(ExperimentParameters):
         Of labels among patients, for the null.
     """
 
-    families: Annotated[tuple[Family, ...], Field(min_length=1), AfterValidator(_once)]
+    families: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(known_families)]
     scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1), AfterValidator(_once)]
     votes: Annotated[tuple[Vote, ...], Field(min_length=1), AfterValidator(_once)]
-    distance: Distance
     exclude: Literal["patient", "slide", "none"]
     k: Annotated[Count, AfterValidator(_enough_for_votes)]
     min_patients: Count
     n_permutations: Count
+    fused: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(comparing_families)] = (
+        "mean",
+        "bm25",
+    )
 
 
-def mean(mosaic: Mosaic, distance: Distance) -> Floats:
-    """Distances between slides by the mean of their patches: [n_slides, n_slides]."""
-    return _between_rows(mosaic.mean(), distance)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Retrieval(SearchSettings):
+    """Parameters of the experiment; see ``parameters_retrieve.yml`` for the reasons.
 
-
-def maximum(mosaic: Mosaic, distance: Distance) -> Floats:
-    """Distances between slides by the maximum of their patches: [n_slides, n_slides]."""
-    return _between_rows(mosaic.maximum(), distance)
-
-
-def median_min(mosaic: Mosaic, distance: Distance) -> Floats:
-    """Distances between slides as Yottixel ranks them.
-
-    ``D(q, c) = median over patches a of q of min over patches b of c of distance(a, b)``. It is
-    asymmetric: q is the query. Blocked, so that memory does not grow with the number of pairs of
-    patches.
-
-    Returns
-    -------
-    ndarray
-        [n_slides, n_slides] float64, row = query.
-
-    References
+    Attributes
     ----------
-    Kalra et al., Yottixel, Medical Image Analysis 65 (2020).
-
-    Examples
-    --------
-    >>> slides = pl.DataFrame({"slide_id": ["s", "t"]})
-    >>> vectors = np.array([[0.0], [3.0], [1.0]], dtype=np.float32)
-    >>> median_min(Mosaic(slides, vectors, np.array([0, 2])), "euclidean").tolist()
-    [[0.0, 1.5], [1.0, 0.0]]
+    detailed
+        Families whose F1 is also told for each label and organ; all if not given.
     """
-    left, right, shift = _as_products(mosaic.vectors, distance)
-    result = np.empty((len(mosaic.starts), len(mosaic.starts)))
-    ends = mosaic.starts + mosaic.sizes
-    side = int(np.sqrt(_BLOCK_ENTRIES))
-    for queries in _blocks(mosaic.sizes, side):
-        rows = slice(mosaic.starts[queries.start], ends[queries.stop - 1])
-        nearest = np.empty((rows.stop - rows.start, len(mosaic.starts)))
-        for found in _blocks(mosaic.sizes, side):
-            columns = slice(mosaic.starts[found.start], ends[found.stop - 1])
-            products = left[rows] @ right[columns].T
-            starts = mosaic.starts[found] - columns.start
-            nearest[:, found] = np.minimum.reduceat(products, starts, axis=1)
-        nearest = _as_distance(nearest + shift[rows, None], distance)
-        result[queries] = _median_by_slide(nearest, mosaic.sizes[queries])
-    return result
+
+    detailed: Annotated[tuple[str, ...], AfterValidator(known_families)] | None = None
+
+    def tells_all_of(self, family: str) -> bool:
+        """Whether a family's F1 is told for each label and organ."""
+        return self.detailed is None or family in self.detailed
 
 
-#: Every way to compare two slides; a new one is a function here and a name in :data:`Family`.
-FAMILIES: dict[Family, Callable[[Mosaic, Distance], Floats]] = {
-    "mean": mean,
-    "max": maximum,
-    "median_min": median_min,
-}
-
-
-def rank_matches(
-    distances: Floats, slides: pl.DataFrame, scope: Scope, exclude: str, k: int
-) -> tuple[Ints, Ints, Ints]:
-    """Find the k nearest admissible slides of each query; ties go to the lower index.
+def allowed_pairs(slides: pl.DataFrame, scope: Scope, exclude: str) -> Bools:
+    """Which slides each query may find: [n, n], row = query.
 
     Parameters
     ----------
-    distances
-        [n, n], row = query.
     slides
-        [n] rows in the same order, with the columns that `scope` and `exclude` compare.
+        [n] rows with the columns that `scope` and `exclude` compare.
     scope
         Which slides a query may find.
     exclude
         ``patient``, ``slide`` or ``none``: what a match must not share with its query.
+    """
+    allowed = np.ones((len(slides), len(slides)), bool)
+    for column in scope.same:
+        codes = _codes(slides, column)
+        allowed &= codes[:, None] == codes
+    for column in (*scope.other, *_EXCLUDED[exclude]):
+        codes = _codes(slides, column)
+        allowed &= codes[:, None] != codes
+    return allowed
+
+
+def rank_matches(distances: Floats, allowed: Bools, k: int) -> tuple[Ints, Ints, Ints]:
+    """Find the k nearest slides that each query may find; ties go to the lower index.
+
+    Parameters
+    ----------
+    distances
+        [n, m], row = query; a slide at infinite distance is not found.
+    allowed
+        [n, m] which slides a query may find.
     k
-        Matches per query; fewer where the scope holds fewer.
+        Matches per query; fewer where fewer may be found.
 
     Returns
     -------
@@ -205,28 +187,24 @@ def rank_matches(
     --------
     >>> slides = pl.DataFrame({"slide_id": ["r", "s", "t"], "patient": ["p", "p", "q"]})
     >>> distances = np.array([[0.0, 0.1, 0.2], [0.1, 0.0, 0.3], [0.2, 0.2, 0.0]])
-    >>> query, rank, match = rank_matches(distances, slides, Scope(), "patient", k=2)
+    >>> allowed = allowed_pairs(slides, Scope(), "patient")
+    >>> query, rank, match = rank_matches(distances, allowed, k=2)
     >>> query.tolist(), rank.tolist(), match.tolist()
     ([0, 1, 2, 2], [1, 1, 1, 2], [2, 2, 0, 1])
     """
-    same = [_codes(slides, column) for column in scope.same]
-    other = [_codes(slides, column) for column in (*scope.other, *_EXCLUDED[exclude])]
     found: list[tuple[Ints, Ints, Ints]] = []
-    for rows in _blocks(np.ones(len(slides), np.int64), max(1, _BLOCK_ENTRIES // len(slides))):
-        block = distances[rows].copy()
-        for codes in same:
-            block[codes[rows, None] != codes] = np.inf
-        for codes in other:
-            block[codes[rows, None] == codes] = np.inf
+    for start in range(0, len(distances), _QUERIES_AT_ONCE):
+        rows = slice(start, start + _QUERIES_AT_ONCE)
+        block = np.where(allowed[rows], distances[rows], np.inf)
         order = np.argsort(block, axis=1, kind="stable")[:, :k]
         query, rank = np.nonzero(np.isfinite(np.take_along_axis(block, order, axis=1)))
-        found.append((query + rows.start, rank + 1, order[query, rank]))
+        found.append((query + start, rank + 1, order[query, rank]))
     query, rank, match = (np.concatenate(part) for part in zip(*found, strict=True))
     return query, rank, match
 
 
 def search_slides(
-    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: Retrieval
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: SearchSettings
 ) -> pl.DataFrame:
     """Search every slide among the slides of other patients, by every family and scope.
 
@@ -243,87 +221,46 @@ def search_slides(
     -------
     DataFrame
         Columns :data:`MATCHES_SCHEMA`, one row per match: family, scope, query_slide, rank,
-        match_slide, distance, then patient, center, organ and label of query and match.
+        match_slide, distance, then patient, center, organ and label of query and match. A family for
+        which a scope holds too few slides has one row there with the reason and no query.
     """
-    mosaic = read_mosaic(slides, tiles, embeddings)
-    found = [pl.DataFrame(schema=MATCHES_SCHEMA)]
-    if len(mosaic.starts):
-        for family in p.families:
-            distances = _rounded(FAMILIES[family](mosaic, p.distance))
-            for scope in p.scopes:
-                triple = rank_matches(distances, mosaic.slides, SCOPES[scope], p.exclude, p.k)
-                found.append(_matches(family, scope, mosaic.slides, distances, triple))
-    return pl.concat(found)
+    return search_mosaic(read_mosaic(slides, tiles, embeddings), p)
 
 
-def _as_products(vectors: NDArray[Any], distance: Distance) -> tuple[Floats, Floats, Floats]:
-    """Left, right, shift with distance (euclidean: squared) of rows i, j = left·right + shift_i.
-
-    In this form the minimum over j needs the matrix product alone. float64, since a tie decided by
-    rounding would make the ranking depend on threads and block sizes.
-    """
-    rows = vectors.astype(np.float64)
-    if distance == "cosine":
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        units = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-        return -units, units, np.ones(len(rows))
-    rows = rows - rows.mean(axis=0)  # far from the origin the squares would cancel
-    squares = np.einsum("ij,ij->i", rows, rows)
-    left = np.column_stack([-2 * rows, np.ones(len(rows))])
-    return left, np.column_stack([rows, squares]), squares
+def search_mosaic(mosaic: Mosaic, p: SearchSettings) -> pl.DataFrame:
+    """Search every slide of a mosaic; see :func:`search_slides`."""
+    return pl.concat([pl.DataFrame(schema=MATCHES_SCHEMA), *_searches(mosaic, p)])
 
 
-def _as_distance(values: Floats, distance: Distance) -> Floats:
-    positive = np.maximum(values, 0)
-    return cast(Floats, np.sqrt(positive) if distance == "euclidean" else positive)
-
-
-def _between_rows(rows: Floats, distance: Distance) -> Floats:
-    left, right, shift = _as_products(rows, distance)
-    return _as_distance(left @ right.T + shift[:, None], distance)
-
-
-def _median_by_slide(values: Floats, sizes: Ints) -> Floats:
-    """Medians over the rows of each slide: [Σ sizes, m] → [n_slides, m]."""
-    slide = np.repeat(np.arange(len(sizes)), sizes)
-    place = np.arange(len(values)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    padded = np.full((len(sizes), int(sizes.max()), values.shape[1]), np.inf)
-    padded[slide, place] = values
-    padded.sort(axis=1)
-    every = np.arange(len(sizes))
-    middle = padded[every, (sizes - 1) // 2] + padded[every, sizes // 2]
-    return cast(Floats, middle / 2)
-
-
-def _blocks(sizes: Ints, limit: int) -> Iterator[slice]:
-    """Consecutive slides of at most `limit` rows together, at least one slide each."""
-    ends = np.cumsum(sizes)
-    start = 0
-    while start < len(sizes):
-        before = ends[start] - sizes[start]
-        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
-        yield slice(start, stop)
-        start = stop
-
-
-def _rounded(distances: Floats) -> Floats:
-    """Distances without the last digits, where rounding would decide between tied slides."""
-    largest = float(distances.max())
-    magnitude = int(np.ceil(np.log10(largest))) if largest > 0 else 0
-    return np.round(distances, _TIE_DECIMALS - magnitude)
+def _searches(mosaic: Mosaic, p: SearchSettings) -> Iterator[pl.DataFrame]:
+    if not len(mosaic.starts):
+        return
+    distances = Distances(mosaic, mosaic, p)
+    allowed = {s: allowed_pairs(mosaic.slides, SCOPES[s], p.exclude) for s in p.scopes}
+    for family in p.families:
+        for scope in p.scopes:
+            try:
+                found = distances.of(family, allowed[scope])
+            except Undefined as problem:
+                nothing = {"family": family, "scope": scope, "reason": str(problem)}
+                yield to_schema([nothing], MATCHES_SCHEMA)
+                continue
+            triple = rank_matches(found, allowed[scope], p.k)
+            yield matches_table(family, scope, mosaic.slides, found, triple)
 
 
 def _codes(slides: pl.DataFrame, column: str) -> Ints:
     return np.unique(slides[column].to_numpy(), return_inverse=True)[1].astype(np.int64)
 
 
-def _matches(
+def matches_table(
     family: str,
     scope: str,
     slides: pl.DataFrame,
     distances: Floats,
     triple: tuple[Ints, Ints, Ints],
 ) -> pl.DataFrame:
+    """Found pairs with what their slides carry, in the columns of :data:`MATCHES_SCHEMA`."""
     query, rank, match = triple
     pairs = pl.DataFrame(
         {
@@ -340,5 +277,4 @@ def _matches(
         for role, rows in (("query", query), ("match", match))
         for column in _CARRIED
     ]
-    kinds = [pl.col(name).cast(kind) for name, kind in MATCHES_SCHEMA.items()]
-    return pairs.with_columns(beside).select(kinds)
+    return to_schema(pairs.with_columns(beside), MATCHES_SCHEMA)

@@ -4,7 +4,7 @@ Three factors are separated, with one vector per place for all (equal bytes of i
 
 - ``whole``: a wider field at one mpp, resized as a whole to the encoder's input (more tissue, less
   detail);
-- ``mean`` and ``attention`` (:mod:`~pathfm_kedro.pipelines.robustness.attention_pooling`): the same
+- ``mean`` and ``attention`` (:mod:`~pathfm_kedro.encoders.heads`): the same
   field as its sub-tiles of the tile's size, pooled (the same tissue, all detail, no view across
   sub-tiles);
 - ``native``: the same field at its own size, with interpolated position embeddings.
@@ -47,12 +47,10 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+from threadpoolctl import threadpool_limits
 
+from pathfm_kedro.encoders.heads import AttentionSettings, pool_bags
 from pathfm_kedro.encoders.input_size import NATIVE_PROBLEMS
-from pathfm_kedro.pipelines.robustness.attention_pooling import (
-    AttentionSettings,
-    attention_neighbours,
-)
 from pathfm_kedro.slides.fields import side_of_tiles
 from pathfm_kedro.slides.nested_fields import (
     Layout,
@@ -239,6 +237,48 @@ def _at_field(
             pl.lit(width * height / 1e6).alias("megapixels_read"),
             pl.lit(reason).alias("reason"),
         )
+
+
+def attention_neighbours(
+    subs: NDArray[np.float32],
+    labels: NDArray[Any],
+    patients: NDArray[Any],
+    k: int,
+    settings: AttentionSettings,
+    seed: int,
+) -> Ints:
+    """Neighbours of each place with its sub-tiles pooled by attention that never saw its patient.
+
+    Parameters
+    ----------
+    subs
+        [n, S, d] vectors of the sub-tiles.
+    labels, patients
+        [n].
+    k
+        Neighbours of each place.
+    settings
+        How attention is fitted.
+    seed
+        Of folds and of the fit.
+
+    Returns
+    -------
+    ndarray
+        [n, k] neighbours of other patients, each by the attention of the asking place's fold.
+
+    Raises
+    ------
+    Undefined
+        If there are too few patients, labels or places to fit attention.
+    """
+    where = "field_of_view.attention"
+    pooled = pool_bags("attention", subs, labels, patients, settings, seed, where)
+    neighbours = np.empty((len(subs), k), np.int64)
+    with threadpool_limits(1):  # sums in one order: the same figures on any number of cores
+        for asking, vectors in pooled.by_model():
+            neighbours[asking] = nearest_indices(vectors, patients, k, queries=asking)
+    return neighbours
 
 
 def _stacked(views: Embeddings, rows: pl.DataFrame, name: str, first: int) -> NDArray[np.float32]:

@@ -1,0 +1,120 @@
+"""Networks that are fitted on the cohort itself. Importing this loads torch: do so where it is used."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+#: Of pixels on the scale 0 ... 1: tissue and glass are bright, so that inputs lie about zero.
+_MEAN, _STD = (0.7, 0.6, 0.7), (0.2, 0.2, 0.2)
+#: Channels of the convolutions, each of which halves the side.
+_CHANNELS = (32, 64, 128, 128)
+#: Channels that are normalised together: a group's statistics come from the tile alone, so that no
+#: tile's vector depends on the batch that trained it.
+_GROUPS = 8
+#: Of the transformer: tokens along a side, width, blocks, heads.
+_TOKENS, _WIDTH, _DEPTH, _HEADS = 8, 128, 4, 4
+
+
+class AttentionClassifier(nn.Module):
+    """Attention-based pooling of bags with a linear classifier of what was pooled (ABMIL).
+
+    ``a = softmax_s(w·tanh(V u_s))``; attention starts at w = 0, which is the mean.
+
+    Parameters
+    ----------
+    features
+        Length of an instance's vector u.
+    hidden
+        Rows of V.
+    labels
+        Classes.
+    seed
+        Of V and the classifier.
+    """
+
+    def __init__(self, features: int, hidden: int, labels: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(*shape: int) -> nn.Parameter:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return nn.Parameter(values / shape[0] ** 0.5)
+
+        self.hidden = drawn(features, hidden)
+        self.score = nn.Parameter(torch.zeros(hidden, dtype=torch.float64))
+        self.classifier = drawn(features, labels)
+        self.bias = nn.Parameter(torch.zeros(labels, dtype=torch.float64))
+
+    def attention(self, bags: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """[n, S] attention over the instances of bags [n, S, features], none to those not present."""
+        scores = torch.tanh(bags @ self.hidden) @ self.score
+        return torch.softmax(scores.masked_fill(~present, -torch.inf), dim=1)
+
+    def forward(self, bags: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """[n, labels] logits."""
+        pooled = (self.attention(bags, present)[..., None] * bags).sum(dim=1)
+        return pooled @ self.classifier + self.bias
+
+
+class SmallCNN(nn.Module):
+    """Four convolutions and the mean over places: 128 features of what is locally there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for channels in _CHANNELS:
+            layers += [
+                nn.Conv2d(before, channels, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(_GROUPS, channels),
+                nn.ReLU(),
+            ]
+            before = channels
+        self.convolutions = nn.Sequential(*layers)
+        self.num_features = before
+        self.num_classes = 0
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """[n, 128] of [n, 3, side, side]."""
+        return cast(torch.Tensor, self.convolutions(batch)).mean(dim=(2, 3))
+
+
+def small_vit(side: int) -> nn.Module:
+    """A vision transformer of four blocks on 8 x 8 patches of the tile, mean over patches.
+
+    Parameters
+    ----------
+    side
+        Of its input, px.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=side,
+        patch_size=side // _TOKENS,
+        embed_dim=_WIDTH,
+        depth=_DEPTH,
+        num_heads=_HEADS,
+        num_classes=0,
+        global_pool="avg",
+    )
+
+
+def rival(name: str, side: int, seed: int) -> Any:
+    """An untrained network by name, its weights drawn from a seed.
+
+    Raises
+    ------
+    KeyError
+        If there is none of the name.
+    """
+    builders = {"small_cnn": SmallCNN, "small_vit": lambda: small_vit(side)}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        network: Any = builders[name]()
+    # What timm's models say of themselves, and what preprocessing is read from.
+    network.pretrained_cfg = {"input_size": (3, side, side), "mean": _MEAN, "std": _STD}
+    return network

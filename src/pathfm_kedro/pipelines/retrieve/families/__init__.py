@@ -1,0 +1,1 @@
+"""Ways to compare slides, one to a file; :mod:`registry` lists them."""

@@ -1,0 +1,161 @@
+"""Distances between sets of vectors as blocked matrix products.
+
+All of it is float64, since a tie that rounding decides would make a ranking depend on threads and
+block sizes; :data:`PRECISION` may be lowered for timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import numpy as np
+
+from pathfm_kedro.pipelines.retrieve.families.settings import Distance, Floats, Ints, Vectors
+from pathfm_kedro.statistics.mosaic import Mosaic
+
+#: Entries of one block of patch-to-patch products: 16 MiB of float64, so that the minimum is taken
+#: while they are near the processor.
+BLOCK_ENTRIES = 1 << 21
+#: Patches of the queries in one block: enough for the matrix product to run at full speed.
+BLOCK_ROWS = 1024
+
+
+def between_rows(queries: Floats, archive: Floats, distance: Distance) -> Floats:
+    """Distances between one vector per slide and one per slide: [n, d], [m, d] → [n, m]."""
+    left, right, shift = as_products(queries, archive, distance)
+    return as_distance(left @ right.T + shift[:, None], distance)
+
+
+def nearest_patches(
+    queries: Mosaic, archive: Mosaic, distance: Distance
+) -> Iterator[tuple[slice, Floats]]:
+    """Distance of each patch of the queries to the nearest patch of each slide of the archive.
+
+    Yields
+    ------
+    tuple
+        Consecutive slides of the queries, and [n_archive, patches of these] distances. Euclidean
+        distances are squared.
+    """
+    left, right, shift = as_products(queries.vectors, archive.vectors, distance)
+    starts, ends = queries.starts, queries.starts + queries.sizes
+    found_ends = archive.starts + archive.sizes
+    for some in blocks(queries.sizes, BLOCK_ROWS):
+        rows = slice(starts[some.start], ends[some.stop - 1])
+        nearest = np.empty((len(archive.starts), rows.stop - rows.start), left.dtype)
+        for found in blocks(archive.sizes, max(1, BLOCK_ENTRIES // nearest.shape[1])):
+            first = archive.starts[found.start]
+            products = right[first : found_ends[found.stop - 1]] @ left[rows].T
+            np.minimum.reduceat(products, archive.starts[found] - first, axis=0, out=nearest[found])
+        yield some, np.maximum(nearest + shift[rows], 0)
+
+
+def set_to_set(
+    queries: Mosaic,
+    archive: Mosaic,
+    distance: Distance,
+    reduce: Callable[[Floats, Ints], Floats],
+) -> Floats:
+    """Reduce, for each pair of slides, the distances of the query's patches to their nearest ones.
+
+    Parameters
+    ----------
+    queries, archive
+        Slides that search, and slides that are searched.
+    distance
+        Between patches; Euclidean ones are squared.
+    reduce
+        ``([m, patches], [n] sizes) -> [m, n]``: over the patches of each slide.
+
+    Returns
+    -------
+    ndarray
+        [n_queries, n_archive].
+    """
+    result = np.empty((len(queries.starts), len(archive.starts)))
+    for some, nearest in nearest_patches(queries, archive, distance):
+        result[some] = reduce(nearest, queries.sizes[some]).T
+    return result
+
+
+def symmetrised(
+    directed: Callable[[Mosaic, Mosaic], Floats], queries: Mosaic, archive: Mosaic
+) -> Floats:
+    """Mean of the distance there and back."""
+    there = directed(queries, archive)
+    back = there if queries is archive else directed(archive, queries)
+    return (there + back.T) / 2
+
+
+def median_by_slide(values: Floats, sizes: Ints) -> Floats:
+    """Medians over the patches of each slide: [m, Σ sizes] → [m, n_slides].
+
+    Examples
+    --------
+    >>> median_by_slide(np.array([[3.0, 1.0, 2.0, 5.0]]), np.array([3, 1])).tolist()
+    [[2.0, 5.0]]
+    """
+    slide = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.arange(values.shape[1]) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    padded = np.full((len(values), len(sizes), int(sizes.max())), np.inf, values.dtype)
+    padded[:, slide, place] = values
+    middle = np.unique([(sizes - 1) // 2, sizes // 2])
+    padded.partition(middle, axis=2)
+    every = np.arange(len(sizes))
+    low, high = padded[:, every, (sizes - 1) // 2], padded[:, every, sizes // 2]
+    middle_value: Floats = (low + high) / 2
+    return middle_value
+
+
+def mean_by_slide(values: Floats, sizes: Ints) -> Floats:
+    """Means over the patches of each slide: [m, Σ sizes] → [m, n_slides]."""
+    sums: Floats = np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1)
+    return sums / sizes
+
+
+def unit_rows(vectors: Vectors) -> Floats:
+    """Rows of length 1 in float64; a row of zeros stays."""
+    rows = vectors.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    units: Floats = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return units
+
+
+def as_products(
+    queries: Vectors, archive: Vectors, distance: Distance
+) -> tuple[Floats, Floats, Floats]:
+    """Left, right, shift with distance (euclidean: squared) of rows i, j = left·right + shift_i.
+
+    In this form the minimum over j needs the matrix product alone.
+    """
+    if distance == "cosine":
+        same = queries is archive
+        right = unit_rows(archive)
+        return -(right if same else unit_rows(queries)), right, np.ones(len(queries))
+    origin = archive.mean(axis=0, dtype=np.float64)  # far from it the squares would cancel
+    left, right = queries - origin, archive - origin
+    squares = np.einsum("ij,ij->i", right, right)
+    shift = np.einsum("ij,ij->i", left, left)
+    return (
+        np.column_stack([-2 * left, np.ones(len(left))]),
+        np.column_stack([right, squares]),
+        shift,
+    )
+
+
+def as_distance(values: Floats, distance: Distance) -> Floats:
+    """Distances from what the products give: roots of Euclidean ones, none below zero."""
+    positive = np.maximum(values, 0)
+    return cast(Floats, np.sqrt(positive) if distance == "euclidean" else positive)
+
+
+def blocks(sizes: Ints, limit: int) -> Iterator[slice]:
+    """Consecutive slides of at most `limit` rows together, at least one slide each."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = ends[start] - sizes[start]
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        yield slice(start, stop)
+        start = stop
