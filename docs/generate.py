@@ -26,6 +26,7 @@ import yaml
 
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import ControlWords, ExperimentWords, Words, gather_words
+from pathfm_kedro.pipelines.robustness.pipeline import agreement_pipeline
 from pathfm_kedro.statistics.parameters import ExperimentParameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,8 @@ def _used_modules(words: Words) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     with mock.patch.dict(os.environ, {"KEDRO_ENV": COHORT}):
         registered = register_pipelines()
+    # The phantom brings no features that could be held against an encoder.
+    registered["robustness"] += agreement_pipeline(["brought", "own"], {"brought": "own"})
     for pipeline, nodes in registered.items():
         if pipeline == "__default__":
             continue

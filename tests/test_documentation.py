@@ -28,9 +28,11 @@ from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
 from pathfm_kedro.configuration import unknown_keys
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import Words, gather_words
+from pathfm_kedro.pipelines.robustness.pipeline import agreement_pipeline
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.variants import expand_variants
+from pathfm_kedro.wiring import grouped
 from tests.conftest import PROJECT
 
 PAGES = sorted(
@@ -128,7 +130,12 @@ def pipelines():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(PROJECT)
         patch.setenv("KEDRO_ENV", "phantom")
-        yield register_pipelines()
+        registered = register_pipelines()
+    # The phantom brings no features that could be held against an encoder.
+    brought = agreement_pipeline(["brought", "own"], {"brought": "own"})
+    return registered | {
+        "__default__": registered["__default__"] + grouped("robustness", [brought])
+    }
 
 
 @pytest.fixture(scope="module")

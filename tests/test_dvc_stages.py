@@ -17,7 +17,9 @@ from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogCon
 from pathfm_kedro.cli import dvc_parameters
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, RUNTIME_VARIABLE
 from pathfm_kedro.pipeline_registry import register_pipelines
+from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.sizes import SizedConfigLoader
+from pathfm_kedro.wiring import TileGrids
 from tests.conftest import PROJECT
 
 COHORT, LABEL = "phantom", "0-repro"
@@ -29,6 +31,8 @@ OF_ENCODER = {
 }
 #: The phantom has no rival; stages are looked at as if it had one.
 RIVAL = {"small_cnn": {"model": "trained:small_cnn", "seed": 3}}
+#: The phantom has no features of others: their stage is looked at for an entry that it might have.
+OF_FEATURES = {"cohort": COHORT, "encoder": "uni", "folder": "../features_uni"}
 #: Parameters that change no result, so no stage depends on them.
 WITHOUT_EFFECT = {"engine"}
 #: Rooms whose code decides what a stage gives; engine and datasets decide only where and how it lies.
@@ -46,7 +50,8 @@ def stages() -> dict[str, dict]:
     for name, stage in declared.items():
         text = yaml.safe_dump(stage["do"]).replace("${key}", COHORT)
         key = f"{COHORT}-{OF_ENCODER[name]}" if name in OF_ENCODER else COHORT
-        for field, value in listed[stage["foreach"][2:-1]][key].items():
+        items = OF_FEATURES if name == "features" else listed[stage["foreach"][2:-1]][key]
+        for field, value in items.items():
             text = text.replace("${item." + field + "}", value)
         filled[name] = yaml.safe_load(text)
     return filled
@@ -64,6 +69,8 @@ def pipelines():
     os.chdir(PROJECT)
     with mock.patch.dict(os.environ, {RUNTIME_VARIABLE: json.dumps({"encoders": RIVAL})}):
         registered = register_pipelines()
+    grids = TileGrids({"uni": "features_uni"})
+    registered["features"] = embed(["uni"], features=["uni"], grids=grids)
     yield registered
     os.chdir(before[0])
     if before[1]:
@@ -74,7 +81,9 @@ def part_of(stage: dict, pipelines):
     """The part of a pipeline that a stage's command runs."""
     words = stage["cmd"].split()
     assert f"PATHFM_PIN_VERSION={LABEL}" in words
-    pipeline = pipelines[words[words.index("--pipelines") + 1]]
+    encoder = words[words.index("--namespaces") + 1] if "--namespaces" in words else ""
+    brought = encoder == f"embed.{OF_FEATURES['encoder']}"
+    pipeline = pipelines["features" if brought else words[words.index("--pipelines") + 1]]
     if "--tags" in words:
         return pipeline.only_nodes_with_tags(words[words.index("--tags") + 1])
     if "--namespaces" in words:
@@ -106,7 +115,7 @@ def paths(entries: list) -> list[str]:
 #: What the sizes of an audit change: stages that read any of it depend on the size.
 SIZES = yaml.safe_load((PROJECT / "conf/base/parameters_sizes.yml").read_text())["sizes"]
 #: Stages that run a part of another pipeline.
-PIPELINE_OF = {"rival": "embed", "harmonise": "embed", "collect": "embed"}
+PIPELINE_OF = {"rival": "embed", "harmonise": "embed", "features": "embed", "collect": "embed"}
 STAGES = (
     "draw",
     "ingest",
@@ -114,6 +123,7 @@ STAGES = (
     "embed",
     "rival",
     "harmonise",
+    "features",
     "collect",
     "retrieve",
     "robustness",
@@ -124,7 +134,7 @@ STAGES = (
 
 def test_there_is_a_stage_for_every_pipeline(stages, pipelines):
     assert set(stages) == set(STAGES)
-    assert set(pipelines) - {"__default__"} == set(STAGES) - {"draw", *PIPELINE_OF}
+    assert set(pipelines) - {"__default__", "features"} == set(STAGES) - {"draw", *PIPELINE_OF}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -144,7 +154,7 @@ def test_dependencies_are_those_of_the_pipeline(name, stages, pipelines, catalog
     # Pixels are known to later stages by the slides' fingerprints.
     inputs = part.inputs() - (set() if name == "ingest" else {"slide_files"})
     read = {pinned_path(d, catalog) for d in inputs if not d.startswith("param")} - {None}
-    declared = [p for p in paths(stage["deps"]) if not p.startswith("src/")]
+    declared = [p for p in paths(stage["deps"]) if not p.startswith(("src/", "../"))]
     assert [p for p in read if not any(covers(d, p) for d in declared)] == []
     assert [d for d in declared if not any(covers(d, p) for p in read)] == []
 
@@ -166,6 +176,8 @@ def test_parameters_are_those_of_the_pipeline(name, stages, pipelines):
         path: keys
         for entry in stage.get("params", [])
         for path, keys in (entry.items() if isinstance(entry, dict) else [(entry, None)])
+        # What params.yaml holds is written from conf/.
+        if path.startswith("conf/")
     }
     for file, key in wanted:
         listed = declared.get(f"conf/base/{file}", [])
@@ -219,7 +231,9 @@ def test_a_stage_depends_on_the_code_it_runs(name, stages):
     modules = imported(start)
     rooms = {room for room in ROOMS if any(m.is_relative_to(source / room) for m in modules)}
     own = {p.removeprefix("src/pathfm_kedro/") for p in declared}
-    assert rooms == own & set(ROOMS)
+    # Of the encoders a tile needs the readers of features alone, and no network.
+    whole = {p.partition("/")[0] if p == "encoders/features" else p for p in own}
+    assert rooms == whole & set(ROOMS)
 
 
 def test_params_yaml_lists_the_cohorts_of_conf():

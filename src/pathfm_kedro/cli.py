@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pathfm_kedro.cohorts import (
     read_cohort_plan,
     refuse_unknown_cohort,
     seeds_of_rivals,
+    tiles_of_cohort,
     weights_path,
 )
 from pathfm_kedro.project import project_root
@@ -23,9 +26,13 @@ from pathfm_kedro.screen import show_errors
 #: What DVC watches where an entry names no weights of its own. A stage cannot leave a dependency out;
 #: this one lies in a folder that the stage depends on anyway, so it changes nothing.
 _NO_WEIGHTS = "src/pathfm_kedro/encoders/weights.py"
+#: The same where no file says where the cohort's tiles lie.
+_NO_PLACES = "src/pathfm_kedro/slides/mosaic.py"
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {"base", "local"}
+#: Files of each folder of features that are read when a cohort is made; a run reads all.
+_LOOKED_AT = 3
 
 _PARAMETERS = """\
 # What this cohort changes of conf/base/{name}; only what differs belongs here.
@@ -62,6 +69,7 @@ def cohort() -> None:
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
         "encoders": "pathfm_kedro.encoders_cli.encoders",
+        "features": "pathfm_kedro.feature_commands.features",
         "search": "pathfm_kedro.search_command.search",
     },
 )
@@ -87,11 +95,20 @@ show_errors()
     help="Draw a phantom cohort of its own instead of reading a manifest.",
 )
 @click.option(
+    "--features",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="An encoder whose vectors lie in FOLDER, a file for each slide (TRIDENT, CLAM, STAMP, …); "
+    "once for each encoder. The manifest's path may then be empty for every slide.",
+)
+@click.option(
     "--size",
     type=click.Choice(["quick", "standard", "full"]),
     help="How large the audit is, audit.size: standard by default, quick for a phantom.",
 )
-def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> None:
+def new(
+    name: str, manifest: Path | None, phantom: bool, features: tuple[str, ...], size: str | None
+) -> None:
     """Add the cohort NAME: check its manifest, write conf/NAME/ and add it to params.yaml."""
     root = project_root()
     folder = root / "conf" / name
@@ -104,6 +121,9 @@ def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> No
         raise click.ClickException(f"conf/{name} exists: choose another name or remove it first")
     if (manifest is None) == (not phantom):
         raise click.ClickException("give either --manifest FILE or --phantom")
+    if features and manifest is None:
+        raise click.ClickException("--features goes with --manifest FILE, which names the slides")
+    brought = _feature_folders(features, root)
     if manifest is not None:
         slides_root = _slides_root(manifest)
         relative = _relative(slides_root, root)
@@ -112,9 +132,14 @@ def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> No
                 f"the manifest lies in '{relative}', and what stands in ${{…}} is read as a "
                 "reference in YAML files: rename the folder"
             )
-        summary = _check(manifest, slides_root)
-        _write_conf(folder, name, relative, "manifest", size or "standard")
+        source = "features" if brought and _without_paths(manifest) else "manifest"
+        summary = _check(manifest, slides_root, source)
+        told = _check_features(manifest, brought, source)
+        _write_conf(folder, name, relative, source, size or "standard")
+        _write_features(folder, brought, told)
         _copy_manifest(manifest, folder / "manifest.csv")
+        for line in told.values():
+            click.echo(line.text)
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
         _write_conf(folder, name, f"data/{name}/01_raw", "phantom", size or "quick")
@@ -124,9 +149,10 @@ def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> No
             f"conf/{name}/manifest.csv is a copy of the manifest, patient ids included: keep this "
             "repository as private as the manifest is"
         )
+    first = "" if brought else f" name your encoders in conf/{name}/parameters_encoders.yml, then"
     click.echo(
         f"conf/{name}/ written: {summary}\n"
-        f"Next: name your encoders in conf/{name}/parameters_encoders.yml, then\n"
+        f"Next:{first}\n"
         f"  kedro run --env {name}\n"
         f"or reproducibly:\n"
         f"  kedro cohort sync && dvc repro report@{name}"
@@ -248,13 +274,20 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
         ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
         ``phantoms`` (cohorts whose slides are drawn),
         ``embeddings`` (every pair of cohort and encoder, and the encoder's weights where its entry
-        names a file or folder), ``rivals`` (encoders that are trained on the cohort, with their seed)
+        names a file or folder), ``features`` (those that are read from files, of tiles of their own),
+        ``rivals`` (encoders that are trained on the cohort, with their seed)
         and ``variants`` (those whose vectors are another encoder's with the center taken out).
     """
     plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
+    tiles = {name: tiles_of_cohort(plan) for name, plan in plans.items()}
+    brought = {name: own.grids.keys() & set(own.features) for name, own in tiles.items()}
     return {
         "cohorts": {
-            name: {"input": _globals(root, name)[_watched(plan.source)]}
+            name: {
+                "input": _globals(root, name)[_watched(plan.source)],
+                "places": weights_path(plan.encoders.get(tiles[name].at, {})) or _NO_PLACES,
+                "grids": ", ".join(sorted(tiles[name].sizes)),
+            }
             for name, plan in plans.items()
         },
         "phantoms": {
@@ -271,11 +304,21 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
             for name, plan in plans.items()
             for encoder, entry in plan.encoders.items()
             if encoder not in harmonised_bases(plan.encoders) | seeds_of_rivals(plan.encoders)
+            and encoder not in brought[name]
         },
         "rivals": {
             f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "seed": str(seed)}
             for name, plan in plans.items()
             for encoder, seed in seeds_of_rivals(plan.encoders).items()
+        },
+        "features": {
+            f"{name}-{encoder}": {
+                "cohort": name,
+                "encoder": encoder,
+                "folder": weights_path(plans[name].encoders[encoder]),
+            }
+            for name, encoders in brought.items()
+            for encoder in sorted(encoders)
         },
         "variants": {
             f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "base": base}
@@ -339,23 +382,24 @@ def _slides_root(manifest: Path) -> Path:
     return beside_file if there > here else beside_link
 
 
-def _check(manifest: Path, slides_root: Path) -> str:
+def _check(manifest: Path, slides_root: Path, source: str) -> str:
     """Validate a manifest and every path in it; a line that sums it up."""
     import polars as pl
 
     from pathfm_kedro.datasets.slide_files import read_manifest_file
-    from pathfm_kedro.pipelines.ingest.manifest import check_manifest
+    from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest, check_manifest
     from pathfm_kedro.slides.files import SlideError, SlideFiles
 
+    check = check_features_manifest if source == "features" else check_manifest
     try:
-        listed = check_manifest(read_manifest_file(manifest))
+        listed = check(read_manifest_file(manifest))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     files = SlideFiles(slides_root)
     reasons = []
     for slide_id, path, reason in listed.select("slide_id", "path", "reason").iter_rows():
         try:
-            if not reason:
+            if not reason and source != "features":
                 files.resolve(path)
         except SlideError as error:
             reason = str(error)
@@ -368,12 +412,148 @@ def _check(manifest: Path, slides_root: Path) -> str:
     if len(reasons) == listed.height:
         raise click.ClickException("no slide of this manifest can be used")
     good = listed.filter(pl.col("status") == "listed")
-    problems = f"{len(reasons)} with problems, listed above" if reasons else "every file is there"
+    fine = "features, no slides" if source == "features" else "every file is there"
+    problems = f"{len(reasons)} with problems, listed above" if reasons else fine
     return (
         f"{listed.height} slides ({problems}), "
         f"{good['patient_id'].n_unique()} patients, {good['center'].n_unique()} centers, "
         f"{good['label'].n_unique()} labels"
     )
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """What a look at a folder of features gave.
+
+    Attributes
+    ----------
+    text
+        What a person is told.
+    level
+        ``tile`` or ``slide``; empty where no file could be read.
+    """
+
+    text: str
+    level: str = ""
+
+
+def _feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
+    """Folder of each encoder as it was typed."""
+    from pathfm_kedro.encoders.spec import EncoderSpec
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        path = Path(folder).expanduser()
+        if not equals or not folder or name in found:
+            raise click.ClickException(
+                f"--features '{text}': write <encoder>=<folder>, such as uni=../job/features_uni, once "
+                "for each encoder"
+            )
+        try:
+            EncoderSpec(name, f"features:{folder}")
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        if not path.is_dir():
+            raise click.ClickException(f"--features '{text}': there is no folder '{folder}'")
+        if "${" in _relative(path.resolve(), root):
+            raise click.ClickException(
+                f"--features '{text}': what stands in ${{…}} is read as a reference in YAML files: "
+                "rename the folder"
+            )
+        found[name] = path
+    return found
+
+
+def _without_paths(manifest: Path) -> bool:
+    """Whether a manifest names no file of any slide."""
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+
+    try:
+        listed = read_manifest_file(manifest)
+    except (OSError, ValueError):
+        # What is wrong with it is said where the manifest is checked.
+        return False
+    return "path" not in listed.columns or not any(listed["path"].fill_null("").str.strip_chars())
+
+
+def _check_features(
+    manifest: Path, brought: Mapping[str, Path], source: str
+) -> dict[str, _Brought]:
+    """Hold each folder against the manifest, and read a few of its files."""
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+    from pathfm_kedro.encoders.features import FeatureFileError
+    from pathfm_kedro.encoders.features.finding import list_feature_files
+    from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest
+
+    if not brought:
+        return {}
+    listed = check_features_manifest(read_manifest_file(manifest))
+    mpp = dict(listed.select("slide_id", "mpp").iter_rows())
+    found = {}
+    for name, folder in brought.items():
+        try:
+            files = list_feature_files(folder, list(mpp))
+        except FeatureFileError as error:
+            raise click.ClickException(f"--features {name}: {error}") from error
+        own = {slide: paths for slide, paths in files.items() if slide in mpp}
+        if not own:
+            raise click.ClickException(
+                f"--features {name}: none of the {len(files)} files in {folder} is named after a slide "
+                f"of the manifest: the first is about '{next(iter(files))}', the manifest's first "
+                f"slide_id is '{next(iter(mpp))}'"
+            )
+        found[name] = _look_at(name, own, mpp, len(files) - len(own))
+    return found
+
+
+def _look_at(
+    name: str, own: Mapping[str, Sequence[Path]], mpp: Mapping[str, float | None], others: int
+) -> _Brought:
+    """Counts of a folder, and what the first of its files say."""
+    from pathfm_kedro.encoders.features import read_features, refuse_other_encoder
+
+    text = f"{name}: {len(own)} of {len(mpp)} slides have a file"
+    text += f", {others} files are of other slides" if others else ""
+    read, problems = [], []
+    for slide in list(own)[:_LOOKED_AT]:
+        try:
+            features = read_features(own[slide][0], slide_id=slide, slide_mpp=mpp[slide])
+            refuse_other_encoder(features, name)
+            read.append(features)
+        except (OSError, ValueError, ImportError) as error:
+            problems.append(f"  {slide}: {error}")
+    if read:
+        first = read[0]
+        text += (
+            f"; layout {first.layout}, {first.dimension} numbers a vector, one per {first.level}"
+        )
+    return _Brought("\n".join([text, *problems]), read[0].level if read else "")
+
+
+def _write_features(
+    folder: Path, brought: Mapping[str, Path], told: Mapping[str, _Brought]
+) -> None:
+    """Entries of the encoders, and where tiles lie: at the first that has vectors of tiles."""
+    if not brought:
+        return
+    root = folder.parents[1]
+    entries = {
+        name: {"model": f"features:{_relative(path.resolve(), root)}"}
+        for name, path in brought.items()
+    }
+    _write_yaml(
+        folder / "parameters_encoders.yml",
+        "Encoders of which there are vectors in files; docs/features.md.",
+        {"encoders": entries},
+    )
+    of_tiles = [name for name, look in told.items() if look.level != "slide"]
+    if of_tiles:
+        _write_yaml(
+            folder / "parameters_tile.yml",
+            "Tiles lie where these files have vectors: controls are run at the same places.",
+            {"tile": {"at": of_tiles[0]}},
+        )
 
 
 def _copy_manifest(source: Path, target: Path) -> None:
@@ -384,9 +564,7 @@ def _copy_manifest(source: Path, target: Path) -> None:
 
 def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: str) -> None:
     folder.mkdir(parents=True)
-    manifest = (
-        f"conf/{name}/manifest.csv" if source == "manifest" else f"{slides_root}/manifest.csv"
-    )
+    manifest = f"{slides_root}/manifest.csv" if source == "phantom" else f"conf/{name}/manifest.csv"
     globals_ = {"root": f"data/{name}", "slides_root": slides_root, "manifest": manifest}
     _write_yaml(
         folder / "globals.yml",

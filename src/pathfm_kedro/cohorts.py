@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -49,16 +49,20 @@ class CohortPlan:
     Attributes
     ----------
     source
-        ``phantom`` where the project draws the slides, ``manifest`` where an institution brings them.
+        ``phantom`` where the project draws the slides, ``manifest`` where an institution brings them,
+        ``features`` where it brings features and no slides.
     encoders
         Entries of ``encoders`` in the parameters by name, those set to null left out.
     parameters
         All parameters.
+    left_out
+        Encoders that need pixels, in a cohort without slides.
     """
 
     source: str
     encoders: Mapping[str, Mapping[str, Any]]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def read_cohort_plan(env: str | None = None, conf_source: str | None = None) -> CohortPlan:
@@ -119,7 +123,26 @@ def _plan_of(
             raise ValueError(
                 f"encoders.{name} is {entry!r}: write its keys below it, the first '  model: {entry}'"
             )
-    return CohortPlan(str(sections["cohort"].get("source")), encoders, parameters)
+    source_of_slides = str(sections["cohort"].get("source"))
+    left_out = _without_pixels(encoders) if source_of_slides == "features" else ()
+    kept = {name: entry for name, entry in encoders.items() if name not in left_out}
+    return CohortPlan(source_of_slides, kept, parameters, left_out)
+
+
+def _without_pixels(encoders: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Encoders of which nothing can be had where there are no slides."""
+    models = {name: str(entry.get("model", "")) for name, entry in encoders.items()}
+    usable = {
+        name
+        for name, model in models.items()
+        if model.startswith("features:") or model == "control:noise"
+    }
+    usable |= {
+        name
+        for name, model in models.items()
+        if model.startswith("harmonised:") and model.partition(":")[2] in usable
+    }
+    return tuple(name for name in models if name not in usable)
 
 
 def _section(parameters: Mapping[str, Any], key: str, cohort: str) -> Mapping[str, Any]:
@@ -246,8 +269,8 @@ def difference_from_stages(root: Path, cohort: str, encoders: Mapping[str, objec
         listed = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         return ""
-    kinds = ("embeddings", "rivals", "variants")
-    stages = [stage for kind in kinds for stage in (listed.get(kind) or {}).values()]
+    groups = ("embeddings", "features", "rivals", "variants")
+    stages = [stage for group in groups for stage in (listed.get(group) or {}).values()]
     known = {stage["encoder"] for stage in stages if stage["cohort"] == cohort}
     wanted = {name for name, entry in encoders.items() if entry is not None}
     problems = [
@@ -261,6 +284,114 @@ def difference_from_stages(root: Path, cohort: str, encoders: Mapping[str, objec
         f"params.yaml, from which DVC makes its stages, {' and '.join(problems)} for cohort {cohort}: "
         "run 'kedro cohort sync' before 'dvc repro'"
     )
+
+
+@dataclass(frozen=True)
+class CohortTiles:
+    """Which tiles the encoders of a cohort have vectors of.
+
+    Attributes
+    ----------
+    at
+        The encoder whose files say where the cohort's tiles lie; empty where tissue says it.
+    grids
+        Name of the grid of every encoder that has not the cohort's tiles.
+    sizes
+        Pixels and micrometres per pixel of each grid that is cut from slides.
+    features
+        Encoders whose vectors are read from files.
+    same_as
+        Of these, the encoder of the cohort that should give the same.
+    """
+
+    at: str = ""
+    grids: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    same_as: Mapping[str, str] = field(default_factory=dict)
+
+
+def tiles_of_cohort(plan: CohortPlan) -> CohortTiles:
+    """Which tiles each encoder has vectors of: the cohort's, of a size of its own, or its files'.
+
+    Raises
+    ------
+    ValueError
+        If ``tile.at`` or an entry's ``tile`` cannot be, or a cohort without slides has no features.
+
+    Examples
+    --------
+    >>> encoders = {"uni": {"model": "features:uni"}, "titan": {"model": "features:titan"},
+    ...             "musk": {"model": "timm:x", "tile": {"pixels": 384, "mpp": 0.25}}}
+    >>> parameters = {"tile": {"pixels": 224, "mpp": 0.5, "at": "uni"}}
+    >>> dict(tiles_of_cohort(CohortPlan("manifest", encoders, parameters)).grids)
+    {'titan': 'features_titan', 'musk': '384px_0_25mpp'}
+    """
+    features = tuple(
+        name
+        for name, entry in plan.encoders.items()
+        if str(entry.get("model", "")).startswith("features:")
+    )
+    tile = plan.parameters.get("tile") or {}
+    at = _tiles_at(tile.get("at"), features, plan)
+    usual = (tile.get("pixels"), tile.get("mpp"))
+    grids, sizes = {}, {}
+    for name, entry in plan.encoders.items():
+        own = entry.get("tile")
+        if name in features and name != at:
+            grids[name] = f"features_{name}"
+        elif own is not None:
+            size = _tile_size(name, own)
+            if size != usual or at:
+                grids[name] = grid_name(*size)
+                sizes[grids[name]] = size
+    bases = harmonised_bases(plan.encoders)
+    grids |= {name: grids[base] for name, base in bases.items() if base in grids}
+    return CohortTiles(at, grids, sizes, features, _same_as(features, plan))
+
+
+def _same_as(features: Sequence[str], plan: CohortPlan) -> dict[str, str]:
+    """Of features that were brought, the encoder that should give the same."""
+    found = {name: plan.encoders[name].get("same_as") for name in features}
+    for name, other in found.items():
+        if other is not None and (other == name or other not in plan.encoders):
+            raise ValueError(
+                f"encoders.{name}.same_as is {other!r}: give the name of another encoder of the cohort "
+                f"({', '.join(sorted(set(plan.encoders) - {name}))}), or leave it out"
+            )
+    return {name: str(other) for name, other in found.items() if other is not None}
+
+
+def grid_name(pixels: int, mpp: float) -> str:
+    """How the datasets of a grid of tiles are called.
+
+    Examples
+    --------
+    >>> grid_name(512, 0.5)
+    '512px_0_5mpp'
+    """
+    return f"{pixels}px_{mpp:g}mpp".replace(".", "_")
+
+
+def _tile_size(name: str, own: Any) -> tuple[int, float]:
+    from pathfm_kedro.encoders.spec import read_tile
+
+    return read_tile(f"encoders.{name}.tile", own)
+
+
+def _tiles_at(given: Any, features: Sequence[str], plan: CohortPlan) -> str:
+    """The encoder whose files say where the cohort's tiles lie."""
+    if given is not None and given not in features:
+        raise ValueError(
+            f"tile.at is {given!r}: give the name of an encoder of this cohort whose model is "
+            f"features:<folder> ({', '.join(features) or 'there is none'}), or null"
+        )
+    if plan.source == "features" and not features:
+        raise ValueError(
+            "cohort.source is 'features', and no encoder has the model features:<folder>: name one, or "
+            "set cohort.source to 'manifest' where there are slides"
+        )
+    return str(given or (features[0] if plan.source == "features" else ""))
 
 
 def harmonised_bases(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pathfm_kedro.cohorts import (
     RUNTIME_VARIABLE,
     difference_from_stages,
     naming_references,
+    read_cohort_plan,
     refuse_braces,
     refuse_unknown_cohort,
     with_random_weights,
@@ -106,9 +107,14 @@ def _compare_with_stages(context: KedroContext) -> None:
     if context._runtime_params:
         # Such encoders are meant for this run alone.
         return
-    encoders = context.config_loader["parameters"]["encoders"]
+    plan = read_cohort_plan(context.env, str(context.config_loader.conf_source))
+    if plan.left_out:
+        logger.warning(
+            "left out, since they need pixels and this cohort has features and no slides: %s",
+            ", ".join(plan.left_out),
+        )
     difference = difference_from_stages(
-        context.project_path, context.env or DEFAULT_COHORT, encoders
+        context.project_path, context.env or DEFAULT_COHORT, plan.encoders
     )
     if difference and os.environ.get(PIN_VARIABLE):
         raise ValueError(difference)

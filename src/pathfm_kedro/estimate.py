@@ -23,6 +23,8 @@ _FLOAT32, _RGB = 4, 3
 #: Hours and gigabytes below are not told apart.
 _LEAST = 0.01
 _TRIAL_TILES, _TRIAL_TURNS = 8, 3
+#: Models of which there are vectors already.
+_VECTORS_ALONE = ("harmonised:", "features:")
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,10 @@ def estimate(
 
 def _run(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Encoders that see pixels."""
+    if parameters["cohort"]["source"] == "features":
+        return {}
     entries = {k: v for k, v in parameters["encoders"].items() if v is not None}
-    return {k: v for k, v in entries.items() if not str(v["model"]).startswith("harmonised:")}
+    return {k: v for k, v in entries.items() if not str(v["model"]).startswith(_VECTORS_ALONE)}
 
 
 def _work(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kedro.pipeline import Pipeline
 
-from pathfm_kedro.cohorts import harmonised_bases, read_cohort_plan, seeds_of_rivals
+from pathfm_kedro.cohorts import (
+    CohortPlan,
+    CohortTiles,
+    harmonised_bases,
+    read_cohort_plan,
+    seeds_of_rivals,
+    tiles_of_cohort,
+)
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -15,7 +22,11 @@ from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
+from pathfm_kedro.wiring import TileGrids
 
+#: Why an experiment on pixels has no figure of an encoder.
+_NO_ENCODER = "needs pixels: of this encoder there are vectors in files, and not the encoder itself"
+_NO_SLIDES = "needs pixels: this cohort has features and no slides"
 #: measurements.<pipeline>.<experiment>
 _PARTS_OF_AN_EXPERIMENT = 3
 
@@ -32,19 +43,34 @@ def register_pipelines() -> dict[str, Pipeline]:
     bases, seeds = harmonised_bases(plan.encoders), seeds_of_rivals(plan.encoders)
     # Rivals are audited on some of the patients only: they have no say in what holds for all.
     aside = [*controls, *(name for name in seeds if name not in controls)]
+    tiles = tiles_of_cohort(plan)
+    grids = _grids(plan, tiles, bases)
     measured = {
-        "retrieve": retrieve(encoders, aside),
-        "robustness": robustness(encoders, aside, bases, plan.parameters),
-        "inheritance": inheritance(encoders, aside),
+        "retrieve": retrieve(encoders, aside, grids),
+        "robustness": robustness(
+            encoders, aside, bases, plan.parameters, grids=grids, same_as=tiles.same_as
+        ),
+        "inheritance": inheritance(encoders, aside, grids),
     }
     named = {
         "ingest": ingest(plan.source),
-        "tile": tile(),
-        "embed": embed(encoders, bases, seeds),
+        "tile": tile(tiles.at, tiles.sizes, grids),
+        "embed": embed(encoders, bases, seeds, tiles.features, grids),
         **measured,
         "report": report(_experiments(measured.values()), encoders),
     }
     return named | {"__default__": sum(named.values(), start=Pipeline([]))}
+
+
+def _grids(plan: CohortPlan, tiles: CohortTiles, bases: Mapping[str, str]) -> TileGrids:
+    """Which tiles each encoder has vectors of, and why some cannot be shown pixels."""
+    without_slides = plan.source == "features"
+    reasons = {
+        name: _NO_SLIDES if without_slides else _NO_ENCODER
+        for name in plan.encoders
+        if without_slides or name in tiles.features or bases.get(name) in tiles.features
+    }
+    return TileGrids(tiles.grids, reasons, without_slides)
 
 
 def _experiments(pipelines: Iterable[Pipeline]) -> list[str]:

@@ -9,18 +9,87 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline, node
 
-from pathfm_kedro.statistics.figures import Figure, Subject, measure
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.statistics.figures import Figure, Subject, measure, undefined
 from pathfm_kedro.statistics.measurements import combine_measurements
 from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
 from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
 from pathfm_kedro.statistics.tables import KeptEmbeddings
+
+#: What is made of tiles alone: of each of these there is one for every grid of tiles.
+_OF_TILES = frozenset(
+    {
+        "tiles",
+        "tiling",
+        "tile_pool",
+        "tile_stains",
+        "stain_references",
+        "field_pool",
+        "field_room",
+        "adversarial_pool",
+    }
+)
+
+
+@dataclass(frozen=True)
+class TileGrids:
+    """Which tiles each encoder has vectors of, and which encoders cannot be shown changed pixels.
+
+    Attributes
+    ----------
+    of
+        Grid of each encoder; one that is not named has the default grid, whose datasets have no
+        grid in their names.
+    without_pixels
+        Why an encoder cannot be run on pixels, by its name.
+    without_slides
+        Whether the cohort has no pixels at all.
+
+    Examples
+    --------
+    >>> grids = TileGrids({"titan": "512px"})
+    >>> grids.dataset("tiles", "uni"), grids.dataset("tiles", "titan")
+    ('tiles', 'tiles.512px')
+    >>> grids.dataset("embeddings.{e}", "titan")
+    'embeddings.titan'
+    """
+
+    of: Mapping[str, str] = field(default_factory=dict)
+    without_pixels: Mapping[str, str] = field(default_factory=dict)
+    without_slides: bool = False
+
+    def grid(self, encoder: str) -> str:
+        """The encoder's grid; empty for the default."""
+        return self.of.get(encoder, "")
+
+    def dataset(self, name: str, encoder: str) -> str:
+        """A dataset of an experiment's inputs, where ``{e}`` stands for the encoder."""
+        return self.in_grid(name, self.grid(encoder)).format(e=encoder)
+
+    def in_grid(self, name: str, grid: str) -> str:
+        """A dataset as it is called in a grid."""
+        of_pixels = name.startswith("views.") and name.endswith(".pixels")
+        return f"{name}.{grid}" if grid and (name in _OF_TILES or of_pixels) else name
+
+    def among(self, encoders: Iterable[str]) -> list[str]:
+        """Grids of some encoders, the default first."""
+        return sorted({"", *(self.grid(e) for e in encoders)})
+
+    def needs_pixels(self, experiment: Experiment, encoder: str) -> str:
+        """Why an experiment has no figure of an encoder; empty where it has."""
+        inputs = experiment.inputs
+        if any(name.startswith("views.") and "{e}" in name for name in inputs):
+            return self.without_pixels.get(encoder, "")
+        if self.without_slides and "tile_stains" in inputs:
+            return self.without_pixels.get(encoder, "")
+        return ""
 
 
 @dataclass(frozen=True)
@@ -69,11 +138,18 @@ class Experiment:
         *data, parameters = inputs
         return self.accumulate(*data, self.read(parameters))
 
-    def measurements(self, statistics: Any, *inputs: Any, encoder: str) -> Any:
-        """Compute and judge the figures; the last input is the block of parameters."""
+    def measurements(
+        self, statistics: Any, *inputs: Any, encoder: str, undefined_for: str = ""
+    ) -> Any:
+        """Compute and judge the figures; the last input is the block of parameters.
+
+        `undefined_for` says why none of them is defined, where that is known beforehand.
+        """
         *beside, parameters = inputs
         p = self.read(parameters)
         figures = self.figures(statistics, *beside, p)
+        if undefined_for:
+            figures = (replace(figure, compute=undefined(undefined_for)) for figure in figures)
         return measure(figures, self.name, encoder, p.criteria, self.subject)
 
     def judged(self, statistics: Any, *inputs: Any) -> Judged:
@@ -91,6 +167,8 @@ def experiment_pipeline(
     encoders: Sequence[str],
     *more: Node | Pipeline,
     calibration: Node | None = None,
+    grids: TileGrids | None = None,
+    of_encoder: Callable[[str], Experiment] | None = None,
 ) -> Pipeline:
     """Nodes of one experiment: two for each encoder, and one that collects its table.
 
@@ -106,9 +184,19 @@ def experiment_pipeline(
         Nodes that stand in the experiment's namespace beside these, such as its views.
     calibration
         From :func:`calibration_node`; its rows join the experiment's table.
+    grids
+        Which tiles each encoder has vectors of; one grid for all where not given.
+    of_encoder
+        The experiment as it is for one encoder, where its inputs are not the same for all.
     """
     names = [e for e in encoders if experiment.only is None or e in experiment.only]
-    own: list[Node | Pipeline] = [grouped(e, encoder_nodes(pipeline, experiment, e)) for e in names]
+    own: list[Node | Pipeline] = [
+        grouped(
+            e,
+            encoder_nodes(pipeline, experiment if of_encoder is None else of_encoder(e), e, grids),
+        )
+        for e in names
+    ]
     tables = [f"measurements.{pipeline}.{experiment.name}.{e}" for e in names]
     if calibration is not None:
         own.append(calibration)
@@ -165,6 +253,7 @@ def views_pipeline(
     bases: Mapping[str, str],
     plan: Callable[..., Any],
     harmonise: Callable[..., Any],
+    grids: TileGrids | None = None,
 ) -> list[Node | Pipeline]:
     """A node for each encoder that embeds the views of the pool's tiles.
 
@@ -178,54 +267,87 @@ def views_pipeline(
         Of each harmonised variant its base: the variant's views are the base's, harmonised.
     plan, harmonise
         Functions that give the jobs of an encoder and of a variant.
+    grids
+        Which tiles each encoder has vectors of; one grid for all where not given.
     """
+    grids = grids or TileGrids()
     tags = list(views.tags or [views.experiment])
     bound: dict[str, Any] = {"work": views.work, "read": views.read, "title": views.title}
     pixels = ["slides", "tiles", views.pool, "slide_files", "params:tile", "params:engine"]
     beside = [*views.beside, f"params:{views.experiment}"]
+    called = f"{views.name}_views"
+    found: list[Node | Pipeline] = []
     if not views.with_encoder:
         plain = named_partial(plan, name=None, **bound)
-        output = f"views.{views.name}.pixels"
-        return [node(plain, [*pixels, *beside], output, name=f"{views.name}_views", tags=tags)]
-    found: list[Node | Pipeline] = []
+        for grid in grids.among(encoders):
+            inputs = [grids.in_grid(name, grid) for name in [*pixels, *beside]]
+            output = grids.in_grid(f"views.{views.name}.pixels", grid)
+            if grids.without_slides:
+                own = node(no_views, "params:engine", output, name=called, tags=tags)
+            else:
+                own = node(plain, inputs, output, name=called, tags=tags)
+            found.append(grouped(grid, [own]) if grid else own)
+        return found
     for e in encoders:
+        output = f"views.{views.name}.{e}"
+        if e in grids.without_pixels:
+            own = node(no_views, "params:engine", output, name=called, tags=[*tags, e])
+            found.append(grouped(e, [own]))
+            continue
         if e in bases:
             inputs = ["slides", f"embeddings.{bases[e]}", f"views.{views.name}.{bases[e]}"]
             inputs += [f"params:encoders.{e}", "params:engine"]
             function = named_partial(harmonise, name=e)
         else:
             entry = [f"params:encoders.{e}", "encoder_runtimes"]
-            inputs, function = [*pixels, *entry, *beside], named_partial(plan, name=e, **bound)
-        own = node(
-            function,
-            inputs,
-            f"views.{views.name}.{e}",
-            name=f"{views.name}_views",
-            tags=[*tags, e],
-        )
+            inputs = [grids.dataset(name, e) for name in pixels] + entry
+            inputs += [grids.dataset(name, e) for name in beside]
+            function = named_partial(plan, name=e, **bound)
+        own = node(function, inputs, output, name=called, tags=[*tags, e])
         found.append(grouped(e, [own]))
     return found
 
 
-def encoder_nodes(pipeline: str, x: Experiment, encoder: str) -> list[Node]:
+def no_views(engine: Mapping[str, Any]) -> ShardPlan:
+    """No job: an encoder that is not here, or a cohort without pixels."""
+    return ShardPlan([], EngineSettings(**engine), "no views")
+
+
+def encoder_nodes(
+    pipeline: str,
+    x: Experiment,
+    encoder: str,
+    grids: TileGrids | None = None,
+    undefined_for: str = "",
+) -> list[Node]:
     """The two nodes of an experiment for one encoder: its statistics, and its measurements."""
+    grids = grids or TileGrids()
     accumulate = node(
         _shown_as(x.statistics, x.accumulate),
-        [*(name.format(e=encoder) for name in x.inputs), f"params:{x.name}"],
+        [*(grids.dataset(name, encoder) for name in x.inputs), f"params:{x.name}"],
         f"statistics.{pipeline}.{x.name}.{encoder}",
         name="statistics",
         tags=[x.name, encoder],
     )
-    return [accumulate, measurements_node(pipeline, x, encoder)]
+    return [accumulate, measurements_node(pipeline, x, encoder, grids, undefined_for)]
 
 
-def measurements_node(pipeline: str, x: Experiment, encoder: str) -> Node:
-    """A node that turns an encoder's statistics into judged figures."""
+def measurements_node(
+    pipeline: str,
+    x: Experiment,
+    encoder: str,
+    grids: TileGrids | None = None,
+    undefined_for: str = "",
+) -> Node:
+    """A node that turns an encoder's statistics into judged figures; or says why there are none."""
+    grids = grids or TileGrids()
+    missing = undefined_for or grids.needs_pixels(x, encoder)
+    bound = {"encoder": encoder} | ({"undefined_for": missing} if missing else {})
     return node(
-        named_partial(_shown_as(x.measurements, x.figures), encoder=encoder),
+        named_partial(_shown_as(x.measurements, x.figures), **bound),
         [
             f"statistics.{pipeline}.{x.name}.{encoder}",
-            *(name.format(e=encoder) for name in x.beside),
+            *(grids.dataset(name, encoder) for name in x.beside),
             f"params:{x.name}",
         ],
         f"measurements.{pipeline}.{x.name}.{encoder}",
@@ -239,6 +361,7 @@ def comparison_pipeline(
     experiments: Sequence[Experiment],
     encoders: Sequence[str],
     controls: Sequence[str] = (),
+    grids: TileGrids | None = None,
 ) -> Pipeline:
     """Nodes that compare encoders two by two on the judged figures of each experiment.
 
@@ -250,16 +373,28 @@ def comparison_pipeline(
         What is measured; those of arms, or of some encoders only, are not compared.
     encoders, controls
         The cohort's, and those among them that are not compared with each other.
+    grids
+        Which tiles each encoder has vectors of; one grid for all where not given.
     """
+    tiles = grids or TileGrids()
     compared = [x for x in experiments if x.subject == "encoder" and x.only is None]
-    nodes = [_comparison_node(pipeline, x, encoders, controls) for x in compared]
+    nodes = [
+        _comparison_node(
+            pipeline, x, [e for e in encoders if not tiles.needs_pixels(x, e)], controls, tiles
+        )
+        for x in compared
+    ]
     tables = [output for each in nodes for output in each.outputs]
     name = f"measurements.{pipeline}.{COMPARISON}"
     return grouped(COMPARISON, [*nodes, collected(tables, name, tags=[COMPARISON])])
 
 
 def _comparison_node(
-    pipeline: str, x: Experiment, encoders: Sequence[str], controls: Sequence[str]
+    pipeline: str,
+    x: Experiment,
+    encoders: Sequence[str],
+    controls: Sequence[str],
+    grids: TileGrids,
 ) -> Node:
     """A node that takes the statistics of all encoders and tables their differences."""
     beside = len(x.beside)
@@ -268,14 +403,14 @@ def _comparison_node(
         *data, parameters = inputs
         parts = [data[i : i + 1 + beside] for i in range(0, len(data), 1 + beside)]
         judged = {e: x.judged(*part, parameters) for e, part in zip(encoders, parts, strict=True)}
-        return compare_encoders(judged, x.name, controls)
+        return compare_encoders(judged, x.name, controls, {e: grids.grid(e) for e in encoders})
 
     data = [
         name
         for e in encoders
         for name in (
             f"statistics.{pipeline}.{x.name}.{e}",
-            *(name.format(e=e) for name in x.beside),
+            *(grids.dataset(name, e) for name in x.beside),
         )
     ]
     return node(
@@ -295,6 +430,7 @@ def calibration_node(
     mix: Callable[..., Any],
     dose_response: Callable[..., Any],
     encoders: Sequence[str],
+    grids: TileGrids | None = None,
 ) -> Node | None:
     """A node that runs an experiment on encoders with a known dose of nuisance; None without one.
 
@@ -312,14 +448,19 @@ def calibration_node(
         Functions that make the dosed vectors and table the checks.
     encoders
         The cohort's: without the control that is mixed in there is no calibration.
+    grids
+        Which tiles each encoder has vectors of: vectors of other tiles cannot be mixed.
     """
+    grids = grids or TileGrids()
     calibration = x.read(parameters).calibration
     if calibration is None or (calibration.nuisance and calibration.nuisance not in encoders):
         return None
     nuisance = calibration.nuisance
-    data = [name.format(e=truth) for name in x.inputs]
+    if nuisance and grids.grid(nuisance) != grids.grid(truth):
+        return None
+    data = [grids.dataset(name, truth) for name in x.inputs]
     others = [name.format(e=nuisance) for name in x.inputs if nuisance and "{e}" in name]
-    beside = [name.format(e=truth) for name in x.beside]
+    beside = [grids.dataset(name, truth) for name in x.beside]
 
     def calibrate(*inputs: Any) -> Any:
         *found, parameters, settings = inputs
@@ -416,6 +557,7 @@ def _shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..
 
 __all__ = [
     "Experiment",
+    "TileGrids",
     "Views",
     "calibration_node",
     "collected",

@@ -54,9 +54,10 @@ tiles = pa.DataFrameSchema(
         "slide_id": pa.Column(_TEXT),
         "x": pa.Column(pl.Int64(), pa.Check.ge(0)),
         "y": pa.Column(pl.Int64(), pa.Check.ge(0)),
-        "field_um": pa.Column(pl.Float64(), pa.Check.gt(0)),
-        "mpp": pa.Column(pl.Float64(), pa.Check.gt(0)),
-        "tissue_fraction": pa.Column(pl.Float64(), pa.Check.in_range(0, 1 + 1e-9)),
+        # Where features come from files, these may be unknown.
+        "field_um": pa.Column(pl.Float64(), pa.Check.gt(0), nullable=True),
+        "mpp": pa.Column(pl.Float64(), pa.Check.gt(0), nullable=True),
+        "tissue_fraction": pa.Column(pl.Float64(), pa.Check.in_range(0, 1 + 1e-9), nullable=True),
         "in_mosaic": pa.Column(pl.Boolean()),
         "colour_cluster": pa.Column(pl.Int64(), pa.Check.ge(0)),
     },

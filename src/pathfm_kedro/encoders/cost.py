@@ -26,6 +26,7 @@ _REVISION = "1"
 #: Where Linux tells the most memory that a process has held, and lets it count anew.
 _PROCESS = Path("/proc/self")
 NO_NETWORK = "a control is no network: there is nothing to count or to measure"
+NOT_HERE = "its vectors were read from files, and the encoder itself is not here to be measured"
 NOT_MEASURED = (
     "time and energy were not measured: cost_trial.measured is false for this cohort, so that no "
     "machine's speed stands in its results; set it to true in the cohort's parameters_embed.yml"
@@ -190,7 +191,8 @@ class CostTrial:
     def record(self) -> dict[str, Any]:
         """The record, measured now."""
         if not self.spec.has_network:
-            problems = {"flops": NO_NETWORK, "trial": NO_NETWORK}
+            why = NOT_HERE if self.spec.features else NO_NETWORK
+            problems = {"flops": why, "trial": why}
             return CostRecord(None, problems=problems, key=self.key()).to_dict()
         problems, flops, more = {}, None, {}
         try:

@@ -71,6 +71,11 @@ def _load(spec: EncoderSpec) -> Encoder:
             f"encoders.{spec.name} has no pixels of its own: its vectors are those of {spec.base} "
             "with the center taken out, made by the pipelines"
         )
+    if spec.features:
+        raise ValueError(
+            f"encoders.{spec.name} cannot be run: of '{spec.model}' there are vectors, and not the "
+            "encoder that made them"
+        )
     if spec.mitigation is not None:
         from pathfm_kedro.encoders.mitigated import MitigatedEncoder
 

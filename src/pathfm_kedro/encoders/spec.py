@@ -21,7 +21,10 @@ _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean
 _TIMM = ("timm:", "local-dir:", "hf-hub:")
 _LIBRARIES = ("transformers:", "open_clip:")
 _FILES = ("torchscript:", "onnx:")
-_PREFIXES = ("control:", "package:", *_TIMM, *_LIBRARIES, *_FILES, "harmonised:", "trained:")
+_PREFIXES = (
+    *("control:", "package:", *_TIMM, *_LIBRARIES, *_FILES),
+    *("harmonised:", "trained:", "features:"),
+)
 #: Kinds whose weights lie in a folder or repository beside other files.
 _FOLDERS = ("local-dir:", "hf-hub:", *_LIBRARIES)
 _NOISE = "control:noise"
@@ -51,8 +54,10 @@ DEVICES = ("cpu", "cuda")
 AUTO = "auto"
 #: What changes how a network is run, and not which network it is.
 _OF_THE_RUN = frozenset(
-    {"name", "role", "batch_size", "runtime", "precision", "device", "mitigation"}
+    {"name", "role", "batch_size", "runtime", "precision", "device", "mitigation", "tile"}
 )
+#: Keys of a folder of features.
+_OF_FEATURES = ("patch_size", "patch_level", "encoder", "same_as")
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class EncoderSpec:
     model
         ``control:<name>``, ``package:efficientnet_lite0``, ``timm:<name>``, ``local-dir:<folder>``,
         ``hf-hub:<owner>/<model>``, ``transformers:`` or ``open_clip:`` with a folder or
-        ``<owner>/<model>``, ``torchscript:<file>``, ``onnx:<file>`` or
-        ``trained:<name>``, which is fitted on the cohort.
+        ``<owner>/<model>``, ``torchscript:<file>``, ``onnx:<file>``, ``trained:<name>``, which is
+        fitted on the cohort, or ``features:<folder>`` of vectors that others made.
     role
         ``encoder`` for what is audited, ``control`` for what shows that a measurement works.
     pooling
@@ -109,6 +114,15 @@ class EncoderSpec:
         center taken out: ``centring``, ``whitening`` or ``combat``.
     training
         Of a model ``trained:<name>``: :class:`~pathfm_kedro.encoders.rivals.Training`.
+    tile
+        ``{pixels, mpp}`` of the tiles that it is shown; those of the cohort where not given.
+    patch_size, patch_level
+        Of a folder of features whose files do not say how large their tiles are: the side of a tile in
+        pixels of the level that it was read from, and that level.
+    encoder
+        What made a folder of features, as its files call it, where that is not the entry's name.
+    same_as
+        Of a folder of features, the entry of the cohort that should give the same vectors.
     """
 
     name: str
@@ -131,6 +145,11 @@ class EncoderSpec:
     seed: int | None = None
     dimension: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    tile: Mapping[str, Any] | None = None
+    patch_size: int | None = None
+    patch_level: int | None = None
+    encoder: str | None = None
+    same_as: str | None = None
 
     def __post_init__(self) -> None:
         where = f"encoders.{self.name}"
@@ -156,6 +175,7 @@ class EncoderSpec:
         self._check_weights(where)
         self._check_file(where)
         self._check_mitigation(where)
+        self._check_tiles(where)
         self._check_how_it_runs(where)
         if self.model.startswith("onnx:"):
             # Nothing else runs it: what is left to a choice elsewhere is settled here.
@@ -210,7 +230,8 @@ class EncoderSpec:
                 f"{where}.checkpoint is {self.checkpoint!r}: give the path of a file with weights, or "
                 "leave it out"
             )
-        for key, least in (("input_pixels", 1), ("seed", 0), ("dimension", 2)):
+        least_of = {"input_pixels": 1, "seed": 0, "dimension": 2, "patch_size": 1, "patch_level": 0}
+        for key, least in least_of.items():
             value = getattr(self, key)
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < least
@@ -324,6 +345,21 @@ class EncoderSpec:
                 f"{', '.join(known)}"
             )
 
+    def _check_tiles(self, where: str) -> None:
+        """Which tiles the vectors are of: declared, or brought by files."""
+        if self.tile is not None:
+            read_tile(f"{where}.tile", self.tile)
+            if self.base or self.features:
+                raise ValueError(
+                    f"{where}.tile is {dict(self.tile)!r}, and '{self.model}' has the tiles that its "
+                    "vectors were made of: leave it out"
+                )
+        for key in _OF_FEATURES:
+            if getattr(self, key) is not None and not self.features:
+                raise ValueError(
+                    f"{where}.{key} goes with features:<folder>, not with '{self.model}': leave it out"
+                )
+
     def _check_how_it_runs(self, where: str) -> None:
         size = self.batch_size
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -364,14 +400,21 @@ class EncoderSpec:
         return name if kind == "harmonised" else ""
 
     @property
+    @property
     def is_trained(self) -> bool:
         """Whether the network is fitted on the cohort itself."""
         return self.model.startswith("trained:")
 
     @property
+    def features(self) -> str:
+        """Folder of files that hold the vectors; empty for any other model."""
+        kind, _, folder = self.model.partition(":")
+        return folder if kind == "features" else ""
+
+    @property
     def has_network(self) -> bool:
-        """Whether a network is run: not in a control, nor where another entry's vectors are taken."""
-        return not self.base and not self.model.startswith("control:")
+        """Whether a network is run: not in a control, nor where vectors are there already."""
+        return not (self.base or self.features or self.model.startswith("control:"))
 
     @classmethod
     def from_parameters(cls, name: str, parameters: Mapping[str, Any]) -> EncoderSpec:
@@ -503,6 +546,32 @@ def refuse_other_scale(where: str, given: Sequence[float]) -> None:
             f"{given_as}: pixels are scaled to 0 ... 1 before {used}, and this is of 0 ... 255: give "
             f"{smaller}"
         )
+
+
+def read_tile(where: str, given: Any) -> tuple[int, float]:
+    """Side in pixels, and micrometres per pixel, of the tiles that an encoder is shown.
+
+    Raises
+    ------
+    ValueError
+        If these are not the two keys, or no such numbers; it names the key.
+
+    Examples
+    --------
+    >>> read_tile("encoders.titan.tile", {"pixels": 512, "mpp": 0.5})
+    (512, 0.5)
+    """
+    keys = set(given) if isinstance(given, Mapping) else set()
+    pixels: Any = given["pixels"] if keys == {"pixels", "mpp"} else None
+    mpp: Any = given["mpp"] if keys == {"pixels", "mpp"} else None
+    is_count = isinstance(pixels, int) and not isinstance(pixels, bool) and pixels >= 1
+    is_size = isinstance(mpp, int | float) and not isinstance(mpp, bool) and 0 < mpp < math.inf
+    if not (is_count and is_size):
+        raise ValueError(
+            f"{where} is {given!r}: give {{pixels: <whole number>, mpp: <micrometres per pixel>}}, "
+            "such as {pixels: 512, mpp: 0.5}"
+        )
+    return int(pixels), float(mpp)
 
 
 def read_encoders(parameters: Mapping[str, Mapping[str, Any] | None]) -> dict[str, EncoderSpec]:

@@ -200,6 +200,18 @@ class TileFields:
         return np.stack([tile_truth(drawn, x + right, y + down, extent) for x, y in corners])
 
 
+def side_of_tiles(tiles: pl.DataFrame) -> int | None:
+    """Side in px of tiles as they are embedded: ``field_um`` / ``mpp``; None where no tile tells it.
+
+    Examples
+    --------
+    >>> side_of_tiles(pl.DataFrame({"field_um": [112.0], "mpp": [0.5]}))
+    224
+    """
+    known = tiles.select("field_um", "mpp").drop_nulls()
+    return None if known.is_empty() else round(known["field_um"][0] / known["mpp"][0])
+
+
 def slide_fields(
     slides: pl.DataFrame, tiles: pl.DataFrame, files: SlideFiles, pixels: int
 ) -> list[tuple[dict[str, Any], TileFields]]:

@@ -110,8 +110,17 @@ def patients_of(statistics: pl.DataFrame) -> frozenset[str]:
     return frozenset(p for name in names for p in statistics[name].drop_nulls().unique())
 
 
+_OTHER_TILES = (
+    "{} and {} have vectors of different tiles of the same patients, so that the field of a tile "
+    "differs as well as the encoder"
+)
+
+
 def compare_encoders(
-    judged: Mapping[str, Judged], experiment: str, controls: Collection[str] = ()
+    judged: Mapping[str, Judged],
+    experiment: str,
+    controls: Collection[str] = (),
+    grids: Mapping[str, str] | None = None,
 ) -> pl.DataFrame:
     """Differences between every two encoders on each judged figure of an experiment.
 
@@ -123,6 +132,8 @@ def compare_encoders(
         Its name.
     controls
         Encoders that are compared with others only.
+    grids
+        Which tiles each encoder has vectors of: where they are others, the reason says so.
 
     Returns
     -------
@@ -139,6 +150,8 @@ def compare_encoders(
         for name, other, found in _differences(key, pairs, judged):
             if name in controls:
                 continue
+            same = grids is None or grids.get(name) == grids.get(other)
+            remark = "" if same else _OTHER_TILES.format(name, other)
             rows.append(
                 measurement(
                     experiment=EXPERIMENT,
@@ -148,7 +161,7 @@ def compare_encoders(
                     setting={**json.loads(setting), "of": experiment, "compared_with": other},
                     estimate=found.estimate,
                     null=found.null,
-                    reason="; ".join(filter(None, [found.reason, found.remark])),
+                    reason="; ".join(filter(None, [found.reason, found.remark, remark])),
                 )
             )
     return measurement_table(rows)

@@ -109,7 +109,12 @@ def digests_by_slide(tiles: pl.DataFrame) -> dict[str, str]:
     >>> digests_by_slide(tiles) == digests_by_slide(tiles.with_columns(mpp=1.0))
     False
     """
-    known = [pl.col(name).cast(pl.Float64).round(6) for name in _OF_A_TILE if name in tiles.columns]
+    known = [
+        # What a file of features does not say is not known.
+        pl.col(name).cast(pl.Float64).round(6).fill_null(-1.0)
+        for name in _OF_A_TILE
+        if name in tiles.columns
+    ]
     described = [pl.concat_str("tile_id", *known, separator="\t", ignore_nulls=False)]
     if not known:
         described = [pl.col("tile_id")]

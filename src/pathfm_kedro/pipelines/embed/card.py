@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -29,6 +30,10 @@ class EmbeddedCohort(Embeddings, Protocol):
         """What the shards say of themselves."""
         ...
 
+    def slide_header(self, slide_id: str) -> Mapping[str, str]:
+        """What one slide's shard says of itself."""
+        ...
+
     @property
     def failures(self) -> Mapping[str, str]:
         """Reason of every slide that failed."""
@@ -47,6 +52,7 @@ def describe_encoder(
     tile_parameters: Mapping[str, Any],
     *,
     name: str,
+    grid: str = "",
 ) -> dict[str, Any]:
     """The encoder's provenance.
 
@@ -62,16 +68,18 @@ def describe_encoder(
         ``pixels`` and ``mpp`` of the cohort's tiles.
     name
         Its name.
+    grid
+        Of the tiles that it has vectors of; empty for the cohort's.
 
     Returns
     -------
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dtype, dimension, n_slides, n_failed, failures, n_left_out and why.
-        timed), dtype, dimension, n_slides, n_failed, failures; ``preset``: of an entry with a preset
-        its name, licence, commercial, gated, revision, trained_on, and differs: how the cohort's tiles
-        are others than those it was trained on.
+        timed), dtype, dimension, n_slides, n_failed, failures, n_left_out and why; grid where tiles are
+        not the cohort's; ``preset``: of an entry with a preset its name, licence, commercial, gated,
+        revision, trained_on, and differs: how the cohort's tiles are others than those it was trained
+        on. The fingerprint of features is that of the content of all files.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -80,7 +88,7 @@ def describe_encoder(
         "model": spec.model,
         "role": spec.role,
         "pooling": spec.pooling,
-        "fingerprint": header.get("encoder", ""),
+        "fingerprint": _content(embeddings) if spec.features else header.get("encoder", ""),
         "preprocessing": json.loads(header.get("preprocessing", "{}")),
         **{key: runtime[key] for key in _OF_THE_RUNTIME},
         "dtype": header.get("dtype", "float32"),
@@ -91,6 +99,7 @@ def describe_encoder(
         "n_left_out": len(embeddings.left_out),
         "left_out_because": "; ".join(sorted(set(embeddings.left_out.values()))),
         "preset": _published(parameters, tile_parameters),
+        **({"grid": grid} if grid else {}),
     }
 
 
@@ -108,6 +117,14 @@ def _published(parameters: Mapping[str, Any], tile: Mapping[str, Any]) -> dict[s
         "trained_on": dict(preset.tile),
         "differs": differs_from_training(preset, int(tile["pixels"]), float(tile["mpp"])),
     }
+
+
+def _content(embeddings: EmbeddedCohort) -> str:
+    """SHA-256 of the content of every slide's file."""
+    whole = hashlib.sha256()
+    for slide in embeddings.slide_ids:
+        whole.update(embeddings.slide_header(slide).get("file", "").encode())
+    return whole.hexdigest()
 
 
 def collect_cards(*cards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

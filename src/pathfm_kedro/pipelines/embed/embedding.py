@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
 from pathfm_kedro.encoders.base import Vectors
 from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.fields import TileFields, side_of_tiles, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.tables import digests_by_slide
 
@@ -82,26 +82,64 @@ class EmbedSlide:
                 "no neighbours; check the encoder, or leave such tiles out by "
                 "tile.min_tissue_fraction"
             )
-        return {"embedding": self._stored(vectors)}
-
-    def _stored(self, vectors: Vectors) -> NDArray[np.floating[Any]]:
-        """Vectors as they are stored, none of them lost by it."""
-        with np.errstate(over="ignore", under="ignore"):
-            stored = vectors.astype(self.dtype)
-        lost = np.flatnonzero(~(np.isfinite(stored).all(axis=1) & stored.any(axis=1)))
-        if len(lost):
-            sizes = np.abs(vectors[lost]).max(axis=1)
-            raise ValueError(
-                f"{self.dtype} cannot hold the vectors of encoder {self.spec.name} on slide "
-                f"{self.slide_id} ({self._tiles(lost)}; largest numbers {sizes.min():.3g} to "
-                f"{sizes.max():.3g}, it holds {np.finfo(self.dtype).smallest_subnormal:.1g} to "
-                f"{np.finfo(self.dtype).max:.5g}): set embed.dtype to float32"
-            )
-        return stored
+        where = f"encoder {self.spec.name} on slide {self.slide_id}"
+        return {"embedding": stored(vectors, self.dtype, where, self._tiles)}
 
     def _tiles(self, rows: NDArray[np.intp]) -> str:
         """How many tiles, and where the first lies."""
         return f"{len(rows)} tiles, the first at x={self.fields.x[rows[0]]}, y={self.fields.y[rows[0]]}"
+
+
+def stored(
+    vectors: Vectors,
+    dtype: str,
+    where: str,
+    tell: Callable[[NDArray[np.intp]], str] = lambda rows: f"{len(rows)} tiles",
+) -> NDArray[np.floating[Any]]:
+    """Vectors as they are stored, none of them lost by it.
+
+    Parameters
+    ----------
+    vectors
+        float32 [n, d].
+    dtype
+        ``float32`` or ``float16``.
+    where
+        How an error names them.
+    tell
+        How an error names rows.
+
+    Raises
+    ------
+    ValueError
+        If ``dtype`` cannot hold them.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        made = vectors.astype(dtype)
+    lost = np.flatnonzero(~(np.isfinite(made).all(axis=1) & made.any(axis=1)))
+    if len(lost):
+        sizes = np.abs(vectors[lost]).max(axis=1)
+        raise ValueError(
+            f"{dtype} cannot hold the vectors of {where} ({tell(lost)}; largest numbers "
+            f"{sizes.min():.3g} to {sizes.max():.3g}, it holds "
+            f"{np.finfo(dtype).smallest_subnormal:.1g} to {np.finfo(dtype).max:.5g}): set embed.dtype "
+            "to float32"
+        )
+    return made
+
+
+def read_dtype(parameters: Mapping[str, Any]) -> str:
+    """How vectors are stored.
+
+    Raises
+    ------
+    ValueError
+        If it is neither type.
+    """
+    dtype = (parameters or {}).get("dtype")
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"embed.dtype is {dtype!r}: give float32 or float16")
+    return str(dtype)
 
 
 def plan_embedding(
@@ -129,7 +167,7 @@ def plan_embedding(
     runtime
         Its recorded runtime, from :func:`~pathfm_kedro.pipelines.embed.runtime.choose_runtime`.
     tile_parameters
-        ``pixels``: side of a tile as read.
+        ``pixels``: side of a tile as read, where the tiles themselves do not say it.
     parameters
         ``dtype``: how vectors are stored.
     engine
@@ -138,12 +176,11 @@ def plan_embedding(
         The encoder's name.
     """
     spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
-    dtype = (parameters or {}).get("dtype")
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"embed.dtype is {dtype!r}: give float32 or float16")
+    dtype = read_dtype(parameters)
     without = left_out(slides, spec)
     tiles = tiles.filter(~pl.col("slide_id").is_in(list(without)))
     digests = digests_by_slide(tiles)
+    pixels = side_of_tiles(tiles) or int(tile_parameters["pixels"])
     jobs = [
         EmbedSlide(
             slide["slide_id"],
@@ -153,7 +190,7 @@ def plan_embedding(
             spec,
             dtype,
         )
-        for slide, fields in slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
+        for slide, fields in slide_fields(slides, tiles, files, pixels)
     ]
     return ShardPlan(
         jobs,

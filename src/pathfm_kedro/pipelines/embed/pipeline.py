@@ -4,23 +4,28 @@ from collections.abc import Mapping, Sequence
 
 from kedro.pipeline import Node, Pipeline
 
+from pathfm_kedro.encoders.features.cohort import tiles_of_features
 from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
-from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost
+from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost, plan_no_cost
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
+from pathfm_kedro.pipelines.embed.features import plan_features, plan_noise_of_ids
 from pathfm_kedro.pipelines.embed.rival import (
     fit_rival,
     plan_training_tiles,
     runtime_of_rival,
 )
 from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
-from pathfm_kedro.wiring import grouped, named_partial, node
+from pathfm_kedro.slides.mosaic import choose_mosaic
+from pathfm_kedro.wiring import TileGrids, grouped, named_partial, node
 
 
 def create_pipeline(
     encoders: Sequence[str],
     bases: Mapping[str, str] | None = None,
     seeds: Mapping[str, int] | None = None,
+    features: Sequence[str] = (),
+    grids: TileGrids | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -32,15 +37,23 @@ def create_pipeline(
         Of each harmonised variant, the encoder whose vectors it takes.
     seeds
         Of each encoder that is trained on the cohort, its seed.
+    features
+        Encoders whose vectors are read from files.
+    grids
+        Which tiles each encoder has vectors of; one grid for all where not given.
     """
-    known, trained = bases or {}, seeds or {}
+    known, trained, grids = bases or {}, seeds or {}, grids or TileGrids()
 
-    def part(name: str) -> list[Node]:
+    def made(name: str) -> list[Node]:
         if name in known:
-            return _one_variant(name, known[name])
-        return _one_rival(name, trained[name]) if name in trained else _one_encoder(name)
+            return _one_variant(name, known[name], grids.grid(name))
+        if name in trained:
+            fitted = _fitted(name, trained[name], grids)
+            return [*fitted, *_embedded(name, grids), *_described(name, name, grids.grid(name))]
+        embedded = _read if name in features else _sampled if grids.without_slides else _embedded
+        return [_runtime(name), *embedded(name, grids), *_described(name, name, grids.grid(name))]
 
-    parts = [grouped(name, part(name)) for name in encoders]
+    parts = [grouped(name, made(name)) for name in encoders]
     cards = [f"encoder_card.{name}" for name in encoders]
     ran = [name for name in encoders if name not in known]
     runtimes = [f"encoder_runtime.{name}" for name in ran]
@@ -64,7 +77,7 @@ def create_pipeline(
     return grouped("embed", [*parts, *collect])
 
 
-def _one_variant(name: str, base: str) -> list[Node]:
+def _one_variant(name: str, base: str, grid: str) -> list[Node]:
     """Vectors of the base with the center taken out."""
     return [
         node(
@@ -80,34 +93,79 @@ def _one_variant(name: str, base: str) -> list[Node]:
             name=f"harmonise_{name}",
             tags=name,
         ),
-        *_described(name, base),
+        *_described(name, base, grid),
     ]
 
 
-def _one_encoder(name: str) -> list[Node]:
+def _runtime(name: str) -> Node:
+    return node(
+        named_partial(choose_runtime, name=name),
+        [f"params:encoders.{name}", "params:tile"],
+        f"encoder_runtime.{name}",
+        name=f"choose_runtime_{name}",
+        tags=name,
+    )
+
+
+def _read(name: str, grids: TileGrids) -> list[Node]:
+    """Vectors from files, and the tiles that they are of where these are not the cohort's."""
+    tables = [grids.dataset(table, name) for table in ("tiles", "tiling")]
+    entry = f"params:encoders.{name}"
+    read = node(
+        named_partial(plan_features, name=name),
+        ["slides", *tables, entry, "params:embed", "params:engine"],
+        f"embeddings.{name}",
+        name=f"read_{name}",
+        tags=name,
+    )
+    if not grids.grid(name):
+        return [read, _no_cost(name)]
+    brought = node(
+        named_partial(tiles_of_features, name=name, choose_mosaic=choose_mosaic),
+        ["slides", entry, "params:tile", "params:engine"],
+        tables,
+        name=f"tiles_of_{name}",
+        tags=name,
+    )
+    return [brought, read, _no_cost(name)]
+
+
+def _no_cost(name: str) -> Node:
+    return node(
+        named_partial(plan_no_cost, name=name),
+        [f"params:encoders.{name}", f"encoder_runtime.{name}", "params:cost_trial"],
+        f"encoder_cost.{name}",
+        name=f"measure_cost_{name}",
+        tags=name,
+    )
+
+
+def _sampled(name: str, grids: TileGrids) -> list[Node]:
+    """The control that knows nothing, where there are no pixels."""
     return [
         node(
-            named_partial(choose_runtime, name=name),
-            [f"params:encoders.{name}", "params:tile"],
-            f"encoder_runtime.{name}",
-            name=f"choose_runtime_{name}",
+            named_partial(plan_noise_of_ids, name=name),
+            ["tiles", f"params:encoders.{name}", "params:embed", "params:engine"],
+            f"embeddings.{name}",
+            name=f"sample_{name}",
             tags=name,
         ),
-        *_embedded(name),
+        _no_cost(name),
     ]
 
 
-def _one_rival(name: str, seed: int) -> list[Node]:
-    """An encoder that is fitted first."""
+def _fitted(name: str, seed: int, grids: TileGrids) -> list[Node]:
+    """The fit of an encoder that is trained on the cohort, and its runtime."""
     pixels, weights, entry = (
         f"training_tiles.{name}",
         f"models.{name}.{seed}",
         f"params:encoders.{name}",
     )
+    tiles = grids.dataset("tiles", name)
     return [
         node(
             named_partial(plan_training_tiles, name=name),
-            ["slides", "tiles", "slide_files", entry, "params:tile", "params:engine"],
+            ["slides", tiles, "slide_files", entry, "params:tile", "params:engine"],
             pixels,
             name=f"read_training_tiles_{name}",
             tags=name,
@@ -126,18 +184,17 @@ def _one_rival(name: str, seed: int) -> list[Node]:
             name=f"choose_runtime_{name}",
             tags=name,
         ),
-        *_embedded(name),
     ]
 
 
-def _embedded(name: str) -> list[Node]:
-    """Vectors of an encoder whose runtime is recorded, and its card."""
+def _embedded(name: str, grids: TileGrids) -> list[Node]:
+    """Vectors of an encoder whose runtime is recorded."""
     return [
         node(
             named_partial(plan_embedding, name=name),
             [
                 "slides",
-                "tiles",
+                grids.dataset("tiles", name),
                 "slide_files",
                 f"params:encoders.{name}",
                 f"encoder_runtime.{name}",
@@ -153,7 +210,7 @@ def _embedded(name: str) -> list[Node]:
             named_partial(plan_cost, name=name),
             [
                 "slides",
-                "tiles",
+                grids.dataset("tiles", name),
                 "slide_files",
                 f"params:encoders.{name}",
                 f"encoder_runtime.{name}",
@@ -164,15 +221,14 @@ def _embedded(name: str) -> list[Node]:
             name=f"measure_cost_{name}",
             tags=name,
         ),
-        *_described(name, name),
     ]
 
 
-def _described(name: str, run_by: str) -> list[Node]:
+def _described(name: str, run_by: str, grid: str) -> list[Node]:
     """A card for every encoder, which says what ran the network."""
     return [
         node(
-            named_partial(describe_encoder, name=name),
+            named_partial(describe_encoder, name=name, **({"grid": grid} if grid else {})),
             [
                 f"params:encoders.{name}",
                 f"encoder_runtime.{run_by}",

@@ -18,7 +18,8 @@ def choose_runtime(
     encoder
         The entry of ``encoders`` in the parameters.
     tile_parameters
-        ``pixels``: side of a tile as read; a much larger input is warned of.
+        ``pixels``: side of a tile as read, where the entry has no ``tile`` of its own; a much larger
+        input is warned of.
     name
         The encoder's name.
 
@@ -30,7 +31,8 @@ def choose_runtime(
     'none'
     """
     spec = EncoderSpec.from_parameters(name, encoder)
-    return RuntimeTrial(spec, int(tile_parameters["pixels"]))
+    own = spec.tile or tile_parameters
+    return RuntimeTrial(spec, int(own["pixels"]))
 
 
 def collect_runtimes(

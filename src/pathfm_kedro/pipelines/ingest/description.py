@@ -118,6 +118,34 @@ def describe_slides(
     return pl.concat([kept, pl.DataFrame(described, schema=_DESCRIBED)], how="horizontal")
 
 
+def list_slides(listed: pl.DataFrame) -> pl.DataFrame:
+    """The slides table of a cohort that has features and no slides: what the manifest says.
+
+    Parameters
+    ----------
+    listed
+        From :func:`~pathfm_kedro.pipelines.ingest.manifest.check_features_manifest`.
+
+    Returns
+    -------
+    DataFrame
+        As of :func:`describe_slides`, with nothing that a file would say.
+    """
+    nothing = dict.fromkeys(_DESCRIBED)
+    rows = [
+        nothing
+        | {
+            "mpp": row["mpp"],
+            "status": "usable" if row["status"] == "listed" else "unusable",
+            "reason": row["reason"],
+            "warning": "",
+        }
+        for row in listed.to_dicts()
+    ]
+    kept = listed.drop("mpp", "status", "reason")
+    return pl.concat([kept, pl.DataFrame(rows, schema=_DESCRIBED)], how="horizontal")
+
+
 def _describe(
     row: Mapping[str, Any], files: SlideFiles, bounds: tuple[float, float]
 ) -> dict[str, Any]:

@@ -43,6 +43,20 @@ class ManifestError(ValueError):
     """A manifest that cannot be used as a whole."""
 
 
+def check_features_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
+    """As :func:`check_manifest`, of a cohort that has features and no slides: no path is needed.
+
+    Examples
+    --------
+    >>> row = {"slide_id": "s1", "patient_id": "p", "center": "A", "label": "x"}
+    >>> check_features_manifest(pl.DataFrame([row]))["status"].to_list()
+    ['listed']
+    """
+    if "path" not in manifest.columns:
+        manifest = manifest.with_columns(path=pl.lit(None, pl.String))
+    return _checked(manifest, tuple(name for name in REQUIRED_COLUMNS if name != "path"))
+
+
 def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     """Bring a manifest into the form that ingest works on.
 
@@ -70,6 +84,11 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     >>> check_manifest(pl.DataFrame([row]))["reason"].to_list()
     ["row 2: 'label' is empty: fill it in"]
     """
+    return _checked(manifest, REQUIRED_COLUMNS)
+
+
+def _checked(manifest: pl.DataFrame, filled_in: Sequence[str]) -> pl.DataFrame:
+    """The manifest in the form that ingest works on; rows need a value in the columns `filled_in`."""
     _refuse_other_columns(manifest.columns)
     # Row 1 is the header, as a spreadsheet counts.
     numbered = _without_reserved(manifest).with_row_index(_ROW, offset=2)
@@ -92,7 +111,7 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
         text.alias(_MPP_TEXT), text.cast(pl.Float64, strict=False).alias("mpp")
     )
     return (
-        numbered.with_columns(_row_reason().alias("reason"))
+        numbered.with_columns(_row_reason(filled_in).alias("reason"))
         .with_columns(
             pl.when(pl.col("reason") == "")
             .then(pl.lit("listed"))
@@ -238,7 +257,7 @@ def _is_bad_mpp() -> pl.Expr:
     )
 
 
-def _row_reason() -> pl.Expr:
+def _row_reason(filled_in: Sequence[str]) -> pl.Expr:
     """The first thing wrong with a row, or an empty text."""
     where = pl.format("row {}: ", pl.col(_ROW))
     text = pl.col(_MPP_TEXT).fill_null("")
@@ -254,7 +273,7 @@ def _row_reason() -> pl.Expr:
             pl.lit(", or leave it empty"),
         )
     ).otherwise(pl.lit(""))  # fmt: skip
-    for name in reversed(REQUIRED_COLUMNS):
+    for name in reversed(filled_in):
         cell = pl.col(name).fill_null("")
         empty = pl.concat_str(where, pl.lit(f"'{name}' is empty: fill it in"))
         word = pl.concat_str(

@@ -2,15 +2,19 @@
 
 from kedro.pipeline import Pipeline
 
-from pathfm_kedro.pipelines.ingest.description import describe_slides
+from pathfm_kedro.pipelines.ingest.description import describe_slides, list_slides
 from pathfm_kedro.pipelines.ingest.design import summarise_design
 from pathfm_kedro.pipelines.ingest.drawing import draw_phantom
-from pathfm_kedro.pipelines.ingest.manifest import check_manifest
+from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest, check_manifest
 from pathfm_kedro.wiring import grouped, node
 
 
 def create_pipeline(source: str) -> Pipeline:
-    """Wire the pipeline; `source` is ``phantom`` where the project draws the slides itself."""
+    """Wire the pipeline.
+
+    `source` is ``phantom`` where the project draws the slides itself, ``features`` where there are
+    features and no slides.
+    """
     drawing = [
         node(
             draw_phantom,
@@ -20,11 +24,14 @@ def create_pipeline(source: str) -> Pipeline:
             tags="draw",
         )
     ]
+    without_files = source == "features"
+    check = check_features_manifest if without_files else check_manifest
+    inputs = ["listed_slides", "slide_files", "params:ingest", "params:engine"]
     reading = [
-        node(check_manifest, "manifest", "listed_slides", name="check_manifest", tags="describe"),
+        node(check, "manifest", "listed_slides", name="check_manifest", tags="describe"),
         node(
-            describe_slides,
-            ["listed_slides", "slide_files", "params:ingest", "params:engine"],
+            list_slides if without_files else describe_slides,
+            inputs[:1] if without_files else inputs,
             "slides",
             name="describe_slides",
             tags="describe",

@@ -16,6 +16,7 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
 )
 from pathfm_kedro.wiring import (
     Experiment,
+    TileGrids,
     collected,
     comparison_pipeline,
     experiment_pipeline,
@@ -30,13 +31,15 @@ EXPERIMENTS = [
 ]
 
 
-def create_pipeline(encoders: Sequence[str], controls: Sequence[str] = ()) -> Pipeline:
+def create_pipeline(
+    encoders: Sequence[str], controls: Sequence[str] = (), grids: TileGrids | None = None
+) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared."""
     tables = [
         f"measurements.inheritance.{name}"
         for name in (*(x.name for x in EXPERIMENTS), "comparison")
     ]
-    parts = [experiment_pipeline("inheritance", x, encoders) for x in EXPERIMENTS]
-    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls)
+    parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
+    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [*parts, compared, collect])

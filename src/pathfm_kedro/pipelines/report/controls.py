@@ -27,6 +27,11 @@ CHANCE_MARGIN = 0.2
 #: Numerical slack where an interval touches a closed-form null.
 _TOLERANCE = 1e-9
 _NOT_ASKED = "not applicable: "
+#: Of a control that could not be shown, which is no failure of anybody's.
+_NO_PIXELS = (
+    f"{_NOT_ASKED}it needs pixels, and this cohort has features and no slides, so that it cannot show "
+    "here whether the check can fail"
+)
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,15 @@ def check_controls(
     wording = Words.read(words)
     margin = float(parameters.get("chance_margin", CHANCE_MARGIN))
     checks: list[ControlCheck] = []
+    cohort = provenance.get("parameters", {}).get("cohort", {})
+    without_pixels = cohort.get("source") == "features"
     for experiment in wording.order(measurements["experiment"].to_list()):
         rows = measurements.filter(experiment=experiment)
         for control in wording.of(experiment).controls:
+            if without_pixels and rows.filter(encoder=control.control).is_empty():
+                name = control.control, experiment, control.expectation
+                checks.append(ControlCheck(*name, reason=_NO_PIXELS))
+                continue
             ask = _ASKED_OF[control.must]
             checks += ask(rows, experiment, control, margin)
     # What was drawn is known on the phantom alone.
@@ -157,6 +168,10 @@ def _lies_near_chance(
     found = _asked_rows(rows, control)
     found = [row for row in found if row["threshold"] is not None] or found
     usable = [row for row in found if row["value"] is not None]
+    if found and rows.filter(pl.col("value").is_not_null(), metric=control.metric).is_empty():
+        # Where nobody has a figure there is nothing to vouch for.
+        yield ControlCheck(*name, reason=f"{_NOT_ASKED}{found[0]['reason']}")
+        return
     if not usable:
         yield _unknown(*name, found[0] if found else None)
         return

@@ -293,6 +293,7 @@ def _may_not(
             )
         if differs := (encoder.get("preset") or {}).get("differs"):
             limits.append(f"Not how {name} does on the tiles it is made for: it was {differs}.")
+    limits += _about_tiles(provenance)
     if findings.filter(verdict="inconclusive").height:
         limits.append("OPEN is not a weak pass: the question is open on these slides.")
     limits.append(
@@ -300,6 +301,39 @@ def _may_not(
         "an encoder that passes them may still be wrong in another way."
     )
     return limits
+
+
+def _about_tiles(provenance: Mapping[str, Any]) -> list[str]:
+    """What a cohort without slides cannot show, and which encoders have vectors of other tiles."""
+    limits = []
+    cards = provenance.get("encoders", {})
+    parameters = provenance.get("parameters", {})
+    if parameters.get("cohort", {}).get("source") == "features":
+        asked = {name for name, entry in parameters.get("encoders", {}).items() if entry}
+        out = ", ".join(sorted(asked - set(cards)))
+        left = f"; left out for that reason: {out}" if out else ""
+        limits.append(f"Nothing that needs pixels: the cohort has features and no slides{left}.")
+    grids: dict[str, list[str]] = {}
+    for name, card in sorted(cards.items()):
+        grids.setdefault(card.get("grid", ""), []).append(name)
+    if len(grids) > 1:
+        named = "; ".join(
+            f"{', '.join(names)}: {_tiles_of(grid)}" for grid, names in sorted(grids.items())
+        )
+        limits.append(
+            "No comparison of encoders alone where their tiles differ, since the tissue in a tile "
+            f"differs as well ({named})."
+        )
+    return limits
+
+
+def _tiles_of(grid: str) -> str:
+    """Tiles of a grid in words."""
+    if not grid:
+        return "the cohort's tiles"
+    if grid.startswith("features_"):
+        return "the tiles of its files"
+    return f"tiles of {grid.replace('px_', ' px at ').replace('mpp', ' µm/px').replace('_', '.')}"
 
 
 def _control(row: Row, words: Words) -> dict[str, Any]:

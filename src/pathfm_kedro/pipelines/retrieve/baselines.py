@@ -35,7 +35,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     matches_table,
     rank_matches,
 )
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.fields import TileFields, side_of_tiles, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import Figure
 from pathfm_kedro.statistics.parameters import STRICT
@@ -48,6 +48,7 @@ NO_ENCODER = "no_encoder"
 _BINS = 8
 #: Tiles read at once.
 _BATCH = 16
+_COLOUR_SCHEMA = {"slide_id": pl.String(), "histogram": pl.Array(pl.Float64(), 3 * _BINS)}
 
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,7 +99,8 @@ def colour_histograms(
         slide_id, histogram (24 shares: 8 of each, each 8 summing to 1).
     """
     mosaic = tiles.filter("in_mosaic")
-    jobs = list(slide_fields(slides, mosaic, files, int(tile_parameters["pixels"])))
+    pixels = side_of_tiles(mosaic) or int(tile_parameters["pixels"])
+    jobs = list(slide_fields(slides, mosaic, files, pixels))
     outcomes = map_in_order(
         lambda job: _histogram(job[1]), jobs, EngineSettings(**engine), "reading colours"
     )
@@ -107,8 +109,12 @@ def colour_histograms(
         for outcome in outcomes
         if outcome.reason is None
     ]
-    kind = pl.Array(pl.Float64(), 3 * _BINS)
-    return pl.DataFrame(rows, schema={"slide_id": pl.String(), "histogram": kind})
+    return pl.DataFrame(rows, schema=_COLOUR_SCHEMA)
+
+
+def no_colours(engine: Mapping[str, Any]) -> pl.DataFrame:
+    """No histogram, for a cohort of features without slides."""
+    return pl.DataFrame(schema=_COLOUR_SCHEMA)
 
 
 def _histogram(fields: TileFields) -> list[float]:

@@ -11,6 +11,7 @@ from pathfm_kedro.pipelines.retrieve.baselines import (
     baseline_figures,
     baseline_matches,
     colour_histograms,
+    no_colours,
 )
 from pathfm_kedro.pipelines.retrieve.capacity import (
     ARM,
@@ -38,6 +39,7 @@ from pathfm_kedro.pipelines.retrieve.tissue_limit import (
 from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.wiring import (
     Experiment,
+    TileGrids,
     collected,
     comparison_pipeline,
     experiment_pipeline,
@@ -80,14 +82,18 @@ CAPACITY = Experiment(
 )
 
 
-def create_pipeline(encoders: Sequence[str], controls: Sequence[str] = ()) -> Pipeline:
+def create_pipeline(
+    encoders: Sequence[str], controls: Sequence[str] = (), grids: TileGrids | None = None
+) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared."""
     names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
     tables = [f"measurements.retrieve.{name}" for name in names]
-    parts = [experiment_pipeline("retrieve", x, encoders) for x in EXPERIMENTS]
+    parts = [experiment_pipeline("retrieve", x, encoders, grids=grids) for x in EXPERIMENTS]
+    pixels = ["slides", "tiles", "slide_files", "params:tile", "params:engine"]
+    without_slides = grids is not None and grids.without_slides
     colours = node(
-        colour_histograms,
-        ["slides", "tiles", "slide_files", "params:tile", "params:engine"],
+        no_colours if without_slides else colour_histograms,
+        "params:engine" if without_slides else pixels,
         "slide_colours",
         name="slide_colours",
         tags=[BASELINES.name],
@@ -101,16 +107,17 @@ def create_pipeline(encoders: Sequence[str], controls: Sequence[str] = ()) -> Pi
         name="describe_indices",
         tags="index",
     )
-    index = grouped("index", [*(grouped(e, _index(e)) for e in encoders), described])
-    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls)
+    own = [grouped(e, _index(e, grids or TileGrids())) for e in encoders]
+    index = grouped("index", [*own, described])
+    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "retrieve_measurements")
     return grouped("retrieve", [index, *parts, compared, collect])
 
 
-def _index(e: str) -> list[Node]:
+def _index(e: str, grids: TileGrids) -> list[Node]:
     """An index of slides that people can query."""
     tags = ["index", e]
-    vectors = [name.format(e=e) for name in VECTORS]
+    vectors = [grids.dataset(name, e) for name in VECTORS]
     return [
         node(pool_slides, vectors, f"slide_vectors.{e}", name="pool_slides", tags=tags),
         node(

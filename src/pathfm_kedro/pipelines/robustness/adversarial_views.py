@@ -44,6 +44,7 @@ from pathfm_kedro.pipelines.robustness.views import (
     plan_tile_work,
     tile_seed,
 )
+from pathfm_kedro.slides.fields import side_of_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.perturbations import ssim_to_first
 from pathfm_kedro.slides.readers import Pixels
@@ -297,7 +298,7 @@ def plan_attacks(
         files,
         work,
         EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        int(tile_parameters["pixels"]),
+        side_of_tiles(pool) or int(tile_parameters["pixels"]),
         engine,
         f"attacking {name}",
     )
@@ -341,7 +342,7 @@ def plan_transfer(
         files,
         work,
         EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        int(tile_parameters["pixels"]),
+        side_of_tiles(pool) or int(tile_parameters["pixels"]),
         engine,
         f"showing adversarial tiles to {name}",
     )

@@ -25,8 +25,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.robustness.field_of_view import PARTS, FieldOfView, side_of_tiles
+from pathfm_kedro.pipelines.robustness.field_of_view import PARTS, FieldOfView
 from pathfm_kedro.pipelines.robustness.views import VIEWS
+from pathfm_kedro.slides.fields import side_of_tiles
 from pathfm_kedro.slides.nested_fields import Layout
 from pathfm_kedro.statistics.measurements import (
     Estimate,

@@ -181,8 +181,8 @@ def center_auc_statistics(
             frames.append(_nulls(features, scores[:, 1:], targets[:, 1:], known))
     if colour is None:
         reason = (
-            "colour is taken from the control stain_statistics, which this cohort leaves out: keep it "
-            "among the encoders"
+            "colour is taken from the control stain_statistics, which this cohort leaves out or has of "
+            "other tiles: keep it among the encoders, with slides, at the tiles of this one"
         )
         frames.append(_undefined(reason, FEATURES[1:]))
     frames.append(to_schema(sampled.of_design("all"), CENTER_AUC_SCHEMA))

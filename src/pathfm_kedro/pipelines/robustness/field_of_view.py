@@ -51,6 +51,7 @@ from threadpoolctl import threadpool_limits
 
 from pathfm_kedro.encoders.heads import AttentionSettings, pool_bags
 from pathfm_kedro.encoders.input_size import NATIVE_PROBLEMS
+from pathfm_kedro.slides.fields import side_of_tiles
 from pathfm_kedro.slides.nested_fields import (
     Layout,
     Size,
@@ -155,18 +156,6 @@ class FieldOfView(ExperimentParameters):
             Of the tile, px; None where it is not known, which changes nothing.
         """
         return self.fields if side is None else fields_around(self.fields, side)
-
-
-def side_of_tiles(tiles: pl.DataFrame) -> int | None:
-    """Side in px of tiles as they are embedded: ``field_um`` / ``mpp``; None where no tile tells it.
-
-    Examples
-    --------
-    >>> side_of_tiles(pl.DataFrame({"field_um": [112.0], "mpp": [0.5]}))
-    224
-    """
-    known = tiles.select("field_um", "mpp").drop_nulls()
-    return None if known.is_empty() else round(known["field_um"][0] / known["mpp"][0])
 
 
 def field_of_view_statistics(views: Embeddings, pool: pl.DataFrame, p: FieldOfView) -> pl.DataFrame:

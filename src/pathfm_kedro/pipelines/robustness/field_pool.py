@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_kedro.pipelines.robustness.field_of_view import FieldOfView, side_of_tiles
+from pathfm_kedro.pipelines.robustness.field_of_view import FieldOfView
 from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
-from pathfm_kedro.slides.fields import fields_on_slide
+from pathfm_kedro.slides.fields import fields_on_slide, side_of_tiles
 from pathfm_kedro.slides.nested_fields import name_of
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.sampling import balanced_over_cells

@@ -1,7 +1,8 @@
 """robustness: does an encoder follow the tissue, whatever center, angle, stain, noise and field."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
@@ -47,6 +48,12 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     CueConflict,
     cue_conflict_figures,
     cue_conflict_statistics,
+)
+from pathfm_kedro.pipelines.robustness.feature_agreement import (
+    FeatureAgreement,
+    feature_agreement_figures,
+    feature_agreement_statistics,
+    no_agreement_statistics,
 )
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     FieldOfView,
@@ -100,6 +107,7 @@ from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
 from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.wiring import (
     Experiment,
+    TileGrids,
     Views,
     calibration_node,
     collected,
@@ -248,6 +256,15 @@ ATTACKED = Experiment(
     [],
     beside=["params:encoders.{e}"],
 )
+#: Only where the cohort has features of an encoder, and the encoder.
+AGREEMENT = Experiment(
+    "feature_agreement",
+    FeatureAgreement,
+    feature_agreement_statistics,
+    feature_agreement_figures,
+    VECTORS,
+)
+_NOTHING_THE_SAME = "its entry does not say that another gives the same vectors (same_as)"
 #: Experiments that are wired by hand, since encoders meet in them.
 WIRED = ["robustness_index", "robustness_margins", "adversarial", "comparison"]
 
@@ -258,6 +275,8 @@ def create_pipeline(
     bases: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     experiments: Sequence[Experiment] | None = None,
+    grids: TileGrids | None = None,
+    same_as: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -273,90 +292,144 @@ def create_pipeline(
         All parameters: they say how experiments are calibrated where the truth is known.
     experiments
         :data:`EXPERIMENTS` where not given.
+    grids
+        Which tiles each encoder has vectors of; one grid for all where not given.
+    same_as
+        Of features that were brought, the encoder that should give the same.
     """
-    known, values = bases or {}, parameters or {}
+    known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
     listed = EXPERIMENTS if experiments is None else experiments
-    pool = node(
-        choose_pool,
-        ["slides", "tiles", "params:tile_pool"],
-        "tile_pool",
-        name="choose_pool",
-        tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
-    )
-    field_pool = node(
-        choose_field_pool,
-        ["slides", "tiles", "params:field_of_view"],
-        ["field_pool", "field_room"],
-        name="choose_field_pool",
-        tags="field_of_view",
-    )
+    calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
+    judged = [INDEX, MARGINS, *listed, ATTACKED]
     parts: list[Node | Pipeline] = [
-        # No part of a box that vectors enter: a pool comes before them.
-        pool,
-        field_pool,
-        _views(encoders, known),
-        *robustness_index_pipelines(
-            encoders, controls, *(_calibrated(x, encoders, values) for x in (INDEX, MARGINS))
-        ),
-        *(_experiment(x, encoders, known, values) for x in listed),
-        adversarial_pipeline(encoders, controls, known),
-        comparison_pipeline("robustness", [INDEX, MARGINS, *listed, ATTACKED], encoders, controls),
+        # No part of a box that vectors enter: pools come before them.
+        *_in_grids(_pool, encoders, grids),
+        *_in_grids(_field_pool, encoders, grids),
+        _views(encoders, known, grids),
+        *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids),
+        *(_experiment(x, encoders, known, values, grids) for x in listed),
+        adversarial_pipeline(encoders, controls, known, grids),
+        comparison_pipeline("robustness", judged, encoders, controls, grids),
     ]
-    tables = [f"measurements.robustness.{name}" for name in [*WIRED, *(x.name for x in listed)]]
+    names = [*WIRED, *(x.name for x in listed)]
+    if same_as:
+        parts.append(agreement_pipeline(encoders, same_as, grids))
+        names.append(AGREEMENT.name)
+    tables = [f"measurements.robustness.{name}" for name in names]
     collect = collected(tables, "robustness_measurements")
     return grouped("robustness", [*parts, collect])
 
 
-def _views(encoders: Sequence[str], bases: Mapping[str, str]) -> Pipeline:
+def _in_grids(
+    make: Callable[[Callable[[str], str]], Node], encoders: Sequence[str], grids: TileGrids
+) -> list[Node | Pipeline]:
+    """A node for each grid of tiles, made from what names a dataset in it."""
+    found: list[Node | Pipeline] = []
+    for grid in grids.among(encoders):
+        own = make(partial(grids.in_grid, grid=grid))
+        found.append(grouped(grid, [own]) if grid else own)
+    return found
+
+
+def _pool(named: Callable[[str], str]) -> Node:
+    return node(
+        choose_pool,
+        ["slides", named("tiles"), "params:tile_pool"],
+        named("tile_pool"),
+        name="choose_pool",
+        tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
+    )
+
+
+def _stains(named: Callable[[str], str]) -> Node:
+    return node(
+        tile_stains,
+        [named("views.tile_stains.pixels"), named("tile_pool")],
+        named("tile_stains"),
+        name="tile_stains",
+        tags=[*_ON_STAIN, "stain_probe"],
+    )
+
+
+def _references(named: Callable[[str], str]) -> Node:
+    return node(
+        center_references,
+        [named("tile_stains"), "params:appearance.min_reference_tiles"],
+        named("stain_references"),
+        name="center_references",
+        tags=_ON_STAIN,
+    )
+
+
+def _field_pool(named: Callable[[str], str]) -> Node:
+    x = "field_of_view"
+    inputs, outputs = ["slides", "tiles", f"params:{x}"], ["field_pool", "field_room"]
+    return node(
+        choose_field_pool, [*map(named, inputs)], [*map(named, outputs)], name="pool", tags=x
+    )
+
+
+def _views(encoders: Sequence[str], bases: Mapping[str, str], grids: TileGrids) -> Pipeline:
     """What several experiments share: the looks of centers, tiles in other stains."""
-    shared: list[Node | Pipeline] = [
-        node(
-            tile_stains,
-            ["views.tile_stains.pixels", "tile_pool"],
-            "tile_stains",
-            name="tile_stains",
-            tags=[*_ON_STAIN, "stain_probe"],
-        ),
-        node(
-            center_references,
-            ["tile_stains", "params:appearance.min_reference_tiles"],
-            "stain_references",
-            name="center_references",
-            tags=_ON_STAIN,
-        ),
+    shared = [
+        *_in_grids(_stains, encoders, grids),
+        *_in_grids(_references, encoders, grids),
     ]
     for views in VIEWS:
         if views.tags:
-            shared += views_pipeline(views, encoders, bases, plan_views, plan_harmonised)
+            shared += views_pipeline(views, encoders, bases, plan_views, plan_harmonised, grids)
     return grouped("views", shared)
 
 
 def _experiment(
-    x: Experiment, encoders: Sequence[str], bases: Mapping[str, str], parameters: Mapping[str, Any]
+    x: Experiment,
+    encoders: Sequence[str],
+    bases: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    grids: TileGrids,
 ) -> Pipeline:
     """An experiment with the views that are its own."""
-    if x.name == "center_auc" and _COLOUR in encoders:
-        x = replace(x, inputs=[*x.inputs, f"embeddings.{_COLOUR}"])
     own: list[Node | Pipeline] = []
     for views in VIEWS:
         if views.experiment == x.name and not views.tags:
-            own += views_pipeline(views, encoders, bases, plan_views, plan_harmonised)
-    calibration = _calibrated(x, encoders, parameters)
-    return experiment_pipeline("robustness", x, encoders, *own, calibration=calibration)
+            own += views_pipeline(views, encoders, bases, plan_views, plan_harmonised, grids)
+    calibration = _calibrated(_with_colour(x, encoders, _TRUTH, grids), encoders, parameters, grids)
+    return experiment_pipeline(
+        "robustness",
+        x,
+        encoders,
+        *own,
+        calibration=calibration,
+        grids=grids,
+        of_encoder=partial(_with_colour, x, encoders, grids=grids),
+    )
+
+
+def _with_colour(
+    x: Experiment, encoders: Sequence[str], encoder: str, grids: TileGrids
+) -> Experiment:
+    """The experiment with the colour of the encoder's own tiles, where it asks for it."""
+    known = _COLOUR in encoders and grids.grid(_COLOUR) == grids.grid(encoder)
+    if x.name != "center_auc" or not known:
+        return x
+    return replace(x, inputs=[*x.inputs, f"embeddings.{_COLOUR}"])
 
 
 def _calibrated(
-    x: Experiment, encoders: Sequence[str], parameters: Mapping[str, Any]
+    x: Experiment, encoders: Sequence[str], parameters: Mapping[str, Any], grids: TileGrids
 ) -> Node | None:
     """Only a cohort with drawn slides knows the truth that nuisance is mixed into."""
     block = parameters.get(x.name)
     if _TRUTH not in encoders or not block:
         return None
-    return calibration_node("robustness", x, block, _TRUTH, mix, dose_response, encoders)
+    return calibration_node("robustness", x, block, _TRUTH, mix, dose_response, encoders, grids)
 
 
 def robustness_index_pipelines(
-    encoders: Sequence[str], controls: Sequence[str], *calibrations: Node | None
+    encoders: Sequence[str],
+    controls: Sequence[str],
+    *calibrations: Node | None,
+    grids: TileGrids | None = None,
 ) -> list[Pipeline]:
     """Index and margins: one search, one k for all.
 
@@ -366,7 +439,10 @@ def robustness_index_pipelines(
         As in :func:`create_pipeline`.
     calibrations
         Of the index and of the margins; None where the truth is not known.
+    grids
+        As in :func:`create_pipeline`.
     """
+    grids = grids or TileGrids()
     blocks = ["params:robustness_index", "params:robustness_margins"]
     index, margins = INDEX.name, MARGINS.name
     counts, distances = (
@@ -375,7 +451,7 @@ def robustness_index_pipelines(
     searches = [
         node(
             index_and_margin_statistics,
-            [*(name.format(e=e) for name in VECTORS), *blocks],
+            [*(grids.dataset(name, e) for name in VECTORS), *blocks],
             [counts[e], distances[e]],
             name="statistics",
             tags=[index, margins, e],
@@ -407,11 +483,38 @@ def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> N
     return collected(tables, f"measurements.robustness.{name}", tags=[name])
 
 
+def agreement_pipeline(
+    encoders: Sequence[str], same_as: Mapping[str, str], grids: TileGrids | None = None
+) -> Pipeline:
+    """Features that were brought against the encoder that should give the same.
+
+    Every encoder has rows, so that none is missed where others have them.
+    """
+    x, tiles = AGREEMENT, grids or TileGrids()
+
+    def of_encoder(e: str) -> list[Node]:
+        if e not in same_as:
+            nothing = replace(x, accumulate=no_agreement_statistics, inputs=[])
+            return encoder_nodes("robustness", nothing, e, tiles, _NOTHING_THE_SAME)
+        other = [tiles.dataset(name, same_as[e]) for name in ("tiles", "embeddings.{e}")]
+        own = [tiles.dataset(name, e) for name in VECTORS]
+        return encoder_nodes("robustness", replace(x, inputs=[*own, *other]), e)
+
+    own = [grouped(e, of_encoder(e)) for e in encoders]
+    return grouped(x.name, [*own, _collect(x.name, encoders)])
+
+
 def adversarial_pipeline(
-    encoders: Sequence[str], controls: Sequence[str], bases: Mapping[str, str]
+    encoders: Sequence[str],
+    controls: Sequence[str],
+    bases: Mapping[str, str],
+    grids: TileGrids | None = None,
 ) -> Pipeline:
     """Attacks on every network, and what is made against one shown to the others."""
     x, block = ATTACKED.name, f"params:{ATTACKED.name}"
+    grids = grids or TileGrids()
+    #: Harmonised variants are no single network, and of some encoders there are vectors alone.
+    not_attacked = {*bases, *grids.without_pixels}
 
     def step(function, inputs, output, called, /, *tags, **bound) -> Node:  # type: ignore[no-untyped-def]
         run = named_partial(with_parameters(Adversarial, x, function), **bound)
@@ -425,8 +528,9 @@ def adversarial_pipeline(
         return f"probes.{x}.{e}"
 
     def attacks_on(e: str) -> list[Node]:
-        pool, universal = "adversarial_pool", f"views.{x}_universal.{e}"
-        probe, vectors = probe_of(e), ["slides", "tiles", f"embeddings.{e}", "adversarial_pool"]
+        pool, universal = grids.dataset("adversarial_pool", e), f"views.{x}_universal.{e}"
+        probe = probe_of(e)
+        vectors = ["slides", grids.dataset("tiles", e), f"embeddings.{e}", pool]
         return [
             step(fit_adversarial_probes, vectors, probe, "probes", e),
             step(
@@ -448,14 +552,18 @@ def adversarial_pipeline(
         ]
 
     def of_encoder(e: str) -> list[Node]:
-        if e in bases:
-            harmonised = replace(ATTACKED, accumulate=no_adversarial_statistics)
-            return encoder_nodes("robustness", harmonised, e)
-        sources = tuple(s for s in encoders if s not in {e, *controls, *bases})
+        if e in not_attacked:
+            nothing = replace(ATTACKED, accumulate=no_adversarial_statistics)
+            missing = grids.without_pixels.get(e, "")
+            return encoder_nodes("robustness", nothing, e, grids, missing)
+        # What was made against another encoder are tiles of the same grid.
+        others = (s for s in encoders if s not in {e, *controls, *not_attacked})
+        sources = tuple(s for s in others if grids.grid(s) == grids.grid(e))
         shown = named_partial(plan_transfer, name=e, sources=sources)
-        inputs = ["slides", "adversarial_pool", probe_of(e), *job(e)]
+        pool = grids.dataset("adversarial_pool", e)
+        inputs = ["slides", pool, probe_of(e), *job(e)]
         inputs += [f"views.{x}.{s}" for s in sources]
-        measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", "adversarial_pool", probe_of(e)]
+        measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", pool, probe_of(e)]
         accumulate = named_partial(adversarial_statistics, sources=sources)
         attacked = replace(ATTACKED, accumulate=accumulate, inputs=measured)
         return [
@@ -464,7 +572,12 @@ def adversarial_pipeline(
         ]
 
     # A namespace of their own: each encoder is shown what was made against the others.
-    attacks = grouped("attacks", [grouped(e, attacks_on(e)) for e in encoders if e not in bases])
-    pool = step(choose_adversarial_pool, ["slides", "tiles"], "adversarial_pool", "pool")
+    attacked = [e for e in encoders if e not in not_attacked]
+    attacks = grouped("attacks", [grouped(e, attacks_on(e)) for e in attacked])
+
+    def pool_in(named: Callable[[str], str]) -> Node:
+        inputs = ["slides", named("tiles")]
+        return step(choose_adversarial_pool, inputs, named("adversarial_pool"), "pool")
+
     own = [grouped(e, of_encoder(e)) for e in encoders]
-    return grouped(x, [pool, attacks, *own, _collect(x, encoders)])
+    return grouped(x, [*_in_grids(pool_in, encoders, grids), attacks, *own, _collect(x, encoders)])

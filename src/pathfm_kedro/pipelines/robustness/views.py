@@ -22,7 +22,7 @@ from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import Box, TileFields, slide_fields
+from pathfm_kedro.slides.fields import Box, TileFields, side_of_tiles, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide
@@ -368,7 +368,7 @@ def plan_views(
         entry, runtimes, *more = more  # type: ignore[assignment]
         spec = EncoderSpec.from_parameters(name, entry).with_runtime(runtimes[name])
     *beside, parameters = more
-    pixels, p = int(tile_parameters["pixels"]), read(parameters)
+    pixels, p = side_of_tiles(tiles) or int(tile_parameters["pixels"]), read(parameters)
     return plan_tile_work(
         slides,
         pool_tiles(tiles, pool),

@@ -84,6 +84,33 @@ def draw_contact_sheet(
     return _lay_out(cells, header, columns, cell)
 
 
+def sheet_without_pixels(
+    slides: pl.DataFrame, tiling: pl.DataFrame, parameters: Mapping[str, Any]
+) -> NDArray[np.uint8]:
+    """A cell for each slide of a cohort that has features and no slides: how many tiles, or why none.
+
+    Parameters
+    ----------
+    slides, tiling
+        The tables.
+    parameters
+        ``contact_sheet``: ``max_slides``, ``columns``, ``cell_pixels``.
+    """
+    sheet = parameters["contact_sheet"]
+    counts = dict(tiling.select("slide_id", "n_tiles").iter_rows())
+    cells = [
+        _Cell(
+            row["slide_id"],
+            _subtitle(row),
+            None,
+            row["reason"] or f"{counts.get(row['slide_id'], 0)} vectors; no slide, so no picture",
+        )
+        for row in _chosen(_with_reasons(slides, tiling), int(sheet["max_slides"])).to_dicts()
+    ]
+    header = f"{len(cells)} of {slides.height} slides, of which there are features alone."
+    return _lay_out(cells, header, int(sheet["columns"]), int(sheet["cell_pixels"]))
+
+
 def _with_reasons(slides: pl.DataFrame, tiling: pl.DataFrame) -> pl.DataFrame:
     """The slides with why there are no tiles, empty where there are; sorted."""
     reasons = tiling.select("slide_id", pl.col("reason").alias("_tiling"))

@@ -60,6 +60,12 @@ def draw_gallery(
     return image
 
 
+def no_gallery(parameters: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """An empty cell, for a cohort of features without slides."""
+    cell = int(parameters["gallery"]["cell_pixels"])
+    return np.full((cell, cell, 3), 255, np.uint8)
+
+
 def _most_tissue(slides: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     """For every label and center the tile with most tissue, the first of equals."""
     carried = slides.select("slide_id", "path", "label", "center", pl.col("mpp").alias("slide_mpp"))

@@ -116,6 +116,27 @@ def cut_tiles(
     return pl.concat([empty, *tables]), pl.DataFrame(tiling, schema=_TILING_SCHEMA)
 
 
+def cut_grid(
+    slides: pl.DataFrame,
+    files: SlideFiles,
+    parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *,
+    pixels: int,
+    mpp: float,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As :func:`cut_tiles`, of tiles of another size than the cohort's.
+
+    Parameters
+    ----------
+    slides, files, parameters, engine
+        As of :func:`cut_tiles`.
+    pixels, mpp
+        Side of a tile and its resolution.
+    """
+    return cut_tiles(slides, files, {**parameters, "pixels": pixels, "mpp": mpp}, engine)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 

@@ -1,0 +1,186 @@
+"""Faults that a file alone does not show: against slide, entry and the other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from pathfm_kedro.encoders.features.slide_features import (
+    FeatureFileError,
+    SlideFeatures,
+    some,
+)
+
+#: What tools write around the name of an encoder.
+_VENDORS = (
+    "mahmoodlab",
+    "mahmood",
+    "paigeai",
+    "paige",
+    "bioptimus",
+    "owkin",
+    "kaikoai",
+    "histai",
+    "tile",
+)
+#: Encoders by their name without signs, with the other ways in which tools write it.
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "uni": ("univ1", "uni1"),
+    "uni2h": ("uni2", "univ2"),
+    "conch": ("conchv1", "conch1"),
+    "conchv15": ("conch15",),
+    "virchow": ("virchow1",),
+    "virchow2": ("virchowv2",),
+    "gigapath": ("provgigapath",),
+    "hoptimus0": (),
+    "hoptimus1": (),
+    "h0mini": ("hoptimus0mini",),
+    "phikon": ("phikonv1",),
+    "phikonv2": ("phikon2",),
+    "ctranspath": (),
+    "chiefctranspath": (),
+    "hiboub": (),
+    "hiboul": (),
+    "musk": (),
+    "plip": (),
+    "keep": (),
+    "gpfm": (),
+    "mstar": (),
+    "midnight12k": ("midnight", "midnight12"),
+    "resnet50": (),
+    "lunitvits8": ("lunitvits",),
+    "titan": (),
+    "prism": (),
+    "prism2": (),
+    "madeleine": (),
+    "threads": (),
+    "feather": (),
+}
+
+
+def encoder_agrees(told: str | None, declared: str) -> bool | None:
+    """Whether what a file says made it is what the cohort calls it.
+
+    Parameters
+    ----------
+    told
+        What the file says.
+    declared
+        The name of the cohort's entry.
+
+    Returns
+    -------
+    bool or None
+        None where nothing can be said: the file is silent, or one of the names is a person's own.
+
+    Examples
+    --------
+    >>> encoder_agrees("mahmood-uni", "uni"), encoder_agrees("uni_v1", "uni2_h")
+    (True, False)
+    >>> encoder_agrees("uni_v1", "ours") is None
+    True
+    """
+    if told is None:
+        return None
+    first, second = (_canonical(name) for name in (told, declared))
+    if first == second:
+        return True
+    return False if first in _NAMES and second in _NAMES else None
+
+
+def _canonical(name: str) -> str:
+    bare = re.sub(r"[^a-z0-9]", "", name.lower())
+    known = {alias: key for key, aliases in _NAMES.items() for alias in (key, *aliases)}
+    if bare in known:
+        return known[bare]
+    for vendor in _VENDORS:
+        bare = bare.removeprefix(vendor)
+        if bare in known:
+            return known[bare]
+    return bare
+
+
+def refuse_other_encoder(features: SlideFeatures, declared: str) -> None:
+    """Check that a file was made by the encoder that the entry is named after.
+
+    Raises
+    ------
+    FeatureFileError
+        If both are known encoders, and not the same.
+    """
+    if encoder_agrees(features.encoder, declared) is False:
+        raise FeatureFileError(
+            f"slide '{features.slide_id}': the file says that '{features.encoder}' made it, and "
+            f"the entry is called '{declared}': name the folder that '{declared}' made, or rename "
+            "the entry"
+        )
+
+
+def refuse_off_slide(
+    features: SlideFeatures, width: int, height: int, where: str | None = None
+) -> None:
+    """Check that every tile begins on the slide; tiles may reach over its right and lower edge.
+
+    Parameters
+    ----------
+    features
+        With places in level-0 pixels; passed over where there are none.
+    width, height
+        Of the slide at level 0.
+    where
+        How an error names the file; by its slide if not given.
+
+    Raises
+    ------
+    FeatureFileError
+        If tiles lie off the slide, naming the first rows.
+    """
+    if features.x is None or features.y is None:
+        return
+    off = (features.x < 0) | (features.y < 0) | (features.x >= width) | (features.y >= height)
+    rows = np.flatnonzero(off)
+    if len(rows):
+        x, y = int(features.x[rows[0]]), int(features.y[rows[0]])
+        raise FeatureFileError(
+            f"{where or _of(features)}: {len(rows)} of {len(features)} tiles do not lie on the "
+            f"slide of {width} x {height} px (row {some(rows.tolist())}; the first at x={x}, "
+            f"y={y}): the features are of another slide, or their coordinates of another level or "
+            "unit than full resolution"
+        )
+
+
+def _of(features: SlideFeatures) -> str:
+    return f"slide '{features.slide_id}'"
+
+
+def refuse_unequal_dimensions(dimensions: Mapping[str, int], folder: str) -> None:
+    """Check that all files of a folder have vectors of one length.
+
+    Parameters
+    ----------
+    dimensions
+        Length of a vector by slide.
+    folder
+        How an error names the folder.
+
+    Raises
+    ------
+    FeatureFileError
+        If they differ, naming the slides that are in the minority.
+    """
+    counts: dict[int, list[str]] = {}
+    for slide, dimension in sorted(dimensions.items()):
+        counts.setdefault(dimension, []).append(slide)
+    if len(counts) > 1:
+        most = max(counts, key=lambda d: len(counts[d]))
+        others = "; ".join(
+            f"{dimension} in {some(slides)}"
+            for dimension, slides in sorted(counts.items())
+            if dimension != most
+        )
+        raise FeatureFileError(
+            f"folder '{folder}': vectors have {most} numbers in {len(counts[most])} files, and "
+            f"{others}: these are of another encoder or another pooling; extract them again"
+        )

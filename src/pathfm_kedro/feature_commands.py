@@ -1,0 +1,190 @@
+"""``kedro features export``: an encoder's vectors in the layouts of other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan
+from pathfm_kedro.project import project_root
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pathfm_kedro.datasets.sharded_tensors import ShardedTensors
+    from pathfm_kedro.encoders.features import SlideFeatures
+
+#: Written out, so that `kedro --help` needs no arrays; a test holds them against the writer's.
+_FORMATS = ("trident", "anndata", "stamp")
+#: Slides named on the screen.
+_NAMED = 5
+
+
+@click.group(name="features")
+def features() -> None:
+    """Features of encoders as files."""
+
+
+@features.command("export")
+@click.argument("encoder")
+@click.option("--format", "layout", type=click.Choice(_FORMATS), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder to write into, one file for each slide; it is made if it is not there.",
+)
+@click.option("--env", "-e", help=f"The cohort; {DEFAULT_COHORT} if not given.")
+@click.option("--version", help="Version of the vectors; the newest if not given.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def export(
+    encoder: str, layout: str, out: Path, env: str | None, version: str | None, force: bool
+) -> None:
+    """Write the vectors of ENCODER in the layout of another tool, one file for each slide."""
+    from pathfm_kedro.datasets.paths import atomic_path
+    from pathfm_kedro.encoders.features import FeatureFileError, write_features
+    from pathfm_kedro.engine import Note
+    from pathfm_kedro.engine.progress import progress
+
+    try:
+        embedded = _load(encoder, env, version)
+    except (FeatureFileError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    targets = {slide: out / _file_name(slide, layout) for slide in embedded.vectors.slide_ids}
+    there = [path for path in targets.values() if path.exists()]
+    if there and not force:
+        raise click.ClickException(
+            f"{len(there)} of {len(targets)} files exist in {out}, {there[0].name} first: give "
+            "another --out, or --force to replace them"
+        )
+    written: list[tuple[int, int, int]] = []
+    with progress(f"writing {encoder} for {layout}", len(targets)) as tell:
+        for slide, brought in embedded.slides(encoder):
+            try:
+                with atomic_path(targets[slide["slide_id"]]) as temporary:
+                    size = {"width": slide["width"], "height": slide["height"]}
+                    write_features(temporary, layout, brought, **size)
+            except (FeatureFileError, OSError) as error:
+                raise click.ClickException(f"{error}; {len(written)} files are whole") from error
+            written.append((len(brought), brought.dimension, brought.vectors.nbytes))
+            tell(Note(tiles=len(brought)))
+    click.echo(_summary(embedded.vectors, written, layout, out))
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """Vectors of one encoder with the slides and tiles that they stand for."""
+
+    vectors: ShardedTensors
+    tables: dict[str, pl.DataFrame]
+
+    def slides(self, encoder: str) -> Iterator[tuple[dict[str, Any], SlideFeatures]]:
+        """Each slide's row and features, read when asked for."""
+        from pathfm_kedro.encoders.features import SlideFeatures
+
+        rows = {row["slide_id"]: row for row in self.tables["slides"].to_dicts()}
+        tiles = self.tables["tiles"].partition_by("slide_id", as_dict=True, maintain_order=True)
+        for slide_id in self.vectors.slide_ids:
+            slide, of_slide = rows[slide_id], tiles[(slide_id,)]
+            vectors = self.vectors.load_slide(slide_id)
+            features_ = SlideFeatures(
+                slide_id,
+                vectors,
+                "tile",
+                "pathfm",
+                x=of_slide["x"].to_numpy(),
+                y=of_slide["y"].to_numpy(),
+                field_um=of_slide["field_um"][0],
+                mpp=of_slide["mpp"][0],
+                encoder=encoder,
+                dtype=str(vectors.dtype),
+            )
+            yield slide, features_.on_slide(slide["mpp"]) if slide["mpp"] else features_
+
+
+def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
+    """Vectors and tables of a cohort, held against each other.
+
+    Raises
+    ------
+    ValueError
+        If the cohort has no such encoder, or its vectors are missing or of other tiles.
+    """
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+    from kedro.io.core import DatasetError
+
+    from pathfm_kedro.statistics.tables import refuse_other_tiles
+
+    root, cohort = project_root(), env or DEFAULT_COHORT
+    known = read_cohort_plan(cohort, str(root / "conf")).encoders
+    if encoder not in known:
+        raise ValueError(f"cohort '{cohort}' has no encoder '{encoder}'; it has {', '.join(known)}")
+    bootstrap_project(root)
+    session: Any
+    with KedroSession.create(project_path=root, env=cohort) as session:
+        catalog = session.load_context().catalog
+        name = f"embeddings.{encoder}"
+        try:
+            vectors = catalog.load(name, version=version)
+            tables = {key: _table(catalog, key, version) for key in ("slides", "tiles")}
+        except DatasetError as error:
+            which = f"version {version} of " if version else ""
+            raise ValueError(
+                f"{which}the vectors of '{encoder}' in cohort '{cohort}', or their slides and "
+                f"tiles, cannot be loaded ({_first_line(error)}): make them by kedro run --env "
+                f"{cohort} --pipelines ingest,tile,embed"
+            ) from error
+    refuse_other_tiles(
+        tables["tiles"],
+        vectors,
+        f"embeddings.{encoder}",
+        f"run kedro run --env {cohort} --pipelines embed, or give the --version that is theirs",
+    )
+    return _Embedded(vectors, tables)
+
+
+def _table(catalog: Any, name: str, version: str | None) -> pl.DataFrame:
+    """A table in the version of the vectors, or the newest where a run made vectors alone."""
+    from kedro.io.core import DatasetError
+
+    table: pl.DataFrame
+    try:
+        table = catalog.load(name, version=version)
+    except DatasetError:
+        if version is None:
+            raise
+        table = catalog.load(name)
+    return table
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _file_name(slide_id: str, layout: str) -> str:
+    """Named after the slide, and safe whatever that is called."""
+    from pathfm_kedro.datasets.sharded_tensors import shard_name
+    from pathfm_kedro.encoders.features import suffix_of
+
+    return f"{shard_name(slide_id).removesuffix('.safetensors')}{suffix_of(layout)}"
+
+
+def _summary(
+    vectors: ShardedTensors, written: list[tuple[int, int, int]], layout: str, out: Path
+) -> str:
+    tiles, size = sum(n for n, _, _ in written), sum(nbytes for _, _, nbytes in written)
+    dimension = written[0][1] if written else 0
+    lines = [
+        f"{len(written)} slides, {tiles:,} tiles with {dimension} numbers each ({size / 1e6:,.1f} "
+        f"MB) written to {out} in the layout of {layout}"
+    ]
+    failed = vectors.failures
+    lines += [f"  left out, {slide}: {why}" for slide, why in list(failed.items())[:_NAMED]]
+    if len(failed) > _NAMED:
+        lines.append(f"  … and {len(failed) - _NAMED} more that embedding failed on")
+    return "\n".join(lines)
