@@ -90,6 +90,40 @@ def test_parameters_of_the_command_line_reach_the_pipelines(project):
         assert embedded() == {"other"}
 
 
+def test_poolings_of_one_entry_are_encoders_of_their_own(project):
+    file = project / "conf/south/parameters_encoders.yml"
+    file.write_text(
+        "encoders:\n  efficientnet_lite0: null\n  stain_statistics: null\n"
+        "  uni: {model: 'timm:test_vit', batch_size: 2, variants: [class_token, patch_mean]}\n"
+        "  uni__patch_mean: {batch_size: 4}\n"
+    )
+    with CohortSession.create(project_path=project, env="south") as session:
+        catalog = session.load_context().catalog
+        assert embedded() == {"noise", "uni__class_token", "uni__patch_mean"}
+        loaded = [catalog.load(f"params:encoders.uni__{p}") for p in ("class_token", "patch_mean")]
+    assert [(e["pooling"], e["batch_size"]) for e in loaded] == [
+        ("class_token", 2),
+        ("patch_mean", 4),
+    ]
+    listed = read_cohort_plan("south", str(project / "conf")).encoders
+    assert set(listed) == {"noise", "uni__class_token", "uni__patch_mean"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("{model: 'timm:x', variants: class_token}", "give a list of poolings"),
+        ("{model: 'timm:x', variants: [patch_mean, patch_mean]}", "each once"),
+        ("{model: 'timm:x', variants: []}", "give a list of poolings"),
+        ("{model: 'timm:x', pooling: default, variants: [patch_mean]}", "into the list"),
+    ],
+)
+def test_variants_that_are_none_name_the_entry(project, entry, told):
+    (project / "conf/south/parameters_encoders.yml").write_text(f"encoders: {{uni: {entry}}}\n")
+    with pytest.raises(ValueError, match=rf"encoders\.uni.*{told}"):
+        read_cohort_plan("south", str(project / "conf"))
+
+
 def test_a_cohort_that_is_not_there_is_named(project):
     with (
         CohortSession.create(project_path=project, env="west") as session,

@@ -30,6 +30,7 @@ from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import Words, gather_words
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.variants import expand_variants
 from tests.conftest import PROJECT
 
 PAGES = sorted(
@@ -211,7 +212,7 @@ def refuse_unreadable(name: str, values: Any, base: Mapping[str, Any], classes: 
     from pathfm_kedro.statistics.parameters import ExperimentParameters
 
     if name == "encoders":
-        for encoder, entry in values.items():
+        for encoder, entry in expand_variants(values).items():
             if entry is not None:
                 assert EncoderSpec.from_parameters(encoder, entry).name == encoder
     elif name in classes:

@@ -60,6 +60,7 @@ def cohort() -> None:
     lazy_subcommands={
         "run": "pathfm_kedro.kedro_commands.run",
         "package": "pathfm_kedro.kedro_commands.package",
+        "encoders": "pathfm_kedro.encoders_cli.encoders",
         "search": "pathfm_kedro.search_command.search",
     },
 )
@@ -116,7 +117,7 @@ def new(name: str, manifest: Path | None, phantom: bool, size: str | None) -> No
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
         _write_conf(folder, name, f"data/{name}/01_raw", "phantom", size or "quick")
-    _sync(root)
+    sync_stages(root)
     if manifest is not None:
         click.echo(
             f"conf/{name}/manifest.csv is a copy of the manifest, patient ids included: keep this "
@@ -200,7 +201,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     root = project_root()
     given = {"audit": {"size": size}} if size else None
     refuse_unknown_cohort(name, root / "conf")
-    with KedroSession.create(root, env=name, runtime_params=given) as session:
+    session = KedroSession.create(root, env=name, runtime_params=given)
+    with session:
         context = session.load_context()
         catalog, parameters = context.catalog, context.params
         found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
@@ -227,7 +229,7 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
 def sync() -> None:
     """Write the cohorts and encoders of conf/ to params.yaml, from which DVC makes its stages."""
     root = project_root()
-    _sync(root)
+    sync_stages(root)
     click.echo(f"params.yaml lists {', '.join(_cohorts(root))}")
 
 
@@ -282,7 +284,8 @@ def _watched(source: str) -> str:
     return "slides_root" if source == "phantom" else "manifest"
 
 
-def _sync(root: Path) -> None:
+def sync_stages(root: Path) -> None:
+    """Write params.yaml, from which DVC makes its stages."""
     import yaml
 
     text = (

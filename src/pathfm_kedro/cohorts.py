@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pathfm_kedro.project import project_root
+from pathfm_kedro.project import project_root, resolve_path
+from pathfm_kedro.variants import expand_variants
 
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
@@ -35,6 +36,10 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
         "catalog": ["catalog*", "catalog*/**", "**/catalog*"],
     },
 }
+
+#: Prefixes of ``model`` that are followed by a file or folder, and by one or the name of a hub's model.
+_FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx")
+_FOLDERS_OR_HUB = ("transformers", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,9 @@ def _plan_of(
         )
         parameters = loader["parameters"]
     sections = {key: _section(parameters, key, cohort) for key in ("encoders", "cohort")}
-    encoders = {name: entry for name, entry in sections["encoders"].items() if entry is not None}
+    written = sections["encoders"]
+    parameters["encoders"] = expand_variants(written)
+    encoders = {n: entry for n, entry in parameters["encoders"].items() if entry is not None}
     for name, entry in encoders.items():
         if not isinstance(entry, Mapping):
             raise ValueError(
@@ -164,10 +171,19 @@ def weights_path(encoder: Mapping[str, Any]) -> str | None:
     '../models/uni'
     >>> weights_path({"model": "timm:resnet18", "checkpoint": "w.pth"})
     'w.pth'
+    >>> weights_path({"model": "onnx:models/uni.onnx"})
+    'models/uni.onnx'
+    >>> weights_path({"model": "transformers:owkin/phikon"}) is None  # of the hub: no such folder
+    True
     """
     kind, _, name = str(encoder.get("model", "")).partition(":")
-    given = encoder.get("checkpoint") or (name if kind == "local-dir" else "")
-    return Path(str(given)).expanduser().as_posix() if given else None
+    on_disk = kind in _FILES_OF_WEIGHTS or (
+        kind in _FOLDERS_OR_HUB and resolve_path(name.partition("@")[0]).exists()
+    )
+    given = str(encoder.get("checkpoint") or (name if on_disk else ""))
+    if given.startswith("hf-hub:"):
+        return None
+    return Path(given).expanduser().as_posix() if given else None
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.engine.run_display import end_display
 from pathfm_kedro.run_lock import cohort_lock
 from pathfm_kedro.screen import log_only, prepare_screen
+from pathfm_kedro.variants import expand_variants
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,9 @@ class CohortContext(KedroContext):
             for kind in ("parameters", "catalog"):
                 # Kept, since Kedro reads the files anew each time that it asks: some ten times a run.
                 self.config_loader[kind] = self.config_loader[kind]
+            given = self.config_loader["parameters"]
+            if isinstance(given.get("encoders"), Mapping):
+                given["encoders"] = expand_variants(given["encoders"])
 
     def _get_catalog(
         self,

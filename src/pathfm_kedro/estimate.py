@@ -318,7 +318,8 @@ def estimate_lines(
         lines.append(_line("together", _total(s for s in shares if s.encoder in audited)))
     controls = [share for share in shares if share.encoder not in audited]
     if controls:
-        lines.append(f"{_line('controls', _total(controls))}; they are quick and not timed")
+        passes = sum(share.passes for share in controls)
+        lines.append(f"controls: {passes:,} passes without a network, not timed")
     return lines
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: In the order of the data.
 PIPELINES = ("ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report")
 #: Keys of an encoder's entry that decide nothing about its vectors.
-_NOT_OF_THE_VECTORS = frozenset({"name", "role", "batch_size"})
+_NOT_OF_THE_VECTORS = frozenset({"name", "role", "batch_size", "sha256"})
 _ENTRY = "params:encoders."
 
 

@@ -190,3 +190,26 @@ def test_many_failures_are_told_in_few_lines_whatever_their_slides_are_called(tm
     # Kedro's console reads brackets as colours unless told otherwise.
     assert all(record.markup is False for record in caplog.records[:-1])
     assert len(dataset(tmp_path, "1").load().failures) == 100
+
+
+@dataclass(frozen=True)
+class EncoderJob(CountingJob):
+    encoder: str = "weights-1"
+
+    def header(self):
+        return super().header() | {"encoder": self.encoder}
+
+
+def test_the_same_encoder_under_another_name_takes_over_its_shards(tmp_path):
+    """Renamed, or the same weights in another form: the fingerprint tells, not the name."""
+    computed: list[str] = []
+    jobs = [EncoderJob(name, computed) for name in "ab"]
+    dataset(tmp_path, "1").save(plan(jobs))
+    for name in ("renamed", "other"):
+        renamed = ShardedTensorDataset(
+            filepath=(tmp_path / name).as_posix(), version=Version("1", "1")
+        )
+        renamed.save(plan(jobs if name == "renamed" else [EncoderJob("a", computed, encoder="2")]))
+    assert computed == ["a", "b", "a"]
+    same = [tmp_path / "1" / name / shard_name("a") for name in ("uni", "renamed")]
+    assert same[0].read_bytes() == same[1].read_bytes()

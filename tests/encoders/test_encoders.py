@@ -14,8 +14,9 @@ from skimage import data as photographs
 from skimage.transform import resize
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders
+from pathfm_kedro.encoders.loaders.package import lite0_state_dict
+from pathfm_kedro.encoders.loaders.timm import resolve_layers
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
-from pathfm_kedro.encoders.weights import lite0_state_dict, resolve_layers
 
 
 @pytest.fixture(scope="module")

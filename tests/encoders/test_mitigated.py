@@ -7,7 +7,8 @@ import pytest
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.controls import StainStatistics, TileCorner
-from pathfm_kedro.encoders.mitigated import MitigatedEncoder, normalised
+from pathfm_kedro.encoders.mitigated import MITIGATIONS, MitigatedEncoder, normalised
+from pathfm_kedro.engine import versions
 
 
 def stained(haematoxylin, eosin, scale=1.0, seed=0) -> np.ndarray:
@@ -71,3 +72,12 @@ def test_what_does_not_fit_is_refused_with_what_does(model, mitigation, told):
 def test_a_harmonised_encoder_has_no_pixels():
     with pytest.raises(ValueError, match="no pixels of its own"):
         load_encoder(EncoderSpec("x", "harmonised:uni", mitigation="combat"))
+
+
+def test_the_stain_normaliser_s_version_is_part_of_the_fingerprint_and_of_no_other(monkeypatch):
+    base = load_encoder(EncoderSpec("stain", "control:stain_statistics"))
+    variants = {m: MitigatedEncoder(base, m) for m in MITIGATIONS}
+    before, real = {m: v.fingerprint for m, v in variants.items()}, versions.version
+    monkeypatch.setattr(versions, "version", lambda p: "9" if p == "torchstain" else real(p))
+    changed = {m for m, v in variants.items() if v.fingerprint != before[m]}
+    assert changed == {"stain_normalisation"}

@@ -60,12 +60,15 @@ TRANSFORMERS = {"architectures": ["ViTModel"], "model_type": "vit", "hidden_size
 OPEN_CLIP = {"model_cfg": {"embed_dim": 512}, "preprocess_cfg": {"mean": [0.4] * 3}}
 
 CONFIGS = {
-    "transformers": (TRANSFORMERS, ("transformers", "encoders.mine.checkpoint")),
+    "transformers": (
+        TRANSFORMERS,
+        ("that of transformers", "give encoders.mine.model: transformers:"),
+    ),
     "transformers_with_own_code": (
         {"auto_map": {"AutoModel": "m.M"}},
-        ("transformers", "encoders.mine.checkpoint"),
+        ("that of transformers", "give encoders.mine.model: transformers:"),
     ),
-    "open_clip": (OPEN_CLIP, ("open_clip", "encoders.mine.checkpoint")),
+    "open_clip": (OPEN_CLIP, ("of open_clip", "give encoders.mine.model: open_clip:")),
     "nothing_known": ({"layers": 3}, ("no architecture of timm", "encoders.mine.checkpoint")),
     "pointer": (POINTER, ("config.json is a pointer of Git LFS", "git lfs pull")),
     "empty": ("", ("no JSON", "download it again")),
@@ -117,7 +120,7 @@ def test_weights_cut_short(tmp_path, state):
 
 
 CHANGED = {
-    "other_prefix": lambda key: f"backbone.{key}",
+    "other_prefix": lambda key: f"tower.{key}",
     "one_left_out": lambda key: None if key == "norm.weight" else key,
     "one_renamed": lambda key: key.replace("cls_token", "class_embedding"),
     "a_block_too_many": lambda key: key,
@@ -184,8 +187,8 @@ def test_a_side_that_the_folder_declares_and_the_network_refuses(tmp_path, state
 
 
 CHECKPOINTS = {
-    "wrapped": ({"state_dict": {}, "epoch": 3}, "one level down, under 'state_dict'"),
-    "of_two_networks": ({"teacher": {}, "student": {}}, "under 'teacher' and 'student'"),
+    "of_two_networks": ({"model": {}, "ema": {}}, "under 'model' and 'ema'"),
+    "nothing_in_it": ({"state_dict": {}, "epoch": 3}, "they lack cls_token"),
     "arrays": ({"norm.weight": np.zeros(3)}, "other objects than tensors"),
     "list": ([torch.zeros(1)], "no tensors by name"),
     "numbers": ({"norm.weight": 3.0}, "no tensors: norm.weight"),

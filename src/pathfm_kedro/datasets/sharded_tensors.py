@@ -212,9 +212,9 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
     """A folder of safetensors shards, one per slide.
 
     Saving runs a :class:`~pathfm_kedro.engine.ShardPlan`: a slide whose shard with an equal header
-    exists in any version is linked, not computed; the others are computed by the plan's engine and
-    written one by one, atomically. The index is written last. A run killed at any moment therefore
-    repeats at most the slides in flight.
+    exists in any version, or under another name of the same encoder, is linked, not computed; the
+    others are computed by the plan's engine and written one by one, atomically. The index is written
+    last. A run killed at any moment therefore repeats at most the slides in flight.
 
     Versions share a folder with their family: ``<folder>/<version>/<name>/``.
     """
@@ -270,6 +270,7 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
     def _finish_all(self, folder: Path, plan: ShardPlan) -> dict[str, dict[str, Any]]:
         """Entry of every slide in the index, sorted; tensors and jobs are not kept."""
         earlier = tuple(path for path in self._other_versions() if path != folder)
+        earlier += self._same_encoder_under_other_names(plan)
         finish = _Finish(folder, earlier)
         slides: dict[str, dict[str, Any]] = {}
         computed = 0
@@ -298,11 +299,29 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         found = Path(self._filepath.parent).glob(f"*/{self._filepath.name}")
         return sorted((path for path in found if path.is_dir()), reverse=True)
 
+    def _same_encoder_under_other_names(self, plan: ShardPlan) -> tuple[Path, ...]:
+        """Folders of the family whose shards are of the same encoder, by fingerprint.
+
+        Any one shard tells, since a folder is of one encoder.
+        """
+        if self._version is None or not plan.jobs:
+            return ()
+        encoder = plan.jobs[0].header().get("encoder")
+        found = sorted(Path(self._filepath.parent).glob("*/*"), reverse=True) if encoder else ()
+        others = (path for path in found if path.name != self._filepath.name and path.is_dir())
+        return tuple(path for path in others if _encoder_of(path) == encoder)
+
     def _exists(self) -> bool:
         return _is_finished(str(self._get_load_path()))
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath, "version": self._version}
+
+
+def _encoder_of(folder: Path) -> str | None:
+    """Fingerprint in the first whole shard of a folder."""
+    headers = (read_header(path) for path in sorted(folder.glob("*.safetensors")))
+    return next((header.get("encoder") for header in headers if header), None)
 
 
 def _tidy(folder: Path, wanted: set[str]) -> None:

@@ -219,8 +219,10 @@ class CostTrial:
         run = timed or encoder
         problems |= meter.problems
         with one_thread():
-            # The first pass allocates and compiles.
+            # The first time allocates, compiles and loads libraries.
             tiles = len(embed_batches(run, self.batches(encoder.batch_size)))
+            for search in self.tile_slides[:1]:
+                search()
             meter.rest(self.settings.idle_seconds)
             forget_peak(self.process, device)
             turns = []

@@ -10,8 +10,8 @@ Three sources, each figure names its own:
 
 ``joules = counted − idle watts × seconds``. Where nothing can be read there is a reason, and no figure.
 
-Libraries that do this (codecarbon 3.3, zeus 0.16) were looked at: neither subtracts what the machine
-takes idle, the first falls back to a default number of watts, and both bring a dozen packages.
+Libraries that do this (codecarbon, zeus) bring some ten packages each, for what are a few files and
+one call here, and the figures must be told by their source and less what the machine takes idle.
 
 Pitfalls
 --------

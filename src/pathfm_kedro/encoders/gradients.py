@@ -97,7 +97,7 @@ class DifferentiableEncoder:
 
 
 def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:
-    """The encoder with gradients, or None where it is no neural network.
+    """The encoder with gradients, or None where it is no neural network or PyTorch does not run it.
 
     The gradient is always taken of the PyTorch network, also where something else runs it to embed.
 
@@ -112,7 +112,7 @@ def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:
     >>> differentiable(StainStatistics()) is None
     True
     """
-    if not isinstance(encoder, NeuralEncoder):
+    if not isinstance(encoder, NeuralEncoder) or not getattr(encoder.model, "differentiable", True):
         return None
     preprocessing = encoder.preprocessing
     return DifferentiableEncoder(

@@ -46,7 +46,7 @@ def native_encoder(encoder: Encoder, size: tuple[int, int]) -> tuple[Encoder | N
         wrapper: Any = encoder
         return (None if base is None else replace(wrapper, base=base)), problem
     network = getattr(encoder, "network", None)
-    if network is None:
+    if network is None or getattr(network.model, "fixed_input", False):
         return None, 4
     model, side = network.model, size[0]
     if hasattr(model, "set_input_size"):

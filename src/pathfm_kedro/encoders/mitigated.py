@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
+from pathfm_kedro.engine.versions import package_versions
 
 #: Raised with any change of what is done to pixels.
 _REVISION = "1"
+#: Packages whose version decides about the pixels.
+_DONE_BY = {"stain_normalisation": ("torchstain",)}
 #: Fewer pixels of tissue give no stain vectors: the tile is left as it is. torchstain takes pixels with
 #: an optical density above 0.15 in every channel for tissue.
 _FEWEST_TISSUE_PIXELS = 100
@@ -37,8 +40,9 @@ class MitigatedEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the encoder's fingerprint and of what is done."""
-        identity = f"{self.base.fingerprint}:{self.mitigation}:{_REVISION}"
+        """SHA-256 of the encoder's fingerprint, of what is done, and of what does it."""
+        by = package_versions(_DONE_BY.get(self.mitigation, ()))
+        identity = f"{self.base.fingerprint}:{self.mitigation}:{_REVISION}:{by}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property

@@ -47,7 +47,7 @@ def operations_per_tile(spec: EncoderSpec) -> int:
     Raises
     ------
     ValueError
-        If the model or its weights cannot be had.
+        If the model or its weights cannot be had, or PyTorch does not run it.
     """
     import torch
 
@@ -55,6 +55,8 @@ def operations_per_tile(spec: EncoderSpec) -> int:
 
     network = take_network(spec)
     try:
+        if not getattr(network.model, "differentiable", True):
+            raise ValueError("PyTorch counts them, and onnxruntime runs this file")
         batch = torch.zeros(1, 3, network.side, network.side)
         counted = count_operations(network.model.to("cpu").float(), batch)
     finally:

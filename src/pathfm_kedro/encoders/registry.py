@@ -37,6 +37,33 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
         return _loaded[key]
 
 
+def load_anew(spec: EncoderSpec, seed: int) -> Encoder:
+    """The encoder of a spec, taken from nowhere but its weights.
+
+    Parameters
+    ----------
+    spec
+        The encoder.
+    seed
+        Of torch's random numbers meanwhile: what is loaded from a file does not depend on it.
+
+    Raises
+    ------
+    ValueError
+        As :func:`load_encoder`.
+    """
+    if not spec.has_network:
+        return _load(spec)
+    import torch
+
+    from pathfm_kedro.encoders.torch_encoder import forget_networks
+
+    forget_networks()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _load(spec)
+
+
 def _load(spec: EncoderSpec) -> Encoder:
     kind, _, name = spec.model.partition(":")
     if spec.base:

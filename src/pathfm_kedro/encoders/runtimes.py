@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
     from onnxruntime import InferenceSession
 
-#: Tiles per pass on a CPU. More is not faster (activations leave the cache), and up to this size the
-#: vectors of a tile have been the same bytes whatever else was in its batch.
+#: Tiles that are read and prepared at a time for a CPU, which takes them one by one.
 CPU_BATCH = 8
 #: A GPU's batch may take this share of the memory that is free before the first pass; the rest is for
 #: others on the card and for what the allocator cannot use.
@@ -81,6 +80,9 @@ def has_class_token(model: Any) -> bool:
 
     Some networks have tokens for patches and registers only; their first token stands for a corner.
     """
+    declared = getattr(model, "has_class_token", None)
+    if isinstance(declared, bool):
+        return declared
     parts = (model, getattr(model, "embeds", None))
     return any(hasattr(getattr(part, "cls_token", None), "shape") for part in parts)
 
@@ -137,7 +139,10 @@ def _shape_of(output: Any) -> str:
 
 @dataclass(frozen=True)
 class TorchForward:
-    """A network run by PyTorch.
+    """A network run by PyTorch: on a GPU a batch at once, on a CPU tile by tile.
+
+    PyTorch's libraries for CPUs choose how to compute by the size of the batch, so that the last bits
+    of a vector would depend on what else is in it; several tiles at once are hardly faster there.
 
     Attributes
     ----------
@@ -163,7 +168,10 @@ class TorchForward:
 
         given = batch.to(self.device, memory_format=_memory_format(self.layout))
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            return pooled(self.model, self.pooling, given).float().cpu()
+            if self.device == "cuda":
+                return pooled(self.model, self.pooling, given).float().cpu()
+            rows = [pooled(self.model, self.pooling, tile[None]) for tile in given]
+            return torch.cat(rows).float()
 
 
 def torch_forward(
@@ -209,9 +217,18 @@ class OnnxForward:
     One tile is as fast as a batch on a single thread, its shapes are known in advance, which the
     graph's optimisation needs, and its vector cannot depend on what else is in the batch. One session
     serves any number of threads.
+
+    Attributes
+    ----------
+    session
+        The graph.
+    tiles
+        How many the graph takes at a time: one, unless it was exported for another number; what is
+        missing to it is filled with zeros.
     """
 
     session: InferenceSession
+    tiles: int = 1
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Vectors float32 [n, d]."""
@@ -219,9 +236,12 @@ class OnnxForward:
 
         name = self.session.get_inputs()[0].name
         # Copied to channels first, the layout of the exported graph.
-        tiles = np.ascontiguousarray(batch.numpy())
-        rows = [self.session.run(None, {name: tile[None]})[0] for tile in tiles]
-        return torch.from_numpy(np.concatenate(rows))
+        images = np.ascontiguousarray(batch.numpy())
+        missing = -len(images) % self.tiles
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        parts = filled.reshape(-1, self.tiles, *images.shape[1:])
+        rows = [self.session.run(None, {name: part})[0] for part in parts]
+        return torch.from_numpy(np.concatenate(rows)[: len(images)])
 
 
 class ExportError(ValueError):
@@ -246,19 +266,22 @@ def onnx_session(model: torch.nn.Module, pooling: str, side: int) -> InferenceSe
         With the exporter's reason.
     """
     try:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        # Every worker computes with one thread: no oversubscription, sums in the same order always.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
-            _exported(model, pooling, side), options, providers=["CPUExecutionProvider"]
-        )
+        return open_session(_exported(model, pooling, side))
     except Exception as error:
         # The exporter and onnxruntime raise dozens of types, for one thing: not possible.
         raise ExportError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def open_session(graph: bytes | str) -> InferenceSession:
+    """A graph, or the file that holds one, in onnxruntime with one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Every worker computes with one thread: no oversubscription, sums in the same order always.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _exported(model: torch.nn.Module, pooling: str, side: int) -> bytes:

@@ -9,14 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pathfm_kedro.encoders.presets import expanded
+
 #: A dataset name, a file name and a namespace at once, so it must be plain.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Names of arguments that nodes take beside one argument per encoder.
 _RESERVED = frozenset({"parameters", "controls"})
 _POOLINGS = ("default", "class_token", "patch_mean", "class_token_and_patch_mean")
-_PREFIXES = ("control:", "package:", "timm:", "local-dir:", "hf-hub:", "harmonised:")
+#: Networks by timm; those of other libraries, from a folder or the hub; and single files that say
+#: nothing of their preprocessing.
+_TIMM = ("timm:", "local-dir:", "hf-hub:")
+_LIBRARIES = ("transformers:", "open_clip:")
+_FILES = ("torchscript:", "onnx:")
+_PREFIXES = ("control:", "package:", *_TIMM, *_LIBRARIES, *_FILES, "harmonised:")
+#: Kinds whose weights lie in a folder or repository beside other files.
+_FOLDERS = ("local-dir:", "hf-hub:", *_LIBRARIES)
 _NOISE = "control:noise"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+#: A checkpoint on the hub: ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
+HUB_FILE = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/([\w./-]+)")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
 #: that is.
 _MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
@@ -50,21 +62,28 @@ class EncoderSpec:
     name
         How tables, datasets and the report call it.
     model
-        ``control:<name>``, ``package:efficientnet_lite0``, ``timm:<name>``, ``local-dir:<folder>``
-        or ``hf-hub:<owner>/<model>``.
+        ``control:<name>``, ``package:efficientnet_lite0``, ``timm:<name>``, ``local-dir:<folder>``,
+        ``hf-hub:<owner>/<model>``, ``transformers:`` or ``open_clip:`` with a folder or
+        ``<owner>/<model>``, ``torchscript:<file>`` or ``onnx:<file>``.
     role
         ``encoder`` for what is audited, ``control`` for what shows that a measurement works.
     pooling
         How tokens become one vector: ``default`` as the model declares.
     checkpoint
         Weights for a ``timm:`` architecture: safetensors, or a state dict that loads with
-        ``weights_only=True``.
+        ``weights_only=True``, as timm or as DINO, iBOT and DINOv2 publish it. A file here, or
+        ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
+    weights
+        Which file of weights of a folder or of the hub is loaded, where there are several.
+    sha256
+        Of the one file that ``weights``, ``checkpoint``, ``torchscript:`` or ``onnx:`` names: another
+        is refused. A TorchScript archive is a program and needs it.
     pretrained
         False for an architecture whose weights are random and never trained: its null; needs ``seed``.
     model_kwargs
         Passed to ``timm.create_model``.
     mean, std, input_pixels
-        Override what the model declares.
+        Override what the model declares; ``torchscript:`` and ``onnx:`` declare nothing and need them.
     batch_size
         Tiles per forward pass; ``auto`` takes what suits the device.
     runtime
@@ -92,6 +111,8 @@ class EncoderSpec:
     role: str = "encoder"
     pooling: str = "default"
     checkpoint: str | None = None
+    weights: str | None = None
+    sha256: str | None = None
     pretrained: bool = True
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
@@ -127,8 +148,17 @@ class EncoderSpec:
             if getattr(self, key) is not None:
                 refuse_other_scale(f"{where}.{key}", getattr(self, key))
         self._check_weights(where)
+        self._check_file(where)
         self._check_mitigation(where)
         self._check_how_it_runs(where)
+        if self.model.startswith("onnx:"):
+            # Nothing else runs it: what is left to a choice elsewhere is settled here.
+            for key, only in (
+                ("runtime", "onnxruntime"),
+                ("device", "cpu"),
+                ("precision", "float32"),
+            ):
+                object.__setattr__(self, key, only)
 
     def _check_model(self, where: str) -> None:
         kind, _, name = self.model.partition(":")
@@ -144,6 +174,16 @@ class EncoderSpec:
                 f"{where}.model is '{self.model}': give hf-hub:<owner>/<model> as the model's page of "
                 "the hub is titled, e.g. hf-hub:MahmoodLab/UNI"
             )
+
+    @property
+    def names_hub(self) -> bool:
+        """Whether the model may be one of the hub, by the form of its name."""
+        kind, _, name = self.model.partition(":")
+        return kind == "hf-hub" or (
+            f"{kind}:" in _LIBRARIES
+            and _HUB_NAME.fullmatch(name) is not None
+            and not name.startswith(".")
+        )
 
     def _check_types(self, where: str) -> None:
         if not isinstance(self.pretrained, bool):
@@ -178,7 +218,7 @@ class EncoderSpec:
                 "brings its own weights: leave it out or name the architecture"
             )
         loads = self.pretrained or self.checkpoint is not None
-        if not self.pretrained and not self.model.startswith(("timm:", "hf-hub:", "local-dir:")):
+        if not self.pretrained and not self.model.startswith(_TIMM):
             raise ValueError(
                 f"{where}.pretrained is False, which '{self.model}' does not know: leave it out"
             )
@@ -200,7 +240,58 @@ class EncoderSpec:
                 f"has: leave it out; it goes with {_NOISE}"
             )
 
+    def _check_file(self, where: str) -> None:
+        """What goes with a single file of weights or of a network."""
+        alone = self.model.startswith(_FILES)
+        self._check_which_file(where)
+        if self.sha256 is not None and not (
+            isinstance(self.sha256, str) and _DIGEST.fullmatch(self.sha256)
+        ):
+            raise ValueError(f"{where}.sha256 is {self.sha256!r}: give 64 hexadecimal digits")
+        if self.sha256 is not None and not (alone or self.checkpoint or self.weights):
+            raise ValueError(
+                f"{where}.sha256 is given, and '{self.model}' is no single file: name the one that is "
+                f"meant in {where}.weights, or leave it out"
+            )
+        if not alone:
+            return
+        lacks = [key for key in ("mean", "std", "input_pixels") if getattr(self, key) is None]
+        if lacks:
+            raise ValueError(
+                f"{where}.model is '{self.model}', a file that does not say what is done to pixels "
+                f"first: give {where}.{', '.join(lacks)} as the model's page has it"
+            )
+        if self.pooling != "default":
+            raise ValueError(
+                f"{where}.pooling is '{self.pooling}', and '{self.model}' gives the vector that it was "
+                "exported with: leave it out"
+            )
+
+    def _check_which_file(self, where: str) -> None:
+        """What names one file of several."""
+        given = str(self.checkpoint or "")
+        if given.startswith("hf-hub:") and not HUB_FILE.fullmatch(given):
+            raise ValueError(
+                f"{where}.checkpoint is '{given}': give hf-hub:<owner>/<model>@<revision>/<file>, or "
+                "the path of a file"
+            )
+        if self.weights is not None and not (
+            isinstance(self.weights, str)
+            and re.fullmatch(r"\w[\w.-]*", self.weights)
+            and self.model.startswith(_FOLDERS)
+        ):
+            raise ValueError(
+                f"{where}.weights is {self.weights!r}: it names one file of the folder or of the hub's "
+                f"model that {where}.model names ({', '.join(_FOLDERS)}), as model.safetensors; leave "
+                "it out elsewhere"
+            )
+
     def _check_model_kwargs(self, where: str) -> None:
+        if self.model_kwargs and self.model.startswith((*_LIBRARIES, *_FILES)):
+            raise ValueError(
+                f"{where}.model_kwargs are arguments of timm.create_model, and '{self.model}' says "
+                "itself how it is built: leave them out"
+            )
         for key, (only, why) in _MODEL_KWARGS.items():
             value = self.model_kwargs.get(key, only)
             if type(value) is not type(only) or value != only:
@@ -240,7 +331,12 @@ class EncoderSpec:
                 raise ValueError(
                     f"{where}.{key} is {value!r}, and '{self.model}' is no network: leave it out"
                 )
-        if self.runtime != "onnxruntime":
+        if self.model.startswith("onnx:") and self.runtime not in (AUTO, "onnxruntime"):
+            raise ValueError(
+                f"{where}.runtime is '{self.runtime}', and '{self.model}' is run by onnxruntime only: "
+                "leave it out"
+            )
+        if self.runtime != "onnxruntime" and not self.model.startswith("onnx:"):
             return
         for key, only in (("precision", "float32"), ("device", "cpu")):
             value = getattr(self, key)
@@ -263,7 +359,7 @@ class EncoderSpec:
 
     @classmethod
     def from_parameters(cls, name: str, parameters: Mapping[str, Any]) -> EncoderSpec:
-        """Read one entry of ``encoders`` in the parameters.
+        """Read one entry of ``encoders`` in the parameters, a ``preset`` written out.
 
         Raises
         ------
@@ -280,15 +376,17 @@ class EncoderSpec:
                 f"encoders.{name} is {parameters!r}: write its keys below it, the first "
                 f"'  model: {parameters}'"
             )
+        parameters = expanded(name, parameters)
         known = {entry.name for entry in fields(cls)} - {"name"}
         unknown = sorted(set(parameters) - known)
         if unknown:
             raise ValueError(
-                f"encoders.{name} has unknown keys {unknown}: known are {sorted(known)}"
+                f"encoders.{name} has unknown keys {unknown}: known are {sorted(known | {'preset'})}"
             )
         if not isinstance(parameters.get("model"), str):
             raise ValueError(
-                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18"
+                f"encoders.{name} has no 'model': write e.g. encoders.{name}.model: timm:resnet18, or "
+                "a 'preset' ('kedro encoders list')"
             )
         values = dict(parameters)
         for key in ("mean", "std"):

@@ -1,4 +1,4 @@
-"""Neural encoders: any timm model, with the preprocessing the model declares."""
+"""Neural encoders: any network, with the preprocessing the model declares."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
 from pathfm_kedro.encoders.checks import refuse_senseless
+from pathfm_kedro.encoders.fingerprints import digest_of_architecture, digest_of_weights
+from pathfm_kedro.encoders.published import at_hand
 from pathfm_kedro.encoders.runtimes import (
     CPU_BATCH,
     ExportError,
@@ -32,12 +34,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 #: Raised with any change of what is computed from the same weights.
-_REVISION = "2"
+_REVISION = "3"
 
 
 @dataclass
 class Network:
-    """A frozen timm model with what it declares.
+    """A frozen network with what it declares.
 
     Attributes
     ----------
@@ -49,12 +51,15 @@ class Network:
         What is done to pixels before.
     weights
         SHA-256 of names, shapes and values of the weights.
+    architecture
+        SHA-256 of the modules and their settings.
     """
 
     model: torch.nn.Module
     pooling: str
     preprocessing: Mapping[str, Any]
     weights: str
+    architecture: str = ""
 
     @property
     def side(self) -> int:
@@ -70,7 +75,8 @@ class Network:
         ExportError
             If it cannot be.
         """
-        return onnx_session(self.model.to("cpu"), self.pooling, self.side)
+        own: InferenceSession | None = getattr(self.model, "session", None)
+        return own or onnx_session(self.model.to("cpu"), self.pooling, self.side)
 
     def prepared(self, tiles: torch.Tensor) -> torch.Tensor:
         """float32 [n, 3, side, side] in channels-last memory, normalised, on the device of the tiles.
@@ -106,13 +112,13 @@ class Network:
             If onnxruntime is asked for and cannot have the network.
         """
         if runtime == "onnxruntime":
-            return OnnxForward(self.session)
+            return OnnxForward(self.session, getattr(self.model, "tiles", 1))
         return torch_forward(self.model, self.pooling, runtime, device, precision)
 
 
 @dataclass(frozen=True)
 class TorchEncoder:
-    """A frozen timm model.
+    """A frozen network.
 
     A tile is resized as a whole to the model's input (no crop: an audit must see what the tile
     holds), scaled to 0 … 1 and normalised with the model's mean and standard deviation.
@@ -220,11 +226,13 @@ def load_torch_encoder(spec: EncoderSpec) -> TorchEncoder:
 
 
 def fingerprint_of(network: Network, spec: EncoderSpec, runtime: str, precision: str) -> str:
-    """SHA-256 of all that decides about vectors; device and batch do not."""
+    """SHA-256 of all that decides about vectors; device, batch and names do not.
+
+    The same weights from a folder, the hub or a checkpoint have one fingerprint.
+    """
     described = {
         "revision": _REVISION,
-        "model": spec.model.partition(":")[2] if spec.model.startswith("timm:") else "",
-        "model_kwargs": dict(spec.model_kwargs),
+        "architecture": network.architecture,
         "pooling": network.pooling,
         "preprocessing": network.preprocessing,
         "precision": precision,
@@ -276,17 +284,22 @@ def give_back(spec: EncoderSpec, network: Network) -> None:
         _spare[spec.network_key()] = network
 
 
-def _load_network(spec: EncoderSpec) -> Network:
-    import torch
+def forget_networks() -> None:
+    """Keep none for the next who takes it."""
+    with _spare_lock:
+        _spare.clear()
 
-    model = build_network(spec)
+
+def _load_network(spec: EncoderSpec) -> Network:
+    with at_hand(spec) as present:
+        model = build_network(present)
     model.eval().requires_grad_(False)
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        weights.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     network = Network(
-        model, spec.pooling, _declared_preprocessing(model, spec), weights.hexdigest()
+        model,
+        spec.pooling,
+        _declared_preprocessing(model, spec),
+        digest_of_weights(model),
+        digest_of_architecture(model),
     )
     refuse_senseless(network, spec)
     return network

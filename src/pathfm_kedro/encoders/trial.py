@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from pathfm_kedro.encoders.spec import AUTO, RUNTIMES, EncoderSpec
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.threads import one_thread
+from pathfm_kedro.engine.versions import package_versions
 
 if TYPE_CHECKING:
     from pathfm_kedro.encoders.torch_encoder import Network
@@ -163,8 +163,7 @@ def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:
         "runtime": spec.runtime,
         "precision": f"{spec.precision}: {precision}" if spec.precision == AUTO else precision,
         "device": device,
-        "torch": _version("torch"),
-        "onnxruntime": _version("onnxruntime"),
+        **package_versions(["torch", "onnxruntime"]),
         "trial": _REVISION,
     }
     if spec.runtime == AUTO:
@@ -465,14 +464,6 @@ class _Bench:
 
     def _vectors(self, run: Forward) -> Vectors:
         return run(self.batch).numpy()
-
-
-def _version(package: str) -> str:
-    """Without the part that tells builds of the same version apart."""
-    try:
-        return version(package).partition("+")[0]
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def processor_of(device: str) -> str:

@@ -6,17 +6,27 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.engine.versions import package_versions
 from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.slides.readers import Pixels, SlideReader, read_field
+from pathfm_kedro.slides.readers import PLAIN_SUFFIXES, Pixels, SlideReader, read_field
 
 #: Raised with any change of how pixels are read, so that vectors of other pixels are not reused.
 _READER_REVISION = 4
+#: Packages that decode slides, by the suffix of a file; of any other suffix several readers may be
+#: tried, so all of them count. Pillow resizes the fields of every file.
+_OPENSLIDE = ("openslide-bin", "openslide-python", "pillow")
+_DECODERS = {
+    **dict.fromkeys(PLAIN_SUFFIXES, ("pillow",)),
+    **dict.fromkeys((".mrxs", ".vms", ".vmu"), _OPENSLIDE),
+}
+_ANY_DECODER = ("imagecodecs", *_OPENSLIDE, "tifffile")
 #: Micrometres per pixel may be this much coarser than asked: vendors round theirs (0.2527 for 0.25).
 _MPP_ROUNDING = 1.02
 #: Corners are whole level-0 px, so a field that just fits may stand out by less than one.
@@ -91,13 +101,14 @@ class TileFields:
         )
 
     def digest(self) -> str:
-        """SHA-256 of positions and resolution: changes when a tile does."""
+        """SHA-256 of positions, resolution and the decoders' versions: changes when pixels may."""
         described: list[Any] = [
             _READER_REVISION,
             self.x,
             self.y,
             round(self.side, 6),
             self.pixels,
+            package_versions(_DECODERS.get(PurePath(self.path).suffix.lower(), _ANY_DECODER)),
         ]
         if self.rows is not None:
             described.append(self.rows)

@@ -28,6 +28,7 @@ ENTRY = {
     "device": "cpu",
 }
 RECORD = {"runtime": "eager", "precision": "float32", "device": "cpu"}
+TILE = {"pixels": 224, "mpp": 0.5}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Embedded:
 def test_the_card_says_how_the_encoder_was_run():
     entry = ENTRY | {"runtime": "onnxruntime"}
     record = choose_runtime(entry, {"pixels": 64}, name="small").record()
-    card = describe_encoder(entry, record, Embedded(), name="small")
+    card = describe_encoder(entry, record, Embedded(), TILE, name="small")
     assert (card["runtime"], card["precision"], card["device"]) == ("onnxruntime", "float32", "cpu")
     assert card["agreement"] == {"cosine": 1.0, "difference": 0.0001}
     assert card["tiles_per_second"] == {}
@@ -115,7 +116,26 @@ def test_the_card_says_how_the_encoder_was_run():
 def test_the_card_of_a_control_has_no_runtime():
     entry = {"model": "control:stain_statistics", "role": "control"}
     record = choose_runtime(entry, {"pixels": 64}, name="stain").record()
-    assert describe_encoder(entry, record, Embedded(), name="stain")["runtime"] == "none"
+    card = describe_encoder(entry, record, Embedded(), TILE, name="stain")
+    assert (card["runtime"], card["preset"]) == ("none", {})
+
+
+def test_the_card_of_a_preset_says_what_may_be_done_and_what_it_was_trained_on():
+    record = {"agreement": {}, "tolerance": {}, "tiles_per_second": {}} | RECORD
+    card = describe_encoder({"preset": "retccl"}, record, Embedded(), TILE, name="mine")
+    assert card["preset"] == {
+        "name": "retccl",
+        "licence": "GPL-3.0",
+        "commercial": None,
+        "gated": False,
+        "revision": "076c6d18dd11f9ca951c6e294c31a021b42df494",
+        "trained_on": {"pixels": 256, "mpp": [1.0], "stated": "authors"},
+        "differs": "trained on tiles of 256 px at 1 µm per px (authors), and the cohort's are 224 px "
+        "at 0.5",
+    }
+    as_trained = {"pixels": 256, "mpp": 1.0}
+    card = describe_encoder({"preset": "retccl"}, record, Embedded(), as_trained, name="mine")
+    assert card["preset"]["differs"] == ""
 
 
 @dataclass

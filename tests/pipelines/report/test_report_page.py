@@ -426,3 +426,25 @@ def test_a_browser_draws_every_plot(page: str, tmp_path: Path) -> None:
     assert done.stdout.count('class="plot-container plotly"') == boxes
     # The page's own script holds the sentence once; a plot that failed would add another.
     assert done.stdout.count("This plot could not be shown") == 1
+
+
+def test_what_the_registry_knows_of_an_encoder_is_told(report_inputs, provenance):
+    """Licence, gate and revision beside the encoder; other tiles than it is made for as a limit."""
+    preset = {
+        "name": "conch",
+        "licence": "CC-BY-NC-ND-4.0",
+        "commercial": False,
+        "gated": True,
+        "revision": "f9ca9f8",
+        "trained_on": {"pixels": 448, "mpp": [0.5, 1.0], "stated": "paper"},
+        "differs": "trained on tiles of 448 px",
+    }
+    encoders = provenance["encoders"]
+    known = {**provenance, "encoders": {**encoders, "beta": {**encoders["beta"], "preset": preset}}}
+    text = Page(render_report(**{**report_inputs, "provenance": known})).text
+    for told in ("CC-BY-NC-ND-4.0", "f9ca9f8", "tiles of 448 px at 0.5 or 1 µm per px"):
+        assert told in text
+    assert (
+        "Not how beta does on the tiles it is made for: it was trained on tiles of 448 px." in text
+    )
+    assert "made for" not in Page(render_report(**report_inputs)).text

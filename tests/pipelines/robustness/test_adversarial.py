@@ -529,3 +529,10 @@ def test_a_variant_with_changed_pixels_has_a_reason_of_its_own():
     reason = drop(table, entry)["reason"]
     assert "macenko, has no gradient" in reason
     assert "no neural network" not in reason
+
+
+def test_an_onnx_file_says_that_it_has_no_gradient():
+    table = sums({"none": ALL}).filter(~pl.col("attack").str.contains("pgd|fgsm|universal"))
+    row = drop(table, {"model": "onnx:own.onnx"})
+    assert row["verdict"] == "not_applicable"
+    assert "ONNX file, which onnxruntime runs without gradients" in row["reason"]

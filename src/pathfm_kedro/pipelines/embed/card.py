@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.encoders.presets import differs_from_training, find_preset
 from pathfm_kedro.statistics.tables import Embeddings
 
 #: What of the record the card repeats.
@@ -38,6 +39,7 @@ def describe_encoder(
     parameters: Mapping[str, Any],
     runtime: Mapping[str, Any],
     embeddings: EmbeddedCohort,
+    tile_parameters: Mapping[str, Any],
     *,
     name: str,
 ) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def describe_encoder(
         What runs it, as recorded.
     embeddings
         Its embeddings of the cohort.
+    tile_parameters
+        ``pixels`` and ``mpp`` of the cohort's tiles.
     name
         Its name.
 
@@ -59,7 +63,9 @@ def describe_encoder(
     dict
         name, model, role, fingerprint, preprocessing, runtime, precision, device, agreement (with
         eager float32 PyTorch) and its tolerance, tiles_per_second (of one thread, where runtimes were
-        timed), dtype, dimension, n_slides, n_failed, failures.
+        timed), dtype, dimension, n_slides, n_failed, failures; ``preset``: of an entry with a preset
+        its name, licence, commercial, gated, revision, trained_on, and differs: how the cohort's tiles
+        are others than those it was trained on.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -76,6 +82,23 @@ def describe_encoder(
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),
         "failures": dict(embeddings.failures),
+        "preset": _published(parameters, tile_parameters),
+    }
+
+
+def _published(parameters: Mapping[str, Any], tile: Mapping[str, Any]) -> dict[str, Any]:
+    """What the registry knows of the encoder; empty where the entry names no preset."""
+    if "preset" not in parameters:
+        return {}
+    preset = find_preset(parameters["preset"])
+    return {
+        "name": preset.name,
+        "licence": preset.licence,
+        "commercial": preset.commercial,
+        "gated": preset.gated,
+        "revision": preset.pinned,
+        "trained_on": dict(preset.tile),
+        "differs": differs_from_training(preset, int(tile["pixels"]), float(tile["mpp"])),
     }
 
 

@@ -119,7 +119,12 @@ def _described(name: str, run_by: str) -> list[Node]:
     return [
         node(
             named_partial(describe_encoder, name=name),
-            [f"params:encoders.{name}", f"encoder_runtime.{run_by}", f"embeddings.{name}"],
+            [
+                f"params:encoders.{name}",
+                f"encoder_runtime.{run_by}",
+                f"embeddings.{name}",
+                "params:tile",
+            ],
             f"encoder_card.{name}",
             name=f"describe_{name}",
             tags=name,

@@ -23,7 +23,8 @@ Pitfalls
   compare encoders measured on the same machine.
 - What the machine takes at rest is subtracted: a machine that is on anyway. Counted with it, a slow
   encoder costs more.
-- Accuracy is matched by value: that two macro-F1 are equal is not shown.
+- Accuracy is matched by value: that two macro-F1 are equal is not shown. A model trained on the cohort
+  is judged on the patients that did not train it, the encoder on all.
 """
 
 from __future__ import annotations

@@ -277,6 +277,8 @@ def _may_not(
             limits.append(
                 f"Nothing about {count_of(encoder['n_failed'], 'slide')} that {name} could not embed."
             )
+        if differs := (encoder.get("preset") or {}).get("differs"):
+            limits.append(f"Not how {name} does on the tiles it is made for: it was {differs}.")
     if findings.filter(verdict="inconclusive").height:
         limits.append("OPEN is not a weak pass: the question is open on these slides.")
     limits.append(
@@ -303,8 +305,30 @@ def _control(row: Row, words: Words) -> dict[str, Any]:
 def _encoders(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = ("model", "role", "dimension", "n_slides", "n_failed", "fingerprint", "preprocessing")
     return [
-        {"name": name, **{key: _pretty(encoder.get(key)) for key in keys}}
+        {
+            "name": name,
+            "published": _published(encoder.get("preset") or {}),
+            **{key: _pretty(encoder.get(key)) for key in keys},
+        }
         for name, encoder in sorted(provenance.get("encoders", {}).items())
+    ]
+
+
+def _published(preset: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the registry of presets knows of an encoder, as name and value."""
+    if not preset:
+        return []
+    answers = {True: "yes", False: "no", None: "unclear"}
+    trained = preset["trained_on"]
+    scales = " or ".join(f"{mpp:g}" for mpp in trained.get("mpp") or ())
+    tiles = f"tiles of {trained['pixels']} px" if trained else "unknown"
+    return [
+        ("Preset", preset["name"]),
+        ("Licence", preset["licence"] or "unknown"),
+        ("Commercial use", answers[preset["commercial"]]),
+        ("Gated", answers[preset["gated"]]),
+        ("Revision", preset["revision"] or "not pinned"),
+        ("Trained on", f"{tiles} at {scales} µm per px" if scales else tiles),
     ]
 
 

@@ -81,7 +81,7 @@ def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipe
             node(collect_findings, judged, "findings", name="collect_findings"),
             node(
                 verdict_by_encoder,
-                ["findings", "controls", "words"],
+                ["findings", "controls", "words", "provenance"],
                 "verdicts",
                 name="verdict_by_encoder",
             ),

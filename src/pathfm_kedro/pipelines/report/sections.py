@@ -325,7 +325,10 @@ def _null(row: Row, words: Words) -> str:
 def _rests_on(row: Row, words: Words) -> str:
     """What a figure was counted over."""
     unit = words.of(row["experiment"]).unit
-    text = f"{row['n']:,} {unit} of {count_of(row['n_patients'], 'patient')}"
+    text = f"{row['n']:,} {unit}"
+    # What is measured of a machine rests on no patient.
+    if row["n_patients"] or not row["n"]:
+        text += f" of {count_of(row['n_patients'], 'patient')}"
     paired = str(json.loads(row["setting"]).get("design", "")).startswith("paired")
     return f"{text}, counted once per pair" if paired else text
 

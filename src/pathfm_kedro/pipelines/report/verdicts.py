@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.text import Row, interval_text, threshold_text
+from pathfm_kedro.pipelines.report.variants import variant_sentences
 from pathfm_kedro.pipelines.report.words import Words
 
 #: Worst first: an encoder's verdict is the first that one of its findings has.
@@ -22,7 +23,10 @@ VERDICT_SCHEMA: dict[str, pl.DataType] = {
 
 
 def verdict_by_encoder(
-    findings: pl.DataFrame, controls: pl.DataFrame, words: Mapping[str, Any]
+    findings: pl.DataFrame,
+    controls: pl.DataFrame,
+    words: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
 ) -> pl.DataFrame:
     """One verdict and one sentence for each encoder.
 
@@ -31,7 +35,8 @@ def verdict_by_encoder(
     (named so in the words) is switched off, not measured or not applicable, a core group of checks has
     none that was decided, or an experiment that others have findings in has none of the encoder, it
     is inconclusive. A spread over organs does not exist in a cohort of one organ, so its absence takes
-    nothing back.
+    nothing back. Of a model that is pooled in several ways the sentence says whether a verdict turns;
+    ``provenance`` names them.
 
     Returns
     -------
@@ -40,6 +45,7 @@ def verdict_by_encoder(
     """
     wording = Words.read(words)
     expected = _expected_checks(findings, wording)
+    pooled = variant_sentences(findings, (provenance or {}).get("encoders", {}), wording)
     rows = []
     for (encoder, role), own in findings.group_by("encoder", "role", maintain_order=True):
         counts = {verdict: own.filter(verdict=verdict).height for verdict in VERDICTS}
@@ -52,6 +58,7 @@ def verdict_by_encoder(
                 "verdict": _verdict(own, counts, bool(missing), wording),
                 **{f"n_{name}": count for name, count in counts.items()},
                 "sentence": _sentence(own, counts, missing, wording)
+                + pooled.get(str(encoder), "")
                 + _control_sentence(str(encoder), controls),
             }
         )

@@ -333,6 +333,11 @@ def _require_attack(
             f"what is done to the pixels first, {entry['mitigation']}, has no gradient here: see the "
             "figure of the encoder without it"
         )
+    if not attacked.n and str(entry.get("model")).startswith("onnx:"):
+        raise Undefined(
+            "the encoder is an ONNX file, which onnxruntime runs without gradients, so it cannot be "
+            "attacked through its own weights; noise and tiles made against other encoders are measured"
+        )
     if not attacked.n:
         raise Undefined(
             "the encoder is no neural network and has no gradient, so it cannot be attacked "

@@ -1,0 +1,66 @@
+"""One entry of ``encoders`` that stands for several: a model pooled in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def variant_name(encoder: str, pooling: str) -> str:
+    """Name of the entry that ``variants`` makes of an encoder.
+
+    Examples
+    --------
+    >>> variant_name("uni", "patch_mean")
+    'uni__patch_mean'
+    """
+    return f"{encoder}__{pooling}"
+
+
+def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with ``variants`` replaced by one entry for each pooling.
+
+    An entry that is written under the variant's own name adds to it.
+
+    Parameters
+    ----------
+    encoders
+        Of the parameters, as written.
+
+    Raises
+    ------
+    ValueError
+        If ``variants`` is no list of poolings, naming the entry.
+
+    Examples
+    --------
+    >>> list(expand_variants({"uni": {"model": "x", "variants": ["class_token", "patch_mean"]}}))
+    ['uni__class_token', 'uni__patch_mean']
+    """
+    expanded: dict[str, Any] = {}
+    for name, entry in encoders.items():
+        if not isinstance(entry, Mapping) or entry.get("variants") is None:
+            if name not in expanded:
+                expanded[name] = entry
+            continue
+        poolings = entry["variants"]
+        if (
+            not isinstance(poolings, Sequence)
+            or not poolings
+            or len(set(map(str, poolings))) < len(poolings)
+            or isinstance(poolings, str)
+        ):
+            raise ValueError(
+                f"encoders.{name}.variants is {poolings!r}: give a list of poolings, each once, as "
+                "[class_token, class_token_and_patch_mean]"
+            )
+        if "pooling" in entry:
+            raise ValueError(
+                f"encoders.{name} has pooling and variants: write the pooling into the list"
+            )
+        shared = {key: value for key, value in entry.items() if key != "variants"}
+        for pooling in poolings:
+            variant = variant_name(name, str(pooling))
+            own = encoders.get(variant) or {}
+            expanded[variant] = {**shared, **own, "pooling": pooling}
+    return expanded
