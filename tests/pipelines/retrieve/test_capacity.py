@@ -13,7 +13,7 @@ from pathfm_kedro.pipelines.retrieve.capacity import (
 )
 from pathfm_kedro.statistics.figures import measure
 
-SMALL = Capacity(dimensions=(3,), seeds=1, max_steps=500, encoder_dimensions=(64,), largest_n=64)
+SMALL = Capacity(dimensions=(3,), starts=1, max_steps=500, encoder_dimensions=(64,), largest_n=64)
 SLIDES = pl.DataFrame(
     {"status": ["usable"] * 6 + ["unusable"], "label": ["a", "a", "b", "b", "c", "c", "d"]}
 )
@@ -47,7 +47,7 @@ def test_one_run_has_no_range_and_says_that_it_is_capped():
 def test_a_cubic_is_found_again_and_marked_far_beyond():
     p = Capacity(
         dimensions=(4, 5, 6, 7, 8),
-        seeds=3,
+        starts=3,
         max_steps=100_000,
         encoder_dimensions=(10, 1000),
         largest_n=64,

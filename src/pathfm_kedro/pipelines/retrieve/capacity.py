@@ -77,7 +77,7 @@ class Capacity(ExperimentParameters):
     ----------
     dimensions
         Of the free vectors.
-    seeds
+    starts
         Starts of each.
     max_steps
         Of one optimisation.
@@ -88,7 +88,7 @@ class Capacity(ExperimentParameters):
     """
 
     dimensions: tuple[Annotated[int, Field(ge=3)], ...]
-    seeds: Annotated[int, Field(ge=1)]
+    starts: Annotated[int, Field(ge=1)]
     max_steps: Annotated[int, Field(ge=50)]
     encoder_dimensions: tuple[Annotated[int, Field(ge=1)], ...]
     largest_n: Annotated[int, Field(ge=8)]
@@ -106,7 +106,7 @@ def capacity_statistics(p: Capacity) -> pl.DataFrame:
     rows = [
         _search(d, p.seed + offset, how)
         for d in sorted(set(p.dimensions))
-        for offset in range(p.seeds)
+        for offset in range(p.starts)
     ]
     return pl.DataFrame(rows, schema=CAPACITY_SCHEMA)
 
