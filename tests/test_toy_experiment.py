@@ -252,7 +252,7 @@ def reported(parameters, measurements) -> dict[str, Any]:
         "encoder_cards": cards,
         "design_summary": {"cramers_v": 0.0, "warnings": []},
     }
-    return ran(report(["nearest_label", "calibration"]), data)
+    return ran(report(["nearest_label", "calibration"], []), data)
 
 
 @pytest.fixture(scope="module")
@@ -375,11 +375,15 @@ def test_the_code_of_the_report_names_no_experiment():
         for name in block
     }
     assert len(told) > 15
-    # A kind of plot may have the name of the only experiment that it plots.
-    asked = re.compile(rf"(?<![a-z])({'|'.join(sorted(told - set(KINDS)))})(?![a-z])")
+    # A kind of plot may have the name of the only experiment that it plots, and some have names that
+    # are everyday words. What encoders cost is an experiment of the report itself, since it reads the
+    # measurements of all others.
+    everyday = {"cost", "comparison"}
+    asked = re.compile(rf"(?<![a-z])({'|'.join(sorted(told - set(KINDS) - everyday))})(?![a-z])")
     found = [
         f"{path.name}:{line}: {word}"
         for path in sorted((PROJECT / "src/pathfm_kedro/pipelines/report").glob("*.py"))
+        if path.name != "cost.py"
         for line, word in names_in(ast.parse(path.read_text(encoding="utf-8")))
         if asked.search(word)
     ]

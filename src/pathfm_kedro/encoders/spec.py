@@ -400,7 +400,6 @@ class EncoderSpec:
         return name if kind == "harmonised" else ""
 
     @property
-    @property
     def is_trained(self) -> bool:
         """Whether the network is fitted on the cohort itself."""
         return self.model.startswith("trained:")
