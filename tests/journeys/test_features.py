@@ -59,7 +59,7 @@ def test_what_needs_pixels_is_not_applicable_and_the_rest_is_measured(audited):
     rows = read_table(folder, COHORT, "08_reporting/measurements.parquet")
     measured = rows.filter(encoder="uni").drop_nulls("value")["experiment"].unique()
     assert {
-        "robustness_index", "robustness_margins", "robustness_index_comparison", "clustering_score",
+        "robustness_index", "robustness_margins", "comparison", "clustering_score",
         "performance_drop", "center_auc", "retrieval", "linear_probe", "geometry",
     } <= set(measured)  # fmt: skip
     pixels = ["rotation", "appearance", "cue_conflict", "texture", "crop_coherence", "field_of_view",
