@@ -38,7 +38,7 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
 }
 
 #: Prefixes of ``model`` that are followed by a file or folder, and by one or the name of a hub's model.
-_FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx")
+_FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx", "features")
 _FOLDERS_OR_HUB = ("transformers", "open_clip")
 
 
