@@ -69,8 +69,15 @@ class ResampledFigure:
         """
         finite = self.draws[np.isfinite(self.draws)]
         if len(finite) and np.ptp(finite) < _SAME:
-            return exact_interval(min(1.0, max(0.0, self.value)), self.n_patients)
-        return percentile_interval(self.draws)
+            return self._exact
+        low, high = percentile_interval(self.draws)
+        if low is not None and high is not None and not low <= self.value <= high:
+            return self._exact
+        return low, high
+
+    @property
+    def _exact(self) -> Bounds:
+        return exact_interval(min(1.0, max(0.0, self.value)), self.n_patients)
 
     def interval(self) -> Bounds:
         """95% interval in 0 … 1.
