@@ -84,7 +84,7 @@ def test_a_slide_without_pixels_has_no_colours(tmp_path):
     tiles = pl.DataFrame(
         {
             "slide_id": ["a", "b"], "x": [0, 0], "y": [0, 0], "field_um": [16.0, 16.0],
-            "in_mosaic": [True, True],
+            "in_mosaic": [True, True], "mpp": [0.5, 0.5],
         }
     )  # fmt: skip
     engine = {"workers": 1, "max_failed_share": 1.0}
