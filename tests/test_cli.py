@@ -63,7 +63,9 @@ def test_a_good_manifest_becomes_a_cohort(project, slides):
     }
     assert "stage" in (project / "conf/clinic/manifest.csv").read_text().splitlines()[0]
     listed = yaml.safe_load((project / "params.yaml").read_text())
-    assert listed["cohorts"]["clinic"] == {"input": "conf/clinic/manifest.csv"}
+    # Without features and with one size of tiles the rest stands for nothing.
+    assert listed["cohorts"]["clinic"]["input"] == "conf/clinic/manifest.csv"
+    assert listed["cohorts"]["clinic"]["grids"] == ""
     assert listed["embeddings"]["clinic-efficientnet_lite0"]["cohort"] == "clinic"
     assert "clinic" not in listed["phantoms"]
     assert "phantom_truth" not in {

@@ -124,7 +124,7 @@ def embed():
     import timm
     import torch
 
-    from pathfm_kedro.encoders.weights import lite0_state_dict
+    from pathfm_kedro.encoders.loaders.package import lite0_state_dict
 
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     model.load_state_dict(lite0_state_dict(model.state_dict()))

@@ -288,7 +288,7 @@ def _may_not(
         if encoder.get("role") == "control" and name.endswith(_RANDOM_WEIGHTS):
             limits.append(
                 f"No expectation of chance for {name}: it is an architecture before any training, "
-                f"which sees colours and fine patterns. Where {name.removesuffix(_RANDOM_WEIGHTS)} is no "
+                f"which sees colours and patterns. Where {name.removesuffix(_RANDOM_WEIGHTS)} is no "
                 "better, its training has brought nothing to that check."
             )
         if differs := (encoder.get("preset") or {}).get("differs"):
