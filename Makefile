@@ -65,7 +65,7 @@ coverage: $(TESTING)
 
 # Audits of the real tile sets, and runs that are killed again and again: minutes each.
 test-slow: $(TESTING)
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py

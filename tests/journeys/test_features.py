@@ -48,6 +48,7 @@ def audited(tmp_path_factory):
     told = kedro(
         folder, "cohort", "new", COHORT, "--manifest", job / "slides.csv",
         f"--features=uni={job / 'features_uni'}", f"--features=titan={job / 'features_titan'}",
+        "--size=quick",
     )  # fmt: skip
     assert "uni: 19 of 20 slides have a file; layout trident" in told.stdout
     write_parameters(folder, COHORT, "robustness", rotation={"angle_step": 90, "k": [10]})
