@@ -274,7 +274,8 @@ def _passes_everything(
         if rows.is_empty():
             yield _unknown(*name, None)
             continue
-        asked = rows.filter(pl.col("verdict") != "not_applicable")
+        # What no figure could decide in a cohort of this size is no fault of the control.
+        asked = rows.filter(~pl.col("verdict").is_in(["not_applicable", "undecidable"]))
         if not asked.height:
             yield ControlCheck(*name, reason=f"{_NOT_ASKED}{rows['reason'][0]}")
             continue

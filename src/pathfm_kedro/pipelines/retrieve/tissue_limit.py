@@ -247,10 +247,9 @@ def recall_of_draw(
     asked = _bags(bank, queries, [half[1] for half in halves], p, generator)
     relevant = np.array([[set(q) <= set(d) for d in documents] for q in queries])
     others = bank.vectors[np.concatenate([rows for _, side in halves for rows in side])]
-    recalls = {
-        name: recall_at_r(distances(asked, archive, others, p), relevant)
-        for name, distances in SEARCHES.items()
-    }
+    found = {name: search(asked, archive, others, p) for name, search in SEARCHES.items()}
+    found["hybrid"] = _fused(found["mean"], found["bm25"])
+    recalls = {name: recall_at_r(distances, relevant) for name, distances in found.items()}
     return recalls, float(relevant.mean(axis=1).mean())
 
 
@@ -345,10 +344,11 @@ def _bm25(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: Tissue
     return most
 
 
-def _hybrid(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit) -> Floats:
-    fused = np.zeros((len(asked.starts), len(archive.starts)))
-    for search in (_mean, _bm25):
-        fused -= 1 / (CONSTANT + ranks(search(asked, archive, others, p)))
+def _fused(*searches: Floats) -> Floats:
+    """Reciprocal rank fusion."""
+    fused = np.zeros_like(searches[0])
+    for distances in searches:
+        fused -= 1 / (CONSTANT + ranks(distances))
     return fused
 
 
@@ -358,8 +358,9 @@ SEARCHES: Mapping[str, Callable[[Mosaic, Mosaic, NDArray[np.float32], TissueLimi
     "maxsim": _maxsim,
     "maxsim_equal_bytes": _maxsim_equal_bytes,
     "bm25": _bm25,
-    "hybrid": _hybrid,
 }
+#: All of them, and the fusion of one vector with words.
+_NAMES = (*SEARCHES, "hybrid")
 
 
 def tissue_limit_figures(statistics: pl.DataFrame, p: TissueLimit) -> Iterator[Figure]:
@@ -374,10 +375,10 @@ def tissue_limit_figures(statistics: pl.DataFrame, p: TissueLimit) -> Iterator[F
     """
     for pattern in p.patterns:
         own = statistics.filter(pattern=pattern)
-        for search in SEARCHES:
+        for search in _NAMES:
             at = {"pattern": pattern, "search": search}
             yield Figure("recall", partial(_recall, own, search), at)
-        for search in SEARCHES:
+        for search in _NAMES:
             if search != _BASE:
                 at = {"pattern": pattern, "search": search}
                 yield Figure("recall_gain", partial(_gain, own, search), at)
