@@ -98,7 +98,8 @@ def test_the_architecture_has_the_parameters_and_gives_the_dimension_that_are_pu
         vectors = pooled(network, preset.entry.get("pooling", "default"), tiles)
     assert tuple(vectors.shape) == (1, preset.dimension)
     counted = sum(weight.numel() for weight in network.parameters())
-    assert counted == pytest.approx(count_of(preset.parameters), rel=0.03)
+    # Some publishers round to two digits: 1.1B stands for 1.05 to 1.15.
+    assert counted == pytest.approx(count_of(preset.parameters), rel=0.05)
 
 
 def test_most_architectures_are_held_against_published_counts():
