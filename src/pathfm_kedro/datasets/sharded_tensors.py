@@ -313,7 +313,7 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         """
         if self._version is None or not plan.jobs:
             return ()
-        encoder = plan.jobs[0].header().get("encoder")
+        encoder = _encoder_of_plan(plan)
         found = sorted(Path(self._filepath.parent).glob("*/*"), reverse=True) if encoder else ()
         others = (path for path in found if path.name != self._filepath.name and path.is_dir())
         return tuple(path for path in others if _encoder_of(path) == encoder)
@@ -323,6 +323,16 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath, "version": self._version}
+
+
+def _encoder_of_plan(plan: ShardPlan) -> str | None:
+    """Fingerprint of the encoder, from the first slide that can be read; others fail by themselves."""
+    for job in plan.jobs:
+        try:
+            return job.header().get("encoder")
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _encoder_of(folder: Path) -> str | None:
