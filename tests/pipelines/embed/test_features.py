@@ -174,7 +174,7 @@ def describe(encoder, shards):
     runtime = dict.fromkeys(
         ("runtime", "precision", "device", "agreement", "tolerance", "tiles_per_second")
     )
-    return describe_encoder(encoder, runtime, shards, name="uni")
+    return describe_encoder(encoder, runtime, shards, {"pixels": 224, "mpp": 0.5}, name="uni")
 
 
 def test_noise_of_ids_is_the_same_always_and_another_for_every_tile(tmp_path):
