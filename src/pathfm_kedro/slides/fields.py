@@ -224,8 +224,9 @@ def slide_fields(
     files
         The cohort's folder.
     pixels
-        Side of a tile as read.
+        Side of a tile as read, where the tiles do not tell it themselves.
     """
+    pixels = side_of_tiles(tiles) or pixels
     rows = {row["slide_id"]: row for row in slides.to_dicts()}
     found = []
     for (slide_id,), group in tiles.group_by("slide_id", maintain_order=True):

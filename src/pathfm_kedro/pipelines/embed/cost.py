@@ -15,7 +15,7 @@ import polars as pl
 from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.base import Pixels, Vectors
 from pathfm_kedro.encoders.cost import CostSettings, CostTrial
-from pathfm_kedro.slides.fields import TileFields, side_of_tiles, slide_fields
+from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.tissue import TissueSettings, read_overview, tile_grid, tissue_mask
 
@@ -53,7 +53,7 @@ def plan_cost(
     settings = CostSettings.from_parameters(parameters)
     spec = EncoderSpec.from_parameters(name, encoder).with_runtime(runtime)
     tile_parameters = {**tile_parameters, **(spec.tile or {})}
-    pixels = side_of_tiles(tiles) or int(tile_parameters["pixels"])
+    pixels = int(tile_parameters["pixels"])
     sampled = sample_fields(slides, tiles, files, pixels, settings)
     described = [(slide["fingerprint"], fields.digest()) for slide, fields in sampled]
     searches = [partial(find_tissue, slide, files, tile_parameters) for slide, _ in sampled]

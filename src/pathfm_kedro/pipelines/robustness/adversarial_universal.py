@@ -27,7 +27,7 @@ from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial, UniversalSettings
 from pathfm_kedro.pipelines.robustness.views import Tensors, encoder_header
-from pathfm_kedro.slides.fields import TileFields, side_of_tiles, slide_fields
+from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.sampling import shuffled_turns
 from pathfm_kedro.statistics.tables import digest_of_tiles
@@ -133,7 +133,7 @@ def plan_universal_perturbation(
     pool = pool.filter(~pl.col("slide_id").is_in(list(left_out(slides, spec))))
     jobs: list[FitUniversal] = []
     if p.universal is not None:
-        pixels = side_of_tiles(pool) or int(tile_parameters["pixels"])
+        pixels = int(tile_parameters["pixels"])
         for half in range(_HALVES):
             tiles = _training_tiles(pool, half, p.universal.tiles, p.seed)
             found = slide_fields(slides, tiles, files, pixels)

@@ -44,7 +44,6 @@ from pathfm_kedro.pipelines.robustness.views import (
     plan_tile_work,
     tile_seed,
 )
-from pathfm_kedro.slides.fields import side_of_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.perturbations import ssim_to_first
 from pathfm_kedro.slides.readers import Pixels
@@ -298,7 +297,7 @@ def plan_attacks(
         files,
         work,
         EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        side_of_tiles(pool) or int(tile_parameters["pixels"]),
+        int(tile_parameters["pixels"]),
         engine,
         f"attacking {name}",
     )
@@ -342,7 +341,7 @@ def plan_transfer(
         files,
         work,
         EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        side_of_tiles(pool) or int(tile_parameters["pixels"]),
+        int(tile_parameters["pixels"]),
         engine,
         f"showing adversarial tiles to {name}",
     )
