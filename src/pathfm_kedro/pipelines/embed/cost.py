@@ -142,8 +142,3 @@ def find_tissue(slide: Mapping[str, Any], files: SlideFiles, parameters: Mapping
         mask = tissue_mask(overview.image, tissue, overview.scale * slide["mpp"])
         fitting = min(side, slide["width"], slide["height"])
         tile_grid(overview, mask, slide["width"], slide["height"], fitting)
-
-
-def collect_costs(*costs: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Recorded costs by the encoder's name."""
-    return {name: dict(cost) for name, cost in zip(names, costs, strict=True)}

@@ -7,15 +7,11 @@ from kedro.pipeline import Node, Pipeline
 from pathfm_kedro.encoders.features.cohort import tiles_of_features
 from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.embed.card import collect_cards, describe_encoder
-from pathfm_kedro.pipelines.embed.cost import collect_costs, plan_cost, plan_no_cost
+from pathfm_kedro.pipelines.embed.cost import plan_cost, plan_no_cost
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
 from pathfm_kedro.pipelines.embed.features import plan_features, plan_noise_of_ids
-from pathfm_kedro.pipelines.embed.rival import (
-    fit_rival,
-    plan_training_tiles,
-    runtime_of_rival,
-)
-from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_runtimes
+from pathfm_kedro.pipelines.embed.rival import fit_rival, plan_training_tiles
+from pathfm_kedro.pipelines.embed.runtime import choose_runtime, collect_records
 from pathfm_kedro.slides.mosaic import choose_mosaic
 from pathfm_kedro.wiring import TileGrids, grouped, named_partial, node
 
@@ -60,14 +56,14 @@ def create_pipeline(
     collect = [
         node(collect_cards, cards, "encoder_cards", name="collect_cards", tags="collect"),
         node(
-            named_partial(collect_runtimes, names=tuple(ran)),
+            named_partial(collect_records, names=tuple(ran)),
             runtimes,
             "encoder_runtimes",
             name="collect_runtimes",
             tags="collect",
         ),
         node(
-            named_partial(collect_costs, names=tuple(ran)),
+            named_partial(collect_records, names=tuple(ran)),
             [f"encoder_cost.{name}" for name in ran],
             "encoder_costs",
             name="collect_costs",
@@ -97,10 +93,10 @@ def _one_variant(name: str, base: str, grid: str) -> list[Node]:
     ]
 
 
-def _runtime(name: str) -> Node:
+def _runtime(name: str, *fitted: str) -> Node:
     return node(
         named_partial(choose_runtime, name=name),
-        [f"params:encoders.{name}", "params:tile"],
+        [f"params:encoders.{name}", "params:tile", *fitted],
         f"encoder_runtime.{name}",
         name=f"choose_runtime_{name}",
         tags=name,
@@ -177,13 +173,7 @@ def _fitted(name: str, seed: int, grids: TileGrids) -> list[Node]:
             name=f"fit_{name}",
             tags=name,
         ),
-        node(
-            named_partial(runtime_of_rival, name=name),
-            [entry, "params:tile", weights],
-            f"encoder_runtime.{name}",
-            name=f"choose_runtime_{name}",
-            tags=name,
-        ),
+        _runtime(name, weights),
     ]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
+from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.rivals import (
     RivalFit,
@@ -19,7 +19,6 @@ from pathfm_kedro.encoders.rivals import (
     shrunk,
     side_of,
     training_tiles,
-    with_weights,
 )
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, slide_fields
@@ -29,15 +28,6 @@ from pathfm_kedro.slides.files import SlideFiles
 _REVISION = "1"
 #: Tiles in memory at their own size.
 _AT_ONCE = 8
-
-
-class FittedWeights(Protocol):
-    """Weights that were fitted, as the dataset gives them."""
-
-    @property
-    def path(self) -> str:
-        """Of the file, from the project's folder where it lies there."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -128,27 +118,3 @@ def fit_rival(
         The encoder's name.
     """
     return plan_rival(slides, EncoderSpec.from_parameters(name, encoder), pixels)
-
-
-def runtime_of_rival(
-    encoder: Mapping[str, Any],
-    tile_parameters: Mapping[str, Any],
-    fitted: FittedWeights,
-    *,
-    name: str,
-) -> RuntimeTrial:
-    """What runs a fitted encoder; its record says where the weights are.
-
-    Parameters
-    ----------
-    encoder
-        The entry of ``encoders``.
-    tile_parameters
-        ``pixels``: side of a tile as read.
-    fitted
-        Its weights.
-    name
-        The encoder's name.
-    """
-    spec = with_weights(EncoderSpec.from_parameters(name, encoder), fitted.path)
-    return RuntimeTrial(spec, int(tile_parameters["pixels"]))
