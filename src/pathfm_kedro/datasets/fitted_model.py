@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 from numpy.typing import NDArray
 
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
 from pathfm_kedro.datasets.sharded_tensors import link_or_copy, read_header, write_shard
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.failures import CannotWriteError, writing_to
@@ -109,7 +109,9 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
         """Take weights that are there, or fit them."""
         folder = self._folder_to_save()
         header = {key: str(value) for key, value in data.header().items()}
-        folders = [folder, *(other for other in self._other_versions() if other != folder)]
+        versions = [] if self._version is None else shared_versions(self._filepath)
+        others = (path.absolute() for path in versions if path.is_dir())
+        folders = [folder, *(other for other in others if other != folder)]
         try:
             with writing_to(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -144,11 +146,6 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
         version = self.resolve_save_version()
         path = Path(self._get_versioned_path(version) if version else self._filepath)
         return path.absolute()
-
-    def _other_versions(self) -> Iterator[Path]:
-        if self._version is not None:
-            found = Path(self._filepath.parent).glob(f"*/{self._filepath.name}")
-            yield from sorted((path.absolute() for path in found if path.is_dir()), reverse=True)
 
     def _exists(self) -> bool:
         try:

@@ -52,6 +52,11 @@ def shared_version_path(filepath: PurePosixPath, version: str) -> PurePosixPath:
     return filepath.parent / version / filepath.name
 
 
+def shared_versions(filepath: PurePosixPath) -> list[Path]:
+    """What lies in that layout under any version, newest version first."""
+    return sorted(Path(filepath.parent).glob(f"*/{filepath.name}"), reverse=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

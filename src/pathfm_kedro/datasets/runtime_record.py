@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
 
 
 class Measurable(Protocol):
@@ -75,8 +75,7 @@ class FamilyRecordDataset(AbstractVersionedDataset[Measurable, dict[str, Any]]):
         return Path(self._get_versioned_path(version) if version else self._filepath)
 
     def _records(self, target: Path) -> Iterator[dict[str, Any]]:
-        earlier = Path(self._filepath.parent).glob(f"*/{self._filepath.name}")
-        others = sorted((path for path in earlier if path != target), reverse=True)
+        others = (path for path in shared_versions(self._filepath) if path != target)
         for path in (target, *others):
             record = _read(path)
             if record is not None:

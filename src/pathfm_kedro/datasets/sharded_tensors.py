@@ -17,7 +17,7 @@ import numpy as np
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 from numpy.typing import NDArray
 
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
 from pathfm_kedro.engine import Note, Outcome, ShardJob, ShardPlan, run_each
 from pathfm_kedro.engine.failures import (
     CannotWriteError,
@@ -276,7 +276,8 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
 
     def _finish_all(self, folder: Path, plan: ShardPlan) -> dict[str, dict[str, Any]]:
         """Entry of every slide in the index, sorted; tensors and jobs are not kept."""
-        earlier = tuple(path for path in self._other_versions() if path != folder)
+        versions = [] if self._version is None else shared_versions(self._filepath)
+        earlier = tuple(path for path in versions if path.is_dir() and path != folder)
         earlier += self._same_encoder_under_other_names(plan)
         finish = _Finish(folder, earlier)
         slides: dict[str, dict[str, Any]] = {}
@@ -299,12 +300,6 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         path = Path(self._get_versioned_path(version) if version else self._filepath)
         # A worker may run in another folder.
         return path.absolute()
-
-    def _other_versions(self) -> list[Path]:
-        if self._version is None:
-            return []
-        found = Path(self._filepath.parent).glob(f"*/{self._filepath.name}")
-        return sorted((path for path in found if path.is_dir()), reverse=True)
 
     def _same_encoder_under_other_names(self, plan: ShardPlan) -> tuple[Path, ...]:
         """Folders of the family whose shards are of the same encoder, by fingerprint.
