@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,31 @@ import polars as pl
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+def generator_of(name: str) -> np.random.Generator:
+    """A generator that is seeded by a name, so that no order of work changes what it gives.
+
+    Examples
+    --------
+    >>> bool(generator_of("s-1").random() == generator_of("s-1").random())
+    True
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def tiles_of_slide(n: int, limit: int | None, slide_id: str, seed: int) -> Ints:
+    """Rows of at most `limit` of a slide's n tiles, sampled with a seed of its own, in their order.
+
+    Examples
+    --------
+    >>> tiles_of_slide(3, None, "s-1", 0).tolist(), len(tiles_of_slide(9, 4, "s-1", 0))
+    ([0, 1, 2], 4)
+    """
+    if limit is None or n <= limit:
+        return np.arange(n)
+    return np.sort(generator_of(f"{seed}:{slide_id}").choice(n, limit, replace=False))
 
 
 def in_turns(

@@ -11,6 +11,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+#: The tiles table: where each tile lies in level-0 px, its side in micrometres and its µm per px as it
+#: is embedded.
+TILES_SCHEMA: dict[str, pl.DataType] = {
+    "tile_id": pl.String(),
+    "slide_id": pl.String(),
+    "x": pl.Int64(),
+    "y": pl.Int64(),
+    "field_um": pl.Float64(),
+    "mpp": pl.Float64(),
+    "tissue_fraction": pl.Float64(),
+    "in_mosaic": pl.Boolean(),
+    "colour_cluster": pl.Int64(),
+}
+
 
 class Embeddings(Protocol):
     """Vectors of an encoder, one shard a slide, read when asked for."""

@@ -21,19 +21,9 @@ from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, Note, Outcome, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.project import resolve_path
+from pathfm_kedro.statistics.sampling import tiles_of_slide
+from pathfm_kedro.statistics.tables import TILES_SCHEMA
 
-#: As the tile pipeline makes them.
-TILES_SCHEMA: dict[str, pl.DataType] = {
-    "tile_id": pl.String(),
-    "slide_id": pl.String(),
-    "x": pl.Int64(),
-    "y": pl.Int64(),
-    "field_um": pl.Float64(),
-    "mpp": pl.Float64(),
-    "tissue_fraction": pl.Float64(),
-    "in_mosaic": pl.Boolean(),
-    "colour_cluster": pl.Int64(),
-}
 #: As the tile pipeline makes it, and what the file is.
 TILING_SCHEMA: dict[str, pl.DataType] = {
     "slide_id": pl.String(),
@@ -207,9 +197,9 @@ def tiles_of_features(
     Returns
     -------
     tiles, tiling
-        Columns :data:`TILES_SCHEMA` and :data:`TILING_SCHEMA`; x and y in level-0 pixels, or in
-        micrometres where files are in micrometres and the slide's resolution is not known; tiling has a
-        reason for every slide whose file cannot be used.
+        Columns :data:`~pathfm_kedro.statistics.tables.TILES_SCHEMA` and :data:`TILING_SCHEMA`; x and y
+        in level-0 pixels, or in micrometres where files are in micrometres and the slide's resolution is
+        not known; tiling has a reason for every slide whose file cannot be used.
 
     Raises
     ------
@@ -284,7 +274,8 @@ def _table(
 ) -> pl.DataFrame:
     places = corners(found)
     seed = int(parameters["seed"])
-    places = places[_sample(len(places), parameters["max_tiles_per_slide"], file.slide_id, seed)]
+    limit = parameters["max_tiles_per_slide"]
+    places = places[tiles_of_slide(len(places), limit, file.slide_id, seed)]
     field_um, mpp = found.field_um, found.mpp or found.slide_mpp or file.slide_mpp
     if found.level == "slide" and file.slide_mpp and file.width and file.height:
         field_um = max(file.width, file.height) * file.slide_mpp
@@ -304,14 +295,6 @@ def _table(
         },
         schema=TILES_SCHEMA,
     )
-
-
-def _sample(n: int, limit: int | None, slide_id: str, seed: int) -> NDArray[np.intp]:
-    """At most `limit` rows, sampled at random with a seed of the slide's own, in their order."""
-    if limit is None or n <= limit:
-        return np.arange(n)
-    own = int.from_bytes(hashlib.sha256(f"{seed}:{slide_id}".encode()).digest()[:8], "little")
-    return np.sort(np.random.default_rng(own).choice(n, limit, replace=False))
 
 
 def _reasons(outcomes: Sequence[Outcome]) -> dict[str, str]:

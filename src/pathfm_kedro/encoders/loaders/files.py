@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _LFS_POINTER = b"version https://git-lfs"
 #: Tensors named in an error.
 _NAMED = 3
-#: Bytes read at a time.
-_BLOCK = 1 << 20
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
@@ -136,11 +134,8 @@ def refuse_other_digest(path: Path, given: str, spec: EncoderSpec) -> None:
 
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:

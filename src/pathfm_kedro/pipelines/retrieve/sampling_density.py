@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from typing import Annotated, Any
 
 import numpy as np
@@ -40,10 +39,11 @@ from pathfm_kedro.statistics.figures import Figure
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.mosaic import read_mosaic
 from pathfm_kedro.statistics.parameters import STRICT
+from pathfm_kedro.statistics.sampling import generator_of
 from pathfm_kedro.statistics.tables import Embeddings
 from pathfm_kedro.statistics.votes import PatientVotes
 
-#: The mosaic whose tiles are spread over the tissue; those drawn at random are numbered from 1.
+#: The mosaic whose tiles are spread over the tissue; those sampled at random are numbered from 1.
 SPREAD = 0
 OVER_MOSAICS = ("f1_mean_over_mosaics", "f1_sd_over_mosaics")
 
@@ -57,7 +57,7 @@ class SamplingDensity(SearchSettings):
     densities
         Shares of each colour cluster's tiles; 1 for all.
     mosaics
-        Mosaics drawn at random at each density below 1.
+        Mosaics sampled at random at each density below 1.
     """
 
     densities: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
@@ -124,15 +124,14 @@ def chosen_tiles(tiles: pl.DataFrame, density: float, number: int, seed: int) ->
 
 
 def random_mosaic(clusters: Ints, density: float, name: str) -> Bools:
-    """As many tiles of each cluster as a spread mosaic has, drawn at random.
+    """As many tiles of each cluster as a spread mosaic has, sampled at random.
 
     Examples
     --------
     >>> random_mosaic(np.array([0, 0, 0, 1]), 0.7, "s").sum().item()
     3
     """
-    own = int.from_bytes(sha256(name.encode()).digest()[:8], "little")
-    generator = np.random.default_rng(own)
+    generator = generator_of(name)
     chosen = np.zeros(len(clusters), bool)
     for cluster in np.unique(clusters):
         members = np.flatnonzero(clusters == cluster)
@@ -163,15 +162,15 @@ def density_figures(
 
 
 def _of_density(votes: list[PatientVotes], setting: Mapping[str, Any]) -> Iterator[Figure]:
-    spread, *drawn = votes
+    spread, *sampled = votes
     yield Figure("macro_f1", partial(share, spread.macro_f1, spread.n, spread.n_patients), setting)
-    if len(drawn) < 2:
+    if len(sampled) < 2:
         reason = "every tile is taken: there is one such mosaic"
         if setting["density"] != 1:
             reason = "a spread over mosaics needs two: raise sampling_density.mosaics"
         yield from undefined(OVER_MOSAICS, setting, reason)
         return
-    figures = [one.macro_f1 for one in drawn]
+    figures = [one.macro_f1 for one in sampled]
     values = np.array([figure.value for figure in figures])
     mean = replace(
         figures[0],

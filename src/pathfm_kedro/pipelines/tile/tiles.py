@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,18 +24,9 @@ from pathfm_kedro.slides.tissue import (
     tile_grid,
     tissue_mask,
 )
+from pathfm_kedro.statistics.sampling import tiles_of_slide
+from pathfm_kedro.statistics.tables import TILES_SCHEMA
 
-TILES_SCHEMA: dict[str, pl.DataType] = {
-    "tile_id": pl.String(),
-    "slide_id": pl.String(),
-    "x": pl.Int64(),
-    "y": pl.Int64(),
-    "field_um": pl.Float64(),
-    "mpp": pl.Float64(),
-    "tissue_fraction": pl.Float64(),
-    "in_mosaic": pl.Boolean(),
-    "colour_cluster": pl.Int64(),
-}
 _TILING_SCHEMA: dict[str, pl.DataType] = {
     "slide_id": pl.String(),
     "n_tiles": pl.Int64(),
@@ -296,9 +286,8 @@ def _capped(grid: TileGrid, limit: int | None, slide_id: str, seed: int) -> Tile
     """At most `limit` tiles, sampled at random with a seed of the slide's own, in grid order."""
     if limit is None or len(grid.x) <= limit:
         return grid
-    own = int.from_bytes(hashlib.sha256(f"{seed}:{slide_id}".encode()).digest()[:8], "little")
     keep = np.zeros(len(grid.x), bool)
-    keep[np.random.default_rng(own).choice(len(grid.x), limit, replace=False)] = True
+    keep[tiles_of_slide(len(grid.x), limit, slide_id, seed)] = True
     return grid.where(keep)
 
 
