@@ -33,7 +33,6 @@ from pathfm_kedro.pipelines.retrieve.search import (
     SearchSettings,
     allowed_pairs,
     matches_table,
-    rank_matches,
 )
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
@@ -156,8 +155,7 @@ def baseline_matches(
         for scope in p.scopes if len(own) else []:
             allowed = allowed_pairs(own, SCOPES[scope], p.exclude)
             distances = _DISTANCES[name](own, allowed, p.seed)
-            triple = rank_matches(distances, allowed, p.k)
-            found.append(matches_table(name, scope, own, distances, triple))
+            found.append(matches_table(name, scope, own, distances, allowed, p.k))
     return pl.concat(found)
 
 

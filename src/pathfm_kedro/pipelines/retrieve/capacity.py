@@ -38,7 +38,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.statistics import free_embedding, sign_rank
-from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.free_embedding import Fit, Optimiser
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
@@ -173,9 +173,9 @@ def capacity_figures(
     yield from _sign_ranks(counts)
 
 
-def _exact(value: float) -> Estimate:
+def _exact(value: float, n: int = 0) -> Estimate:
     """A closed form, which has no interval."""
-    return Estimate(float(value), None, None, 0, 0)
+    return Estimate(float(value), None, None, n, 0)
 
 
 def _critical_n(rows: pl.DataFrame, p: Capacity) -> Value:
@@ -200,11 +200,11 @@ def _margin(rows: pl.DataFrame) -> Estimate:
 
 def _ceiling(rows: pl.DataFrame) -> Estimate:
     n = int(np.median(rows["critical_n"].to_numpy()))
-    return Estimate(free_embedding.margin_ceiling(n, K), None, None, n, 0)
+    return _exact(free_embedding.margin_ceiling(n, K), n)
 
 
 def _solved_share(rows: pl.DataFrame) -> Estimate:
-    return Estimate(float(rows["solved_float16"].mean()), None, None, rows.height, 0)  # type: ignore[arg-type]
+    return _exact(rows["solved_float16"].mean(), rows.height)  # type: ignore[arg-type]
 
 
 def _extrapolated(statistics: pl.DataFrame, d: int) -> Value:
@@ -242,35 +242,21 @@ def _largest_n(precision: type[np.floating[Any]], most: int) -> Value:
 
 
 def _sign_ranks(counts: NDArray[np.int64]) -> Iterator[Figure]:
-    n, at = int(counts.sum()), {"relevance": "same_label"}
+    n, labels, pairs = int(counts.sum()), {"relevance": "same_label"}, {"relevance": "all_pairs"}
     if len(counts) < 2:
         reason = "fewer than two labels: every slide is relevant to every other"
         for metric in ("sign_rank_lower", "sign_rank_upper"):
-            yield Figure(metric, partial(_refuse, reason), at, n=n)
+            yield Figure(metric, undefined(reason), labels, n=n)
     else:
-        lower = Estimate(sign_rank.forster_bound_of_labels(counts), None, None, n, 0)
-        upper = Estimate(sign_rank.sign_change_bound_of_labels(len(counts)), None, None, n, 0)
-        yield Figure("sign_rank_lower", partial(Value, lower), at)
-        yield Figure("sign_rank_upper", partial(Value, upper), at)
-    if n <= K:
-        return
-    pairs = {"relevance": "all_pairs"}
-    yield Figure(
-        "sign_rank_lower",
-        partial(Value, Estimate(forster_bound_of_pairs(n), None, None, n, 0)),
-        pairs,
-    )
-    yield Figure(
-        "sign_rank_upper",
-        partial(Value, Estimate(min(n, 2 * K + 1), None, None, n, 0)),
-        pairs,
-    )
-    order = Estimate(free_embedding.dimension_bound(n, K), None, None, n, 0)
-    yield Figure("dimension_order", partial(Value, order), pairs)
-
-
-def _refuse(reason: str) -> Value:
-    raise Undefined(reason)
+        lower = sign_rank.forster_bound_of_labels(counts)
+        upper = sign_rank.sign_change_bound_of_labels(len(counts))
+        yield Figure("sign_rank_lower", partial(_exact, lower, n), labels)
+        yield Figure("sign_rank_upper", partial(_exact, upper, n), labels)
+    if n > K:
+        order = free_embedding.dimension_bound(n, K)
+        yield Figure("sign_rank_lower", partial(_exact, forster_bound_of_pairs(n), n), pairs)
+        yield Figure("sign_rank_upper", partial(_exact, min(n, 2 * K + 1), n), pairs)
+        yield Figure("dimension_order", partial(_exact, order, n), pairs)
 
 
 def forster_bound_of_pairs(n: int) -> float:

@@ -48,7 +48,6 @@ from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
 from pathfm_kedro.pipelines.retrieve.families.maxsim import pooled_patches
 from pathfm_kedro.pipelines.retrieve.families.registry import FAMILIES, rounded
 from pathfm_kedro.pipelines.retrieve.families.settings import Bools, Count, FamilySettings, Floats
-from pathfm_kedro.pipelines.retrieve.families.vectors import unit_rows
 from pathfm_kedro.pipelines.retrieve.search import (
     MATCHES_SCHEMA,
     SCOPES,
@@ -56,11 +55,11 @@ from pathfm_kedro.pipelines.retrieve.search import (
     SearchSettings,
     allowed_pairs,
     matches_table,
-    rank_matches,
 )
 from pathfm_kedro.statistics.figures import Figure, Value
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT
 from pathfm_kedro.statistics.tables import Embeddings
 from pathfm_kedro.statistics.votes import PatientVotes
@@ -169,8 +168,7 @@ def _matches(mosaic: Mosaic, p: IndexBytes) -> Iterator[pl.DataFrame]:
             for scope in p.scopes:
                 own = words if family in (_WORDS, _FUSED) else None
                 found = _fused(dense, own, allowed[scope], mosaic)
-                triple = rank_matches(found, allowed[scope], p.k)
-                table = matches_table(family, scope, mosaic.slides, found, triple)
+                table = matches_table(family, scope, mosaic.slides, found, allowed[scope], p.k)
                 beside = zip(_COLUMNS, (code, budget, *size), strict=False)
                 columns = [pl.lit(v).cast(_COLUMNS[name]).alias(name) for name, v in beside]
                 yield table.with_columns(columns).select(list(_COLUMNS))
@@ -240,11 +238,11 @@ def compared(stored: Mosaic, compare: str, code: Code, dimensions: int, p: Index
     if code in ("float32", "float16"):
         kept = cut.with_vectors(cut.vectors.astype(code).astype(np.float32))
         return rounded(FAMILIES[compare](kept, kept, p))
-    unit = cut.with_vectors(unit_rows(cut.vectors).astype(np.float32))
+    scaled = cut.with_vectors(unit(cut.vectors).astype(np.float32))
     result = np.zeros((len(cut.starts),) * 2)
-    for rows, outside in other_patients(unit, unit, p.folds, p.seed):
-        seen = unit.select(np.flatnonzero(outside)).vectors
-        coded = unit.with_vectors(_CODERS[code](unit.vectors, seen, p.seed))
+    for rows, outside in other_patients(scaled, scaled, p.folds, p.seed):
+        seen = scaled.select(np.flatnonzero(outside)).vectors
+        coded = scaled.with_vectors(_CODERS[code](scaled.vectors, seen, p.seed))
         result[rows] = FAMILIES[compare](coded.select(rows), coded, p)
     return rounded(result)
 
@@ -316,7 +314,7 @@ def _at_size(
         yield Figure("macro_f1", partial(share, votes.macro_f1, votes.n, votes.n_patients), setting)
         for name in ("dimensions", "bytes_per_slide"):
             known = Estimate(float(own[name][0]), None, None, votes.n, votes.n_patients)
-            yield Figure(name, partial(_known, known), setting)
+            yield Figure(name, partial(Value, known), setting)
         if family == "mean":
             base, base_bytes = votes, float(own["bytes_per_slide"][0])
         elif base is not None:
@@ -329,10 +327,6 @@ def _at_size(
 
 def _gain(votes: PatientVotes, base: PatientVotes, remark: str) -> Value:
     return replace(gain_over(votes, base), remark=remark)
-
-
-def _known(estimate: Estimate) -> Estimate:
-    return estimate
 
 
 def _fused(dense: Floats | None, words: Floats | None, allowed: Bools, mosaic: Mosaic) -> Floats:

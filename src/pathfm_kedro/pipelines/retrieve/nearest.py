@@ -9,10 +9,10 @@ import numpy as np
 
 from pathfm_kedro.pipelines.retrieve.families.registry import Distances
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats, Ints
-from pathfm_kedro.pipelines.retrieve.families.vectors import unit_rows
 from pathfm_kedro.pipelines.retrieve.search import SCOPES, ScopeName, rank_matches
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def nearest_slides(
 def matched_patches(query: Mosaic, archive: Mosaic, row: int, most: int) -> tuple[PatchPair, ...]:
     """Most similar tiles of the query and one slide, each in one pair at most."""
     start = archive.starts[row]
-    similar = (
-        unit_rows(query.vectors) @ unit_rows(archive.vectors[start : start + archive.sizes[row]]).T
-    )
+    similar = unit(query.vectors) @ unit(archive.vectors[start : start + archive.sizes[row]]).T
     return tuple(
         PatchPair(int(q), int(c), float(similar[q, c])) for q, c in one_to_one(similar)[:most]
     )

@@ -246,8 +246,7 @@ def _searches(mosaic: Mosaic, p: SearchSettings) -> Iterator[pl.DataFrame]:
                 nothing = {"family": family, "scope": scope, "reason": str(problem)}
                 yield to_schema([nothing], MATCHES_SCHEMA)
                 continue
-            triple = rank_matches(found, allowed[scope], p.k)
-            yield matches_table(family, scope, mosaic.slides, found, triple)
+            yield matches_table(family, scope, mosaic.slides, found, allowed[scope], p.k)
 
 
 def _codes(slides: pl.DataFrame, column: str) -> Ints:
@@ -259,10 +258,11 @@ def matches_table(
     scope: str,
     slides: pl.DataFrame,
     distances: Floats,
-    triple: tuple[Ints, Ints, Ints],
+    allowed: Bools,
+    k: int,
 ) -> pl.DataFrame:
-    """Found pairs with what their slides carry, in the columns of :data:`MATCHES_SCHEMA`."""
-    query, rank, match = triple
+    """The k nearest with what their slides carry, in the columns of :data:`MATCHES_SCHEMA`."""
+    query, rank, match = rank_matches(distances, allowed, k)
     pairs = pl.DataFrame(
         {
             "family": pl.repeat(family, len(query), eager=True),

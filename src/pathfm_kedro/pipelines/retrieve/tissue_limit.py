@@ -34,7 +34,7 @@ Pitfalls
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain
 from dataclasses import replace
 from functools import partial
@@ -47,14 +47,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.retrieve.families.hybrid import CONSTANT, ranks
-from pathfm_kedro.pipelines.retrieve.families.vectors import (
-    between_rows,
-    mean_by_slide,
-    set_to_set,
-    symmetrised,
-    unit_rows,
-)
+from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
+from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim
+from pathfm_kedro.pipelines.retrieve.families.mean import mean
+from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
 from pathfm_kedro.pipelines.retrieve.families.visual_words import (
     bm25_scores,
     learned_words,
@@ -64,6 +60,7 @@ from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.mosaic import Mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.sampling import capped_tiles
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
@@ -75,8 +72,10 @@ Count = Annotated[int, Field(ge=1)]
 
 #: Patients that an attribute needs, two on either side.
 _MIN_PATIENTS = 4
-#: Bytes of a number in an index.
+#: The search that others are held against.
 _BASE = "mean"
+#: As :func:`_distances` names them.
+SEARCHES = (_BASE, "maxsim", "maxsim_equal_bytes", "bm25", "hybrid")
 
 #: One row per pattern, search and draw; draw −1 … −splits are splits of the patients as they are.
 LIMIT_SCHEMA: dict[str, pl.DataType] = {
@@ -247,9 +246,8 @@ def recall_of_draw(
     asked = _bags(bank, queries, [half[1] for half in halves], p, generator)
     relevant = np.array([[set(q) <= set(d) for d in documents] for q in queries])
     others = bank.vectors[np.concatenate([rows for _, side in halves for rows in side])]
-    found = {name: search(asked, archive, others, p) for name, search in SEARCHES.items()}
-    found["hybrid"] = _fused(found["mean"], found["bm25"])
-    recalls = {name: recall_at_r(distances, relevant) for name, distances in found.items()}
+    found = _distances(asked, archive, others, p)
+    recalls = {name: recall_at_r(found[name], relevant) for name in SEARCHES}
     return recalls, float(relevant.mean(axis=1).mean())
 
 
@@ -308,32 +306,34 @@ def _bags(
     return Mosaic(names, bank.vectors[rows], np.cumsum(sizes) - np.array(sizes))
 
 
-def _mean(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit) -> Floats:
-    return between_rows(asked.mean(), archive.mean(), "cosine")
-
-
-def _maxsim(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit) -> Floats:
-    def directed(queries: Mosaic, found: Mosaic) -> Floats:
-        return set_to_set(queries, found, "cosine", mean_by_slide)
-
-    return symmetrised(directed, asked, archive)
-
-
-def _maxsim_equal_bytes(
+def _distances(
     asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit
-) -> Floats:
-    """As many numbers a document as one vector has, spread over its tiles.
+) -> dict[str, Floats]:
+    """Distances [queries, documents] of every search; `others` are vectors of the queries' patients."""
+    settings = FamilySettings()
+    cut = _random_axes(others.shape[1], int(archive.sizes.max()), p.seed)
+    found = {
+        "mean": mean(asked, archive, settings),
+        "maxsim": maxsim(asked, archive, settings),
+        "maxsim_equal_bytes": maxsim(_projected(asked, cut), _projected(archive, cut), settings),
+        "bm25": _bm25(asked, archive, others, p),
+    }
+    every = np.ones(found["mean"].shape, bool)
+    return found | {"hybrid": hybrid(found.__getitem__, every, asked, archive, settings)}
 
-    The projection is random: principal components would take noise out too, which is another gain.
+
+def _random_axes(d: int, tiles: int, seed: int) -> Floats:
+    """As many axes as leave a document the numbers of one vector, spread over its tiles.
+
+    They are random: principal components would take noise out too, which is another gain.
     """
-    d = others.shape[1]
-    kept = max(1, d // int(archive.sizes.max()))
-    axes = np.random.default_rng(p.seed).standard_normal((d, kept)) / kept**0.5
+    kept = max(1, d // tiles)
+    axes: Floats = np.random.default_rng(seed).standard_normal((d, kept)) / kept**0.5
+    return axes
 
-    def projected(mosaic: Mosaic) -> Mosaic:
-        return mosaic.with_vectors((unit_rows(mosaic.vectors) @ axes).astype(np.float32))
 
-    return _maxsim(projected(asked), projected(archive), others, p)
+def _projected(mosaic: Mosaic, axes: Floats) -> Mosaic:
+    return mosaic.with_vectors((unit(mosaic.vectors) @ axes).astype(np.float32))
 
 
 def _bm25(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit) -> Floats:
@@ -342,25 +342,6 @@ def _bm25(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: Tissue
     scores = bm25_scores(word_counts(asked, words), counts, counts)
     most: Floats = scores.max() - scores
     return most
-
-
-def _fused(*searches: Floats) -> Floats:
-    """Reciprocal rank fusion."""
-    fused = np.zeros_like(searches[0])
-    for distances in searches:
-        fused -= 1 / (CONSTANT + ranks(distances))
-    return fused
-
-
-#: ``(queries, documents, vectors of other patients, parameters) -> distances``.
-SEARCHES: Mapping[str, Callable[[Mosaic, Mosaic, NDArray[np.float32], TissueLimit], Floats]] = {
-    _BASE: _mean,
-    "maxsim": _maxsim,
-    "maxsim_equal_bytes": _maxsim_equal_bytes,
-    "bm25": _bm25,
-}
-#: All of them, and the fusion of one vector with words.
-_NAMES = (*SEARCHES, "hybrid")
 
 
 def tissue_limit_figures(statistics: pl.DataFrame, p: TissueLimit) -> Iterator[Figure]:
@@ -375,10 +356,10 @@ def tissue_limit_figures(statistics: pl.DataFrame, p: TissueLimit) -> Iterator[F
     """
     for pattern in p.patterns:
         own = statistics.filter(pattern=pattern)
-        for search in _NAMES:
+        for search in SEARCHES:
             at = {"pattern": pattern, "search": search}
             yield Figure("recall", partial(_recall, own, search), at)
-        for search in _NAMES:
+        for search in SEARCHES:
             if search != _BASE:
                 at = {"pattern": pattern, "search": search}
                 yield Figure("recall_gain", partial(_gain, own, search), at)

@@ -16,9 +16,9 @@ from pathfm_kedro.pipelines.retrieve.families.vectors import (
     mean_by_slide,
     set_to_set,
     symmetrised,
-    unit_rows,
 )
 from pathfm_kedro.statistics.mosaic import Mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 
 
 def maxsim(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
@@ -50,7 +50,7 @@ def pooled_patches(mosaic: Mosaic, tokens: int) -> Mosaic:
 
     parts = []
     for slide, start in enumerate(mosaic.starts):
-        rows = unit_rows(mosaic.vectors[start : start + mosaic.sizes[slide]])
+        rows = unit(mosaic.vectors[start : start + mosaic.sizes[slide]])
         if len(rows) > tokens:
             cluster = fcluster(linkage(rows, "ward"), tokens, "maxclust")
             rows = np.stack([rows[cluster == c].mean(axis=0) for c in np.unique(cluster)])

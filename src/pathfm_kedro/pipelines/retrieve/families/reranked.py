@@ -21,9 +21,9 @@ from pathfm_kedro.pipelines.retrieve.families.settings import (
     Floats,
     Ints,
 )
-from pathfm_kedro.pipelines.retrieve.families.vectors import unit_rows
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 
 FIRST = "mean"
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -72,8 +72,8 @@ def reranked(
 
 def pair_features(queries: Mosaic, archive: Mosaic, found: Ints, seed: int) -> Floats:
     """What the network sees of each query and each of its candidates: [n_queries, candidates, f]."""
-    left, right = (unit_rows(mosaic.vectors) for mosaic in (queries, archive))
-    means = [unit_rows(mosaic.mean()) for mosaic in (queries, archive)]
+    left, right = (unit(mosaic.vectors) for mosaic in (queries, archive))
+    means = [unit(mosaic.mean()) for mosaic in (queries, archive)]
     dimension = left.shape[1]
     directions = np.random.default_rng(seed).normal(size=(dimension, _DIRECTIONS))
     places = [mean @ directions for mean in means]

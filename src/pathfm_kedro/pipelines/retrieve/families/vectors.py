@@ -19,6 +19,7 @@ from pathfm_kedro.pipelines.retrieve.families.settings import (
     Vectors,
 )
 from pathfm_kedro.statistics.mosaic import Mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 
 #: Entries of one block of patch-to-patch products: 16 MiB of float64, so that the minimum is taken
 #: while they are near the processor.
@@ -68,7 +69,7 @@ def _asking(
 ) -> tuple[Vectors, Vectors]:
     """Left and shift with distance (Euclidean: squared) of rows i, j = left_i · right_j + shift_i."""
     if distance == "cosine":
-        return -unit_rows(rows).astype(precision), np.ones(len(rows), precision)
+        return -unit(rows).astype(precision), np.ones(len(rows), precision)
     centred = rows - origin
     left = np.column_stack([-2 * centred, np.ones(len(centred))])
     return left.astype(precision), np.einsum("ij,ij->i", centred, centred).astype(precision)
@@ -80,7 +81,7 @@ def _asked(
     """Right of :func:`_asking`."""
     if distance == "cosine":
         if precision == "float64":
-            return unit_rows(rows)
+            return unit(rows)
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
         units: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
         return units
@@ -155,14 +156,6 @@ def mean_by_slide(values: Floats, sizes: Ints) -> Floats:
     return sums / sizes
 
 
-def unit_rows(vectors: Vectors) -> Floats:
-    """Rows of length 1 in float64; a row of zeros stays."""
-    rows = vectors.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: Floats = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return units
-
-
 def as_products(
     queries: Vectors, archive: Vectors, distance: Distance
 ) -> tuple[Floats, Floats, Floats]:
@@ -172,8 +165,8 @@ def as_products(
     """
     if distance == "cosine":
         same = queries is archive
-        right = unit_rows(archive)
-        return -(right if same else unit_rows(queries)), right, np.ones(len(queries))
+        right = unit(archive)
+        return -(right if same else unit(queries)), right, np.ones(len(queries))
     origin = archive.mean(axis=0, dtype=np.float64)  # far from it the squares would cancel
     left, right = queries - origin, archive - origin
     squares = np.einsum("ij,ij->i", right, right)

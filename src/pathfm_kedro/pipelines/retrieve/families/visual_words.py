@@ -26,8 +26,9 @@ import numpy as np
 
 from pathfm_kedro.pipelines.retrieve.families.folds import other_patients
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats, Ints
-from pathfm_kedro.pipelines.retrieve.families.vectors import between_rows, unit_rows
+from pathfm_kedro.pipelines.retrieve.families.vectors import between_rows
 from pathfm_kedro.statistics.mosaic import Mosaic
+from pathfm_kedro.statistics.mutual_knn import unit
 
 #: Usual values of BM25: how soon a word that comes again says nothing new, and how far long slides are
 #: held to their length.
@@ -108,7 +109,7 @@ def learned_words(patches: Floats, n_words: int, seed: int) -> Floats:
     most = _PATCHES_A_WORD * n_words
     if len(patches) > most:
         patches = patches[np.random.default_rng(seed).choice(len(patches), most, replace=False)]
-    rows = unit_rows(patches)
+    rows = unit(patches)
     n = max(1, min(n_words, len(rows) // _FEWEST_A_WORD, len(np.unique(rows, axis=0))))
     # k-means adds up in the order of its threads.
     with threadpool_limits(1):
@@ -117,7 +118,7 @@ def learned_words(patches: Floats, n_words: int, seed: int) -> Floats:
 
 def nearest_word(mosaic: Mosaic, words: Floats) -> Ints:
     """[n_patches] word of each patch."""
-    products = unit_rows(mosaic.vectors) @ words.T
+    products = unit(mosaic.vectors) @ words.T
     return cast(Ints, (np.einsum("ij,ij->i", words, words) - 2 * products).argmin(axis=1))
 
 
@@ -132,8 +133,8 @@ def residuals(mosaic: Mosaic, words: Floats) -> Floats:
     """[n_slides, words · d] summed differences from the words, of length 1 for each word."""
     word = nearest_word(mosaic, words)
     sums = np.zeros((len(mosaic.starts), *words.shape))
-    np.add.at(sums, (mosaic.slide_of_patch, word), unit_rows(mosaic.vectors) - words[word])
-    return unit_rows(sums.reshape(-1, words.shape[1])).reshape(len(sums), -1)
+    np.add.at(sums, (mosaic.slide_of_patch, word), unit(mosaic.vectors) - words[word])
+    return unit(sums.reshape(-1, words.shape[1])).reshape(len(sums), -1)
 
 
 def _by_fold(
