@@ -19,6 +19,7 @@ from pathfm_kedro.encoders.features.slide_features import (
     FeatureFileError,
     SlideFeatures,
     TileSize,
+    declared_sizes,
     first_number,
     place,
     rounding_bound,
@@ -375,10 +376,7 @@ def read_parquet(path: Path, slide_id: str, said: TileSize) -> SlideFeatures | N
         table.select("x", "y").to_numpy(),
         keys=(key, "x, y"),
         said=said,
-        field_px=first_number(notes, "field_px", "patch_size_level0"),
-        field_um=first_number(notes, "field_um"),
-        mpp=first_number(notes, "mpp"),
-        slide_mpp=first_number(notes, "slide_mpp"),
+        **declared_sizes(notes),
         encoder=text_of(encoder),
     )
 

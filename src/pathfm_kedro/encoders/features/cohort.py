@@ -198,8 +198,8 @@ def tiles_of_features(
     -------
     tiles, tiling
         Columns :data:`~pathfm_kedro.statistics.tables.TILES_SCHEMA` and :data:`TILING_SCHEMA`; x and y
-        in level-0 pixels, or in micrometres where files are in micrometres and the slide's resolution is
-        not known; tiling has a reason for every slide whose file cannot be used.
+        in level-0 pixels, or in micrometres where files are in micrometres and the resolution of the
+        slide is not known; tiling has a reason for every slide whose file cannot be used.
 
     Raises
     ------

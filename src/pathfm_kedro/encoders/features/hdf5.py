@@ -20,7 +20,7 @@ from pathfm_kedro.encoders.features.slide_features import (
     FeatureFileError,
     SlideFeatures,
     TileSize,
-    first_number,
+    declared_sizes,
     number_of,
     place,
     slide_vector,
@@ -297,10 +297,7 @@ def _anndata(file: h5py.File, path: Path, slide_id: str, said: TileSize) -> Slid
         corners,
         keys=(key, "obs/x, obs/y"),
         said=said,
-        field_px=first_number(notes, "field_px", "patch_size_level0"),
-        field_um=first_number(notes, "field_um"),
-        mpp=first_number(notes, "mpp"),
-        slide_mpp=first_number(notes, "slide_mpp"),
+        **declared_sizes(notes),
         encoder=encoder,
     )
 

@@ -13,6 +13,7 @@ from pathfm_kedro.encoders.features.slide_features import (
     place,
     some,
 )
+from pathfm_kedro.encoders.loaders.files import is_pointer
 
 #: Layouts that are read, and the keys by which they are told.
 LAYOUTS: Mapping[str, str] = {
@@ -29,9 +30,6 @@ LAYOUTS: Mapping[str, str] = {
     "pt": "a dictionary of tensors: features and coords",
     "parquet": "x, y and embedding, or x, y and one column for each number",
 }
-
-#: What a copy of a Git repository holds in place of a large file.
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_features(
@@ -84,11 +82,9 @@ def read_features(
 def _refuse_no_content(path: Path) -> None:
     if path.is_dir():
         return
-    with path.open("rb") as file:
-        head = file.read(len(_LFS_POINTER))
-    if not head:
+    if not path.stat().st_size:
         raise FeatureFileError(f"{place(path)}: the file is empty: copy or extract it again")
-    if head == _LFS_POINTER:
+    if is_pointer(path):
         raise FeatureFileError(
             f"{place(path)}: only a pointer of Git LFS: fetch the file itself with git lfs pull"
         )

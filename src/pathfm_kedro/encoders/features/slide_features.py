@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.encoders.loaders.files import some_of
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Unit = Literal["level-0 px", "um"]
@@ -191,9 +193,7 @@ def some(values: Sequence[Any]) -> str:
     >>> some([1, 2]), some(range(9))
     ('1, 2', '0, 1, 2, 3, 4 and 4 more')
     """
-    rest = len(values) - _NAMED
-    listed = ", ".join(str(value) for value in values[:_NAMED])
-    return f"{listed} and {rest} more" if rest > 0 else listed
+    return some_of(values, _NAMED)
 
 
 def slide_vector(
@@ -514,3 +514,13 @@ def number_of(value: Any) -> float | None:
 def first_number(source: Mapping[str, Any], *names: str) -> float | None:
     """The first of some keys that holds a positive number."""
     return next((n for n in (number_of(source.get(name)) for name in names) if n), None)
+
+
+def declared_sizes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sides and resolutions that keys beside the vectors declare, as :func:`tile_vectors` takes them."""
+    return {
+        "field_px": first_number(notes, "field_px", "patch_size_level0"),
+        "field_um": first_number(notes, "field_um"),
+        "mpp": first_number(notes, "mpp"),
+        "slide_mpp": first_number(notes, "slide_mpp"),
+    }

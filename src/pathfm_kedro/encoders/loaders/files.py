@@ -7,7 +7,8 @@ import hashlib
 import importlib
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +29,16 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are.
+def some_of(values: Sequence[Any], most: int = _NAMED) -> str:
+    """The first of many values, and how many more there are.
 
     Examples
     --------
-    >>> some_of(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
+    >>> some_of(["a", "b", "c", "d", "e"]), some_of([1, 2])
+    ('a, b, c and 2 more', '1, 2')
     """
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
 
 
 def imported(package: str, spec: EncoderSpec) -> Any:
@@ -58,6 +59,12 @@ def imported(package: str, spec: EncoderSpec) -> Any:
         ) from error
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether a text stands where Git LFS would put the file."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
 def refuse_pointer(path: Path, where: str) -> None:
     """Refuse a text that stands where Git LFS would put the file.
 
@@ -66,9 +73,7 @@ def refuse_pointer(path: Path, where: str) -> None:
     ValueError
         Naming the file and the mend; ``where`` begins the sentence.
     """
-    with path.open("rb") as file:
-        begins = file.read(len(_LFS_POINTER))
-    if begins == _LFS_POINTER:
+    if is_pointer(path):
         raise ValueError(
             f"{where}, and {path.name} is a pointer of Git LFS, not the file itself: run 'git lfs "
             "pull' in its folder, or download it by 'hf download'"
@@ -222,3 +227,40 @@ def mismatch(
         if keys
     ]
     return " and ".join(faults)
+
+
+def place_weights(network: torch.nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Load a state dict, every tensor of it and of the network.
+
+    Raises
+    ------
+    ValueError
+        If it lacks some, or holds others.
+    """
+    result: Any = network.load_state_dict(dict(tensors), strict=False)
+    problem = mismatch(network, result.missing_keys, result.unexpected_keys, strict=True)
+    if problem:
+        raise ValueError(problem)
+
+
+@contextmanager
+def misfit(tell: Callable[[str], str]) -> Iterator[None]:
+    """What reading and placing weights runs into is of any type; it becomes one error.
+
+    Parameters
+    ----------
+    tell
+        The error's sentence, from what was the matter.
+
+    Raises
+    ------
+    ValueError
+        In place of any other error.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        cause = str(error) if type(error) is ValueError else one_line(error)
+        raise ValueError(tell(cause)) from error

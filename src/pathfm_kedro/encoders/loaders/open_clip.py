@@ -10,8 +10,9 @@ import torch
 
 from pathfm_kedro.encoders.loaders.files import (
     imported,
-    mismatch,
+    misfit,
     one_line,
+    place_weights,
     read_json,
     read_tensors,
     refuse_pointer,
@@ -110,21 +111,9 @@ def _load_weights(visual: torch.nn.Module, folder: Path, where: str) -> None:
     named = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     path = (named or weight_files(folder))[0]
     refuse_pointer(path, where)
-    try:
-        tensors = _visual_part(read_tensors(path))
-        result: Any = visual.load_state_dict(tensors, strict=False)
-        problem = mismatch(visual, result.missing_keys, result.unexpected_keys, strict=True)
-        if problem:
-            raise ValueError(problem)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # What unpickling a file that holds no weights runs into is of any type.
-        cause = str(error) if type(error) is ValueError else one_line(error)
-        raise ValueError(
-            f"{where}, and the weights in {path.name} do not fit the vision tower of {_CONFIG} "
-            f"({cause}): download both again"
-        ) from error
+    problem = f"{where}, and the weights in {path.name} do not fit the vision tower of {_CONFIG}"
+    with misfit(lambda cause: f"{problem} ({cause}): download both again"):
+        place_weights(visual, _visual_part(read_tensors(path)))
 
 
 def _visual_part(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -16,8 +16,10 @@ from pathfm_kedro.encoders.input_size import patch_side
 from pathfm_kedro.encoders.loaders.checkpoints import converted
 from pathfm_kedro.encoders.loaders.files import (
     checked_file,
+    misfit,
     mismatch,
     one_line,
+    place_weights,
     read_json,
     read_tensors,
     refuse_pointer,
@@ -271,23 +273,17 @@ def _check_folder_weights(folder: Path, where: str) -> None:
 
 def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> torch.nn.Module:
     """Weights from a file, every one of them placed; heads of a pretext task are dropped by name."""
-    try:
+    where = f"encoders.{spec.name}"
+    with misfit(
+        lambda cause: (
+            f"{where}: checkpoint '{spec.checkpoint}' does not fit '{spec.model}' ({cause}): give "
+            f"{where}.checkpoint the state dict of this architecture, and {where}.model_kwargs the "
+            "arguments that it was built with"
+        )
+    ):
         found = converted(read_tensors(path), model)
         _refuse_other_grid(found.tensors.get("pos_embed"), model)
-        result: Any = model.load_state_dict(dict(found.tensors), strict=False)
-        problem = mismatch(model, result.missing_keys, result.unexpected_keys, strict=True)
-        if problem:
-            raise ValueError(problem)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # What unpickling a file that holds no weights runs into is of any type.
-        cause = str(error) if type(error) is ValueError else one_line(error)
-        raise ValueError(
-            f"encoders.{spec.name}: checkpoint '{spec.checkpoint}' does not fit '{spec.model}' "
-            f"({cause}): give encoders.{spec.name}.checkpoint the state dict of this architecture, and "
-            f"encoders.{spec.name}.model_kwargs the arguments that it was built with"
-        ) from error
+        place_weights(model, found.tensors)
     if found.dropped:
         logger.info(
             "encoders.%s: of checkpoint '%s' %d tensors of heads and other networks are left out: %s",
