@@ -54,7 +54,7 @@ def main() -> None:
             speed = blocks_speed(cohort, partial(family, p=p), given.seconds)
             # Symmetrised between two sets, the product is needed twice.
             needed = 2 if family is maxsim else 1
-            told(family.__name__, speed, given.slides, needed * speed / ceiling, speed / loop)
+            report(family.__name__, speed, given.slides, needed * speed / ceiling, speed / loop)
     loop = barcode_loop(cohort)
     read = memory_speed()
     p = FamilySettings()
@@ -64,7 +64,7 @@ def main() -> None:
         f"barcode: NumPy loop {loop:,.0f} pairs/s; Hamming distances alone {words:,.0f} pairs/s; "
         f"memory is read at {read:.1f} GB/s"
     )
-    told("barcode", speed, given.slides, speed / words, speed / loop)
+    report("barcode", speed, given.slides, speed / words, speed / loop)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"largest memory {peak:.2f} GiB")
 
@@ -170,7 +170,7 @@ def memory_speed() -> float:
     return 5 * block.nbytes / (time.perf_counter() - start) / 1e9
 
 
-def told(name: str, speed: float, slides: int, share: float, times: float) -> None:
+def report(name: str, speed: float, slides: int, share: float, times: float) -> None:
     """Print one family's figures."""
     print(
         f"  {name}: {speed:,.0f} pairs/s, {share:.0%} of what it needs alone, "

@@ -170,7 +170,7 @@ def kernels() -> list[str]:
 
     found = [
         f"{library['internal_api']} {library['version']} of {_package(library['filepath'])}: "
-        f"{library.get('architecture', 'kernel not told')}, {library['num_threads']} threads"
+        f"{library.get('architecture', 'kernel not named')}, {library['num_threads']} threads"
         for library in threadpool_info()
         if library["user_api"] == "blas"
     ]

@@ -257,8 +257,8 @@ class Stored:
 @cache
 def _blocks() -> dict[str, dict[str, Any]]:
     files = (CONF / f"parameters_{name}.yml" for name in ("robustness", "retrieve", "inheritance"))
-    told = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
-    return {name: block for part in told for name, block in part.items()}
+    blocks = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+    return {name: block for part in blocks for name, block in part.items()}
 
 
 def block(experiment: str) -> dict[str, Any]:

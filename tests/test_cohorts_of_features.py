@@ -134,8 +134,8 @@ def test_a_cohort_of_features_alone(project, brought):
     )
     assert "titan: 3 of 4 slides have a file" in result.output
     assert "kedro run --env clinic" in result.output
-    told = yaml.safe_load((project / "conf/clinic/parameters_encoders.yml").read_text())
-    assert told["encoders"]["uni"] == {"model": "features:../job/features_uni"}
+    stated = yaml.safe_load((project / "conf/clinic/parameters_encoders.yml").read_text())
+    assert stated["encoders"]["uni"] == {"model": "features:../job/features_uni"}
     plan = read_cohort_plan("clinic", str(project / "conf"))
     assert plan.source == "features"
     assert set(plan.left_out) == {"efficientnet_lite0", "stain_statistics"}

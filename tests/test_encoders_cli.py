@@ -139,8 +139,8 @@ def test_help_and_list_load_no_torch():
 def test_an_encoder_of_a_cohort_is_checked(project):
     result = run("check", "efficientnet_lite0", "--env", "clinic")
     assert result.exit_code == 0, result.output
-    for told in ("package:efficientnet_lite0", "weights from a file: two loads under different"):
-        assert told in result.output
+    for stated in ("package:efficientnet_lite0", "weights from a file: two loads under different"):
+        assert stated in result.output
     assert "FAILED" not in result.output
 
 
@@ -221,7 +221,7 @@ def test_other_tiles_than_those_of_training_are_warned_of():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "stated"),
     [
         (["efficientnet_lite0", "--preset", "uni"], "has encoders.efficientnet_lite0 already"),
         (["phantom_truth", "--preset", "uni"], "has encoders.phantom_truth already"),
@@ -234,12 +234,12 @@ def test_other_tiles_than_those_of_training_are_warned_of():
         (["mine", "--preset", "uni", "--set", "polling=x"], "unknown keys"),
     ],
 )
-def test_what_cannot_be_added_changes_nothing(project, words, told):
+def test_what_cannot_be_added_changes_nothing(project, words, stated):
     path = project / "conf" / "clinic" / "parameters_encoders.yml"
     before = path.read_text()
     result = run("add", *words, "--env", "clinic")
     assert result.exit_code == 1
-    assert told in result.output
+    assert stated in result.output
     assert path.read_text() == before
 
 
@@ -285,7 +285,7 @@ def test_lines_are_added_and_none_is_changed(case):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "stated"),
     [
         ("encoders: {uni: {preset: uni}}\n", "write into it by hand\nencoders:\n  new:"),
         ("encoders: [\n", "it is no YAML"),
@@ -294,6 +294,6 @@ def test_lines_are_added_and_none_is_changed(case):
         ("encoders: 3\n", "write into it by hand"),
     ],
 )
-def test_a_file_that_lines_cannot_be_added_to(text, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_file_that_lines_cannot_be_added_to(text, stated):
+    with pytest.raises(ValueError, match=stated):
         with_encoder(text, "new", {"preset": "uni"})

@@ -140,11 +140,11 @@ def test_one_file_for_each_slide_reads_back_as_what_was_embedded(
 ):
     monkeypatch.setattr(feature_commands, "_load", lambda *words: embedded)
     out = tmp_path / "out"
-    told = run("noise", "--format", layout, "--out", out, "--env", "phantom")
-    assert told.exit_code == 0, told.output
-    assert "2 slides, 10 tiles with 4 numbers each" in told.output
-    assert "left out, S-3: " in told.output
-    assert "the slide is broken" in told.output
+    stated = run("noise", "--format", layout, "--out", out, "--env", "phantom")
+    assert stated.exit_code == 0, stated.output
+    assert "2 slides, 10 tiles with 4 numbers each" in stated.output
+    assert "left out, S-3: " in stated.output
+    assert "the slide is broken" in stated.output
     files = find_feature_files(out)
     assert [path.parent for path in files.values()] == [out, out]
     for path, slide in zip(files.values(), ("S-1", "a/b c"), strict=True):
@@ -163,10 +163,10 @@ def test_files_that_are_there_are_kept_unless_told_otherwise(embedded, tmp_path,
     assert run(*words).exit_code == 0
     path = tmp_path / "out" / "S-1.h5"
     path.write_text("mine")
-    told = run(*words)
-    assert told.exit_code == 1
-    assert "2 of 2 files exist in" in told.output
-    assert "--force to replace them" in told.output
+    stated = run(*words)
+    assert stated.exit_code == 1
+    assert "2 of 2 files exist in" in stated.output
+    assert "--force to replace them" in stated.output
     assert path.read_text() == "mine"
     assert run(*words, "--force").exit_code == 0
     with h5py.File(path) as file:
@@ -177,17 +177,17 @@ def test_what_is_not_there_is_told_with_the_mend(made, tmp_path, monkeypatch):
     root = shutil.copytree(made, tmp_path / "project")
     words = ("--format", "stamp", "--out", tmp_path / "out")
     with opened(root, monkeypatch) as catalog:
-        told = run("uni", *words)
-        assert told.exit_code == 1
-        assert "cohort 'phantom' has no encoder 'uni'; it has" in told.output
-        told = run("noise", *words, "--version", "2025-01-01T00.00.00.000Z")
-        assert told.exit_code == 1
-        assert "version 2025-01-01T00.00.00.000Z of the vectors of 'noise'" in told.output
-        assert "make them by kedro run --env phantom" in told.output
+        stated = run("uni", *words)
+        assert stated.exit_code == 1
+        assert "cohort 'phantom' has no encoder 'uni'; it has" in stated.output
+        stated = run("noise", *words, "--version", "2025-01-01T00.00.00.000Z")
+        assert stated.exit_code == 1
+        assert "version 2025-01-01T00.00.00.000Z of the vectors of 'noise'" in stated.output
+        assert "make them by kedro run --env phantom" in stated.output
         catalog.save("tiles", tables()[1].with_columns(pl.col("x") + 1))
-        told = run("noise", *words)
-        assert told.exit_code == 1
-        assert "were made from other tiles than the table 'tiles' holds" in told.output
+        stated = run("noise", *words)
+        assert stated.exit_code == 1
+        assert "were made from other tiles than the table 'tiles' holds" in stated.output
     assert not (tmp_path / "out").exists()
 
 
@@ -200,8 +200,8 @@ def test_help_loads_neither_torch_nor_readers():
         "import sys\n"
         "from click.testing import CliRunner\n"
         "from pathfm_kedro.cli import cli\n"
-        "told = CliRunner().invoke(cli, ['features', 'export', '--help'])\n"
-        "assert told.exit_code == 0 and 'trident' in told.output, told.output\n"
+        "stated = CliRunner().invoke(cli, ['features', 'export', '--help'])\n"
+        "assert stated.exit_code == 0 and 'trident' in stated.output, stated.output\n"
         "assert not {'torch', 'h5py', 'zarr', 'timm', 'polars'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

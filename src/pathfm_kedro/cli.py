@@ -134,11 +134,11 @@ def new(
             )
         source = "features" if brought and _without_paths(manifest) else "manifest"
         summary = _check(manifest, slides_root, source)
-        told = _check_features(manifest, brought, source)
+        looks = _check_features(manifest, brought, source)
         _write_conf(folder, name, relative, source, size or "standard")
-        _write_features(folder, brought, told)
+        _write_features(folder, brought, looks)
         _copy_manifest(manifest, folder / "manifest.csv")
-        for line in told.values():
+        for line in looks.values():
             click.echo(line.text)
     else:
         summary = "a phantom, to be drawn from conf/base/parameters_ingest.yml"
@@ -428,7 +428,7 @@ class _Brought:
     Attributes
     ----------
     text
-        What a person is told.
+        What a person reads.
     level
         ``tile`` or ``slide``; empty where no file could be read.
     """
@@ -532,7 +532,7 @@ def _look_at(
 
 
 def _write_features(
-    folder: Path, brought: Mapping[str, Path], told: Mapping[str, _Brought]
+    folder: Path, brought: Mapping[str, Path], looks: Mapping[str, _Brought]
 ) -> None:
     """Entries of the encoders, and where tiles lie: at the first that has vectors of tiles."""
     if not brought:
@@ -547,7 +547,7 @@ def _write_features(
         "Encoders of which there are vectors in files; docs/features.md.",
         {"encoders": entries},
     )
-    of_tiles = [name for name, look in told.items() if look.level != "slide"]
+    of_tiles = [name for name, look in looks.items() if look.level != "slide"]
     if of_tiles:
         _write_yaml(
             folder / "parameters_tile.yml",

@@ -57,7 +57,7 @@ def list_encoders(as_json: bool, usable: bool) -> None:
 def show(name: str) -> None:
     """Show all that is known of the preset NAME, and its entry as YAML to paste."""
     preset = _found(name)
-    for key, value in _told(preset):
+    for key, value in _rows_of(preset):
         click.echo(f"{key + ':':<14} {value}")
     _echo_list("Published figures", [f"{k}: {v}" for k, v in preset.published.items()])
     _echo_list("Where sources disagree", preset.conflicts)
@@ -307,7 +307,7 @@ def _facts(preset: Preset) -> dict[str, Any]:
     }
 
 
-def _told(preset: Preset) -> list[tuple[str, str]]:
+def _rows_of(preset: Preset) -> list[tuple[str, str]]:
     """What is known, as key and text, in the order of its weight."""
     tile = preset.tile
     scales = " or ".join(f"{mpp:g}" for mpp in tile.get("mpp") or ())
@@ -408,8 +408,8 @@ def _table(rows: list[tuple[str, ...]], width: int) -> Table:
         if heading not in left_out:
             table.add_column(heading, overflow="fold", no_wrap=heading == "name")
     for cells in rows:
-        told = zip(cells, _HEADINGS, strict=True)
-        table.add_row(*(cell for cell, heading in told if heading not in left_out))
+        row = zip(cells, _HEADINGS, strict=True)
+        table.add_row(*(cell for cell, heading in row if heading not in left_out))
     return table
 
 

@@ -20,7 +20,7 @@ _PASSES_OF_STEP = 3
 #: Slides without a limit of tiles: of published cohorts' whole slides at 20x about so many are tissue.
 _TILES_OF_WHOLE_SLIDE = 5000
 _FLOAT32, _RGB = 4, 3
-#: Hours and gigabytes below are not told apart.
+#: Hours and gigabytes below are not distinguished.
 _LEAST = 0.01
 _TRIAL_TILES, _TRIAL_TURNS = 8, 3
 #: Models of which there are vectors already.
@@ -118,8 +118,8 @@ def cohort_size(parameters: Mapping[str, Any], listed: Any = None, tiles: Any = 
         return CohortSize(slides, patients, centers, tiles.height, "tiles that were cut")
     most = parameters["tile"]["max_tiles_per_slide"]
     typical = _TILES_OF_WHOLE_SLIDE if most is None else int(most)
-    told = f"{source}; tiles are not cut yet, {typical:,} of each slide are assumed"
-    return CohortSize(slides, patients, centers, slides * typical, told)
+    basis = f"{source}; tiles are not cut yet, {typical:,} of each slide are assumed"
+    return CohortSize(slides, patients, centers, slides * typical, basis)
 
 
 def estimate(

@@ -60,7 +60,7 @@ class ShownSlide:
     name
         Its slide_id.
     facts
-        What is told of it, in order.
+        What is shown of it, in order.
     thumbnail
         The whole slide.
     pairs

@@ -52,7 +52,7 @@ def test_weights_are_found_again(tmp_path):
     store(tmp_path).save(first)
     fitted = store(tmp_path).load()
     assert fitted.header == {"data": "d"}
-    assert fitted.told == {"epochs": 4}
+    assert fitted.history == {"epochs": 4}
     assert (tmp_path / "1" / "cnn.0" / WEIGHTS).is_file()
     assert not (tmp_path / "1" / "cnn.0" / STATE).exists()
     again, elsewhere = Counting(), Counting()

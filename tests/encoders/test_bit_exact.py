@@ -34,8 +34,8 @@ def of_transformers(folder):
     )
     torch.manual_seed(0)
     transformers.Dinov2Model(config).save_pretrained(folder)
-    told = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIDE}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    stated = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIDE}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
     return {"model": f"transformers:{folder}"}
 
 

@@ -106,7 +106,7 @@ def test_a_counter_that_is_no_number_is_named(powercap):
 
 
 class Clock:
-    """Time that passes when it is told to, and a counter that rises with it."""
+    """Time that passes when it is asked to, and a counter that rises with it."""
 
     source = "rapl"
 

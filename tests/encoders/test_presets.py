@@ -137,7 +137,7 @@ def test_the_null_of_a_published_architecture():
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "stated"),
     [
         (
             {"preset": "uni2h"},
@@ -158,8 +158,8 @@ def test_the_null_of_a_published_architecture():
         ({"pooling": "default"}, r"has no 'model'.*'preset'"),
     ],
 )
-def test_what_is_wrong_with_an_entry_is_told(entry, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_is_wrong_with_an_entry_is_stated(entry, stated):
+    with pytest.raises(ValueError, match=stated):
         EncoderSpec.from_parameters("mine", entry)
 
 

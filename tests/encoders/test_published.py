@@ -126,8 +126,8 @@ def test_another_file_than_expected_is_refused(folder, hub, where):
     with pytest.raises(ValueError, match="download the file again") as refused:
         load(**entry, sha256=expected)
     found = digest(folder / "pytorch_model.bin")
-    for told in ("encoders.mine", "pytorch_model.bin", found, expected):
-        assert told in str(refused.value)
+    for stated in ("encoders.mine", "pytorch_model.bin", found, expected):
+        assert stated in str(refused.value)
     assert load(**entry, sha256=found).embed(TILES).shape == (2, 64)
 
 
@@ -167,21 +167,21 @@ REFUSALS = {
         "not cached here.*run 'hf download owner/m model.safetensors --revision abc'",
     ),
     "file": (errors.EntryNotFoundError, "is not among its files"),
-    "other": (TimeoutError, "cannot be had .TimeoutError: told"),
+    "other": (TimeoutError, "cannot be had .TimeoutError: stated"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_why_the_hub_does_not_give_it(monkeypatch, case):
-    kind, told = REFUSALS[case]
+    kind, stated = REFUSALS[case]
 
     def refuse(*_, **__):
         error = kind.__new__(kind)
-        error.args = ("told",)
+        error.args = ("stated",)
         raise error
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=stated):
         load(model="hf-hub:owner/m@abc", weights="model.safetensors")
 
 

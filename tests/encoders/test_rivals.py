@@ -77,9 +77,9 @@ def fitted(slides, shards, spec, tmp_path, checkpoint=None):
     """The encoder that a fit gives, as it is loaded."""
     from pathfm_kedro.datasets.sharded_tensors import write_shard
 
-    weights, told = plan_rival(slides, spec, shards).fit(checkpoint or InMemory())
+    weights, stated = plan_rival(slides, spec, shards).fit(checkpoint or InMemory())
     write_shard(tmp_path / "w.safetensors", weights, {})
-    return load_encoder(with_weights(spec, str(tmp_path / "w.safetensors"))), told
+    return load_encoder(with_weights(spec, str(tmp_path / "w.safetensors"))), stated
 
 
 def nearest_centroid(encoder, slides, shards, spec):
@@ -107,10 +107,10 @@ def nearest_centroid(encoder, slides, shards, spec):
 def test_a_planted_class_is_learnt(tmp_path, model):
     slides, spec = cohort(), spec_of(model=model)
     shards = Shards(slides)
-    encoder, told = fitted(slides, shards, spec, tmp_path)
-    assert told["labels"] == ["x", "y"]
-    assert told["n_patients"] == 8
-    assert told["losses"][-1] < 0.4 < told["losses"][0]
+    encoder, stated = fitted(slides, shards, spec, tmp_path)
+    assert stated["labels"] == ["x", "y"]
+    assert stated["n_patients"] == 8
+    assert stated["losses"][-1] < 0.4 < stated["losses"][0]
     assert nearest_centroid(encoder, slides, shards, spec) > 0.95
 
 
@@ -174,7 +174,7 @@ def test_an_encoder_that_is_not_trained_here_leaves_nobody_out():
 def test_training_repeats_to_the_last_bit_and_goes_on_after_a_kill(tmp_path):
     slides, spec = cohort(8), spec_of(training={"epochs": 4, "patience": 4})
     shards = Shards(slides)
-    whole, told = plan_rival(slides, spec, shards).fit(InMemory())
+    whole, stated = plan_rival(slides, spec, shards).fit(InMemory())
 
     class Interrupted(InMemory):
         def save(self, tensors, text):
@@ -186,7 +186,7 @@ def test_training_repeats_to_the_last_bit_and_goes_on_after_a_kill(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         plan_rival(slides, spec, shards).fit(killed)
     weights, again = plan_rival(slides, spec, shards).fit(InMemory(killed.saved))
-    assert again == told
+    assert again == stated
     assert weights.keys() == whole.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(weights[name], value, err_msg=name)

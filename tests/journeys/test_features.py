@@ -45,12 +45,12 @@ def audited(tmp_path_factory):
     folder = fresh_clone(tmp_path_factory)
     job = folder.parent / "job"
     write_features(job)
-    told = kedro(
+    stated = kedro(
         folder, "cohort", "new", COHORT, "--manifest", job / "slides.csv",
         f"--features=uni={job / 'features_uni'}", f"--features=titan={job / 'features_titan'}",
         "--size=quick",
     )  # fmt: skip
-    assert "uni: 19 of 20 slides have a file; layout trident" in told.stdout
+    assert "uni: 19 of 20 slides have a file; layout trident" in stated.stdout
     write_parameters(folder, COHORT, "robustness", rotation={"angle_step": 90, "k": [10]})
     return folder, kedro(folder, "run", "--env", COHORT)
 

@@ -81,8 +81,8 @@ def test_a_rival_is_fitted_and_audited_on_other_patients(mini):
     kedro(mini, *EMBED)
     weights = newest(mini, COHORT, f"06_models/models/*/{RIVAL}.0")
     assert weights != state.parent
-    told = json.loads((weights / "fit.json").read_text())
-    assert len(told["losses"]) == 6
+    stated = json.loads((weights / "fit.json").read_text())
+    assert len(stated["losses"]) == 6
     log = (mini / "logs/kedro.log").read_text()
     assert done == 6 or f"training {RIVAL}: going on from the state of an earlier run" in log
 

@@ -22,7 +22,7 @@ from pathfm_kedro.project import project_root
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, TOLD, STATE = "weights.safetensors", "fit.json", "state.safetensors"
+WEIGHTS, HISTORY, STATE = "weights.safetensors", "fit.json", "state.safetensors"
 #: Text of a state beside its tensors, and the header of the fit that it belongs to.
 _TEXT, _HEADER = "text", "header"
 _EPOCH = Note(computed=False)
@@ -62,13 +62,13 @@ class FittedModel:
         Of the file, from the project's folder where it lies there.
     header
         What they depend on.
-    told
+    history
         How the fit went.
     """
 
     path: str
     header: Mapping[str, str]
-    told: Mapping[str, Any]
+    history: Mapping[str, Any]
 
 
 class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
@@ -102,8 +102,8 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
             raise DatasetError(
                 f"{folder / WEIGHTS} is not whole: remove {folder} and run the embed pipeline again"
             )
-        told = json.loads((folder / TOLD).read_text(encoding="utf-8"))
-        return FittedModel(_from_project(folder / WEIGHTS), header, told)
+        history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+        return FittedModel(_from_project(folder / WEIGHTS), header, history)
 
     def save(self, data: ModelFit) -> None:
         """Take weights that are there, or fit them."""
@@ -119,7 +119,7 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
             if found is None:
                 self._fit(data, folder, folders, header)
             elif found != folder:
-                for name in (TOLD, WEIGHTS):
+                for name in (HISTORY, WEIGHTS):
                     link_or_copy(found / name, folder / name)
             (folder / STATE).unlink(missing_ok=True)
         except CannotWriteError as error:
@@ -134,10 +134,10 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
             logger.info("%s: going on from the state of an earlier run", data.title)
         with progress(data.title, data.epochs) as advance:
             checkpoint = StateFile(folder / STATE, header, begun, lambda: advance(_EPOCH))
-            weights, told = data.fit(checkpoint)
+            weights, history = data.fit(checkpoint)
         with writing_to(folder):
-            with atomic_path(folder / TOLD) as temporary:
-                text = json.dumps(dict(told), indent=1, sort_keys=True)
+            with atomic_path(folder / HISTORY) as temporary:
+                text = json.dumps(dict(history), indent=1, sort_keys=True)
                 temporary.write_text(f"{text}\n", encoding="utf-8")
             # Last: a folder without weights is unfinished.
             write_shard(folder / WEIGHTS, weights, header)

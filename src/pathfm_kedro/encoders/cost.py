@@ -185,8 +185,10 @@ class CostTrial:
         key |= {"runtime": self.spec.runtime, "precision": self.spec.precision, "cost": _REVISION}
         if not self.spec.has_network or not self.settings.measured:
             return key
-        told = {k: str(v) for k, v in asdict(self.settings).items()}
-        return key | told | {"slides": self.pixels_key, "processor": processor_of(self._device())}
+        settings = {k: str(v) for k, v in asdict(self.settings).items()}
+        return (
+            key | settings | {"slides": self.pixels_key, "processor": processor_of(self._device())}
+        )
 
     def record(self) -> dict[str, Any]:
         """The record, measured now."""
@@ -237,7 +239,7 @@ class CostTrial:
             tiling = [_rounded(meter.measure(search)) for search in self.tile_slides]
         if "cpu" not in peak:
             problems["memory"] = (
-                "the most memory held is told by Linux only (/proc/self/clear_refs)"
+                "the most memory held is known to Linux only (/proc/self/clear_refs)"
             )
         return {
             "processor": processor_of(device),
@@ -302,8 +304,8 @@ def peak_bytes(process: Path, device: str) -> dict[str, int]:
     try:
         (process / "clear_refs").stat()
         lines = (process / "status").read_text(encoding="ascii").splitlines()
-        told = next(line for line in lines if line.startswith("VmHWM:"))
-        found["cpu"] = int(told.split()[1]) * 1024
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        found["cpu"] = int(peak.split()[1]) * 1024
     except (OSError, StopIteration, ValueError, IndexError):
         pass
     if device == "cuda":

@@ -11,7 +11,7 @@ Three sources, each figure names its own:
 ``joules = counted − idle watts × seconds``. Where nothing can be read there is a reason, and no figure.
 
 Libraries that do this (codecarbon, zeus) bring some ten packages each, for what are a few files and
-one call here, and the figures must be told by their source and less what the machine takes idle.
+one call here, and the figures must name their source and less what the machine takes idle.
 
 Pitfalls
 --------

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _FILE = Path(__file__).with_name("presets.yml")
-#: Kinds of models whose published file of weights can be told from its digest; another kind is an
+#: Kinds of models whose published file of weights is known by its digest; another kind is an
 #: export, or other weights.
 _AS_PUBLISHED = ("hf-hub:", "local-dir:", "timm:", "transformers:", "open_clip:")
 #: Of the entry, what says which weights and how the published network is built.
@@ -236,12 +236,12 @@ def differs_from_training(preset: Preset, pixels: int, mpp: float) -> str:
     same_scale = any(abs(mpp / scale - 1) <= _SAME_SCALE for scale in scales)
     if not scales or (same_scale and pixels == side):
         return ""
-    told = " or ".join(f"{scale:g}" for scale in scales)
+    stated = " or ".join(f"{scale:g}" for scale in scales)
     return (
-        f"trained on tiles of {side} px at {told} µm per px ({preset.tile['stated']}), and the "
+        f"trained on tiles of {side} px at {stated} µm per px ({preset.tile['stated']}), and the "
         f"cohort's are {pixels} px at {mpp:g}"
     )
 
 
-#: Scanners that are told to be of one magnification differ by less.
+#: Scanners that are said to be of one magnification differ by less.
 _SAME_SCALE = 0.1

@@ -144,8 +144,8 @@ def _why(error: Exception) -> str:
         (errors.LocalEntryNotFoundError, "is not cached here, and the hub cannot be reached"),
         (errors.EntryNotFoundError, "is not among its files"),
     )
-    told = next((text for kind, text in known if isinstance(error, kind)), None)
-    return told or f"cannot be had ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    cause = next((text for kind, text in known if isinstance(error, kind)), None)
+    return cause or f"cannot be had ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
 def _mend(error: Exception, repository: str, command: str) -> str:

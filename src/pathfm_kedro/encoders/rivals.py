@@ -338,13 +338,13 @@ class RivalFit:
         history = fit(
             model, optimiser, batches, loss, recipe, score if judged else None, checkpoint
         )
-        told = {
+        described = {
             "labels": labels,
             "n_tiles": len(targets),
             "n_patients": len({row[1] for row in rows} - self.validation),
             **asdict(history),
         }
-        return weights_of(network.model), told
+        return weights_of(network.model), described
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
         """Slide, patient and label of the slides whose tiles could be read."""

@@ -1,4 +1,4 @@
-r"""How many documents can be told apart by single vectors: vectors that are free to be anything.
+r"""How many documents can be distinguished by single vectors: vectors that are free to be anything.
 
 Every set of k of n documents is a query. Queries and documents are unit vectors in d dimensions; a
 query is answered where its k documents have the k largest dot products, and the problem is solved

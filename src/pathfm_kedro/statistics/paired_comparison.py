@@ -22,7 +22,7 @@ Pitfalls
 --------
 - Encoders measured on other patients are refused; where they lost different slides of the same patients
   they are compared all the same.
-- Many figures are compared, each on its own: one pair in twenty that are alike is told apart on some.
+- Many figures are compared, each on its own: one pair in twenty that are alike differs on some.
 - The more encoders a cohort has, the wider all intervals. Two controls are not compared.
 - A difference is described, not judged: which of two encoders is better depends on what is asked.
 """
@@ -182,9 +182,9 @@ def _differences(
                 yield name, other, Value(nothing, reason=problems[pair])
     for (name, other), difference in zip(both, found, strict=True):
         null = _null_of(values[name], values[other])
-        yield name, other, _told(difference, null, other, len(both))
+        yield name, other, _described(difference, null, other, len(both))
         mirrored = Null(_minus(null.high), _minus(null.low))
-        yield other, name, _told(difference.mirrored(), mirrored, name, len(both))
+        yield other, name, _described(difference.mirrored(), mirrored, name, len(both))
 
 
 def _value(judged: Judged, key: Key) -> Value:
@@ -348,7 +348,7 @@ def _minus(end: float | None) -> float | None:
     return None if end is None else -end
 
 
-def _told(difference: Difference, null: Null, other: str, pairs: int) -> Value:
+def _described(difference: Difference, null: Null, other: str, pairs: int) -> Value:
     """The difference as a row tells it."""
     low, high = (end if np.isfinite(end) else None for end in (difference.low, difference.high))
     estimate = Estimate(difference.value, low, high, difference.n, difference.n_patients)

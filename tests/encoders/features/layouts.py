@@ -27,7 +27,7 @@ def trident(folder, name="S-1", vectors=VECTORS, corners=CORNERS, **attributes):
         features.attrs["name"] = name
         features.attrs["savetodir"] = "None"
         coords = file.create_dataset("coords", data=corners)
-        told = {
+        stated = {
             "patch_size": 256,
             "patch_size_level0": SIDE,
             "level0_magnification": 40,
@@ -37,7 +37,7 @@ def trident(folder, name="S-1", vectors=VECTORS, corners=CORNERS, **attributes):
             "level0_width": 20_000,
             "level0_height": 10_000,
         }
-        for key, value in (told | attributes).items():
+        for key, value in (stated | attributes).items():
             coords.attrs[key] = "None" if value is None else value
     return path
 

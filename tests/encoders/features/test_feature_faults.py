@@ -1,4 +1,4 @@
-"""Every fault of a file is told with the file, the row or key, and the mend."""
+"""Every fault of a file is stated with the file, the row or key, and the mend."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def moved(row, corner):
 )
 def test_faults_of_values(changes, message, tmp_path):
     path = layouts.trident(tmp_path / "features_uni", **changes)
-    with pytest.raises(FeatureFileError, match=message) as told:
+    with pytest.raises(FeatureFileError, match=message) as stated:
         read_features(path)
-    assert str(told.value).startswith("features_uni/S-1.h5")
+    assert str(stated.value).startswith("features_uni/S-1.h5")
 
 
 def test_float64_that_float32_cannot_hold(tmp_path):
@@ -328,7 +328,7 @@ def test_off_the_slide(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "declared", "agrees"),
+    ("stated", "declared", "agrees"),
     [
         ("uni_v1", "uni", True),
         ("uni_v2", "uni2_h", True),
@@ -346,8 +346,8 @@ def test_off_the_slide(tmp_path):
         ("ours-v3", "uni", None),
     ],
 )
-def test_names_of_encoders(told, declared, agrees):
-    assert encoder_agrees(told, declared) is agrees
+def test_names_of_encoders(stated, declared, agrees):
+    assert encoder_agrees(stated, declared) is agrees
 
 
 def test_a_file_of_another_encoder(tmp_path):

@@ -107,9 +107,9 @@ def test_clams_pt_takes_the_places_from_patches_alone(tmp_path):
 )
 def test_clam_asks_and_never_guesses(said, message, tmp_path):
     path = layouts.clam_h5(tmp_path)
-    with pytest.raises(FeatureFileError, match=message) as told:
+    with pytest.raises(FeatureFileError, match=message) as stated:
         read_features(path, **said)
-    assert "h5_files/S-1.h5" in str(told.value)
+    assert "h5_files/S-1.h5" in str(stated.value)
 
 
 def test_an_older_clam_with_a_further_downsample_is_asked_about(tmp_path):
@@ -289,7 +289,7 @@ def test_float64_loses_as_measured(tmp_path):
     assert read.loss == pytest.approx(lost.max())
 
 
-def test_bfloat16_is_widened_without_loss_and_its_bound_is_told(tmp_path):
+def test_bfloat16_is_widened_without_loss_and_its_bound_is_stated(tmp_path):
     path = tmp_path / "S-1.pt"
     half = torch.from_numpy(VECTORS.copy()).bfloat16()
     torch.save({"features": half, "coords": torch.from_numpy(CORNERS.copy())}, path)

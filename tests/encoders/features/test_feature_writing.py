@@ -136,8 +136,8 @@ def test_anndata_is_read_by_its_own_package(tmp_path):
     assert read.X.tobytes() == VECTORS.tobytes()
     np.testing.assert_array_equal(read.obs[["x", "y"]].to_numpy(), CORNERS)
     np.testing.assert_array_equal(read.obsm["spatial"], CORNERS + SIDE / 2)
-    told = read.uns["features"]
-    assert (told["slide_id"], told["encoder"], told["slide_mpp"]) == ("S-1", "uni", SLIDE_MPP)
+    stated = read.uns["features"]
+    assert (stated["slide_id"], stated["encoder"], stated["slide_mpp"]) == ("S-1", "uni", SLIDE_MPP)
     assert read[1:3].to_df().shape == (2, DIMENSION)
 
 

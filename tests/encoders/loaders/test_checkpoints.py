@@ -90,9 +90,9 @@ def test_heads_that_are_left_out_are_named(tmp_path, state, load, caplog):
     torch.save({"teacher": {**prefixed(state, "backbone."), **HEADS}}, tmp_path / "w.pth")
     with caplog.at_level(logging.INFO):
         load(PLAIN, checkpoint=str(tmp_path / "w.pth"), model_kwargs=SMALL)
-    (told,) = (r.getMessage() for r in caplog.records if "left out" in r.getMessage())
-    assert "3 tensors" in told
-    assert "dino_head.last_layer.weight_g" in told
+    (stated,) = (r.getMessage() for r in caplog.records if "left out" in r.getMessage())
+    assert "3 tensors" in stated
+    assert "dino_head.last_layer.weight_g" in stated
 
 
 MISFITS = {
@@ -105,10 +105,10 @@ MISFITS = {
 @pytest.mark.parametrize("case", MISFITS)
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_what_is_left_over_is_refused_by_name(tmp_path, state, refused, case, prefix):
-    more, told = MISFITS[case]
+    more, stated = MISFITS[case]
     save_file(prefixed(state | more, prefix), tmp_path / "w.safetensors")
     text = refused(PLAIN, checkpoint=str(tmp_path / "w.safetensors"), model_kwargs=SMALL)
-    assert told in text
+    assert stated in text
     assert "does not fit" in text
 
 

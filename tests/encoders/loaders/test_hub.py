@@ -34,8 +34,8 @@ def publish(folder):
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     )
     transformers.Dinov2Model(config).save_pretrained(folder)
-    told = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 28}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    stated = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 28}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
 
 
 def test_a_cached_model_and_its_folder_are_the_same_encoder(cache, tmp_path, load):
@@ -77,14 +77,14 @@ SAID = {
 @pytest.mark.parametrize("case", SAID)
 @pytest.mark.parametrize("prefix", ["transformers:", "open_clip:", "hf-hub:"])
 def test_what_the_hub_answers_is_said_in_one_sentence(monkeypatch, refused, prefix, case):
-    kind, told = SAID[case]
+    kind, stated = SAID[case]
 
     def answer(*_, **__):
         raise answered(kind)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     monkeypatch.setattr(timm, "create_model", answer)
-    assert told in refused(f"{prefix}{NAME}")
+    assert stated in refused(f"{prefix}{NAME}")
 
 
 def test_a_folder_that_is_not_there_is_no_name_of_the_hub(refused):

@@ -106,10 +106,10 @@ ARCHIVES = {
 
 @pytest.mark.parametrize("case", ARCHIVES)
 def test_another_file_than_an_archive_is_refused(refused, tmp_path, case):
-    make, told = ARCHIVES[case]
+    make, stated = ARCHIVES[case]
     make(tmp_path / "m.pt")
     text = refused(f"torchscript:{tmp_path / 'm.pt'}", sha256=sha256(tmp_path / "m.pt"), **DECLARED)
-    assert told in text
+    assert stated in text
 
 
 def graph(path, small, batch="n", side=32, **changes):
@@ -175,8 +175,8 @@ GRAPHS = {
 
 @pytest.mark.parametrize("case", GRAPHS)
 def test_a_graph_that_takes_or_gives_something_else_is_refused(small, refused, tmp_path, case):
-    changes, told = GRAPHS[case]
-    assert told in refused(f"onnx:{graph(tmp_path / 'm.onnx', small, **changes)}", **DECLARED)
+    changes, stated = GRAPHS[case]
+    assert stated in refused(f"onnx:{graph(tmp_path / 'm.onnx', small, **changes)}", **DECLARED)
 
 
 def test_data_beside_a_graph_counts_and_data_elsewhere_is_refused(small, load, refused, tmp_path):
@@ -207,7 +207,7 @@ def test_data_beside_a_graph_counts_and_data_elsewhere_is_refused(small, load, r
 
 @pytest.mark.parametrize("prefix", ["onnx:", "torchscript:"])
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "stated"),
     [
         ({"std": None}, "give encoders.mine.std as the model's page has it"),
         ({"pooling": "class_token"}, "it was exported with"),
@@ -215,8 +215,8 @@ def test_data_beside_a_graph_counts_and_data_elsewhere_is_refused(small, load, r
         ({"sha256": "abc"}, "64 hexadecimal digits"),
     ],
 )
-def test_an_entry_of_a_single_file_says_what_the_file_does_not(refused, prefix, entry, told):
-    assert told in refused(f"{prefix}m", **(DECLARED | entry))
+def test_an_entry_of_a_single_file_says_what_the_file_does_not(refused, prefix, entry, stated):
+    assert stated in refused(f"{prefix}m", **(DECLARED | entry))
 
 
 def test_a_file_that_is_not_there_or_none(refused, tmp_path):

@@ -48,8 +48,8 @@ def published(tmp_path_factory):
                 if "ln" not in name and "norm" not in name and "bn" not in name:
                     torch.nn.init.normal_(parameter, std=0.1)
             folder = tmp_path_factory.mktemp(case)
-            told = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
-            (folder / "open_clip_config.json").write_text(json.dumps(told))
+            stated = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
+            (folder / "open_clip_config.json").write_text(json.dumps(stated))
             save_file(model.state_dict(), folder / "open_clip_model.safetensors")
             made[case] = model, folder
         return made[case]
@@ -152,9 +152,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_folder_that_is_not_whole_is_refused_with_its_mend(published, refused, tmp_path, case):
-    change, told = REFUSED[case]
+    change, stated = REFUSED[case]
     for path in published("vit")[1].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     change(tmp_path)
     text = refused(f"open_clip:{tmp_path}")
-    assert all(words in text for words in told), text
+    assert all(words in text for words in stated), text

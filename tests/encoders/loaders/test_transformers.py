@@ -158,9 +158,9 @@ SIDES = {
 
 @pytest.mark.parametrize("case", SIDES)
 def test_the_side_of_the_input_is_what_the_processor_leaves(published, load, tmp_path, case):
-    told, side = SIDES[case]
+    stated, side = SIDES[case]
     folder = shutil.copytree(published("dinov2")[1], tmp_path / "m")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | told))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | stated))
     assert load(f"transformers:{folder}").preprocessing["input_pixels"] == side
 
 
@@ -255,11 +255,11 @@ REFUSED = {
 def test_a_folder_that_is_not_whole_is_refused_with_its_mend(
     published, refused, tmp_path, capsys, case
 ):
-    change, told = REFUSED[case]
+    change, stated = REFUSED[case]
     folder = shutil.copytree(published("dinov2")[1], tmp_path / "m")
     change(folder)
     text = refused(f"transformers:{folder}")
-    assert all(words in text for words in told), text
+    assert all(words in text for words in stated), text
     assert "code ran" not in capsys.readouterr().out
 
 

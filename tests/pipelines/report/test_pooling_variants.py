@@ -13,8 +13,8 @@ CARDS = {name: {"pooling": name.partition("__")[2]} for name in NAMES.values()}
 
 def sentences(findings: pl.DataFrame, controls: pl.DataFrame) -> dict[str, str]:
     named = findings.with_columns(pl.col("encoder").replace(NAMES))
-    told = verdict_by_encoder(named, controls, WORDS, {"encoders": CARDS})
-    return dict(told.select("encoder", "sentence").rows())
+    stated = verdict_by_encoder(named, controls, WORDS, {"encoders": CARDS})
+    return dict(stated.select("encoder", "sentence").rows())
 
 
 def test_checks_that_pass_with_one_pooling_and_fail_with_the_other_are_named(
@@ -23,11 +23,11 @@ def test_checks_that_pass_with_one_pooling_and_fail_with_the_other_are_named(
     findings, controls, _ = judged(measurements, provenance)
     index = findings.filter(encoder="alpha", metric="ri_minus_null", verdict="pass")
     assert index.height
-    told = sentences(findings, controls)
-    assert "pools" not in told["noise"]
+    stated = sentences(findings, controls)
+    assert "pools" not in stated["noise"]
     for name in NAMES.values():
-        assert "How tokens are pooled turns verdicts: " in told[name]
-        assert "(pass with class_token, fail with patch_mean)" in told[name]
+        assert "How tokens are pooled turns verdicts: " in stated[name]
+        assert "(pass with class_token, fail with patch_mean)" in stated[name]
 
 
 def test_poolings_that_agree_say_so(measurements, provenance):
@@ -36,7 +36,7 @@ def test_poolings_that_agree_say_so(measurements, provenance):
     both = pl.concat([alike, alike.with_columns(encoder=pl.lit("beta"))])
     n = alike.filter(pl.col("verdict").is_in(["pass", "fail"])).height
     expected = f"turns no verdict: class_token and patch_mean agree in the {n} checks"
-    assert all(expected in told for told in sentences(both, controls).values())
+    assert all(expected in stated for stated in sentences(both, controls).values())
 
 
 def test_an_encoder_of_its_own_pooling_is_no_variant(measurements, provenance):

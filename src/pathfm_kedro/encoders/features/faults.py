@@ -60,12 +60,12 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def encoder_agrees(told: str | None, declared: str) -> bool | None:
+def encoder_agrees(stated: str | None, declared: str) -> bool | None:
     """Whether what a file says made it is what the cohort calls it.
 
     Parameters
     ----------
-    told
+    stated
         What the file says.
     declared
         The name of the cohort's entry.
@@ -82,9 +82,9 @@ def encoder_agrees(told: str | None, declared: str) -> bool | None:
     >>> encoder_agrees("uni_v1", "ours") is None
     True
     """
-    if told is None:
+    if stated is None:
         return None
-    first, second = (_canonical(name) for name in (told, declared))
+    first, second = (_canonical(name) for name in (stated, declared))
     if first == second:
         return True
     return False if first in _NAMES and second in _NAMES else None

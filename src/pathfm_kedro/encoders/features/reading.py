@@ -15,7 +15,7 @@ from pathfm_kedro.encoders.features.slide_features import (
 )
 from pathfm_kedro.encoders.loaders.files import is_pointer
 
-#: Layouts that are read, and the keys by which they are told.
+#: Layouts that are read, and the keys by which they are recognised.
 LAYOUTS: Mapping[str, str] = {
     "trident": "features, coords with patch_size_level0; or features [dimension] of a slide",
     "clam": "features, coords without attributes; or a .pt beside h5_files",

@@ -517,7 +517,7 @@ def first_number(source: Mapping[str, Any], *names: str) -> float | None:
 
 
 def declared_sizes(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sides and resolutions that keys beside the vectors declare, as :func:`tile_vectors` takes them."""
+    """Sides and resolutions that keys beside the vectors declare, for :func:`tile_vectors`."""
     return {
         "field_px": first_number(notes, "field_px", "patch_size_level0"),
         "field_um": first_number(notes, "field_um"),

@@ -141,7 +141,7 @@ def _stamp(file: h5py.File, features: SlideFeatures, size: Mapping[str, int | No
     if features.level == "slide":
         file.create_dataset("feats", data=features.vectors)
         precision = f"torch.{features.vectors.dtype}"
-        told: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "encoder": features.encoder,
             "precision": precision,
             "feat_type": "slide",
@@ -150,14 +150,14 @@ def _stamp(file: h5py.File, features: SlideFeatures, size: Mapping[str, int | No
         _chunked(file, "feats", features.vectors)
         file.create_dataset("coords", data=_micrometres(features))
         pixels = _pixels_of_tile(features)
-        told = {
+        attributes = {
             "extractor": features.encoder,
             "unit": "um",
             "tile_size_um": features.field_um,
             "tile_size_px": None if pixels is None else round(pixels),
             "feat_type": "tile",
         }
-    file.attrs.update({key: value for key, value in told.items() if value is not None})
+    file.attrs.update({key: value for key, value in attributes.items() if value is not None})
 
 
 def _micrometres(features: SlideFeatures) -> NDArray[np.float64]:
@@ -187,7 +187,7 @@ def _anndata(file: h5py.File, features: SlideFeatures, size: Mapping[str, int | 
         centres = corners + features.field_px / 2
         _encode(file["obsm"].create_dataset("spatial", data=centres), "array")
     notes = _encode(file["uns"].create_group("features"), "dict", "0.1.0")
-    told = {
+    attributes = {
         "slide_id": features.slide_id,
         "encoder": features.encoder,
         "field_px": features.field_px,
@@ -197,8 +197,8 @@ def _anndata(file: h5py.File, features: SlideFeatures, size: Mapping[str, int | 
         **size,
     }
     if columns:
-        told |= {"coordinates": "upper left corner in level-0 pixels; spatial: centre"}
-    for key, value in told.items():
+        attributes |= {"coordinates": "upper left corner in level-0 pixels; spatial: centre"}
+    for key, value in attributes.items():
         if value is not None:
             kind = "string" if isinstance(value, str) else "numeric-scalar"
             _encode(notes.create_dataset(key, data=value), kind)

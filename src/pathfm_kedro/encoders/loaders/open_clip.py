@@ -91,10 +91,10 @@ def load(spec: EncoderSpec) -> torch.nn.Module:
     _load_weights(visual, folder, where)
     side = _side(visual.image_size)
     settings = as_settings({"quick_gelu": quick, "vision_cfg": vision})
-    told = config.get("preprocess_cfg") or {}
-    mean = told.get("mean") or library.OPENAI_DATASET_MEAN
-    std = told.get("std") or library.OPENAI_DATASET_STD
-    described = declared(_side(told.get("size") or side), mean, std)
+    preprocessing = config.get("preprocess_cfg") or {}
+    mean = preprocessing.get("mean") or library.OPENAI_DATASET_MEAN
+    std = preprocessing.get("std") or library.OPENAI_DATASET_STD
+    described = declared(_side(preprocessing.get("size") or side), mean, std)
     if hasattr(visual, "trunk"):
         trunk = visual.trunk
         tokens = Tokens(prefix_tokens(trunk), has_class_token(trunk))

@@ -272,26 +272,30 @@ def _declared(folder: Path, spec: EncoderSpec, image_size: int, where: str) -> d
             f"{where}, and the folder holds no preprocessor_config.json: download it too, or give "
             f"encoders.{spec.name}.mean and std"
         )
-    told = read_json(path, where)
-    told = told.get("image_processor", told)
-    if not told.get("do_normalize", True):
+    processor = read_json(path, where)
+    processor = processor.get("image_processor", processor)
+    if not processor.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     else:
-        mean, std = (told.get(key) or getattr(spec, key[6:]) for key in ("image_mean", "image_std"))
-    scale = told.get("rescale_factor", 1 / 255)
-    if not told.get("do_rescale", True) or abs(255 * float(scale) - 1) > 0.01:
+        mean, std = (
+            processor.get(key) or getattr(spec, key[6:]) for key in ("image_mean", "image_std")
+        )
+    scale = processor.get("rescale_factor", 1 / 255)
+    if not processor.get("do_rescale", True) or abs(255 * float(scale) - 1) > 0.01:
         raise ValueError(
             f"{where}, whose {path.name} scales pixels by {scale} (do_rescale "
-            f"{told.get('do_rescale', True)}), and pixels are scaled to 0 ... 1 here: export the model "
-            "with that scaling inside to ONNX"
+            f"{processor.get('do_rescale', True)}), and pixels are scaled to 0 ... 1 here: export the "
+            "model with that scaling inside to ONNX"
         )
     if not (mean and std):
         raise ValueError(
             f"{where}, whose {path.name} has no image_mean and image_std: give "
             f"encoders.{spec.name}.mean and std"
         )
-    crops = told.get("do_center_crop") and told.get("crop_size")
-    return declared(_side(told["crop_size"] if crops else told.get("size"), image_size), mean, std)
+    crops = processor.get("do_center_crop") and processor.get("crop_size")
+    return declared(
+        _side(processor["crop_size"] if crops else processor.get("size"), image_size), mean, std
+    )
 
 
 def _side(size: Any, otherwise: int = 0) -> int:

@@ -161,14 +161,14 @@ def _of_record(record: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
     if record is None:
         yield {"quantity": FLOPS, "reason": "no cost of this encoder was recorded: run embed again"}
         return
-    problems, told = record["problems"], _told(record)
+    problems, conditions = record["problems"], _conditions(record)
     yield {
         "quantity": FLOPS,
         "value": record["flops_per_tile"],
         "reason": problems.get("flops", ""),
     }
     for turn in record["turns"]:
-        common = {"n": record["tiles"], "reason": told}
+        common = {"n": record["tiles"], "reason": conditions}
         each = {kind: turn[kind] / record["tiles"] for kind in SECONDS}
         yield from ({"quantity": kind, "value": value, **common} for kind, value in each.items())
         for source, joules in turn["joules"].items():
@@ -183,13 +183,13 @@ def _of_record(record: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
             "source": device,
             "value": most,
             "n": record["tiles"],
-            "reason": told,
+            "reason": conditions,
         }
     for source, why in problems.items():
         yield {"quantity": "problem", "source": source, "reason": why}
 
 
-def _told(record: Mapping[str, Any]) -> str:
+def _conditions(record: Mapping[str, Any]) -> str:
     return (
         f"{record['processor']}, {record['device']}, {len(record['turns'])} turns of "
         f"{record['tiles']} tiles"
@@ -275,7 +275,7 @@ class Numbers:
 
     @property
     def sources(self) -> list[str]:
-        """Sources of energy that were read, or the one whose absence is told."""
+        """Sources of energy that were read, or the one whose absence is stated."""
         found = self._rows.filter(quantity=JOULES)["source"].unique().sort().to_list()
         return found or ["rapl"]
 
@@ -300,7 +300,7 @@ class Numbers:
         rows = self._rows.filter(pl.col("source").eq_missing(pl.lit(source)), quantity=quantity)
         return rows["value"].drop_nulls().to_list()
 
-    def told(self, quantity: str) -> str:
+    def explanation(self, quantity: str) -> str:
         """What a row of the quantity says of itself."""
         said = self._rows.filter(quantity=quantity)["reason"].drop_nulls()
         return str(said[0]) if len(said) else ""
@@ -310,7 +310,7 @@ class Numbers:
         rows = self._rows.filter(pl.col("source").is_in([*sources, "trial"]), quantity="problem")
         return (
             "; ".join(rows["reason"].unique(maintain_order=True))
-            or self.told(FLOPS)
+            or self.explanation(FLOPS)
             or ("not recorded: run embed again")
         )
 
@@ -318,7 +318,7 @@ class Numbers:
         """Operations of a tile: counted, so the interval is the value itself."""
         values = self.values(FLOPS)
         if not values:
-            raise Undefined(self.told(FLOPS) or self.why_not())
+            raise Undefined(self.explanation(FLOPS) or self.why_not())
         return Value(Estimate(values[0], values[0], values[0], 1, 0))
 
     def repeated(self, quantity: str, source: str | None = None) -> Callable[[], Value]:
@@ -326,7 +326,7 @@ class Numbers:
 
         def compute() -> Value:
             values = self._positive(quantity, source)
-            return self._value(mean_of_repeats(values), len(values), self.told(quantity))
+            return self._value(mean_of_repeats(values), len(values), self.explanation(quantity))
 
         return compute
 
@@ -350,7 +350,7 @@ class Numbers:
             low, high = percentile_interval(draws)
             value = float(search.mean() + mean * turns.mean())
             estimate = Estimate(value, low, high, int(slides.sum()), len(tiles))
-            return Value(estimate, remark=f"{mean:.0f} tiles a slide; {self.told(JOULES)}")
+            return Value(estimate, remark=f"{mean:.0f} tiles a slide; {self.explanation(JOULES)}")
 
         return compute
 
@@ -361,7 +361,7 @@ class Numbers:
             values = self.values(PEAK, device)
             if not values:
                 raise Undefined(self.why_not("memory"))
-            return self._value((values[0], None, None), 1, self.told(PEAK))
+            return self._value((values[0], None, None), 1, self.explanation(PEAK))
 
         return compute
 
@@ -415,9 +415,11 @@ class Numbers:
                 exact = self.flops().estimate.value / other.flops().estimate.value  # type: ignore[operator]
                 return self._value((exact, exact, exact), 1, _matched(own, theirs))
             a, b = (each._positive(quantity, source or None) for each in (self, other))
-            told = {self.told(quantity), other.told(quantity)}
+            explained = {self.explanation(quantity), other.explanation(quantity)}
             return self._value(
-                ratio_of_repeats(a, b), len(a), "; ".join([_matched(own, theirs), *sorted(told)])
+                ratio_of_repeats(a, b),
+                len(a),
+                "; ".join([_matched(own, theirs), *sorted(explained)]),
             )
 
         return compute

@@ -49,11 +49,11 @@ def variant_sentences(
     dict
         A sentence by encoder; the same for all variants of a model.
     """
-    told: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for variants in pooling_variants(cards).values():
         sentence = _sentence(findings, variants, words)
-        told |= dict.fromkeys(variants.values(), sentence)
-    return told
+        sentences |= dict.fromkeys(variants.values(), sentence)
+    return sentences
 
 
 def _sentence(findings: pl.DataFrame, variants: Mapping[str, str], words: Words) -> str:

@@ -15,7 +15,7 @@ distances, scope of the search and vote:
 - of the list itself ``map_at_5`` and ``same_center``
   (:mod:`~pathfm_kedro.pipelines.retrieve.ranked_lists`).
 
-Labels and organs alone are told of the families in ``detailed``. Counted are queries whose label
+Single labels and organs are reported of the families in ``detailed``. Counted are queries whose label
 has at least ``min_patients`` patients where the query searches; labels and organs that have not are
 listed with the reason. The others stay in the search as wrong votes.
 Interval: bootstrap over patients, centred and widened by the design effect of the neighbour graph, or
@@ -189,7 +189,7 @@ def _of_vote(
     setting: Mapping[str, str],
     p: Retrieval,
 ) -> Iterator[Figure]:
-    detailed = p.tells_all_of(setting["family"])
+    detailed = p.reports_all_of(setting["family"])
     if whole is None:
         yield from undefined(OF_ALL, setting, search.nothing_counts)
     else:

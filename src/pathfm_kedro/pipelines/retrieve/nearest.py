@@ -78,7 +78,7 @@ def nearest_slides(
     top
         Slides wanted.
     n_pairs
-        Pairs of tiles that are told of each.
+        Pairs of tiles that are shown of each.
 
     Raises
     ------

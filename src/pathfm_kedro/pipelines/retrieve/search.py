@@ -135,13 +135,13 @@ class Retrieval(SearchSettings):
     Attributes
     ----------
     detailed
-        Families whose F1 is also told for each label and organ; all if not given.
+        Families whose F1 is also reported for each label and organ; all if not given.
     """
 
     detailed: Annotated[tuple[str, ...], AfterValidator(known_families)] | None = None
 
-    def tells_all_of(self, family: str) -> bool:
-        """Whether a family's F1 is told for each label and organ."""
+    def reports_all_of(self, family: str) -> bool:
+        """Whether a family's F1 is reported for each label and organ."""
         return self.detailed is None or family in self.detailed
 
 

@@ -168,7 +168,7 @@ def difference(of: PatientStatistics) -> Value:
     """Mean over slides of the difference over the spread between tiles."""
     known = _defined(of, "difference")
     estimate = known.ratio(known.sums("difference"), known.sums("n_slides"))
-    return Value(estimate, remark=_told(of.table))
+    return Value(estimate, remark=_sentence(of.table))
 
 
 def kept_neighbours(of: PatientStatistics) -> Value:
@@ -177,7 +177,7 @@ def kept_neighbours(of: PatientStatistics) -> Value:
     slides = known.sums("n_slides")
     chance = float(known.sums("chance").sum() / slides.sum())
     estimate = known.ratio(known.sums("kept_neighbours"), slides)
-    return Value(estimate, Null(chance, chance), remark=_told(of.table))
+    return Value(estimate, Null(chance, chance), remark=_sentence(of.table))
 
 
 def cosine(of: PatientStatistics) -> Estimate:
@@ -197,7 +197,7 @@ def _defined(of: PatientStatistics, column: str) -> PatientStatistics:
     return known
 
 
-def _told(table: pl.DataFrame) -> str:
+def _sentence(table: pl.DataFrame) -> str:
     """What most slides show, in the words of the slide in their middle."""
     known = table.filter(pl.col("kind").is_not_null())
     kind = known["kind"].value_counts(sort=True).sort("count", "kind", descending=[True, False])[0]

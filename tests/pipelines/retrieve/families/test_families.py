@@ -253,7 +253,7 @@ def test_reranked_needs_its_candidates():
 
 
 def test_reranked_learns_what_the_mean_does_not_show_and_only_from_other_patients():
-    """The label is the sign of one direction, drowned in others: told only by examples."""
+    """The label is the sign of one direction, drowned in others: known only by examples."""
     generator = np.random.default_rng(0)
     n, dimension = 70, 6
     label = np.arange(n) % 2
@@ -280,12 +280,12 @@ def test_reranked_learns_what_the_mean_does_not_show_and_only_from_other_patient
     assert top1(mosaic, "reranked") > top1(mosaic, "mean")
     # Labels of the query's own patient must not matter: with shuffled labels nothing is learned.
     shuffled = slides.with_columns(label=pl.col("label").shuffle(seed=1))
-    told = shuffled["label"].to_numpy()
+    stated = shuffled["label"].to_numpy()
     blind = Mosaic(
         shuffled, generator.normal(size=mosaic.vectors.shape).astype(np.float32), mosaic.starts
     )
     _, _, match = rank_matches(Distances(blind, blind, p).of("reranked", allowed), allowed, 1)
-    assert abs(float((told[match] == told).mean()) - 0.5) < 0.25
+    assert abs(float((stated[match] == stated).mean()) - 0.5) < 0.25
 
 
 def test_every_name_is_known_and_others_are_not():

@@ -14,7 +14,7 @@ from pathfm_kedro.statistics.mosaic import Mosaic
 
 
 def chamfer(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
-    """Mean squared distance to the nearest patch, there and back: [n_queries, n_archive]."""
+    """Mean squared distance to the nearest patch, in both directions: [n_queries, n_archive]."""
     return symmetrised(partial(_directed, p=p), queries, archive)
 
 

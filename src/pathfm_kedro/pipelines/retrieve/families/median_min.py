@@ -44,7 +44,7 @@ def median_min(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
 
 
 def median_min_symmetric(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
-    """Mean of Yottixel's distance there and back: ``(D(q, c) + D(c, q)) / 2``."""
+    """Mean of Yottixel's distance in both directions: ``(D(q, c) + D(c, q)) / 2``."""
     return symmetrised(partial(_median_min, p=p), queries, archive)
 
 

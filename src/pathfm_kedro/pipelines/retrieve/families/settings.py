@@ -1,4 +1,4 @@
-"""What families of distances are told."""
+"""Parameters of the families of distances."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def set_to_set(
 def symmetrised(
     directed: Callable[[Mosaic, Mosaic], Floats], queries: Mosaic, archive: Mosaic
 ) -> Floats:
-    """Mean of the distance there and back."""
+    """Mean of the distance in both directions."""
     there = directed(queries, archive)
     back = there if queries is archive else directed(archive, queries)
     return (there + back.T) / 2
