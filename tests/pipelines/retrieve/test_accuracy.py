@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_figures, searchable_labels
+from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_figures
+from pathfm_kedro.pipelines.retrieve.counted_queries import searchable_labels
 from pathfm_kedro.pipelines.retrieve.search import VOTES, Retrieval, search_slides
 from pathfm_kedro.statistics.bootstrap import bootstrap_weights
 from pathfm_kedro.statistics.resampled_figure import (

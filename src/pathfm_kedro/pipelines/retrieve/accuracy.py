@@ -44,44 +44,24 @@ Pitfalls
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from hashlib import sha256
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.retrieve.ranked_lists import (
-    findable,
-    mean_average_precision,
-    same_center,
+from pathfm_kedro.pipelines.retrieve.counted_queries import (
+    Reach,
+    Search,
+    no_figures,
+    searched_slides,
 )
-from pathfm_kedro.pipelines.retrieve.search import (
-    SCOPES,
-    VOTES,
-    Retrieval,
-    ScopeName,
-    SearchSettings,
-    allowed_pairs,
-)
-from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval
-from pathfm_kedro.statistics.figures import Figure, Undefined, Value
-from pathfm_kedro.statistics.measurements import Estimate, Null
-from pathfm_kedro.statistics.resampled_figure import (
-    ResampledFigure,
-    deviation_bounds,
-    range_interval,
-    without_null_spread,
-)
+from pathfm_kedro.pipelines.retrieve.ranked_lists import mean_average_precision, same_center
+from pathfm_kedro.pipelines.retrieve.search import SCOPES, VOTES, Retrieval, ScopeName
+from pathfm_kedro.pipelines.retrieve.voted_figures import OrganSpread, judged_macro_f1, share
+from pathfm_kedro.statistics.figures import Figure, Value, undefined
 from pathfm_kedro.statistics.vote_gain import macro_f1_gain
-from pathfm_kedro.statistics.votes import LabelledQueries, PatientVotes, patient_votes
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from pathfm_kedro.statistics.votes import PatientVotes
 
 RANGE, DEVIATION, TAU = "f1_range_over_organs", "f1_sd_over_organs", "f1_tau_over_organs"
 OVER_ORGANS = ("f1_mean_over_organs", RANGE, DEVIATION, TAU)
@@ -106,7 +86,7 @@ def retrieval_figures(
     p
         The parameters.
     """
-    cohort = _cohort(matches, slides)
+    cohort = searched_slides(matches, slides)
     for scope in p.scopes:
         reach = Reach.of(cohort, scope, p)
         base: dict[str, PatientVotes] = {}
@@ -121,8 +101,8 @@ def retrieval_figures(
             for vote in p.votes:
                 at = {**setting, "vote": vote}
                 if search is None:
-                    yield from undefined([*OF_ALL, *OVER_ORGANS], at, reason)
-                    yield from undefined([GAIN] if _has_base(family, p) else [], at, reason)
+                    yield from no_figures([*OF_ALL, *OVER_ORGANS], at, reason)
+                    yield from no_figures([GAIN] if _has_base(family, p) else [], at, reason)
                     continue
                 k = VOTES[vote]
                 whole = search.votes(k) if search.counted.any() else None
@@ -133,12 +113,6 @@ def retrieval_figures(
                     yield _gain(search, whole, base.get(vote), at)
 
 
-def _cohort(matches: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
-    """Slides that took part in a search, sorted."""
-    searched = pl.concat([matches["query_slide"], matches["match_slide"]]).drop_nulls().unique()
-    return slides.filter(pl.col("slide_id").is_in(searched.to_list())).sort("slide_id")
-
-
 def _has_base(family: str, p: Retrieval) -> bool:
     return BASE in p.families and family != BASE
 
@@ -147,7 +121,7 @@ def _of_list(
     search: Search | None, reach: Reach, setting: Mapping[str, str], reason: str
 ) -> Iterator[Figure]:
     if search is None:
-        yield from undefined(OF_LIST, setting, reason)
+        yield from no_figures(OF_LIST, setting, reason)
         return
     q, matches, weights = search.queries, search.matches, search.weights
     labels = np.vstack([q.label[None], search.permuted])
@@ -156,7 +130,9 @@ def _of_list(
     )
     yield Figure("map_at_5", precision, setting)
     if "center" in SCOPES[search.scope].other:
-        yield from undefined(["same_center"], setting, "matches of the query's center are excluded")
+        yield from no_figures(
+            ["same_center"], setting, "matches of the query's center are excluded"
+        )
         return
     shape = len(search.permuted), search.seed
     yield Figure(
@@ -168,7 +144,7 @@ def _gain(
     search: Search, votes: PatientVotes | None, base: PatientVotes | None, at: Mapping[str, str]
 ) -> Figure:
     if votes is None or base is None:
-        return next(undefined([GAIN], at, search.nothing_counts))
+        return next(no_figures([GAIN], at, search.nothing_counts))
     return Figure(GAIN, partial(gain_over, votes, base), at)
 
 
@@ -191,7 +167,7 @@ def _of_vote(
 ) -> Iterator[Figure]:
     detailed = p.reports_all_of(setting["family"])
     if whole is None:
-        yield from undefined(OF_ALL, setting, search.nothing_counts)
+        yield from no_figures(OF_ALL, setting, search.nothing_counts)
     else:
         threshold = _threshold(p, setting)
         yield Figure("macro_f1", partial(judged_macro_f1, whole, threshold), setting)
@@ -210,7 +186,7 @@ def _of_vote(
         if not search.counted[keep].any():
             rest = search.support_of(keep)
             if detailed:
-                yield from undefined(
+                yield from no_figures(
                     ["macro_f1", "accuracy"], setting, search.organ_left_out, stratum, *rest
                 )
             continue
@@ -223,7 +199,7 @@ def _of_vote(
                 )
     if whole is None or len(organs) < 2:
         reason = "fewer than two organs can be measured: a spread over organs needs two"
-        yield from undefined(OVER_ORGANS, setting, reason)
+        yield from no_figures(OVER_ORGANS, setting, reason)
         return
     spread = OrganSpread(organs, whole.macro_f1)
     yield Figure(OVER_ORGANS[0], spread.mean, setting)
@@ -232,383 +208,10 @@ def _of_vote(
     yield Figure(TAU, spread.between, setting)
 
 
-@dataclass(frozen=True)
-class Reach:
-    """Which slides a query of one scope may find.
-
-    Attributes
-    ----------
-    allowed
-        [n, n].
-    n_labels
-        Of the cohort.
-    """
-
-    allowed: Bools
-    n_labels: int
-
-    @classmethod
-    def of(cls, cohort: pl.DataFrame, scope: ScopeName, p: SearchSettings) -> Reach:
-        """Read it from the slides of the cohort."""
-        named = cohort.with_columns(patient=pl.col("patient_id"))
-        allowed = allowed_pairs(named, SCOPES[scope], p.exclude)
-        return cls(allowed, cohort["label"].n_unique())
-
-    @cached_property
-    def _known(self) -> dict[bytes, Ints]:
-        return {}
-
-    def relevant(self, labels: Ints) -> Ints:
-        """[m, n] slides that each query may find and that have its label; once for all families."""
-        key = sha256(labels.tobytes()).digest()
-        if key not in self._known:
-            self._known[key] = findable(self.allowed, labels, self.n_labels)
-        return self._known[key]
-
-
-@dataclass(frozen=True)
-class Search:
-    """The queries of one family and scope with what they found.
-
-    Attributes
-    ----------
-    queries
-        Patient, label and pool (its organ, or all) of each slide.
-    organ
-        [n] codes.
-    matches
-        [n, k] row of each match, nearest first; −1 where fewer were found.
-    organs, labels
-        Names behind the codes.
-    searchable
-        [n_pools, n_labels] from :func:`searchable_labels`.
-    permuted, weights
-        Permuted labels and the bootstrap's weights of patients.
-    within
-        Whether a query searches its own organ alone.
-    min_patients
-        Patients that a label needs.
-    center
-        [n] codes.
-    scope
-        Name of the scope.
-    seed
-        Of what is permuted.
-    """
-
-    queries: LabelledQueries
-    organ: Ints
-    matches: Ints
-    organs: tuple[str, ...]
-    labels: tuple[str, ...]
-    searchable: Bools
-    permuted: Ints
-    weights: Floats
-    within: bool
-    min_patients: int
-    center: Ints
-    scope: ScopeName
-    seed: int
-
-    @classmethod
-    def of(
-        cls, matches: pl.DataFrame, cohort: pl.DataFrame, scope: ScopeName, p: SearchSettings
-    ) -> Search:
-        """Read the matches of one family and scope.
-
-        Parameters
-        ----------
-        matches
-            query_slide, rank, match_slide.
-        cohort
-            Slides that took part in the search, sorted by slide_id.
-        scope
-            Name of the scope.
-        p
-            The parameters.
-        """
-        row = pl.DataFrame({"slide": cohort["slide_id"], "row": np.arange(len(cohort))})
-        placed = matches.join(row, left_on="query_slide", right_on="slide").join(
-            row, left_on="match_slide", right_on="slide", suffix="_match"
-        )
-        found = np.full((len(cohort), int(matches["rank"].max())), -1)  # type: ignore[arg-type]
-        at = placed["row"].to_numpy(), placed["rank"].to_numpy() - 1
-        found[at] = placed["row_match"].to_numpy()
-        patient, n_patients = patient_codes(cohort["patient_id"].to_numpy())
-        organs, organ = np.unique(cohort["organ"].to_numpy(), return_inverse=True)
-        labels, label = np.unique(cohort["label"].to_numpy(), return_inverse=True)
-        within = "organ" in SCOPES[scope].same
-        pool = organ if within else np.zeros_like(organ)
-        queries = LabelledQueries(patient, label, pool, n_patients, len(labels))
-        return cls(
-            queries=queries,
-            organ=organ,
-            matches=found,
-            organs=tuple(organs),
-            labels=tuple(labels),
-            searchable=searchable_labels(queries, p.min_patients, within),
-            permuted=queries.permuted(p.n_permutations, p.seed),
-            weights=p.weights(n_patients),
-            within=within,
-            min_patients=p.min_patients,
-            center=np.unique(cohort["center"].to_numpy(), return_inverse=True)[1],
-            scope=scope,
-            seed=p.seed,
-        )
-
-    @property
-    def counted(self) -> Bools:
-        """[n] queries whose label can be searched for."""
-        return np.asarray(self.searchable[self.queries.pool, self.queries.label])
-
-    def votes(self, k: int, keep: Bools | None = None) -> PatientVotes:
-        """What the k nearest matches vote for the kept queries."""
-        near = self.matches[:, :k]
-        return patient_votes(self.queries, near, self.searchable, self.permuted, self.weights, keep)
-
-    def support_of(self, rows: Bools) -> tuple[int, int]:
-        """Slides and patients of some rows."""
-        return int(rows.sum()), len(np.unique(self.queries.patient[rows]))
-
-    def left_out_labels(self, setting: Mapping[str, str]) -> Iterator[Figure]:
-        """F1 of the labels that are not counted, with the reason."""
-        support = self.queries.support
-        for code, label in enumerate(self.labels):
-            own = self.queries.label == code
-            if self.counted[own].any():
-                continue
-            patients = int(support[:, code].max())
-            reason = (
-                f"{patients} patient(s) carry this label{' in one organ' if self.within else ''}, "
-                f"{self.min_patients} are needed: add patients"
-                if patients < self.min_patients
-                else "no second label of its organ has enough patients, so that every vote within "
-                "the organ is correct: search across organs"
-            )
-            yield from undefined(["f1"], setting, reason, f"label={label}", *self.support_of(own))
-
-    @property
-    def nothing_counts(self) -> str:
-        """Why no query is counted."""
-        if self.within:
-            return (
-                f"no organ holds two labels with {self.min_patients} patients each: add patients, or "
-                "search across organs"
-            )
-        return f"no label has {self.min_patients} patients: add patients"
-
-    @property
-    def organ_left_out(self) -> str:
-        """Why no query of an organ is counted."""
-        if self.within:
-            return (
-                f"fewer than two labels of this organ have {self.min_patients} patients, so that a "
-                "search within it is trivial: search across organs, or add patients"
-            )
-        return f"no label of this organ has {self.min_patients} patients: add patients"
-
-
-def search_votes(
-    matches: pl.DataFrame, slides: pl.DataFrame, scope: ScopeName, k: int, p: SearchSettings
-) -> PatientVotes | None:
-    """Votes of the k nearest matches of one family and scope; None where no query is counted.
-
-    Parameters
-    ----------
-    matches
-        query_slide, rank, match_slide.
-    slides
-        Slides table.
-    scope
-        Name of the scope.
-    k
-        Matches that vote.
-    p
-        The parameters.
-    """
-    found = matches.drop_nulls("query_slide")
-    if found.is_empty():
-        return None
-    search = Search.of(found, _cohort(matches, slides), scope, p)
-    return search.votes(k) if search.counted.any() else None
-
-
-def why_no_votes(matches: pl.DataFrame) -> str:
-    """Why :func:`search_votes` counts no query."""
-    otherwise = (
-        "no label has enough patients where it is searched: add patients, or search across organs"
-    )
-    reason: str = next(iter(matches["reason"].drop_nulls().to_list()), otherwise)
-    return reason
-
-
-def searchable_labels(queries: LabelledQueries, min_patients: int, within_organ: bool) -> Bools:
-    """Which labels can be searched for in which pool.
-
-    A label needs `min_patients` patients in the pool, else no query can find it. Within an organ
-    at least two such labels are needed, else every vote is correct by construction.
-
-    Returns
-    -------
-    ndarray
-        [n_pools, n_labels].
-    """
-    searchable: Bools = queries.support >= min_patients
-    if within_organ:
-        searchable &= searchable.sum(axis=1, keepdims=True) >= 2
-    return searchable
-
-
-def share(figure: ResampledFigure, n: int, n_patients: int) -> Value:
-    """A share with its interval and its null."""
-    return Value(
-        Estimate(figure.value, *figure.interval(), n, n_patients, figure.draws), figure.null
-    )
-
-
-def judged_macro_f1(votes: PatientVotes, threshold: float | None) -> Value:
-    """Macro-F1; where chance reaches it as well, no threshold below it is passed."""
-    figure = votes.macro_f1
-    value = share(figure, votes.n, votes.n_patients)
-    low, caveat = value.estimate.ci_low, ""
-    if without_null_spread(figure.value, figure.null):
-        caveat = _any_encoder(figure.value)
-    elif threshold is not None and low is not None and low > threshold and not figure.above_null():
-        caveat = (
-            f"above the threshold, but {_not_above_null(figure)}: an encoder that knows nothing may "
-            "reach the threshold; raise it or add patients"
-        )
-    return Value(value.estimate, value.null, caveat=caveat)
-
-
-@dataclass(frozen=True)
-class OrganSpread:
-    """How macro-F1 differs between organs.
-
-    Attributes
-    ----------
-    organs
-        Votes of the queries of each, at least two.
-    pooled
-        Macro-F1 of all queries.
-    """
-
-    organs: Sequence[PatientVotes]
-    pooled: ResampledFigure
-
-    def mean(self) -> Value:
-        """Mean, with the bootstrap of the same resampled cohorts."""
-        figures = [organ.macro_f1 for organ in self.organs]
-        figure = ResampledFigure(
-            float(self._values.mean()),
-            np.mean([f.draws for f in figures], axis=0),
-            self._permuted.mean(axis=1),
-            sum(f.n_patients for f in figures),
-        )
-        n = sum(organ.n for organ in self.organs)
-        return share(figure, n, sum(organ.n_patients for organ in self.organs))
-
-    def range(self) -> Value:
-        """Largest minus smallest; no verdict where the search finds no labels."""
-        caveat = (
-            "organs may be equally bad, or differ by chance alone, and neither is a verdict: "
-            f"{_not_above_null(self.pooled)}"
-        )
-        bounds = (None if end is None else min(1.0, max(0.0, end)) for end in self._bounds)
-        draws = np.ptp([organ.macro_f1.draws for organ in self.organs], axis=0)
-        estimate = replace(self._estimate(self._range, *bounds), draws=draws)
-        return Value(estimate, self._null, caveat="" if self.pooled.above_null() else caveat)
-
-    def deviation(self) -> Value:
-        """Standard deviation."""
-        estimate = self._estimate(self._deviation, *self._deviation_bounds)
-        return Value(estimate, Null(*percentile_interval(self._permuted.std(axis=1, ddof=1))))
-
-    def between(self) -> Estimate:
-        """Standard deviation less what the sampling of patients adds: √(sd² − mean variance).
-
-        Both estimate the spread of the expected figures, so both have its interval.
-        """
-        noise = float(np.mean([organ.macro_f1.sampling_variance() for organ in self.organs]))
-        value = float(np.sqrt(max(0.0, self._deviation**2 - noise)))
-        return self._estimate(value, *self._deviation_bounds)
-
-    @property
-    def _values(self) -> Floats:
-        return np.array([organ.macro_f1.value for organ in self.organs])
-
-    @property
-    def _permuted(self) -> Floats:
-        return np.stack([organ.macro_f1.permuted for organ in self.organs], axis=1)
-
-    @property
-    def _range(self) -> float:
-        return float(np.ptp(self._values))
-
-    @property
-    def _deviation(self) -> float:
-        return float(self._values.std(ddof=1))
-
-    @property
-    def _null(self) -> Null:
-        return Null(*percentile_interval(np.ptp(self._permuted, axis=1)))
-
-    @property
-    def _bounds(self) -> tuple[float | None, float | None]:
-        return range_interval([organ.macro_f1 for organ in self.organs])
-
-    @property
-    def _deviation_bounds(self) -> tuple[float | None, float | None]:
-        return deviation_bounds(*self._bounds, len(self.organs))
-
-    def _estimate(self, value: float, low: float | None, high: float | None) -> Estimate:
-        n = sum(organ.n for organ in self.organs)
-        n_patients = sum(organ.n_patients for organ in self.organs)
-        if without_null_spread(self._range, self._null):
-            raise Undefined(_any_encoder(self._range), n, n_patients)
-        return Estimate(value, low, high, n, n_patients)
-
-
 def _threshold(p: Retrieval, setting: Mapping[str, str]) -> float | None:
     """What macro-F1 of all queries must exceed at this setting."""
-    asked = Figure("macro_f1", partial(_refuse, ""), setting)
+    asked = Figure("macro_f1", undefined(""), setting)
     return next((c.threshold for c in p.criteria if c.asks(asked) and c.direction == "above"), None)
-
-
-def undefined(
-    metrics: Sequence[str],
-    setting: Mapping[str, Any],
-    reason: str,
-    stratum: str = "all",
-    n: int = 0,
-    n_patients: int = 0,
-) -> Iterator[Figure]:
-    """Figures that the cohort does not support, with the reason."""
-    for metric in metrics:
-        yield Figure(metric, partial(_refuse, reason), setting, stratum, n, n_patients)
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise Undefined(reason)
-
-
-def _not_above_null(pooled: ResampledFigure) -> str:
-    bounds, chance = pooled.interval(), pooled.null
-    return (
-        f"macro-F1 is not above its null ({_span(*bounds)} against {_span(chance.low, chance.high)}"
-        " from permuted labels)"
-    )
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "n/a" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-
-
-def _any_encoder(value: float) -> str:
-    return (
-        f"any encoder gives this figure here ({value:.3g}): the vote is the same however labels are "
-        "permuted; use a smaller vote or add patients"
-    )
 
 
 def _no_match(scope: ScopeName) -> str:

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.engine import EngineSettings, map_in_order
-from pathfm_kedro.pipelines.retrieve.accuracy import search_votes, share, undefined
+from pathfm_kedro.pipelines.retrieve.counted_queries import no_figures, search_votes
 from pathfm_kedro.pipelines.retrieve.families.settings import Bools, Floats
 from pathfm_kedro.pipelines.retrieve.search import (
     MATCHES_SCHEMA,
@@ -34,6 +34,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     allowed_pairs,
     matches_table,
 )
+from pathfm_kedro.pipelines.retrieve.voted_figures import share
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import Figure
@@ -203,7 +204,7 @@ def baseline_figures(matches: pl.DataFrame, slides: pl.DataFrame, p: Baselines) 
                     "nothing can be found: no label has enough patients where it is searched, or no "
                     "slide's pixels could be read"
                 )
-                yield from undefined(["macro_f1", "accuracy"], setting, reason)
+                yield from no_figures(["macro_f1", "accuracy"], setting, reason)
                 continue
             for metric, figure in (("macro_f1", votes.macro_f1), ("accuracy", votes.accuracy)):
                 yield Figure(metric, partial(share, figure, votes.n, votes.n_patients), setting)

@@ -36,11 +36,10 @@ import polars as pl
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.retrieve.accuracy import (
-    gain_over,
+from pathfm_kedro.pipelines.retrieve.accuracy import gain_over
+from pathfm_kedro.pipelines.retrieve.counted_queries import (
+    no_figures,
     search_votes,
-    share,
-    undefined,
     why_no_votes,
 )
 from pathfm_kedro.pipelines.retrieve.families.folds import other_patients
@@ -56,6 +55,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     allowed_pairs,
     matches_table,
 )
+from pathfm_kedro.pipelines.retrieve.voted_figures import share
 from pathfm_kedro.statistics.figures import Figure, Value
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
@@ -305,11 +305,11 @@ def _at_size(
         metrics = ["macro_f1", *(["gain_over_mean"] if family != "mean" else [])]
         if own.is_empty():
             reason = f"nothing of a slide fits into {at['budget']} bytes: raise index_bytes.budgets"
-            yield from undefined(metrics, setting, reason)
+            yield from no_figures(metrics, setting, reason)
             continue
         votes = search_votes(own, slides, at["scope"], VOTES[at["vote"]], p)
         if votes is None:
-            yield from undefined(metrics, setting, why_no_votes(own))
+            yield from no_figures(metrics, setting, why_no_votes(own))
             continue
         yield Figure("macro_f1", partial(share, votes.macro_f1, votes.n, votes.n_patients), setting)
         for name in ("dimensions", "bytes_per_slide"):

@@ -26,7 +26,11 @@ import polars as pl
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.retrieve.accuracy import search_votes, share, undefined, why_no_votes
+from pathfm_kedro.pipelines.retrieve.counted_queries import (
+    no_figures,
+    search_votes,
+    why_no_votes,
+)
 from pathfm_kedro.pipelines.retrieve.families.settings import Bools, Count, Ints
 from pathfm_kedro.pipelines.retrieve.search import (
     MATCHES_SCHEMA,
@@ -34,6 +38,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     SearchSettings,
     search_mosaic,
 )
+from pathfm_kedro.pipelines.retrieve.voted_figures import share
 from pathfm_kedro.slides.mosaic import choose_mosaic
 from pathfm_kedro.statistics.figures import Figure
 from pathfm_kedro.statistics.measurements import Estimate
@@ -158,7 +163,7 @@ def density_figures(
                     if votes and len(counted) == len(votes):
                         yield from _of_density(counted, setting)
                         continue
-                    yield from undefined(["macro_f1", *OVER_MOSAICS], setting, why_no_votes(own))
+                    yield from no_figures(["macro_f1", *OVER_MOSAICS], setting, why_no_votes(own))
 
 
 def _of_density(votes: list[PatientVotes], setting: Mapping[str, Any]) -> Iterator[Figure]:
@@ -168,7 +173,7 @@ def _of_density(votes: list[PatientVotes], setting: Mapping[str, Any]) -> Iterat
         reason = "every tile is taken: there is one such mosaic"
         if setting["density"] != 1:
             reason = "a spread over mosaics needs two: raise sampling_density.mosaics"
-        yield from undefined(OVER_MOSAICS, setting, reason)
+        yield from no_figures(OVER_MOSAICS, setting, reason)
         return
     figures = [one.macro_f1 for one in sampled]
     values = np.array([figure.value for figure in figures])
