@@ -14,8 +14,8 @@ import pytest
 import yaml
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 
-from pathfm_kedro.cli import dvc_parameters
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, RUNTIME_VARIABLE
+from pathfm_kedro.dvc_stages import dvc_parameters
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.sizes import SizedConfigLoader

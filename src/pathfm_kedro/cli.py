@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 from kedro.framework.cli.utils import LazyGroup
 
-from pathfm_kedro.cohorts import (
-    harmonised_bases,
-    read_cohort_plan,
-    refuse_unknown_cohort,
-    seeds_of_rivals,
-    tiles_of_cohort,
-    weights_path,
+from pathfm_kedro.cohorts import read_cohort_plan, refuse_unknown_cohort
+from pathfm_kedro.dvc_stages import RESERVED, cohort_names, sync_stages
+from pathfm_kedro.new_features import (
+    check_features,
+    feature_folders,
+    without_paths,
+    write_features,
 )
-from pathfm_kedro.project import project_root
+from pathfm_kedro.project import path_from, project_root, write_yaml
 from pathfm_kedro.screen import show_errors
 
-#: What DVC watches where an entry names no weights of its own. A stage cannot leave a dependency out;
-#: this one lies in a folder that the stage depends on anyway, so it changes nothing.
-_NO_WEIGHTS = "src/pathfm_kedro/encoders/weights.py"
-#: The same where no file says where the cohort's tiles lie.
-_NO_PLACES = "src/pathfm_kedro/slides/mosaic.py"
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_TAKEN = {"base", "local"}
-#: Files of each folder of features that are read when a cohort is made; a run reads all.
-_LOOKED_AT = 3
-
 _PARAMETERS = """\
 # What this cohort changes of conf/base/{name}; only what differs belongs here.
 {body}"""
@@ -112,7 +99,7 @@ def new(
     """Add the cohort NAME: check its manifest, write conf/NAME/ and add it to params.yaml."""
     root = project_root()
     folder = root / "conf" / name
-    if not _NAME.fullmatch(name) or name in _TAKEN:
+    if not _NAME.fullmatch(name) or name in RESERVED:
         raise click.ClickException(
             f"'{name}' cannot name a cohort: use lower-case letters, digits and '_', beginning with "
             "a letter, and not 'base' or 'local'"
@@ -123,20 +110,20 @@ def new(
         raise click.ClickException("give either --manifest FILE or --phantom")
     if features and manifest is None:
         raise click.ClickException("--features goes with --manifest FILE, which names the slides")
-    brought = _feature_folders(features, root)
+    brought = feature_folders(features, root)
     if manifest is not None:
         slides_root = _slides_root(manifest)
-        relative = _relative(slides_root, root)
+        relative = path_from(slides_root, root)
         if "${" in relative:
             raise click.ClickException(
                 f"the manifest lies in '{relative}', and what stands in ${{…}} is read as a "
                 "reference in YAML files: rename the folder"
             )
-        source = "features" if brought and _without_paths(manifest) else "manifest"
+        source = "features" if brought and without_paths(manifest) else "manifest"
         summary = _check(manifest, slides_root, source)
-        looks = _check_features(manifest, brought, source)
+        looks = check_features(manifest, brought, source)
         _write_conf(folder, name, relative, source, size or "standard")
-        _write_features(folder, brought, looks)
+        write_features(folder, brought, looks)
         _copy_manifest(manifest, folder / "manifest.csv")
         for line in looks.values():
             click.echo(line.text)
@@ -205,7 +192,7 @@ def make_manifest(folder: Path, output: Path | None, levels: str, mpp: float | N
 def list_cohorts() -> None:
     """List the cohorts with their encoders."""
     root = project_root()
-    for name in _cohorts(root):
+    for name in cohort_names(root):
         plan = read_cohort_plan(name, str(root / "conf"))
         click.echo(f"{name}: {plan.source}; {', '.join(plan.encoders)}")
 
@@ -257,107 +244,7 @@ def sync() -> None:
     """Write the cohorts and encoders of conf/ to params.yaml, from which DVC makes its stages."""
     root = project_root()
     sync_stages(root)
-    click.echo(f"params.yaml lists {', '.join(_cohorts(root))}")
-
-
-def dvc_parameters(root: Path) -> dict[str, Any]:
-    """What params.yaml must hold for the cohorts in conf/.
-
-    Parameters
-    ----------
-    root
-        The project's folder.
-
-    Returns
-    -------
-    dict
-        ``cohorts`` (what DVC watches of each: the manifest, or what was drawn),
-        ``phantoms`` (cohorts whose slides are drawn),
-        ``embeddings`` (every pair of cohort and encoder, and the encoder's weights where its entry
-        names a file or folder), ``features`` (those that are read from files, of tiles of their own),
-        ``rivals`` (encoders that are trained on the cohort, with their seed)
-        and ``variants`` (those whose vectors are another encoder's with the center taken out).
-    """
-    plans = {name: read_cohort_plan(name, str(root / "conf")) for name in _cohorts(root)}
-    tiles = {name: tiles_of_cohort(plan) for name, plan in plans.items()}
-    brought = {name: own.grids.keys() & set(own.features) for name, own in tiles.items()}
-    return {
-        "cohorts": {
-            name: {
-                "input": _globals(root, name)[_watched(plan.source)],
-                "places": weights_path(plan.encoders.get(tiles[name].at, {})) or _NO_PLACES,
-                "grids": ", ".join(sorted(tiles[name].sizes)),
-            }
-            for name, plan in plans.items()
-        },
-        "phantoms": {
-            name: {"slides_root": _globals(root, name)["slides_root"]}
-            for name, plan in plans.items()
-            if plan.source == "phantom"
-        },
-        "embeddings": {
-            f"{name}-{encoder}": {
-                "cohort": name,
-                "encoder": encoder,
-                "weights": weights_path(entry) or _NO_WEIGHTS,
-            }
-            for name, plan in plans.items()
-            for encoder, entry in plan.encoders.items()
-            if encoder not in harmonised_bases(plan.encoders) | seeds_of_rivals(plan.encoders)
-            and encoder not in brought[name]
-        },
-        "rivals": {
-            f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "seed": str(seed)}
-            for name, plan in plans.items()
-            for encoder, seed in seeds_of_rivals(plan.encoders).items()
-        },
-        "features": {
-            f"{name}-{encoder}": {
-                "cohort": name,
-                "encoder": encoder,
-                "folder": weights_path(plans[name].encoders[encoder]),
-            }
-            for name, encoders in brought.items()
-            for encoder in sorted(encoders)
-        },
-        "variants": {
-            f"{name}-{encoder}": {"cohort": name, "encoder": encoder, "base": base}
-            for name, plan in plans.items()
-            for encoder, base in harmonised_bases(plan.encoders).items()
-        },
-    }
-
-
-def _watched(source: str) -> str:
-    """A manifest stands for terabytes of pixels; a phantom's pixels are few and change with it."""
-    return "slides_root" if source == "phantom" else "manifest"
-
-
-def sync_stages(root: Path) -> None:
-    """Write params.yaml, from which DVC makes its stages."""
-    import yaml
-
-    text = (
-        "# The cohorts that `dvc repro` audits. Written by `kedro cohort new` and `kedro cohort sync`\n"
-        "# from the folders in conf/; run the latter after adding an encoder to a cohort.\n"
-    )
-    listed = yaml.safe_dump(dvc_parameters(root), sort_keys=True, default_flow_style=False)
-    (root / "params.yaml").write_text(text + listed, encoding="utf-8")
-
-
-def _cohorts(root: Path) -> list[str]:
-    found = {path.parent.name for path in (root / "conf").glob("*/globals.yml")} - _TAKEN
-    for name in sorted(found):
-        refuse_unknown_cohort(name, root / "conf")
-    return sorted(found)
-
-
-def _globals(root: Path, name: str) -> dict[str, str]:
-    import yaml
-
-    text = (root / "conf" / name / "globals.yml").read_text(encoding="utf-8")
-    loaded: dict[str, str] = yaml.safe_load(text)
-    return loaded
+    click.echo(f"params.yaml lists {', '.join(cohort_names(root))}")
 
 
 def _slides_root(manifest: Path) -> Path:
@@ -421,141 +308,6 @@ def _check(manifest: Path, slides_root: Path, source: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Brought:
-    """What a look at a folder of features gave.
-
-    Attributes
-    ----------
-    text
-        What a person reads.
-    level
-        ``tile`` or ``slide``; empty where no file could be read.
-    """
-
-    text: str
-    level: str = ""
-
-
-def _feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
-    """Folder of each encoder as it was typed."""
-    from pathfm_kedro.encoders.spec import EncoderSpec
-
-    found: dict[str, Path] = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
-        path = Path(folder).expanduser()
-        if not equals or not folder or name in found:
-            raise click.ClickException(
-                f"--features '{text}': write <encoder>=<folder>, such as uni=../job/features_uni, once "
-                "for each encoder"
-            )
-        try:
-            EncoderSpec(name, f"features:{folder}")
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
-        if not path.is_dir():
-            raise click.ClickException(f"--features '{text}': there is no folder '{folder}'")
-        if "${" in _relative(path.resolve(), root):
-            raise click.ClickException(
-                f"--features '{text}': what stands in ${{…}} is read as a reference in YAML files: "
-                "rename the folder"
-            )
-        found[name] = path
-    return found
-
-
-def _without_paths(manifest: Path) -> bool:
-    """Whether a manifest names no file of any slide."""
-    from pathfm_kedro.datasets.slide_files import read_manifest_file
-
-    try:
-        listed = read_manifest_file(manifest)
-    except (OSError, ValueError):
-        # What is wrong with it is said where the manifest is checked.
-        return False
-    return "path" not in listed.columns or not any(listed["path"].fill_null("").str.strip_chars())
-
-
-def _check_features(
-    manifest: Path, brought: Mapping[str, Path], source: str
-) -> dict[str, _Brought]:
-    """Hold each folder against the manifest, and read a few of its files."""
-    from pathfm_kedro.datasets.slide_files import read_manifest_file
-    from pathfm_kedro.encoders.features import FeatureFileError
-    from pathfm_kedro.encoders.features.finding import list_feature_files
-    from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest
-
-    if not brought:
-        return {}
-    listed = check_features_manifest(read_manifest_file(manifest))
-    mpp = dict(listed.select("slide_id", "mpp").iter_rows())
-    found = {}
-    for name, folder in brought.items():
-        try:
-            files = list_feature_files(folder, list(mpp))
-        except FeatureFileError as error:
-            raise click.ClickException(f"--features {name}: {error}") from error
-        own = {slide: paths for slide, paths in files.items() if slide in mpp}
-        if not own:
-            raise click.ClickException(
-                f"--features {name}: none of the {len(files)} files in {folder} is named after a slide "
-                f"of the manifest: the first is about '{next(iter(files))}', the manifest's first "
-                f"slide_id is '{next(iter(mpp))}'"
-            )
-        found[name] = _look_at(name, own, mpp, len(files) - len(own))
-    return found
-
-
-def _look_at(
-    name: str, own: Mapping[str, Sequence[Path]], mpp: Mapping[str, float | None], others: int
-) -> _Brought:
-    """Counts of a folder, and what the first of its files say."""
-    from pathfm_kedro.encoders.features import read_features, refuse_other_encoder
-
-    text = f"{name}: {len(own)} of {len(mpp)} slides have a file"
-    text += f", {others} files are of other slides" if others else ""
-    read, problems = [], []
-    for slide in list(own)[:_LOOKED_AT]:
-        try:
-            features = read_features(own[slide][0], slide_id=slide, slide_mpp=mpp[slide])
-            refuse_other_encoder(features, name)
-            read.append(features)
-        except (OSError, ValueError, ImportError) as error:
-            problems.append(f"  {slide}: {error}")
-    if read:
-        first = read[0]
-        text += (
-            f"; layout {first.layout}, {first.dimension} numbers a vector, one per {first.level}"
-        )
-    return _Brought("\n".join([text, *problems]), read[0].level if read else "")
-
-
-def _write_features(
-    folder: Path, brought: Mapping[str, Path], looks: Mapping[str, _Brought]
-) -> None:
-    """Entries of the encoders, and where tiles lie: at the first that has vectors of tiles."""
-    if not brought:
-        return
-    root = folder.parents[1]
-    entries = {
-        name: {"model": f"features:{_relative(path.resolve(), root)}"}
-        for name, path in brought.items()
-    }
-    _write_yaml(
-        folder / "parameters_encoders.yml",
-        "Encoders of which there are vectors in files; docs/features.md.",
-        {"encoders": entries},
-    )
-    of_tiles = [name for name, look in looks.items() if look.level != "slide"]
-    if of_tiles:
-        _write_yaml(
-            folder / "parameters_tile.yml",
-            "Tiles lie where these files have vectors: controls are run at the same places.",
-            {"tile": {"at": of_tiles[0]}},
-        )
-
-
 def _copy_manifest(source: Path, target: Path) -> None:
     from pathfm_kedro.datasets.slide_files import read_manifest_file
 
@@ -566,12 +318,12 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: st
     folder.mkdir(parents=True)
     manifest = f"{slides_root}/manifest.csv" if source == "phantom" else f"conf/{name}/manifest.csv"
     globals_ = {"root": f"data/{name}", "slides_root": slides_root, "manifest": manifest}
-    _write_yaml(
+    write_yaml(
         folder / "globals.yml",
         "Where this cohort's data lies; the manifest's paths start from slides_root.",
         globals_,
     )
-    _write_yaml(
+    write_yaml(
         folder / "parameters.yml",
         "What this cohort is, and how large its audit: quick, standard or full.",
         {"cohort": {"name": name, "source": source}, "audit": {"size": size}},
@@ -586,17 +338,3 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: st
         (folder / "parameters_encoders.yml").write_text(
             phantom.read_text(encoding="utf-8"), encoding="utf-8"
         )
-
-
-def _write_yaml(path: Path, comment: str, content: dict[str, Any]) -> None:
-    import yaml
-
-    path.write_text(f"# {comment}\n{yaml.safe_dump(content, sort_keys=False)}", encoding="utf-8")
-
-
-def _relative(folder: Path, root: Path) -> str:
-    """Relative to the project where the two share a disk, so that a checkout can be moved."""
-    try:
-        return Path(os.path.relpath(folder, root)).as_posix()
-    except ValueError:
-        return folder.as_posix()

@@ -112,7 +112,7 @@ def add(
     cohort: str,
 ) -> None:
     """Add the encoder NAME to a cohort: check its entry, write it, and let DVC know."""
-    from pathfm_kedro.cli import sync_stages
+    from pathfm_kedro.dvc_stages import sync_stages
     from pathfm_kedro.encoders.spec import EncoderSpec
 
     if preset is None and model is None:

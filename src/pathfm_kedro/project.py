@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _SOURCE = Path(__file__).resolve().parents[2]
 
@@ -46,3 +49,20 @@ def _is_project(folder: Path) -> bool:
         return "[tool.kedro]" in (folder / "pyproject.toml").read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+def path_from(folder: Path, root: Path) -> str:
+    """A folder from the project's, where the two share a disk, so that a checkout can be moved."""
+    try:
+        return Path(os.path.relpath(folder, root)).as_posix()
+    except ValueError:
+        return folder.as_posix()
+
+
+def write_yaml(path: Path, comment: str, content: Mapping[str, Any]) -> None:
+    """Write keys below a line that says what they are."""
+    import yaml
+
+    path.write_text(
+        f"# {comment}\n{yaml.safe_dump(dict(content), sort_keys=False)}", encoding="utf-8"
+    )

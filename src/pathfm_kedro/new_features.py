@@ -1,0 +1,145 @@
+"""Folders of features in a new cohort: held against its manifest, and written into its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from pathfm_kedro.project import path_from, write_yaml
+
+#: Files of each folder of features that are read when a cohort is made; a run reads all.
+_LOOKED_AT = 3
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a look at a folder of features gave.
+
+    Attributes
+    ----------
+    text
+        What a person reads.
+    level
+        ``tile`` or ``slide``; empty where no file could be read.
+    """
+
+    text: str
+    level: str = ""
+
+
+def feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
+    """Folder of each encoder as it was typed."""
+    from pathfm_kedro.encoders.spec import EncoderSpec
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        path = Path(folder).expanduser()
+        if not equals or not folder or name in found:
+            raise click.ClickException(
+                f"--features '{text}': write <encoder>=<folder>, such as uni=../job/features_uni, once "
+                "for each encoder"
+            )
+        try:
+            EncoderSpec(name, f"features:{folder}")
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        if not path.is_dir():
+            raise click.ClickException(f"--features '{text}': there is no folder '{folder}'")
+        if "${" in path_from(path.resolve(), root):
+            raise click.ClickException(
+                f"--features '{text}': what stands in ${{…}} is read as a reference in YAML files: "
+                "rename the folder"
+            )
+        found[name] = path
+    return found
+
+
+def without_paths(manifest: Path) -> bool:
+    """Whether a manifest names no file of any slide."""
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+
+    try:
+        listed = read_manifest_file(manifest)
+    except (OSError, ValueError):
+        # What is wrong with it is said where the manifest is checked.
+        return False
+    return "path" not in listed.columns or not any(listed["path"].fill_null("").str.strip_chars())
+
+
+def check_features(manifest: Path, brought: Mapping[str, Path], source: str) -> dict[str, Brought]:
+    """Hold each folder against the manifest, and read a few of its files."""
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+    from pathfm_kedro.encoders.features import FeatureFileError
+    from pathfm_kedro.encoders.features.finding import list_feature_files
+    from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest
+
+    if not brought:
+        return {}
+    listed = check_features_manifest(read_manifest_file(manifest))
+    mpp = dict(listed.select("slide_id", "mpp").iter_rows())
+    found = {}
+    for name, folder in brought.items():
+        try:
+            files = list_feature_files(folder, list(mpp))
+        except FeatureFileError as error:
+            raise click.ClickException(f"--features {name}: {error}") from error
+        own = {slide: paths for slide, paths in files.items() if slide in mpp}
+        if not own:
+            raise click.ClickException(
+                f"--features {name}: none of the {len(files)} files in {folder} is named after a slide "
+                f"of the manifest: the first is about '{next(iter(files))}', the manifest's first "
+                f"slide_id is '{next(iter(mpp))}'"
+            )
+        found[name] = _look_at(name, own, mpp, len(files) - len(own))
+    return found
+
+
+def _look_at(
+    name: str, own: Mapping[str, Sequence[Path]], mpp: Mapping[str, float | None], others: int
+) -> Brought:
+    """Counts of a folder, and what the first of its files say."""
+    from pathfm_kedro.encoders.features import read_features, refuse_other_encoder
+
+    text = f"{name}: {len(own)} of {len(mpp)} slides have a file"
+    text += f", {others} files are of other slides" if others else ""
+    read, problems = [], []
+    for slide in list(own)[:_LOOKED_AT]:
+        try:
+            features = read_features(own[slide][0], slide_id=slide, slide_mpp=mpp[slide])
+            refuse_other_encoder(features, name)
+            read.append(features)
+        except (OSError, ValueError, ImportError) as error:
+            problems.append(f"  {slide}: {error}")
+    if read:
+        first = read[0]
+        text += (
+            f"; layout {first.layout}, {first.dimension} numbers a vector, one per {first.level}"
+        )
+    return Brought("\n".join([text, *problems]), read[0].level if read else "")
+
+
+def write_features(folder: Path, brought: Mapping[str, Path], looks: Mapping[str, Brought]) -> None:
+    """Entries of the encoders, and where tiles lie: at the first that has vectors of tiles."""
+    if not brought:
+        return
+    root = folder.parents[1]
+    entries = {
+        name: {"model": f"features:{path_from(path.resolve(), root)}"}
+        for name, path in brought.items()
+    }
+    write_yaml(
+        folder / "parameters_encoders.yml",
+        "Encoders of which there are vectors in files; docs/features.md.",
+        {"encoders": entries},
+    )
+    of_tiles = [name for name, look in looks.items() if look.level != "slide"]
+    if of_tiles:
+        write_yaml(
+            folder / "parameters_tile.yml",
+            "Tiles lie where these files have vectors: controls are run at the same places.",
+            {"tile": {"at": of_tiles[0]}},
+        )
