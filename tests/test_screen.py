@@ -164,6 +164,7 @@ def test_errors_of_the_program_keep_their_traceback(function):
 
 def test_a_number_that_the_projects_own_code_cannot_read_is_no_message():
     """ValueError, innermost in the project, but of an operation and not of a ``raise``."""
+    from pathfm_kedro.project import path_from
 
     error = caught(path_from, 3, 4)
     assert message_for_person(error) is None
