@@ -9,6 +9,9 @@ from typing import Any
 from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
+#: Parameters that say which size an audit has, and what sizes change.
+_OF_SIZE = ("audit", "sizes")
+
 
 class SizedConfigLoader(OmegaConfigLoader):
     """Kedro's loader; the parameters of conf/base are those of the audit's size.
@@ -24,7 +27,9 @@ class SizedConfigLoader(OmegaConfigLoader):
         self._register_runtime_params_resolver()
         base, own, base_path, own_path, files = self._read_raw_config(key)
         given = [*base.values(), *own.values(), OmegaConf.create(dict(self.runtime_params or {}))]
-        known = OmegaConf.to_container(OmegaConf.unsafe_merge(*given), resolve=False)
+        # The other parameters decide no size, and merging them takes half a second.
+        of_size = [OmegaConf.masked_copy(one, [k for k in _OF_SIZE if k in one]) for one in given]
+        known = OmegaConf.to_container(OmegaConf.unsafe_merge(*of_size), resolve=False)
         if isinstance(known, Mapping) and "sizes" in known:
             size = chosen_size({str(name): value for name, value in known.items()})
             base = {**base, Path("size"): OmegaConf.create(dict(size))}
