@@ -85,10 +85,10 @@ def test_before_tiles_are_cut_typical_ones_are_assumed_and_told(parameters):
     listed = pl.DataFrame({"patient_id": ["p", "p", "q"], "center": ["A", "A", "B"]})
     found = cohort_size(parameters, listed)
     assert (found.slides, found.patients, found.centers, found.tiles) == (3, 2, 2, 3 * 256)
-    assert "the manifest; tiles are not cut yet, 256 of each slide are assumed" in found.told_by
+    assert "the manifest; tiles are not cut yet, 256 of each slide are assumed" in found.basis
     slides = listed.with_columns(status=pl.Series(["usable", "unusable", "usable"]))
     cut = cohort_size(parameters, slides, pl.DataFrame({"tile_id": range(9)}))
-    assert (cut.slides, cut.tiles, cut.told_by) == (2, 9, "tiles that were cut")
+    assert (cut.slides, cut.tiles, cut.basis) == (2, 9, "tiles that were cut")
     drawn = cohort_size(parameters)
     assert (drawn.slides, drawn.patients, drawn.centers) == (48, 48, 3)
 
@@ -101,7 +101,7 @@ def test_the_most_telling_record_counts():
     tried = recorded_speed(unmeasured, runtime, None)
     assert (tried.seconds, tried.device, tried.dimension) == (0.25, "cuda", None)
     given = recorded_speed(None, runtime | {"tiles_per_second": {}}, None)
-    assert (given.seconds, "not timed" in given.told_by) == (None, True)
+    assert (given.seconds, "not timed" in given.basis) == (None, True)
 
 
 def test_a_trial_now_knows_speed_and_dimension():
@@ -109,7 +109,7 @@ def test_a_trial_now_knows_speed_and_dimension():
     found = tried_speed("stain", entry, Speed(), pixels=32)
     assert found.dimension == 12
     assert found.seconds > 0
-    assert "now" in found.told_by
+    assert "now" in found.basis
 
 
 def test_lines_say_what_is_not_known_and_put_controls_apart(parameters):

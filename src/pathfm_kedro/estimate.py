@@ -37,7 +37,7 @@ class CohortSize:
         How many.
     tiles
         Of all slides.
-    told_by
+    basis
         Where these numbers come from, for the reader.
     """
 
@@ -45,7 +45,7 @@ class CohortSize:
     patients: int
     centers: int
     tiles: int
-    told_by: str
+    basis: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Speed:
         For a tile, on one thread or on the GPU; None where nothing was measured.
     device
         ``cpu`` or ``cuda``.
-    told_by
+    basis
         Where it comes from, for the reader.
     dimension
         Of the vectors; None where it is not known yet.
@@ -66,7 +66,7 @@ class Speed:
 
     seconds: float | None = None
     device: str = "cpu"
-    told_by: str = "not measured yet"
+    basis: str = "not measured yet"
     dimension: int | None = None
 
 
@@ -289,7 +289,7 @@ def tried_speed(name: str, entry: Mapping[str, Any], known: Speed, pixels: int) 
         known,
         seconds=min(seconds),
         device=device,
-        told_by="a trial made now, reading left out",
+        basis="a trial made now, reading left out",
         dimension=int(vectors.shape[1]),
     )
 
@@ -312,13 +312,13 @@ def estimate_lines(
     """
     lines = [
         f"size {parameters['audit']['size']}: {size.slides:,} slides of {size.patients:,} patients, "
-        f"{size.tiles:,} tiles ({size.told_by})"
+        f"{size.tiles:,} tiles ({size.basis})"
     ]
     shares = estimate(parameters, size, speeds)
     audited = [name for name in _run(parameters) if is_timed(parameters["encoders"][name])]
     for name in audited:
         own = [share for share in shares if share.encoder == name]
-        lines.append(f"{_line(name, _total(own))}; {speeds.get(name, Speed()).told_by}")
+        lines.append(f"{_line(name, _total(own))}; {speeds.get(name, Speed()).basis}")
         if by_experiment:
             lines += [f"  {_line(share.experiment, share)}" for share in own]
     if len(audited) > 1:

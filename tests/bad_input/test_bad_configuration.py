@@ -450,7 +450,7 @@ def test_a_reference_in_a_folders_name_is_told_as_one(conf):
         read_cohort_plan("clinic", str(conf))
 
 
-def test_vectors_of_a_changed_entry_are_told_by_key(tmp_path):
+def test_vectors_of_a_changed_entry_are_basis_key(tmp_path):
     vectors = ShardedTensors(
         tmp_path, {}, {"encoder": "uni", "entry": {"model": "timm:resnet18", "pooling": "default"}}
     )

@@ -120,7 +120,7 @@ def test_only_figures_that_are_judged_are_computed_and_compared():
     assert set(compare_encoders(judged, "x")["metric"]) == {"asked_difference"}
 
 
-def test_encoders_that_differ_are_told_apart():
+def test_encoders_that_differ_are_distinguished():
     found = compared(*encoders(1, {"label": (0.8, 0.0), "center": (0.0, 0.8)}))
     for metric in METRICS:
         row = pick(found, metric, "label", "center")
@@ -130,7 +130,7 @@ def test_encoders_that_differ_are_told_apart():
         assert row["verdict"] == "not_applicable"
 
 
-def test_like_encoders_are_seldom_told_apart_and_intervals_hold_together():
+def test_like_encoders_are_seldom_distinguished_and_intervals_hold_together():
     # Three encoders alike: at most 5% of cohorts may tell any two of them apart.
     wrong = dict.fromkeys(METRICS, 0)
     for seed in range(14):

@@ -353,10 +353,10 @@ def _described(difference: Difference, null: Null, other: str, pairs: int) -> Va
     low, high = (end if np.isfinite(end) else None for end in (difference.low, difference.high))
     estimate = Estimate(difference.value, low, high, difference.n, difference.n_patients)
     remark = _from_centers(difference, null) if difference.p_value < _ALPHA else ""
-    return Value(estimate, null, reason=_told_apart(difference, other, pairs), remark=remark)
+    return Value(estimate, null, reason=_distinguished(difference, other, pairs), remark=remark)
 
 
-def _told_apart(difference: Difference, other: str, pairs: int) -> str:
+def _distinguished(difference: Difference, other: str, pairs: int) -> str:
     p_value = difference.p_value
     if not np.isfinite(p_value):
         return f"the same as {other} in every resampled cohort"

@@ -216,7 +216,7 @@ def write_with_glass(path, glass, tissue_side=350, side=1200):
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
 
 
-def test_the_share_of_tissue_is_told_by_center(tmp_path):
+def test_the_share_of_tissue_is_basis_center(tmp_path):
     write_with_glass(tmp_path / "a.png", (244, 243, 244))
     write_with_glass(tmp_path / "b.png", (240, 230, 205))
     write_with_glass(tmp_path / "c.png", (244, 243, 244), tissue_side=1200)

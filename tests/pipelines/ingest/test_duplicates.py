@@ -102,13 +102,13 @@ def test_a_copy_is_known_with_room_to_spare(copy):
         assert distance(there, here) < SAME_TISSUE - 0.1
 
 
-def test_different_tissue_is_told_apart_with_room_to_spare():
+def test_different_tissue_is_distinguished_with_room_to_spare():
     digests = [tissue_digest(tissue(seed)) for seed in range(40)]
     assert nearest(digests) > SAME_TISSUE + 0.1
     assert len(set(same_tissue(digests))) == 40
 
 
-def test_different_tissue_of_one_outline_is_told_apart():
+def test_different_tissue_of_one_outline_is_distinguished():
     """As cores of a tissue microarray have it."""
     y, x = np.mgrid[:400, :400] - 200
     glass = (np.hypot(x, y) > 130)[..., None]

@@ -86,7 +86,7 @@ def test_vectors_that_were_normalised_keep_their_neighbours(ours):
     assert "normalised or scaled" in rows["difference"]["reason"]
 
 
-def test_other_dimensions_are_told_by_neighbours_alone(ours):
+def test_other_dimensions_are_basis_neighbours_alone(ours):
     wide = {s: np.concatenate([v, v], axis=1) for s, v in ours.items()}
     rows = rows_of(wide, tiles(), ours)
     assert rows["difference"]["verdict"] == "not_applicable"
