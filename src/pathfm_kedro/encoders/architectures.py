@@ -60,6 +60,44 @@ class AttentionClassifier(nn.Module):
         return pooled @ self.classifier + self.bias
 
 
+class ResidualClassifier(nn.Module):
+    """A linear classifier of x + α·MLP(x), with a learnt α that begins at 1.
+
+    Parameters
+    ----------
+    features
+        Length of x.
+    ratio
+        Hidden units for each of them.
+    labels
+        Classes.
+    seed
+        Of the weights.
+    """
+
+    def __init__(self, features: int, ratio: int, labels: int, seed: int) -> None:
+        super().__init__()
+        hidden = ratio * features
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self.mlp = nn.Sequential(
+                nn.Linear(features, hidden),
+                nn.BatchNorm1d(hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, features),
+            )
+            self.classifier = nn.Linear(features, labels)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def features(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, features] of as many."""
+        return vectors + self.scale * cast(torch.Tensor, self.mlp(vectors))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, labels] logits."""
+        return cast(torch.Tensor, self.classifier(self.features(vectors)))
+
+
 class SmallCNN(nn.Module):
     """Four convolutions and the mean over places: 128 features of what is locally there."""
 

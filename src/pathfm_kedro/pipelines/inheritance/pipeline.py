@@ -15,6 +15,12 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
     linear_probe_figures,
     linear_probe_statistics,
 )
+from pathfm_kedro.pipelines.inheritance.noise_arms import (
+    BACKBONE,
+    PretrainingNoise,
+    plan_noise_arms,
+)
+from pathfm_kedro.pipelines.inheritance.pretraining_noise import noise_figures, noise_statistics
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
@@ -24,6 +30,7 @@ from pathfm_kedro.wiring import (
     grouped,
     no_views,
     node,
+    with_parameters,
 )
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
@@ -33,6 +40,16 @@ EXPERIMENTS = [
     Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
 ]
 
+#: A network of the cohort's own, pretrained on wrong labels.
+NOISE = Experiment(
+    "pretraining_noise",
+    PretrainingNoise,
+    noise_statistics,
+    noise_figures,
+    ["arm_pool", "arm_tiles", "arms.pretraining_noise"],
+    subject="arm",
+)
+
 
 def create_pipeline(
     encoders: Sequence[str], controls: Sequence[str] = (), grids: TileGrids | None = None
@@ -40,10 +57,11 @@ def create_pipeline(
     """Wire the pipeline for the cohort's encoders; two controls are not compared."""
     tables = [
         f"measurements.inheritance.{name}"
-        for name in (*(x.name for x in EXPERIMENTS), "comparison")
+        for name in (*(x.name for x in (*EXPERIMENTS, NOISE)), "comparison")
     ]
     parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
+    parts.append(experiment_pipeline("inheritance", NOISE, [BACKBONE], _noise_arms()))
     compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
@@ -63,3 +81,14 @@ def _arm_tiles(grids: TileGrids) -> list[Node]:
     inputs = ["slides", "tiles", "arm_pool", "slide_files"]
     inputs += ["params:arms", "params:tile", "params:engine"]
     return [pool, node(plan_arm_tiles, inputs, "arm_tiles", name="arm_tiles", tags="arms")]
+
+
+def _noise_arms() -> Node:
+    """Networks pretrained on wrong labels."""
+    return node(
+        with_parameters(PretrainingNoise, NOISE.name, plan_noise_arms),
+        ["arm_pool", "arm_tiles", "params:engine", f"params:{NOISE.name}"],
+        "arms.pretraining_noise",
+        name="pretrain",
+        tags=[NOISE.name, "arms"],
+    )
