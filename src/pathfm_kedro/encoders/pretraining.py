@@ -123,7 +123,7 @@ class Backbone:
 
     def classified(self, model: torch.nn.Module, pixels: Pixels) -> Ints:
         """[n] the most probable class of each tile."""
-        return self._mapped(model, pixels).argmax(axis=1).astype(np.int64)
+        return np.asarray(self._mapped(model, pixels).argmax(axis=1), np.int64)
 
     def views(
         self, pixels: Pixels, view: Callable[[Pixels, np.random.Generator], Pixels], count: int

@@ -45,11 +45,11 @@ class PrincipalAxes:
 
     def whitened(self, vectors: Floats) -> Floats:
         """[n, r] coordinates along all axes, each divided by its spread: variance 1 everywhere."""
-        return cast(Floats, (vectors - self.centre) @ self.axes.T / self.spread)
+        return (vectors - self.centre) @ self.axes.T / self.spread
 
     def top(self, vectors: Floats, components: int) -> Floats:
         """[n, min(components, r)] coordinates along the first axes."""
-        return cast(Floats, (vectors - self.centre) @ self.axes[:components].T)
+        return (vectors - self.centre) @ self.axes[:components].T
 
 
 def principal_angles(first: Floats, second: Floats, components: int) -> Floats:
@@ -82,7 +82,7 @@ def principal_angles(first: Floats, second: Floats, components: int) -> Floats:
     spans = [_leading(vectors, components) for vectors in (first, second)]
     if not all(span.shape[1] for span in spans):
         return np.zeros(0)
-    return np.degrees(subspace_angles(*spans))[::-1]
+    return np.asarray(np.degrees(subspace_angles(*spans))[::-1], np.float64)
 
 
 def _leading(vectors: Floats, components: int) -> Floats:

@@ -277,7 +277,8 @@ class NoisyPretraining(FitJob):
             class of each tile of :class:`Upstream` (-1 for random weights); ``losses`` of each epoch.
         """
         p, arm = self.parameters, self.arm
-        upstream, below = (kind.of(self.pool, self.tiles, p) for kind in (Upstream, Downstream))
+        upstream = Upstream.of(self.pool, self.tiles, p)
+        below = Downstream.of(self.pool, self.tiles, p)
         pixels = ArmTiles.read(self.pool, self.tiles, PRETRAIN).pixels
         backbone = Backbone(BACKBONE, pixels.shape[1], arm.seed)
         given = upstream.targets

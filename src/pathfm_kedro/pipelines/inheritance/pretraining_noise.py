@@ -319,7 +319,7 @@ class Results:
         counted = self.table.drop_nulls("n_tiles")
         keys = ["measure", "remedy", "kind", "rate"]
         return {
-            (str(m), str(remedy), str(kind), float(rate)): self._score(rows, str(m))  # type: ignore[arg-type]
+            (str(m), str(remedy), str(kind), float(rate)): self._score(rows, str(m))
             for (m, remedy, kind, rate), rows in counted.group_by(keys, maintain_order=True)
         }
 
@@ -339,7 +339,7 @@ class Results:
             np.add.at(correct, places, own["n_correct"].to_numpy())
             np.add.at(tested, places, own["n_tiles"].to_numpy())
             value = float(balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)))
-            by_seed[int(seed)] = (value, balanced_accuracy(weights @ correct, weights @ tested))  # type: ignore[call-overload]
+            by_seed[int(seed)] = (value, balanced_accuracy(weights @ correct, weights @ tested))
         n = int(rows["n_tiles"].sum()) // max(len(by_seed), 1)
         return Score(by_seed, n, len(patients))
 
@@ -444,8 +444,8 @@ class Results:
         raise Undefined(
             f"undecidable: pretraining without wrong labels gains {_shown(gain)} over random frozen "
             f"weights {_WHERE[probe]}, over {gain.n_patients} patients; what noise takes counts only "
-            f"where all of that lies above 0, over {MIN_PATIENTS} patients: pretrain on more tiles or for "
-            "longer (arms.tiles_per_slide, pretraining_noise.pretraining.epochs), or add patients",
+            f"where all of that lies above 0, over {MIN_PATIENTS} patients: pretrain on more tiles or "
+            "for longer (arms.tiles_per_slide, pretraining_noise.pretraining.epochs), or add patients",
             gain.n,
             gain.n_patients,
         )
