@@ -52,3 +52,20 @@ def test_a_strong_view_changes_color_and_erases_a_square():
     assert made.shape == tiles.shape
     assert made.dtype == np.uint8
     assert len(np.unique(made.reshape(4, -1, 3).mean(axis=1), axis=0)) == 4
+
+
+def test_networks_begin_alike_whatever_other_threads_draw():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pathfm_kedro.encoders.architectures import ResidualClassifier
+
+    def weights(seed):
+        if seed % 2:  # what trains meanwhile seeds, draws and restores
+            vectors = np.zeros((8, 1, 4), np.float32)
+            tuned_classifier(vectors, vectors, np.arange(8) % 2, 2, NMTuneSettings(epochs=2), 0)
+        return ResidualClassifier(64, 4, 3, seed).mlp[0].weight.detach().numpy()
+
+    alone = [weights(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(weights, range(8)))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from pathfm_kedro.encoders.draws import drawn_from
+
 #: Of pixels on the scale 0 ... 1: tissue and glass are bright, so that inputs lie about zero.
 _MEAN, _STD = (0.7, 0.6, 0.7), (0.2, 0.2, 0.2)
 #: Channels of the convolutions, each of which halves the side.
@@ -78,8 +80,7 @@ class ResidualClassifier(nn.Module):
     def __init__(self, features: int, ratio: int, labels: int, seed: int) -> None:
         super().__init__()
         hidden = ratio * features
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+        with drawn_from(seed):
             self.mlp = nn.Sequential(
                 nn.Linear(features, hidden),
                 nn.BatchNorm1d(hidden),
@@ -155,8 +156,7 @@ def rival(name: str, side: int, seed: int) -> Any:
         "small_cnn": SmallCNN,
         "small_vit": lambda: small_vit(side),
     }
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         network: Any = builders[name]()
     # What timm's models say of themselves, and what preprocessing is read from.
     network.pretrained_cfg = {"input_size": (3, side, side), "mean": _MEAN, "std": _STD}

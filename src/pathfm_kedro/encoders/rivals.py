@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.draws import drawn_from
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
 from pathfm_kedro.encoders.training import (
@@ -441,8 +442,7 @@ def linear_classifier(model: Any, labels: int, seed: int) -> torch.nn.Module:
     """A linear layer from a network's features to logits of labels, its weights drawn from a seed."""
     import torch
 
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         return torch.nn.Linear(model.num_features, labels)
 
 

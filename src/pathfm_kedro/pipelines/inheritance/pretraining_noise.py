@@ -536,8 +536,8 @@ class Results:
     def trend(self, of: str, kind: str, p_value: bool) -> Value:
         """Mean rank correlation with the rate, or the p of Page's test."""
         probe = "out_of_domain" if of == "out_of_domain_accuracy" else "in_domain"
-        self.gate(probe)
         found = page_trend(self.by_seed(of, kind))
+        self.gate(probe)
         score = self.score(probe, kind, 0.0)
         if p_value:
             estimate = Estimate(found.p, None, None, score.n, score.n_patients)
