@@ -52,7 +52,11 @@ class NMTuneSettings:
 
     Attributes
     ----------
-    epochs, batch, learning_rate, weight_decay
+    epochs
+        Passes over the training tiles.
+    batch
+        Tiles of a step, each with two views.
+    learning_rate, weight_decay
         Of AdamW.
     ratio
         Hidden units of the MLP for each of its inputs.

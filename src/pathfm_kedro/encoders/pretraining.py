@@ -35,8 +35,10 @@ class PretrainingSettings:
     ----------
     epochs
         All of them are run: who pretrains on wrong labels has no right ones to tell when to stop.
-    batch, learning_rate, weight_decay
-        Tiles of a step; of AdamW.
+    batch
+        Tiles of a step.
+    learning_rate, weight_decay
+        Of AdamW.
     """
 
     epochs: Count
