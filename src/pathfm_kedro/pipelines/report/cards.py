@@ -80,7 +80,7 @@ def cards_of(
         ]
         open_names = {words.check_name(row) for row in rows}
         undecided += [
-            Line(name, "nothing was decided")
+            Line(f"{name[:1].upper()}{name[1:]}", "no check of it was decided")
             for name in unasked(own, words)
             if name not in open_names
         ]

@@ -278,7 +278,8 @@ def _may(findings: pl.DataFrame, slides: pl.DataFrame, parameters: Mapping[str, 
     checks = findings.filter(pl.col("q_value").is_not_null(), role="encoder").height
     return [
         f"A PASS or FAIL says that the whole 95% interval over patients lies on one side of the "
-        f"threshold, that this holds after correcting for all {checks} checks (q below {alpha:g}), "
+        f"threshold, that this holds after correcting for all {checks} checks (false discovery rate "
+        f"below {100 * alpha:g}%), "
         f"and that no control of the experiment speaks against it.",
         f"It holds for slides like these: {count_of(usable.height, 'slide')} with tiles of "
         f"{count_of(usable['patient_id'].n_unique(), 'patient')} from "

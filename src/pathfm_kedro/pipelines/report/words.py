@@ -437,7 +437,8 @@ class Words:
         """What an encoder that passes this check may be used for."""
         words = self.metric(row)
         at = self._at(words, row)
-        return (at.use if at else "") or words.use or self.check_name(row)
+        text = (at.use if at else "") or words.use or self.check_name(row)
+        return text[:1].upper() + text[1:]
 
     def held_against(self, row: Row) -> str:
         """A figure beside what it must be."""
