@@ -96,6 +96,8 @@ def cards_of(
 
 
 def _judged(row: Row, words: Words) -> Line:
+    if row["value"] is None:
+        return Line(words.use_text(row), f"{words.check_name(row)}: {_first_clause(row)}")
     must = f", must be {threshold_text(row)}" if row["verdict"] == "fail" else ""
     return Line(words.use_text(row), f"{words.check_name(row)} {value_text(row)}{must}")
 
@@ -103,7 +105,7 @@ def _judged(row: Row, words: Words) -> Line:
 def _open(row: Row, needed: float, words: Words) -> str:
     """Why a check is open, and how many patients would settle it."""
     if row["value"] is None:
-        return f"{words.check_name(row)} not measured: {row['reason']}"
+        return f"{words.check_name(row)} not measured: {_first_clause(row)}"
     figure = f"{words.check_name(row)} {value_text(row)}, must be {threshold_text(row)}"
     if not row["_by_interval"]:
         return f"{figure}; {row['reason']}" if row["reason"] else figure
@@ -111,6 +113,11 @@ def _open(row: Row, needed: float, words: Words) -> str:
     if patients > MANY_PATIENTS:
         return f"{figure}; too near to it for any cohort"
     return f"{figure}; about {patients:,} patients would settle it ({row['n_patients']:,} now)"
+
+
+def _first_clause(row: Row) -> str:
+    """A reason up to its first semicolon: the tables have it whole."""
+    return str(row["reason"] or "").split("; ")[0]
 
 
 def patients_needed(row: Row, needed: float) -> int:

@@ -276,6 +276,27 @@ def panels(
     words: Words,
 ) -> go.Figure | None:
     """Values with intervals: the checks and the key figures, else every figure."""
+    rows = _key_rows(measurements, experiment, words)
+    return interval_panels(rows, styles, words) if rows.height else None
+
+
+def answering_panels(
+    measurements: pl.DataFrame, experiment: str, styles: Mapping[str, Style], words: Words
+) -> tuple[go.Figure | None, go.Figure | None]:
+    """The panels that answer an experiment's question, its checks or else its first figure; the others."""
+    rows = _key_rows(measurements, experiment, words)
+    judged = rows.filter(pl.col("threshold").is_not_null())
+    key = ["metric", "stratum", "setting"]
+    ranked = rows.drop_nulls("value").with_columns(_rank=words.metric_ranks(rows.drop_nulls("value")))
+    first = judged if judged.height else ranked.sort("_rank", *key).drop("_rank").head(1)
+    wanted = first.select(key).unique()
+    split = (rows.join(wanted, on=key, how=how, maintain_order="left") for how in ("semi", "anti"))
+    answer, others = (interval_panels(r, styles, words) if r.height else None for r in split)
+    return answer, others
+
+
+def _key_rows(measurements: pl.DataFrame, experiment: str, words: Words) -> pl.DataFrame:
+    """Rows of the checks and the key figures of an experiment, else of every figure."""
     rows = measurements.filter(experiment=experiment)
     known = words.of(experiment)
     if known.key_figures is not None:
@@ -283,7 +304,7 @@ def panels(
         fixed = {k: v for k, v in known.usual.items() if isinstance(v, str) and k == "design"}
         whole = [all(entry.get(k, v) == v for k, v in fixed.items()) for entry in settings_of(rows)]
         rows = rows.filter(pl.Series(whole, dtype=pl.Boolean())).filter(key, stratum="all")
-    return interval_panels(rows, styles, words) if rows.height else None
+    return rows
 
 
 def calibration(
