@@ -1,4 +1,4 @@
-"""One card an encoder: what it may be used for, what not, and what is open and would be settled by whom."""
+"""One card an encoder: what it may be used for, what not, what is open and what would settle it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from pathfm_kedro.pipelines.report.words import Words
 #: A check that would take more patients than this lies, for all that can be known, at its threshold.
 MANY_PATIENTS = 20_000
 ASSUMPTION = (
-    "Patients needed: as many as would decide the check in 80 of 100 cohorts, among so many checks, if the figure "
-    "stays where it is and its interval shrinks with the square root of the number of patients."
+    "Patients needed: as many as would decide the check in 80 of 100 cohorts, among so many checks, "
+    "if the figure stays where it is and its interval shrinks with the square root of the number of "
+    "patients."
 )
 
 

@@ -76,9 +76,11 @@ def _claim(
         if any(cell.figure for cell in own):
             rows.append(ClaimRow(name, role[name] == "control", tuple(own)))
     audited = [row for row in rows if not row.is_control]
-    here = [
-        f"{figure.head}: {_sentence(audited, i)}" for i, (figure, _) in enumerate(known)
-    ] + [f"{f.head}: {NOT_MEASURED}." for f, t in zip(claim.here, tables, strict=True) if not t.height]
+    here = [f"{figure.head}: {_sentence(audited, i)}" for i, (figure, _) in enumerate(known)] + [
+        f"{f.head}: {NOT_MEASURED}."
+        for f, t in zip(claim.here, tables, strict=True)
+        if not t.height
+    ]
     return Claim(
         claim.title,
         claim.printed,
@@ -103,15 +105,16 @@ def _sentence(rows: list[ClaimRow], place: int) -> str:
         cell = row.cells[place]
         if cell.figure:
             said.setdefault(cell.held, []).append(f"{row.encoder} {cell.figure.split(' [')[0]}")
-    parts = [", ".join(names) if not held else f"{held} for {', '.join(names)}" for held, names in said.items()]
+    parts = [
+        ", ".join(names) if not held else f"{held} for {', '.join(names)}"
+        for held, names in said.items()
+    ]
     return "; ".join(parts) + "." if parts else "no audited encoder has a figure."
 
 
 def _rows(measurements: pl.DataFrame, figure: ClaimFigure, words: Words) -> pl.DataFrame:
     at = {**words.usual(measurements, figure.experiment), **figure.at}
-    whole = measurements.filter(
-        stratum="all", experiment=figure.experiment, metric=figure.metric
-    )
+    whole = measurements.filter(stratum="all", experiment=figure.experiment, metric=figure.metric)
     known = {key for setting in settings_of(whole) for key in setting}
     fixed = {key: value for key, value in at.items() if key in known or key in figure.at}
     chosen = select(whole, figure.experiment, figure.metric, fixed)

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.badges import Badge, badge_of
-from pathfm_kedro.pipelines.report.text import Row, interval_text, number, threshold_text, value_text
+from pathfm_kedro.pipelines.report.text import Row, interval_text, short_value, threshold_text
 from pathfm_kedro.pipelines.report.words import Words, select
 
 #: Of a figure that nothing judges, and of a check that an encoder does not have.
@@ -151,21 +151,8 @@ def _cell(
     row: dict[str, Any] = {**own.row(0, named=True)}
     row["counts"] = words.metric(row).counts
     if row["threshold"] is None:
-        return Cell(Badge(DESCRIBED, "·", short_value(row)), interval_text(row), row["reason"] or "")
+        return Cell(
+            Badge(DESCRIBED, "·", short_value(row)), interval_text(row), row["reason"] or ""
+        )
     badge = badge_of(row, is_control, controls, row["experiment"])
     return Cell(badge, interval_text(row), row["reason"] or "")
-
-
-def short_value(row: Row) -> str:
-    """A figure in a cell; large numbers with their factor of a thousand.
-
-    Examples
-    --------
-    >>> short_value({"value": 3.9e8})
-    '390 million'
-    """
-    value = row["value"]
-    for size, name in ((1e9, "billion"), (1e6, "million")):
-        if value is not None and abs(value) >= size:
-            return f"{number(value / size)} {name}"
-    return value_text(row)

@@ -22,7 +22,13 @@ from pathfm_kedro.pipelines.report.figure_parts import (
 )
 from pathfm_kedro.pipelines.report.panels import interval_panels
 from pathfm_kedro.pipelines.report.text import interval_text
-from pathfm_kedro.pipelines.report.words import PlotWords, PublishedWords, Words, select, settings_of
+from pathfm_kedro.pipelines.report.words import (
+    PlotWords,
+    PublishedWords,
+    Words,
+    select,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -287,8 +293,9 @@ def answering_panels(
     rows = _key_rows(measurements, experiment, words)
     judged = rows.filter(pl.col("threshold").is_not_null())
     key = ["metric", "stratum", "setting"]
-    ranked = rows.drop_nulls("value").with_columns(_rank=words.metric_ranks(rows.drop_nulls("value")))
-    first = judged if judged.height else ranked.sort("_rank", *key).drop("_rank").head(1)
+    known = rows.drop_nulls("value")
+    ranks = {"_metric": words.metric_ranks(known), "_setting": words.setting_ranks(known)}
+    first = judged if judged.height else known.with_columns(**ranks).sort(*ranks, *key).head(1)
     wanted = first.select(key).unique()
     split = (rows.join(wanted, on=key, how=how, maintain_order="left") for how in ("semi", "anti"))
     answer, others = (interval_panels(r, styles, words) if r.height else None for r in split)

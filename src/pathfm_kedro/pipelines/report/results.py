@@ -10,8 +10,8 @@ from pathfm_kedro.pipelines.report.text import (
     Row,
     count_of,
     null_text,
+    short_value,
     threshold_text,
-    value_text,
 )
 from pathfm_kedro.pipelines.report.words import Words, select
 
@@ -41,6 +41,8 @@ def result_sentence(rows: pl.DataFrame, role: Mapping[str, str], words: Words) -
     experiment = rows["experiment"][0]
     audited = rows.filter(pl.col("encoder").replace_strict(role, default="encoder") == "encoder")
     audited = words.with_counts(audited)
+    if audited.is_empty():
+        return "Asked of the instrument and its controls, not of the audited encoders."
     checks = audited.filter(pl.col("threshold").is_not_null())
     if checks.height:
         key = ["metric", "stratum", "setting"]
@@ -53,7 +55,10 @@ def result_sentence(rows: pl.DataFrame, role: Mapping[str, str], words: Words) -
     if metric is None:
         return "No audited encoder was measured."
     own = select(audited, experiment, metric, _applicable(audited, experiment, metric, words))
-    return _described(own.filter(stratum="all").sort("setting", "encoder"), words)
+    own = own.filter(stratum="all").with_columns(
+        _rank=words.setting_ranks(own.filter(stratum="all"))
+    )
+    return _described(own.sort("_rank", "setting", "encoder"), words)
 
 
 def _judged(part: pl.DataFrame, words: Words) -> str:
@@ -73,7 +78,9 @@ def _judged(part: pl.DataFrame, words: Words) -> str:
 
 def _described(own: pl.DataFrame, words: Words) -> str:
     """The main figure of each encoder, beside what it would be without knowledge."""
-    known = own.drop_nulls("value").unique("encoder", keep="first", maintain_order=True)
+    known = own.drop_nulls("value")
+    if known.height:
+        known = known.filter(setting=known["setting"][0])
     if known.is_empty():
         reason = own["reason"].drop_nulls().to_list()
         return f"Not measured: {reason[0]}." if reason else "Not measured."
@@ -98,7 +105,9 @@ def _main_metric(rows: pl.DataFrame, experiment: str, words: Words) -> str | Non
     return next((m for m in candidates if m in measured), None)
 
 
-def _applicable(rows: pl.DataFrame, experiment: str, metric: str, words: Words) -> dict[str, object]:
+def _applicable(
+    rows: pl.DataFrame, experiment: str, metric: str, words: Words
+) -> dict[str, object]:
     """The usual setting, as far as the figure has its entries."""
     front = next((f.at for f in words.of(experiment).front if f.metric == metric), {})
     wanted = {**words.usual(rows, experiment), **front}
@@ -107,7 +116,9 @@ def _applicable(rows: pl.DataFrame, experiment: str, metric: str, words: Words) 
 
 
 def _named(row: Row) -> str:
-    return f"{row['encoder']} {value_text(row)}"
+    if row["subject"] != "encoder":
+        return short_value(row)
+    return row["encoder"] if row["value"] is None else f"{row['encoder']} {short_value(row)}"
 
 
 def _value(row: Row) -> float:

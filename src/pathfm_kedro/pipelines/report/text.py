@@ -54,6 +54,21 @@ def value_text(row: Row) -> str:
     return _beside(row, row["value"], ())
 
 
+def short_value(row: Row) -> str:
+    """A row's value where room is short: large numbers in millions and billions.
+
+    Examples
+    --------
+    >>> short_value({"value": 3.9e8})
+    '390 million'
+    """
+    value = row["value"]
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if value is not None and abs(value) >= size:
+            return f"{number(value / size)} {name}"
+    return value_text(row)
+
+
 def interval_text(row: Row) -> str:
     """Value with its 95% interval.
 

@@ -466,6 +466,23 @@ class Words:
         best = max(counted, key=lambda name: (counted[name], name), default="{}")
         return dict(json.loads(best))
 
+    def setting_ranks(self, rows: pl.DataFrame) -> pl.Series:
+        """Place of each row's setting: values in the order in which the words list them, then others."""
+        places = {
+            x: {key: list(values) for key, values in words.settings.items()}
+            for x, words in self.experiments.items()
+        }
+        pairs = zip(rows["experiment"], settings_of(rows), strict=True)
+        ranks = [
+            sum(
+                known[key].index(value) if value in known[key] else len(known[key])
+                for key, value in setting.items()
+                if isinstance(value, str) and key in (known := places.get(x, {}))
+            )
+            for x, setting in pairs
+        ]
+        return pl.Series(ranks, dtype=pl.Int64())
+
     @staticmethod
     def _at(words: MetricWords, row: Row) -> MetricAt | None:
         target = json.loads(row["setting"]).get("target") if words.at else None
