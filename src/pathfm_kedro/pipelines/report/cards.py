@@ -145,6 +145,6 @@ def patients_needed(row: Row, needed: float) -> int:
     half = value - row["ci_low"] if value > threshold else row["ci_high"] - value
     if distance * 1000 <= half:
         return MANY_PATIENTS + 1
-    exact = row["n_patients"] * (half / TWO_SIDED_95 * needed / distance) ** 2
+    exact: float = row["n_patients"] * (half / TWO_SIDED_95 * needed / distance) ** 2
     digits = 10 ** max(len(f"{exact:.0f}") - 2, 0)
     return min(round(math.ceil(round(exact / digits, 6)) * digits), MANY_PATIENTS + 1)

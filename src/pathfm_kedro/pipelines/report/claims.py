@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.sections import footnote
-from pathfm_kedro.pipelines.report.text import Row, interval_text, marked_interval
+from pathfm_kedro.pipelines.report.text import Row, marked_interval, short_value
 from pathfm_kedro.pipelines.report.words import ClaimFigure, ClaimWords, Words, select, settings_of
 
 #: Of a claim whose figure was not measured here.
@@ -18,10 +18,11 @@ NOT_MEASURED = "not measured in this audit"
 
 @dataclass(frozen=True)
 class ClaimCell:
-    """One encoder's figure, and whether the claim held."""
+    """One encoder's figure, whether the claim held, and the figure alone."""
 
     figure: str
     held: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _claim(
 
 
 def _head(figure: ClaimFigure, table: pl.DataFrame, words: Words) -> str:
-    at = words.setting_text(figure.experiment, table["setting"].sort()[0])
+    at = words.setting_text(figure.experiment, table["setting"][0])
     return f"{figure.head} ({at})" if at else figure.head
 
 
@@ -104,11 +105,9 @@ def _sentence(rows: list[ClaimRow], place: int) -> str:
     for row in rows:
         cell = row.cells[place]
         if cell.figure:
-            said.setdefault(cell.held, []).append(f"{row.encoder} {cell.figure.split(' [')[0]}")
-    parts = [
-        ", ".join(names) if not held else f"{held} for {', '.join(names)}"
-        for held, names in said.items()
-    ]
+            named = f"{row.encoder} {cell.short}".strip()
+            said.setdefault(cell.held, []).append(named)
+    parts = [f"{held} for {', '.join(names)}".removeprefix(" for ") for held, names in said.items()]
     return "; ".join(parts) + "." if parts else "no audited encoder has a figure."
 
 
@@ -118,13 +117,14 @@ def _rows(measurements: pl.DataFrame, figure: ClaimFigure, words: Words) -> pl.D
     known = {key for setting in settings_of(whole) for key in setting}
     fixed = {key: value for key, value in at.items() if key in known or key in figure.at}
     chosen = select(whole, figure.experiment, figure.metric, fixed)
+    chosen = chosen.with_columns(_rank=words.setting_ranks(chosen)).sort("_rank", "setting")
     judged = chosen.filter(pl.col("threshold").is_not_null())
     return words.with_counts(judged if judged.height else chosen)
 
 
 def _one(rows: pl.DataFrame, encoder: str) -> dict[str, Any] | None:
     """An encoder's row."""
-    own = rows.filter(pl.col("encoder") == encoder).sort("setting")
+    own = rows.filter(pl.col("encoder") == encoder)
     return own.row(0, named=True) if own.height else None
 
 
@@ -133,10 +133,12 @@ def _cell(row: Row | None, figure: ClaimFigure) -> ClaimCell:
     if row is None:
         return ClaimCell("", "")
     if row["value"] is None:
-        return ClaimCell(f"{interval_text(row)}: {row['reason']}", "")
+        return ClaimCell(str(row["reason"]), "not measured")
     if row["ci_low"] is None or row["ci_high"] is None:
-        return ClaimCell(marked_interval(row), "no interval" if figure.criterion else "")
-    return ClaimCell(marked_interval(row), _outcome(row, figure.criterion))
+        held = "no interval" if figure.criterion else ""
+    else:
+        held = _outcome(row, figure.criterion)
+    return ClaimCell(marked_interval(row), held, short_value(row))
 
 
 def _outcome(row: Row, criterion: Mapping[str, Any]) -> str:

@@ -121,7 +121,7 @@ def _cut(name: str, room: int) -> str:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """Text in lines of at most `width` characters, broken behind ``_``, ``-`` or a space if that fits."""
+    """Text in lines of at most `width` characters, broken behind ``_``, ``-`` or a space if it fits."""
     lines: list[str] = []
     while len(text) > width:
         ends = [i for i in range(1, width + 1) if text[i - 1] in "_- "]

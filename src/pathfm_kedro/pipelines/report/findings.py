@@ -171,8 +171,8 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     findings = findings.with_columns(pl.Series("q_value", q_values, nan_to_null=True))
     lost = pl.col("verdict").is_in(["pass", "fail"]) & (pl.col("q_value") >= alpha)
     reason = pl.format(
-        "the interval alone says {}, but among {} checks it could be chance: its false discovery rate is "
-        "{}%, not below {}%",
+        "the interval alone says {}, but among {} checks it could be chance: its false discovery "
+        "rate is {}%, not below {}%",
         "verdict",
         pl.lit(str(int(mask.sum()))),
         pl.col("q_value").map_elements(lambda q: number(100 * q), return_dtype=pl.String()),

@@ -289,7 +289,7 @@ def panels(
 def answering_panels(
     measurements: pl.DataFrame, experiment: str, styles: Mapping[str, Style], words: Words
 ) -> tuple[go.Figure | None, go.Figure | None]:
-    """The panels that answer an experiment's question, its checks or else its first figure; the others."""
+    """Panels that answer an experiment's question, its checks or else its first figure; the others."""
     rows = _key_rows(measurements, experiment, words)
     judged = rows.filter(pl.col("threshold").is_not_null())
     key = ["metric", "stratum", "setting"]

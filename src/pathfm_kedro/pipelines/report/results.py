@@ -68,12 +68,12 @@ def _judged(part: pl.DataFrame, words: Words) -> str:
     said: dict[str, list[str]] = {}
     for row in part.iter_rows(named=True):
         said.setdefault(row["verdict"], []).append(_named(row))
-    answers = [
-        f"{_SAYS[v]}: {', '.join(said[v]) if len(said[v]) <= _NAMED else count_of(len(said[v]), 'encoder')}"
-        for v in _SAYS
-        if v in said
-    ]
-    return f"{name[:1].upper()}{name[1:]} must be {threshold_text(first)}. {_capital('; '.join(answers))}."
+    answers = []
+    for verdict in (v for v in _SAYS if v in said):
+        named = said[verdict]
+        who = ", ".join(named) if len(named) <= _NAMED else count_of(len(named), "encoder")
+        answers.append(f"{_SAYS[verdict]}: {who}")
+    return f"{_capital(name)} must be {threshold_text(first)}. {_capital('; '.join(answers))}."
 
 
 def _described(own: pl.DataFrame, words: Words) -> str:

@@ -467,7 +467,7 @@ class Words:
         return dict(json.loads(best))
 
     def setting_ranks(self, rows: pl.DataFrame) -> pl.Series:
-        """Place of each row's setting: values in the order in which the words list them, then others."""
+        """Place of each row's setting: values in the order of the words, then others."""
         places = {
             x: {key: list(values) for key, values in words.settings.items()}
             for x, words in self.experiments.items()
