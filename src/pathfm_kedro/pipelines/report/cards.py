@@ -146,5 +146,5 @@ def patients_needed(row: Row, needed: float) -> int:
     if distance * 1000 <= half:
         return MANY_PATIENTS + 1
     exact: float = row["n_patients"] * (half / TWO_SIDED_95 * needed / distance) ** 2
-    digits = 10 ** max(len(f"{exact:.0f}") - 2, 0)
+    digits: int = 10 ** max(len(f"{exact:.0f}") - 2, 0)
     return min(round(math.ceil(round(exact / digits, 6)) * digits), MANY_PATIENTS + 1)
