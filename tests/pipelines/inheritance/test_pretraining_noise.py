@@ -266,9 +266,9 @@ def test_a_missing_clean_rate_is_named():
 
 @pytest.mark.slow
 def test_where_noise_does_nothing_intervals_hold_zero():
-    """Arms that carry the label alike: no arm is better than another, in 19 of 20 cohorts or more."""
+    """Arms that carry the label alike: none is better than another, and intervals hold 0."""
     covered = []
-    for seed in range(30):
+    for seed in range(20):
         found = figures_of(
             lambda arm: 1.5 * (arm.kind != RANDOM),
             parameters(seed=seed, rates=[0.0, 0.3], seeds=2),
@@ -277,5 +277,5 @@ def test_where_noise_does_nothing_intervals_hold_zero():
         row = at(found, "accuracy_loss", probe="in_domain", kind="symmetric", rate=0.3)
         if row["value"] is not None:
             covered.append(row["ci_low"] <= 0 <= row["ci_high"])
-    assert len(covered) >= 20
+    assert len(covered) >= 15
     assert np.mean(covered) >= 0.9
