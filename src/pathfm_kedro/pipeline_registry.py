@@ -13,6 +13,7 @@ from pathfm_kedro.cohorts import (
     harmonised_bases,
     read_cohort_plan,
     seeds_of_rivals,
+    shows_same_tissue,
     tiles_of_cohort,
 )
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
@@ -48,7 +49,13 @@ def register_pipelines() -> dict[str, Pipeline]:
     measured = {
         "retrieve": retrieve(encoders, aside, grids),
         "robustness": robustness(
-            encoders, aside, bases, plan.parameters, grids=grids, same_as=tiles.same_as
+            encoders,
+            aside,
+            bases,
+            plan.parameters,
+            grids=grids,
+            same_as=tiles.same_as,
+            same_tissue=shows_same_tissue(plan),
         ),
         "inheritance": inheritance(encoders, aside, grids),
     }

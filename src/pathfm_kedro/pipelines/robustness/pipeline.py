@@ -87,6 +87,12 @@ from pathfm_kedro.pipelines.robustness.rotation import (
     rotation_statistics,
     view_of_rotation,
 )
+from pathfm_kedro.pipelines.robustness.same_tissue import (
+    SameTissue,
+    same_tissue_figures,
+    same_tissue_statistics,
+    view_of_same_tissue,
+)
 from pathfm_kedro.pipelines.robustness.stain_probe import (
     StainProbe,
     stain_probe_figures,
@@ -104,6 +110,10 @@ from pathfm_kedro.pipelines.robustness.texture import (
     view_of_texture,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
+from pathfm_kedro.pipelines.robustness.tissue_pairs import (
+    choose_paired_tiles,
+    register_repeats,
+)
 from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.wiring import (
     Experiment,
@@ -228,7 +238,26 @@ VIEWS = [
         "widening fields",
         pool="field_pool",
     ),
+    Views(
+        "same_tissue",
+        "same_tissue",
+        SameTissue,
+        view_of_same_tissue,
+        "reading the same tissue",
+        pool="paired_tiles",
+        tiles="paired_tiles",
+    ),
 ]
+
+#: Only where the cohort says that tissue was scanned or stained again (cohort.same_tissue).
+SAME_TISSUE = Experiment(
+    "same_tissue",
+    SameTissue,
+    same_tissue_statistics,
+    same_tissue_figures,
+    ["views.same_tissue.{e}", "paired_tiles", *VECTORS],
+    beside=["tissue_pairs"],
+)
 
 #: The index and the margins rest on one search, and the index on the k of all encoders.
 INDEX = Experiment(
@@ -277,6 +306,7 @@ def create_pipeline(
     experiments: Sequence[Experiment] | None = None,
     grids: TileGrids | None = None,
     same_as: Mapping[str, str] | None = None,
+    same_tissue: bool = False,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -296,15 +326,19 @@ def create_pipeline(
         Which tiles each encoder has vectors of; one grid for all where not given.
     same_as
         Of features that were brought, the encoder that should give the same.
+    same_tissue
+        Whether the cohort has slides that show the tissue of others again.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
-    listed = EXPERIMENTS if experiments is None else experiments
+    listed = [*(EXPERIMENTS if experiments is None else experiments)]
+    listed += [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
     judged = [INDEX, MARGINS, *listed, ATTACKED]
     parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: pools come before them.
         *_in_grids(_pool, encoders, grids),
         *_in_grids(_field_pool, encoders, grids),
+        *(_paired_tissue(encoders, grids) if same_tissue else []),
         _views(encoders, known, grids),
         *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
@@ -337,7 +371,9 @@ def _pool(named: Callable[[str], str]) -> Node:
         ["slides", named("tiles"), "params:tile_pool"],
         named("tile_pool"),
         name="choose_pool",
-        tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
+        tags=sorted(
+            {v.experiment for v in VIEWS if v.pool == "tile_pool"} | {"cue_conflict", "stain_probe"}
+        ),
     )
 
 
@@ -367,6 +403,29 @@ def _field_pool(named: Callable[[str], str]) -> Node:
     return node(
         choose_field_pool, [*map(named, inputs)], [*map(named, outputs)], name="pool", tags=x
     )
+
+
+def _paired_tissue(encoders: Sequence[str], grids: TileGrids) -> list[Node | Pipeline]:
+    """How slides of one tissue lie on each other, and their tiles of the same places."""
+    block = f"params:{SAME_TISSUE.name}"
+
+    def tiles_in(named: Callable[[str], str]) -> Node:
+        return node(
+            choose_paired_tiles,
+            ["slides", named("tiles"), "tissue_pairs", block],
+            named("paired_tiles"),
+            name="choose_paired_tiles",
+            tags=SAME_TISSUE.name,
+        )
+
+    registered = node(
+        register_repeats,
+        ["slides", "slide_files", block, "params:engine"],
+        "tissue_pairs",
+        name="register_repeats",
+        tags=SAME_TISSUE.name,
+    )
+    return [registered, *_in_grids(tiles_in, encoders, grids)]
 
 
 def _views(encoders: Sequence[str], bases: Mapping[str, str], grids: TileGrids) -> Pipeline:
