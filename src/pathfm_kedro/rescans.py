@@ -1,4 +1,4 @@
-"""Manifests of tissue that was scanned or stained again: same folders per scanner, or the names of PLISM."""
+"""Manifests of tissue that was scanned or stained again: folders of scanners, or PLISM's names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pathfm_kedro.folders import (
 
 #: Levels of folders that tell two slides of one tissue apart.
 _CHANGES = ("scanner", "stain")
-#: ``GIVH_AT2_to_GMH_S60.tif``: stain and scanner of a slide, and of the slide that it was registered to.
+#: ``GIVH_AT2_to_GMH_S60.tif``: stain and scanner of a slide, and of the slide that it was registered
+#: to.
 _PLISM = re.compile(
     r"(?P<stain>[A-Za-z0-9]+)_(?P<scanner>[A-Za-z0-9]+)(_to_(?P<reference>[A-Za-z0-9]+_[A-Za-z0-9]+))?"
 )
@@ -31,11 +32,11 @@ _NAMED = 5
 def list_rescans(
     folder: Path, levels: Sequence[str], start: Path, mpp: float | None = None
 ) -> FolderListing:
-    """As :func:`~pathfm_kedro.folders.list_folder`, of slides that were scanned or stained several times.
+    """As :func:`~pathfm_kedro.folders.list_folder`, of slides scanned or stained several times.
 
     Slides that lie in the same folders under the same file name, but for the folders of ``scanner`` and
-    ``stain``, show one tissue. Its reference slide is that of the scanner and stain which have most slides,
-    and the first of these by name; the others name it in ``same_tissue_as``.
+    ``stain``, show one tissue. Its reference slide is that of the scanner and stain which have most
+    slides, and the first of these by name; the others name it in ``same_tissue_as``.
 
     Parameters
     ----------
@@ -87,9 +88,9 @@ def list_rescans(
 def list_plism(folder: Path, start: Path, mpp: float | None = None) -> FolderListing:
     """One row per slide of PLISM, named ``<stain>_<scanner>[_to_<stain>_<scanner>]``.
 
-    Plismbench has 13 stains by 7 scanners of one tissue, each registered to ``GMH_S60``: the columns of a
-    registration say that nothing is left to move. Slides without ``_to_`` are registered by the audit, onto
-    the first by name. There is one patient, one center and one label.
+    Plismbench has 13 stains by 7 scanners of one tissue, each registered to ``GMH_S60``: the columns of
+    a registration say that nothing is left to move. Slides without ``_to_`` are registered by the
+    audit, onto the first by name. There is one patient, one center and one label.
 
     Parameters
     ----------
@@ -127,8 +128,8 @@ def list_plism(folder: Path, start: Path, mpp: float | None = None) -> FolderLis
     registered = {match["reference"] for _, match in named if match["reference"]}
     if len(registered) > 1 or not registered <= set(ids):
         raise FolderError(
-            f"slides below {folder} were registered to {', '.join(sorted(registered))}: bring the slides "
-            "of one reference, and the reference itself"
+            f"slides below {folder} were registered to {', '.join(sorted(registered))}: bring the "
+            "slides of one reference, and the reference itself"
         )
     reference = next(iter(registered), min(ids))
     for row, (_, match) in zip(rows, named, strict=True):
@@ -138,7 +139,7 @@ def list_plism(folder: Path, start: Path, mpp: float | None = None) -> FolderLis
         row |= {"offset_x": still, "offset_y": still, "rotation_deg": still}
         row |= {"mpp": f"{mpp:.12g}"} if mpp is not None else {}
     warning = (
-        "one patient: intervals are over regions of this tissue, and no check is judged; experiments that "
-        "need several patients, centers or labels have nothing to measure"
+        "one patient: intervals are over regions of this tissue, and no check is judged; experiments "
+        "that need several patients, centers or labels have nothing to measure"
     )
     return FolderListing(pl.DataFrame(rows), (warning,))

@@ -17,13 +17,18 @@ def test_plism_is_91_slides_of_one_tissue_registered_to_one(tmp_path):
     fill(tmp_path, *(f"{a}_{b}_to_GMH_S60.tif" for a in STAINS for b in SCANNERS))
     listing = list_plism(tmp_path, tmp_path, 0.5)
     table = check_manifest(listing.manifest)
-    assert table.height == 91 and (table["status"] == "listed").all()
-    assert table["stain"].n_unique() == 13 and table["scanner"].n_unique() == 7
+    assert table.height == 91
+    assert (table["status"] == "listed").all()
+    assert table["stain"].n_unique() == 13
+    assert table["scanner"].n_unique() == 7
     reference = table.filter(table["same_tissue_as"].is_null())
-    assert reference["slide_id"].to_list() == ["GMH_S60"] and reference["offset_x"][0] is None
+    assert reference["slide_id"].to_list() == ["GMH_S60"]
+    assert reference["offset_x"][0] is None
     others = table.filter(table["same_tissue_as"].is_not_null())
     assert set(others["same_tissue_as"]) == {"GMH_S60"}
-    assert others.select("offset_x", "offset_y", "rotation_deg").unique().rows() == [(0.0, 0.0, 0.0)]
+    assert others.select("offset_x", "offset_y", "rotation_deg").unique().rows() == [
+        (0.0, 0.0, 0.0)
+    ]
     assert "one patient" in listing.warnings[0]
 
 
@@ -58,12 +63,16 @@ def test_five_scanners_of_each_case_name_one_reference(tmp_path):
     (tmp_path / "H/benign/AT2/p1/p1.svs").unlink()
     levels = ("center", "label", "scanner", "patient")
     table = check_manifest(list_rescans(tmp_path, levels, tmp_path, 0.25).manifest)
-    assert table.height == 14 and (table["status"] == "listed").all()
+    assert table.height == 14
+    assert (table["status"] == "listed").all()
     references = table.filter(table["same_tissue_as"].is_null())
     assert references["scanner"].to_list() == ["DP200"] * 3
     assert references["patient_id"].sort().to_list() == ["p1", "p2", "p3"]
     for row in table.drop_nulls("same_tissue_as").iter_rows(named=True):
-        assert row["same_tissue_as"] == f"H-{row['label']}-DP200-{row['patient_id']}-{row['patient_id']}"
+        assert (
+            row["same_tissue_as"]
+            == f"H-{row['label']}-DP200-{row['patient_id']}-{row['patient_id']}"
+        )
 
 
 def test_rescans_without_patients_are_one_patient_a_tissue(tmp_path):

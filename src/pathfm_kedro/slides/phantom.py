@@ -395,7 +395,11 @@ def _check_names(parameter: str, names: list[Any]) -> None:
 
 
 def _check_changes(changes: Any) -> None:
-    known = isinstance(changes, Sequence) and not isinstance(changes, str) and set(changes) <= {*CHANGES}
+    known = (
+        isinstance(changes, Sequence)
+        and not isinstance(changes, str)
+        and set(changes) <= {*CHANGES}
+    )
     if not known or not changes or len(set(changes)) < len(changes):
         raise ValueError(
             f"repeat_changes: {changes!r} must list some of {', '.join(CHANGES)}, each once"

@@ -18,7 +18,7 @@ from pathfm_kedro.slides.phantom_stain import CenterProfile
 from pathfm_kedro.slides.phantom_tissue import Tissue
 
 #: What of the other center's look each change takes.
-CHANGES = {
+CHANGES: dict[str, tuple[str, ...]] = {
     "scanner": ("gamma", "blur_um", "noise", "jpeg_quality"),
     "stain": ("haematoxylin", "eosin", "haematoxylin_strength", "eosin_strength"),
 }
@@ -113,7 +113,10 @@ def towards(own: CenterProfile, other: CenterProfile, change: str, dose: float) 
     """
     return replace(
         own,
-        **{name: _between(getattr(own, name), getattr(other, name), dose) for name in CHANGES[change]},
+        **{
+            name: _between(getattr(own, name), getattr(other, name), dose)
+            for name in CHANGES[change]
+        },
     )
 
 

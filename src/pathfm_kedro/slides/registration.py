@@ -111,7 +111,8 @@ class Fit:
     correlation
         Pearson correlation of the fine structure where both have tissue; NaN without overlap.
     residual_px
-        Median distance by which parts of the overlap would still move; NaN where none has tissue enough.
+        Median distance by which parts of the overlap would still move; NaN where none has tissue
+        enough.
     """
 
     registration: Registration
@@ -271,7 +272,9 @@ def _signed(shift: float, side: int) -> float:
 
 def _turned_shape(shape: tuple[int, ...], angle: float) -> tuple[int, int]:
     cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-    return math.ceil(shape[0] * cos + shape[1] * sin), math.ceil(shape[0] * sin + shape[1] * cos)
+    # The sine of a half turn is a rounding error, and no px more.
+    down, right = shape[0] * cos + shape[1] * sin, shape[0] * sin + shape[1] * cos
+    return math.ceil(down - 1e-6), math.ceil(right - 1e-6)
 
 
 def _turned(picture: Map, angle: float) -> Map:

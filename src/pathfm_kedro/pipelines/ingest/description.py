@@ -82,8 +82,8 @@ def describe_slides(
         The listed columns and vendor, width, height, levels, mpp, fingerprint, tissue_digest (see
         :func:`~pathfm_kedro.pipelines.ingest.duplicates.tissue_digest`), tissue_share (of the whole
         image); status is "usable", "repeat" (it shows the tissue of another slide again) or
-        "unusable", with the reason, in which no path names a patient. A slide that cannot be used stays. warning says what a person
-        should look at on a slide that can be used.
+        "unusable", with the reason, in which no path names a patient. A slide that cannot be used
+        stays. warning says what a person should look at on a slide that can be used.
 
     Raises
     ------

@@ -71,8 +71,9 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        The required columns, organ, scanner, stain, mpp (float, micrometres per level-0 pixel, null where
-        not given), further columns, status ("listed" or "unusable") and reason; sorted by slide_id.
+        The required columns, organ, scanner, stain, mpp (float, micrometres per level-0 pixel, null
+        where not given), further columns, status ("listed" or "unusable") and reason; sorted by
+        slide_id.
 
     Raises
     ------
@@ -115,7 +116,9 @@ def _checked(manifest: pl.DataFrame, filled_in: Sequence[str]) -> pl.DataFrame:
     numbered = checked_repeats(numbered, _ROW, _REPEAT)
     return (
         numbered.with_columns(_row_reason(filled_in).alias("reason"))
-        .with_columns(pl.when(pl.col("reason") == "").then(_REPEAT).otherwise("reason").alias("reason"))
+        .with_columns(
+            pl.when(pl.col("reason") == "").then(_REPEAT).otherwise("reason").alias("reason")
+        )
         .with_columns(
             pl.when(pl.col("reason") == "")
             .then(pl.lit("listed"))

@@ -2,8 +2,8 @@
 
 The cell names the slide whose tissue is shown (the *reference*); all slides of one tissue name the same
 one. Where the registration is known, further columns give it, as
-:class:`~pathfm_kedro.slides.registration.Registration` takes it: ``offset_x`` and ``offset_y`` (level-0 px
-of the reference), and where they are not 0, no and the ratio of the resolutions, ``rotation_deg``,
+:class:`~pathfm_kedro.slides.registration.Registration` takes it: ``offset_x`` and ``offset_y`` (level-0
+px of the reference), and where they are not 0, no and the ratio of the resolutions, ``rotation_deg``,
 ``flip`` and ``scale``.
 """
 
@@ -19,7 +19,8 @@ from pathfm_kedro.pipelines.ingest.spelling import stands_for_nothing
 
 #: The column, and those of a registration that is known.
 REPEAT_COLUMNS = ("same_tissue_as", "offset_x", "offset_y", "rotation_deg", "flip", "scale")
-#: Status of a slide that shows the tissue of another again: it counts in the comparison with that one alone.
+#: Status of a slide that shows the tissue of another again: it counts in the comparison with that one
+#: alone.
 REPEAT = "repeat"
 _NUMBERS = ("offset_x", "offset_y", "rotation_deg", "scale")
 _SCHEMA: dict[str, pl.DataType] = {
@@ -74,16 +75,16 @@ def marked_repeats(slides: pl.DataFrame) -> pl.DataFrame:
     if column not in slides.columns:
         return slides
     again = (pl.col("status") == "usable") & pl.col(column).is_not_null()
-    why = pl.format("shows the tissue of {} again: counts in the experiment same_tissue alone", column)
+    why = pl.format(
+        "shows the tissue of {} again: counts in the experiment same_tissue alone", column
+    )
     return slides.with_columns(
         status=pl.when(again).then(pl.lit(REPEAT)).otherwise("status"),
         reason=pl.when(again).then(why).otherwise("reason"),
     )
 
 
-def _read(
-    given: Mapping[str, Any], listed: Mapping[str, Mapping[str, Any]], row: str
-) -> list[Any]:
+def _read(given: Mapping[str, Any], listed: Mapping[str, Mapping[str, Any]], row: str) -> list[Any]:
     """Cells of one row in the order of the schema, and what is wrong with it."""
     reference = _text(given, "same_tissue_as")
     if reference is None:
@@ -100,7 +101,9 @@ def _read(
     flip = _text(given, "flip")
     known["flip"] = None if flip is None else _YES_NO.get(flip.casefold())
     if flip is not None and known["flip"] is None:
-        problem = problem or f"flip '{flip}' is neither true nor false: write one, or leave it empty"
+        problem = (
+            problem or f"flip '{flip}' is neither true nor false: write one, or leave it empty"
+        )
     problem = problem or _half_registered(known)
     return [*known.values(), f"row {given[row]}: {problem}" if problem else ""]
 
@@ -110,7 +113,9 @@ def _of_reference(
 ) -> str:
     """What is wrong with the slide that a row names."""
     if name == given["slide_id"]:
-        return f"same_tissue_as '{name}' is the slide itself: leave it empty for the reference slide"
+        return (
+            f"same_tissue_as '{name}' is the slide itself: leave it empty for the reference slide"
+        )
     if name not in listed:
         return (
             f"same_tissue_as '{name}' is no slide_id of this manifest: correct it, list that slide, or "

@@ -330,22 +330,23 @@ def create_pipeline(
         Whether the cohort has slides that show the tissue of others again.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
-    listed = [*(EXPERIMENTS if experiments is None else experiments)]
-    listed += [SAME_TISSUE] if same_tissue else []
+    listed = EXPERIMENTS if experiments is None else experiments
+    again = [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
-    judged = [INDEX, MARGINS, *listed, ATTACKED]
+    judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
     parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: pools come before them.
         *_in_grids(_pool, encoders, grids),
         *_in_grids(_field_pool, encoders, grids),
-        *(_paired_tissue(encoders, grids) if same_tissue else []),
         _views(encoders, known, grids),
         *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids),
     ]
-    names = [*WIRED, *(x.name for x in listed)]
+    names = [*WIRED, *(x.name for x in [*listed, *again])]
+    if same_tissue:
+        parts.append(same_tissue_pipeline(encoders, known, values, grids))
     if same_as:
         parts.append(agreement_pipeline(encoders, same_as, grids))
         names.append(AGREEMENT.name)
@@ -403,29 +404,6 @@ def _field_pool(named: Callable[[str], str]) -> Node:
     return node(
         choose_field_pool, [*map(named, inputs)], [*map(named, outputs)], name="pool", tags=x
     )
-
-
-def _paired_tissue(encoders: Sequence[str], grids: TileGrids) -> list[Node | Pipeline]:
-    """How slides of one tissue lie on each other, and their tiles of the same places."""
-    block = f"params:{SAME_TISSUE.name}"
-
-    def tiles_in(named: Callable[[str], str]) -> Node:
-        return node(
-            choose_paired_tiles,
-            ["slides", named("tiles"), "tissue_pairs", block],
-            named("paired_tiles"),
-            name="choose_paired_tiles",
-            tags=SAME_TISSUE.name,
-        )
-
-    registered = node(
-        register_repeats,
-        ["slides", "slide_files", block, "params:engine"],
-        "tissue_pairs",
-        name="register_repeats",
-        tags=SAME_TISSUE.name,
-    )
-    return [registered, *_in_grids(tiles_in, encoders, grids)]
 
 
 def _views(encoders: Sequence[str], bases: Mapping[str, str], grids: TileGrids) -> Pipeline:
@@ -540,6 +518,42 @@ def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> N
     tables = [f"measurements.robustness.{name}.{e}" for e in encoders]
     tables += [output for extra in more for output in extra.outputs]
     return collected(tables, f"measurements.robustness.{name}", tags=[name])
+
+
+def same_tissue_pipeline(
+    encoders: Sequence[str],
+    bases: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    grids: TileGrids | None = None,
+) -> Pipeline:
+    """Slides of one tissue laid on each other, and the experiment on their tiles of the same places.
+
+    Parameters
+    ----------
+    encoders, bases, parameters, grids
+        As in :func:`create_pipeline`.
+    """
+    x, tiles = SAME_TISSUE, grids or TileGrids()
+    block = f"params:{x.name}"
+
+    def tiles_in(named: Callable[[str], str]) -> Node:
+        return node(
+            choose_paired_tiles,
+            ["slides", named("tiles"), "tissue_pairs", block],
+            named("paired_tiles"),
+            name="choose_paired_tiles",
+            tags=x.name,
+        )
+
+    registered = node(
+        register_repeats,
+        ["slides", "slide_files", block, "params:engine"],
+        "tissue_pairs",
+        name="register_repeats",
+        tags=x.name,
+    )
+    measured = _experiment(x, encoders, bases or {}, parameters or {}, tiles)
+    return Pipeline([registered, *_in_grids(tiles_in, encoders, tiles), measured])
 
 
 def agreement_pipeline(

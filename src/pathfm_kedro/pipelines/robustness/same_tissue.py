@@ -1,10 +1,10 @@
 r"""The same tissue scanned or stained again: does a tile keep its vector.
 
-Slides that show one tissue (``same_tissue_as`` in the manifest) are registered, and tiles are read at the
-same places; a slide that lies askew is turned upright as it is read. All pairs of slides of one tissue are
-compared, by what differs between them: the ``scanner``, the ``stain``, ``both``, and ``any`` for all pairs
-together, those whose columns tell no difference among them. With a_i, b_i the vectors of place i on the
-two slides of a pair and n their common places:
+Slides that show one tissue (``same_tissue_as`` in the manifest) are registered, and tiles are read at
+the same places; a slide that lies askew is turned upright as it is read. All pairs of slides of one
+tissue are compared, by what differs between them: the ``scanner``, the ``stain``, ``both``, and ``any``
+for all pairs together, those whose columns tell no difference among them. With a_i, b_i the vectors of
+place i on the two slides of a pair and n their common places:
 
 - ``paired_cosine = mean_i cos(a_i, b_i)``, and ``cosine_excess``, the same minus
   ``mean_{i≠j} cos(a_i, b_j)``: an encoder that finds all tissue alike has a high cosine and no excess;
@@ -16,14 +16,15 @@ two slides of a pair and n their common places:
   ``Σ_bins |Σ (correct − confidence)| / n``, on slides that show tissue again minus that on their
   reference slides; both on the same places.
 
-Cosine, excess, top-k and agreement are medians over pairs of slides, with quartiles in the row's reason;
-the interval resamples patients. With a single patient it resamples regions of the tissue and says so: it
-holds for this tissue only, and no verdict rests on it.
+Cosine, excess, top-k and agreement are medians over pairs of slides, with quartiles in the row's
+reason; the interval resamples patients. With a single patient it resamples regions of the tissue and
+says so: it holds for this tissue only, and no verdict rests on it.
 
 Pitfalls
 --------
 - A cosine alone misleads: PLIP has .878 and finds the place among its ten nearest in 5% (Plismbench).
-- Top-k falls with the pool: a figure with another n is not comparable. Published ones used 8,139 places.
+- Top-k falls with the pool: a figure with another n is not comparable. Published ones used 8,139
+  places.
 - What registration missed looks like a change of the vector: see ``residual_um`` in ``tissue_pairs``.
 - Turning a tile upright interpolates once: a slide that lies askew is blurred by it, the other is not.
 - The next section of a block is other tissue, and differs for good reasons.
@@ -81,10 +82,10 @@ _BINS = 10
 _EQUAL = 1e-9
 _UNSPECIFIED = "unspecified"
 
-#: One row per pair of slides and region: sums over its n_tiles places. hits holds a sum for each k, null
-#: where the pair has no more than k places. n_probed, agree_sum and agree_chance_sum are 0 where no probe
-#: could be fitted; bins hold, of the reference slide and of the repeat, sums of (1, confidence, correct) in
-#: ten bins of confidence, empty for pairs of two repeats.
+#: One row per pair of slides and region: sums over its n_tiles places. hits holds a sum for each k,
+#: null where the pair has no more than k places. n_probed, agree_sum and agree_chance_sum are 0 where
+#: no probe could be fitted; bins hold, of the reference slide and of the repeat, sums of (1,
+#: confidence, correct) in ten bins of confidence, empty for pairs of two repeats.
 SAME_TISSUE_SCHEMA: dict[str, pl.DataType] = {
     "kind": pl.String(),
     "first": pl.String(),
@@ -112,7 +113,8 @@ class SameTissue(ExperimentParameters):
     registration_mpp
         Micrometres per px at which slides are registered; coarser on slides of more than 2,048 px then.
     min_correlation
-        Of the fine structure where registered slides overlap: below it they are not taken for registered.
+        Of the fine structure where registered slides overlap: below it they are not taken for
+        registered.
     max_residual_um
         Median distance by which parts of the tissue may still lie apart.
     max_places
@@ -234,9 +236,7 @@ def _of_pair(
             "n_pool": n,
             "cosine_sum": float(own[at].sum()),
             "excess_sum": float((own - others)[at].sum()),
-            "hits": [
-                None if k_ >= n else float(hits[at, i].sum()) for i, k_ in enumerate(k)
-            ],
+            "hits": [None if k_ >= n else float(hits[at, i].sum()) for i, k_ in enumerate(k)],
             "n_probed": int(told.sum()),
             "agree_sum": float(agree[told].sum()),
             "agree_chance_sum": float(by_chance[told].sum()),
@@ -367,14 +367,14 @@ def _nothing(kind: str, pairs: pl.DataFrame, why: str) -> str:
     """Why there may be no pair of a kind."""
     if pairs.is_empty():
         return (
-            "no slide names another in 'same_tissue_as': fill that column in where tissue was scanned or "
-            "stained again"
+            "no slide names another in 'same_tissue_as': fill that column in where tissue was scanned "
+            "or stained again"
         )
     differ = {SCANNER: "the scanner alone", STAIN: "the stain alone", BOTH: "scanner and stain"}
     if kind in differ:
         return (
-            f"no pair of registered slides differs in {differ[kind]}: bring such slides, or fill in the "
-            "columns scanner and stain"
+            f"no pair of registered slides differs in {differ[kind]}: bring such slides, or fill in "
+            "the columns scanner and stain"
         )
     return f"no pair of slides was registered and embedded{f' ({why})' if why else ''}"
 
@@ -401,9 +401,7 @@ class _Pairs:
     parameters: SameTissue
     nothing: str
 
-    def figure(
-        self, metric: str, estimator: Callable[[_Pairs], Value], **setting: Any
-    ) -> Figure:
+    def figure(self, metric: str, estimator: Callable[[_Pairs], Value], **setting: Any) -> Figure:
         """A figure of these pairs."""
 
         def compute() -> Value:
@@ -466,7 +464,9 @@ class _Pairs:
         low, high = percentile_interval(draws) if below.shape[1] > 1 else (None, None)
         quartiles = np.quantile(values, (0.25, 0.75))
         n, units = len(values), int(below.sum())
-        words = f"median of {n} pairs of slides, quartiles {quartiles[0]:.3g} and {quartiles[1]:.3g}"
+        words = (
+            f"median of {n} pairs of slides, quartiles {quartiles[0]:.3g} and {quartiles[1]:.3g}"
+        )
         estimate = Estimate(float(np.median(values)), low, high, units, self.n_patients, draws)
         return estimate, words
 
@@ -517,8 +517,8 @@ def top_k(of: _Pairs, place: int, k: int) -> Value:
         )
     estimate, words = replace(of, table=table).median_ratio("_hit", "n_tiles")
     pools = table.unique(["first", "second"])["n_pool"]
-    chance = Null(k / int(pools.max()), k / int(pools.min()))  # type: ignore[arg-type]
-    least, most = pools.min(), pools.max()
+    least, most = (int(end) for end in (pools.min(), pools.max()))  # type: ignore[arg-type]
+    chance = Null(k / most, k / least)
     pool = f"{least}" if least == most else f"{least} to {most}"
     return Value(estimate, chance, remark=f"of {pool} places, chance {k}/n; {words}")
 
@@ -536,7 +536,9 @@ def calibration_shift(of: _Pairs) -> Value:
     _require_probe(of)
     table = of.table.filter(pl.col("bins").list.len() > 0, pl.col("n_probed") > 0)
     if table.is_empty():
-        raise Undefined("no pair holds a reference slide that was probed: embed the reference slides")
+        raise Undefined(
+            "no pair holds a reference slide that was probed: embed the reference slides"
+        )
     kept = replace(of, table=table)
     by_unit = table.group_by(kept._unit).agg("bins").sort(kept._unit)["bins"].to_list()
     sums = np.array([np.sum(rows, axis=0) for rows in by_unit])
@@ -546,7 +548,9 @@ def calibration_shift(of: _Pairs) -> Value:
     shift = errors[:, 1] - errors[:, 0]
     low, high = percentile_interval(shift[1:]) if len(sums) > 1 else (None, None)
     n = int(table["n_probed"].sum())
-    words = f"{errors[0, 0]:.3g} on reference slides, {errors[0, 1]:.3g} on slides that show them again"
+    words = (
+        f"{errors[0, 0]:.3g} on reference slides, {errors[0, 1]:.3g} on slides that show them again"
+    )
     estimate = Estimate(float(shift[0]), low, high, n, kept.n_patients, shift[1:])
     return Value(estimate, Null(0.0, 0.0), remark=words)
 
@@ -554,8 +558,8 @@ def calibration_shift(of: _Pairs) -> Value:
 def _require_probe(of: _Pairs) -> None:
     if not of.table["n_probed"].sum():
         raise Undefined(
-            f"fewer than two labels have {of.parameters.probe.folds} patients with embedded tiles, so no "
-            "probe can be fitted on other patients: add patients, or lower same_tissue.probe.folds"
+            f"fewer than two labels have {of.parameters.probe.folds} patients with embedded tiles, so "
+            "no probe can be fitted on other patients: add patients, or lower same_tissue.probe.folds"
         )
 
 

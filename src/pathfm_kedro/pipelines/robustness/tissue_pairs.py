@@ -1,4 +1,4 @@
-"""Which slides show the same tissue, how they lie on each other, and which tiles show the same place."""
+"""Which slides show the same tissue, how they lie on each other, and their tiles of the same places."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ TISSUE_PAIRS_SCHEMA: dict[str, pl.DataType] = {
 }
 
 #: Tiles of slides that show the same tissue: a tile of the tiles table with what its slide carries, the
-#: tile of the reference slide whose place it shows, the part of the tissue, and how the slide is turned.
+#: tile of the reference slide whose place it shows, the part of the tissue, and how the slide is
+#: turned.
 PAIRED_TILES_SCHEMA: dict[str, pl.DataType] = {
     "tile_id": pl.String(),
     "slide_id": pl.String(),
@@ -303,7 +304,9 @@ def choose_paired_tiles(
         counts = pl.concat(shown).group_by("place").len()
         in_turn = shuffled_turns(places.sort("tile_id"), [["slide_id"]], seed)
         chosen = (
-            in_turn.join(counts, left_on="tile_id", right_on="place", how="inner", maintain_order="left")
+            in_turn.join(
+                counts, left_on="tile_id", right_on="place", how="inner", maintain_order="left"
+            )
             .sort("len", descending=True, maintain_order=True)["tile_id"]
             .head(most)
             .to_list()
@@ -319,15 +322,15 @@ def choose_paired_tiles(
         ).alias(column)
         for column in _CARRIED
     ]  # fmt: skip
-    return to_schema(
-        rows.with_columns(carried).sort("slide_id", "place"), PAIRED_TILES_SCHEMA
-    )
+    return to_schema(rows.with_columns(carried).sort("slide_id", "place"), PAIRED_TILES_SCHEMA)
 
 
 def _as_placed(places: pl.DataFrame, slide: Mapping[str, Any]) -> pl.DataFrame:
     """Tiles of the reference slide as the places of its tissue."""
     across, down = (
-        ((pl.col(axis) * _REGIONS / (slide[side] or 1)).floor().clip(0, _REGIONS - 1)).cast(pl.Int64)
+        ((pl.col(axis) * _REGIONS / (slide[side] or 1)).floor().clip(0, _REGIONS - 1)).cast(
+            pl.Int64
+        )
         for axis, side in (("x", "width"), ("y", "height"))
     )
     return places.select(
