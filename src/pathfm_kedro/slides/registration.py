@@ -35,11 +35,13 @@ Floats = NDArray[np.float64]
 #: Longest side of the picture in which all angles are tried, and degrees between two of them: at half a
 #: step off, the edge of this picture is 2.2 px off, within the reach of the low pass.
 _COARSE_SIDE, _COARSE_STEP = 256, 2.0
+#: In a smaller picture as many px are as many more degrees; with more, the middle of a tissue is missed.
+_WIDEST_STEP = 5.0
 #: How many of the coarse angles are refined.
 _CANDIDATES = 3
-#: Steps to either side by which an angle is refined in the small and in the whole picture, degrees: the
-#: last moves the edge of a picture of 2,048 px by half a px.
-_ROUGH_STEPS, _FINE_STEPS = (1.0, 0.5, 0.25), (0.25, 0.12, 0.06, 0.03)
+#: Steps to either side by which an angle is refined in the whole picture, degrees: the last moves the edge
+#: of a picture of 2,048 px by half a px.
+_FINE_STEPS = (0.5, 0.25, 0.12, 0.06, 0.03)
 #: Standard deviation of the Gaussian weight of frequencies, cycles per px.
 _LOW_PASS = 0.12
 #: Structure coarser than this, in px, is the outline and the stain's strength, and fits by chance.
@@ -153,10 +155,13 @@ def register(reference: Map, repeat: Map) -> Fit:
         raise ValueError(f"the {which} slide shows no tissue at the registration's resolution")
     factor = max(1.0, max(*reference.shape, *repeat.shape) / _COARSE_SIDE)
     coarse = _Matcher.of(_reduced(reference, factor), _reduced(repeat, factor))
-    angles = np.arange(0.0, 360.0, _COARSE_STEP)
+    longest = max(*coarse.reference.shape, *coarse.repeat.shape)
+    step = min(_WIDEST_STEP, _COARSE_STEP * _COARSE_SIDE / longest)
+    angles = np.arange(0.0, 360.0, step)
     peaks = np.array([coarse.peak(angle)[0] for angle in angles])
     candidates = angles[np.argsort(-peaks, kind="stable")[:_CANDIDATES]]
-    best = max(coarse.refined(float(angle), _ROUGH_STEPS) for angle in candidates)
+    rough = [step / 2**halved for halved in (1, 2, 3)]
+    best = max(coarse.refined(float(angle), rough) for angle in candidates)
     fine = coarse if factor == 1 else _Matcher.of(reference, repeat)
     _, angle, down, right = fine.refined(best[1], _FINE_STEPS)
     return measured_fit(reference, repeat, fine.registration(angle, down, right))
