@@ -35,12 +35,12 @@ Floats = NDArray[np.float64]
 #: Longest side of the picture in which all angles are tried, and degrees between two of them: at half a
 #: step off, the edge of this picture is 2.2 px off, within the reach of the low pass.
 _COARSE_SIDE, _COARSE_STEP = 256, 2.0
-#: In a smaller picture as many px are as many more degrees; with more, the middle of a tissue is missed.
+#: In a smaller picture as many px are more degrees, up to this many.
 _WIDEST_STEP = 5.0
 #: How many of the coarse angles are refined.
 _CANDIDATES = 3
-#: Steps to either side by which an angle is refined in the whole picture, degrees: the last moves the edge
-#: of a picture of 2,048 px by half a px.
+#: Steps to either side by which an angle is refined in the whole picture, degrees: the last moves the
+#: edge of a picture of 2,048 px by half a px.
 _FINE_STEPS = (0.5, 0.25, 0.12, 0.06, 0.03)
 #: Standard deviation of the Gaussian weight of frequencies, cycles per px.
 _LOW_PASS = 0.12
