@@ -142,6 +142,7 @@ class PlotWords:
     threshold: str = ""
     beside: Mapping[str, Any] = field(default_factory=dict)
     stratum: str = ""
+    each: str = ""
 
 
 @dataclass(frozen=True, config=_STRICT)

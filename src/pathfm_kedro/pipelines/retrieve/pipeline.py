@@ -25,18 +25,26 @@ from pathfm_kedro.pipelines.retrieve.index_bytes import (
     bytes_figures,
     matches_by_bytes,
 )
+from pathfm_kedro.pipelines.retrieve.index_recall import (
+    IndexRecall,
+    recall_figures,
+    recall_statistics,
+)
 from pathfm_kedro.pipelines.retrieve.sampling_density import (
     SamplingDensity,
     density_figures,
     density_matches,
 )
 from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
+from pathfm_kedro.pipelines.retrieve.search_cost import cost_figures, cost_statistics
+from pathfm_kedro.pipelines.retrieve.search_time import SearchCost, plan_search_times
 from pathfm_kedro.pipelines.retrieve.tissue_limit import (
     TissueLimit,
     tissue_limit_figures,
     tissue_limit_statistics,
 )
 from pathfm_kedro.statistics.mosaic import pool_slides
+from pathfm_kedro.statistics.named_index import INDEX_TYPES
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
@@ -44,12 +52,15 @@ from pathfm_kedro.wiring import (
     comparison_pipeline,
     experiment_pipeline,
     grouped,
-    named_partial,
     node,
+    with_parameters,
 )
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
 SLIDES = ["slides"]
+#: An index of each type, and what searches take.
+INDEXES = [f"slide_index.{kind}.{{e}}" for kind in INDEX_TYPES]
+TIMES = "search_times.{e}"
 
 EXPERIMENTS = [
     Experiment("retrieval", Retrieval, search_slides, retrieval_figures, VECTORS, SLIDES),
@@ -58,6 +69,22 @@ EXPERIMENTS = [
     ),
     Experiment("index_bytes", IndexBytes, matches_by_bytes, bytes_figures, VECTORS, SLIDES),
     Experiment("tissue_limit", TissueLimit, tissue_limit_statistics, tissue_limit_figures, VECTORS),
+    Experiment(
+        "search_cost",
+        SearchCost,
+        cost_statistics,
+        cost_figures,
+        VECTORS,
+        beside=[TIMES, "measurements.retrieve.retrieval.{e}"],
+    ),
+    Experiment(
+        "index_recall",
+        IndexRecall,
+        recall_statistics,
+        recall_figures,
+        ["slides", "slide_vectors.{e}", *INDEXES],
+        beside=[TIMES],
+    ),
 ]
 #: What needs no encoder.
 BASELINES = Experiment(
@@ -101,26 +128,37 @@ def create_pipeline(
     parts.append(experiment_pipeline("retrieve", BASELINES, [NO_ENCODER], colours))
     parts.append(experiment_pipeline("retrieve", CAPACITY, [ARM]))
     described = node(
-        named_partial(describe_indices, names=tuple(encoders)),
-        [f"slide_index.{e}" for e in encoders],
+        describe_indices,
+        "measurements.retrieve.index_recall",
         "slide_indices",
         name="describe_indices",
         tags="index",
     )
     own = [grouped(e, _index(e, grids or TileGrids())) for e in encoders]
-    index = grouped("index", [*own, described])
     compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "retrieve_measurements")
-    return grouped("retrieve", [index, *parts, compared, collect])
+    return grouped("retrieve", [grouped("index", own), *parts, described, compared, collect])
 
 
 def _index(e: str, grids: TileGrids) -> list[Node]:
-    """An index of slides that people can query."""
+    """Indexes of slides that people can query, and the record of how long searches take."""
     tags = ["index", e]
     vectors = [grids.dataset(name, e) for name in VECTORS]
+    indexes = [name.format(e=e) for name in INDEXES]
     return [
         node(pool_slides, vectors, f"slide_vectors.{e}", name="pool_slides", tags=tags),
         node(
-            index_slides, f"slide_vectors.{e}", f"slide_index.{e}", name="index_slides", tags=tags
+            with_parameters(IndexRecall, "index_recall", index_slides),
+            [f"slide_vectors.{e}", "params:index_recall"],
+            indexes,
+            name="index_slides",
+            tags=tags,
+        ),
+        node(
+            plan_search_times,
+            [*vectors, *indexes, "params:search_cost", "params:cost_trial.measured"],
+            TIMES.format(e=e),
+            name="time_searches",
+            tags=tags,
         ),
     ]
