@@ -1,9 +1,12 @@
 """retrieve: does a slide find slides of the same diagnosis in other patients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pathfm_kedro.encoders.harmonised import plan_harmonised
 from pathfm_kedro.pipelines.retrieve.accuracy import retrieval_figures
 from pathfm_kedro.pipelines.retrieve.baselines import (
     NO_ENCODER,
@@ -30,6 +33,15 @@ from pathfm_kedro.pipelines.retrieve.index_recall import (
     recall_figures,
     recall_statistics,
 )
+from pathfm_kedro.pipelines.retrieve.mosaic_field import (
+    MosaicField,
+    mosaic_field_figures,
+    mosaic_field_matches,
+)
+from pathfm_kedro.pipelines.retrieve.mosaic_views import (
+    choose_mosaic_places,
+    view_of_mosaic_fields,
+)
 from pathfm_kedro.pipelines.retrieve.sampling_density import (
     SamplingDensity,
     density_figures,
@@ -48,11 +60,13 @@ from pathfm_kedro.statistics.named_index import INDEX_TYPES
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
+    Views,
     collected,
     comparison_pipeline,
     experiment_pipeline,
     grouped,
     node,
+    views_pipeline,
     with_parameters,
 )
 
@@ -85,7 +99,24 @@ EXPERIMENTS = [
         ["slides", "slide_vectors.{e}", *INDEXES],
         beside=[TIMES],
     ),
+    Experiment(
+        "mosaic_field",
+        MosaicField,
+        mosaic_field_matches,
+        mosaic_field_figures,
+        ["views.mosaic_fields.{e}", "mosaic_places"],
+        SLIDES,
+    ),
 ]
+#: Fields around the places of mosaics.
+FIELDS = Views(
+    "mosaic_fields",
+    "mosaic_field",
+    MosaicField,
+    view_of_mosaic_fields,
+    "widening mosaics",
+    pool="mosaic_places",
+)
 #: What needs no encoder.
 BASELINES = Experiment(
     "retrieval_baselines",
@@ -110,14 +141,45 @@ CAPACITY = Experiment(
 
 
 def create_pipeline(
-    encoders: Sequence[str], controls: Sequence[str] = (), grids: TileGrids | None = None
+    encoders: Sequence[str],
+    controls: Sequence[str],
+    grids: TileGrids,
+    bases: Mapping[str, str],
+    plan_views: Callable[..., Any],
 ) -> Pipeline:
-    """Wire the pipeline for the cohort's encoders; two controls are not compared."""
+    """Wire the pipeline for the cohort's encoders.
+
+    Parameters
+    ----------
+    encoders
+        All encoders of the cohort.
+    controls
+        Two of these are not compared.
+    grids
+        Which tiles each encoder has vectors of.
+    bases
+        Of each harmonised variant, the encoder whose vectors it takes.
+    plan_views
+        Gives the jobs that embed views of tiles: pipelines meet in the registry alone.
+    """
     names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
     tables = [f"measurements.retrieve.{name}" for name in names]
-    parts = [experiment_pipeline("retrieve", x, encoders, grids=grids) for x in EXPERIMENTS]
+    views = views_pipeline(FIELDS, encoders, bases, plan_views, plan_harmonised, grids)
+    parts = [
+        *_places(encoders, grids),
+        *(
+            experiment_pipeline(
+                "retrieve",
+                x,
+                encoders,
+                *(views if x.name == FIELDS.experiment else []),
+                grids=grids,
+            )
+            for x in EXPERIMENTS
+        ),
+    ]
     pixels = ["slides", "tiles", "slide_files", "params:tile", "params:engine"]
-    without_slides = grids is not None and grids.without_slides
+    without_slides = grids.without_slides
     colours = node(
         no_colours if without_slides else colour_histograms,
         "params:engine" if without_slides else pixels,
@@ -134,10 +196,26 @@ def create_pipeline(
         name="describe_indices",
         tags="index",
     )
-    own = [grouped(e, _index(e, grids or TileGrids())) for e in encoders]
+    own = [grouped(e, _index(e, grids)) for e in encoders]
     compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "retrieve_measurements")
     return grouped("retrieve", [grouped("index", own), *parts, described, compared, collect])
+
+
+def _places(encoders: Sequence[str], grids: TileGrids) -> list[Node | Pipeline]:
+    """The places of mosaics in each grid of tiles."""
+    found: list[Node | Pipeline] = []
+    for grid in grids.among(encoders):
+        named = partial(grids.in_grid, grid=grid)
+        own = node(
+            choose_mosaic_places,
+            ["slides", named("tiles"), f"params:{FIELDS.experiment}"],
+            named(FIELDS.pool),
+            name="choose_mosaic_places",
+            tags=FIELDS.experiment,
+        )
+        found.append(grouped(grid, [own]) if grid else own)
+    return found
 
 
 def _index(e: str, grids: TileGrids) -> list[Node]:
