@@ -78,10 +78,10 @@ def bytes_of(family: str, mosaic: Mosaic, p: FamilySettings) -> float:
     """
     if family == "hybrid":
         return sum(bytes_of(name, mosaic, p) for name in p.fused)
-    dimension, patches = mosaic.vectors.shape[1], float(mosaic.sizes.mean())
+    dimension, patches = int(mosaic.vectors.shape[1]), float(mosaic.sizes.mean())
     vector, word = _FLOAT * dimension, 1 if p.words <= _WORDS_A_BYTE else 2
     # All vectors of the mosaic where nothing else is said; the reranker takes its means from them.
-    stored = {
+    stored: dict[str, float] = {
         "mean": float(vector),
         "max": float(vector),
         "attention": float(vector),
