@@ -206,7 +206,7 @@ def pareto(
     figure = make_subplots(rows=len(both), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(layout_of(height=160 + 260 * len(both)))
     for row, (rows, y) in enumerate(zip(both, plot.y, strict=True), start=1):
-        for name, own in by_encoder(rows, styles):
+        for name, own in by_encoder(rows, styles, sort="each"):
             style = styles[name]
             figure.add_scatter(
                 x=own["value_cost"].to_list(),
