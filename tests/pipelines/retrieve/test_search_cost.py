@@ -69,7 +69,7 @@ def measured(allowed):
         SEARCH.statistics(*data, RETRIEVAL), data[0], RETRIEVAL, encoder="e"
     )
     trial = plan_search_times(*data, *index_slides(pool_slides(*data), INDEX), PARAMETERS, allowed)
-    statistics = COST.statistics(*data, PARAMETERS)
+    statistics = COST.statistics(data[0], pool_slides(*data), PARAMETERS)
     record = trial.record()
     table = COST.measurements(statistics, record, retrieved, PARAMETERS, encoder="e")
     rows = {(r["metric"], json.loads(r["setting"])["family"]): r for r in table.to_dicts()}

@@ -88,7 +88,7 @@ EXPERIMENTS = [
         SearchCost,
         cost_statistics,
         cost_figures,
-        VECTORS,
+        ["slides", "slide_vectors.{e}"],
         beside=[TIMES, "measurements.retrieve.retrieval.{e}"],
     ),
     Experiment(

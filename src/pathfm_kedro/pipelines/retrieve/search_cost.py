@@ -23,12 +23,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
+from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Ints
 from pathfm_kedro.pipelines.retrieve.search_time import NO_SLIDES, SECONDS, SearchCost, seconds_of
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
-from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
-from pathfm_kedro.statistics.tables import Embeddings
 
 _FLOAT = 4
 #: Words of a vocabulary that one byte names.
@@ -43,43 +41,55 @@ COST_SCHEMA: dict[str, pl.DataType] = {
 
 
 def cost_statistics(
-    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: SearchCost
+    slides: pl.DataFrame, slide_vectors: pl.DataFrame, p: SearchCost
 ) -> pl.DataFrame:
     """Mean bytes of a slide by family: columns :data:`COST_SCHEMA`.
 
     Parameters
     ----------
-    slides, tiles
-        The cohort's tables.
-    embeddings
-        Vectors of one encoder.
+    slides
+        Slides table.
+    slide_vectors
+        slide_id, n_tiles and mean, from :func:`~pathfm_kedro.statistics.mosaic.pool_slides`.
     p
         The parameters.
     """
-    mosaic = read_mosaic(slides, tiles, embeddings)
-    if not len(mosaic.starts):
+    named = slide_vectors.join(slides.select("slide_id", "patient_id"), on="slide_id")
+    if named.is_empty():
         return pl.DataFrame(schema=COST_SCHEMA)
-    support = {"n_slides": len(mosaic.starts), "n_patients": mosaic.slides["patient"].n_unique()}
+    sizes, dimension = named["n_tiles"].to_numpy(), len(named["mean"][0])
+    support = {"n_slides": named.height, "n_patients": named["patient_id"].n_unique()}
     rows = [
-        {"family": family, "bytes_per_slide": bytes_of(family, mosaic, p)} | support
+        {"family": family, "bytes_per_slide": bytes_of(family, sizes, dimension, p)} | support
         for family in p.families
     ]
     return pl.DataFrame(rows, schema=COST_SCHEMA)
 
 
-def bytes_of(family: str, mosaic: Mosaic, p: FamilySettings) -> float:
+def bytes_of(family: str, sizes: Ints, dimension: int, p: FamilySettings) -> float:
     """Mean bytes that a family stores of a slide.
+
+    Parameters
+    ----------
+    family
+        Its name.
+    sizes
+        [n] patches of each slide.
+    dimension
+        Of a vector.
+    p
+        How many words, tokens and so on.
 
     Examples
     --------
-    >>> one = Mosaic(pl.DataFrame({"slide_id": ["s"]}), np.zeros((3, 17), np.float32), np.array([0]))
-    >>> [bytes_of(name, one, FamilySettings()) for name in ("mean", "maxsim", "barcode", "bm25")]
+    >>> families = ("mean", "maxsim", "barcode", "bm25")
+    >>> [bytes_of(name, np.array([3]), 17, FamilySettings()) for name in families]
     [68.0, 204.0, 6.0, 3.0]
     """
     if family == "hybrid":
-        return sum(bytes_of(name, mosaic, p) for name in p.fused)
-    dimension, patches = int(mosaic.vectors.shape[1]), float(mosaic.sizes.mean())
-    vector, word = _FLOAT * dimension, 1 if p.words <= _WORDS_A_BYTE else 2
+        return sum(bytes_of(name, sizes, dimension, p) for name in p.fused)
+    patches, vector = float(sizes.mean()), _FLOAT * dimension
+    word = 1 if p.words <= _WORDS_A_BYTE else 2
     # All vectors of the mosaic where nothing else is said; the reranker takes its means from them.
     stored: dict[str, float] = {
         "mean": float(vector),
@@ -87,7 +97,7 @@ def bytes_of(family: str, mosaic: Mosaic, p: FamilySettings) -> float:
         "attention": float(vector),
         "vlad": float(vector * p.vlad_words),
         "barcode": -(-(dimension - 1) // 8) * patches,
-        "maxsim_pooled": vector * float(np.minimum(mosaic.sizes, p.tokens).mean()),
+        "maxsim_pooled": vector * float(np.minimum(sizes, p.tokens).mean()),
         "bovw": word * patches,
         "bm25": word * patches,
     }
