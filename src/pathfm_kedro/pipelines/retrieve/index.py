@@ -84,7 +84,7 @@ def describe_indices(measurements: pl.DataFrame) -> pl.DataFrame:
             rows.append(
                 {"encoder": at[0], "index": at[1], "n_slides": row["n"], "k": setting["k"]}
                 | {name: row[column] for name, column in ends.items()}
-                | {"reason": row["reason"]}
+                | {"reason": row["reason"] if row["value"] is None else ""}
             )
     whole = [row | {"bytes_per_slide": sizes.get((row["encoder"], row["index"]))} for row in rows]
     return pl.DataFrame(whole, schema=INDEX_SCHEMA)
