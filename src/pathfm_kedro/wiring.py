@@ -33,6 +33,7 @@ _OF_TILES = frozenset(
         "stain_references",
         "field_pool",
         "field_room",
+        "mosaic_places",
         "adversarial_pool",
         "paired_tiles",
     }
