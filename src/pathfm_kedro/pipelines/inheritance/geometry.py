@@ -1,19 +1,19 @@
-r"""Shape of the embedding cloud: moments, spectrum, cosines and correlations on a fixed number of tiles.
+r"""Shape of the embedding cloud: moments, spectrum, cosines, correlations; on a fixed number of tiles.
 
 - ``skewness = m₃ / m₂^1.5``, ``kurtosis_raw = m₄ / m₂²``, ``kurtosis_excess = kurtosis_raw − 3`` of
   each dimension, averaged over dimensions that vary (``constant_dimensions`` do not);
 - of the singular values σ of the vectors, not centred, with p = σ / Σσ:
   ``singular_value_entropy = −Σ p log p``, ``largest_singular_value_ratio = −log p₁``,
   ``effective_rank = exp(entropy)``, which the self-supervised call RankMe;
-- of unit vectors u: ``mean_cosine`` over all pairs of different tiles; ``alignment = mean ‖u − v‖²`` over
-  pairs of tiles of one slide, ``uniformity = log mean exp(−2 ‖u − v‖²)`` over all pairs;
-- of the correlation matrix R of the n dimensions that vary, on m tiles: ``off_diagonal_correlation``, the
-  mean of |R_ij| over i ≠ j (ODCorr); ``above_marchenko_pastur``, the share of the min(m − 1, n) eigenvalues
-  of R that can differ from 0 which lie above ``(1 + √(n/m))²``, the edge that noise without any
-  correlation does not pass; ``variance_above_marchenko_pastur``, the share of the variance that these hold.
+- of unit vectors u: ``mean_cosine`` over all pairs of different tiles; ``alignment``, the mean of
+  ‖u − v‖² over pairs of tiles of one slide; ``uniformity = log mean exp(−2 ‖u − v‖²)`` over all pairs;
+- of the correlation matrix R of the n dimensions that vary, on m tiles: ``off_diagonal_correlation``,
+  the mean of |R_ij| over i ≠ j (ODCorr); ``above_marchenko_pastur``, the share of R's min(m − 1, n)
+  eigenvalues that can differ from 0 which lie above ``(1 + √(n/m))²``, the edge that noise without any
+  correlation does not pass; ``variance_above_marchenko_pastur``, the share of the variance they hold.
 
 Alignment is defined by what should be mapped alike. Wang and Isola take two augmented views of an
-image; here it is two tiles of one slide, so that it also falls where an encoder follows the slide's stain.
+image; here it is two tiles of one slide: it also falls where an encoder follows the slide's stain.
 
 Where a few vectors are so long that they are most of the cloud, nothing is said of its shape: that is a
 fault of the vectors.
@@ -35,9 +35,9 @@ Pitfalls
 - Between encoders the figures mean little: they depend on the number of dimensions and of tiles.
   Compare one encoder on two cohorts, or before and after a change.
 - Singular values are not centred, so that a large mean vector shows as a small effective rank.
-- Tiles of one patient are alike: what patients differ in lies above the Marchenko-Pastur edge too, which
-  holds for independent rows. Eigenvalues are counted: where none crosses the edge when patients are left
-  out, the interval reaches half an eigenvalue either way.
+- Tiles of one patient are alike: what patients differ in lies above the Marchenko-Pastur edge too,
+  which holds for independent rows. Eigenvalues are counted: where none crosses the edge when patients
+  are left out, the interval reaches half an eigenvalue either way.
 - The coverage of these intervals was not simulated.
 """
 
