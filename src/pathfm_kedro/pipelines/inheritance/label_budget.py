@@ -16,8 +16,7 @@ Means over repeats of:
 Intervals: bootstrap over tested patients, given the models, widened for cross-validation. A budget that
 is less than one patient of some label is not applicable.
 
-Source: the budgets of few-shot probes, here over patients in place of tiles: tiles of one patient are one
-label.
+Budgets are patients, not tiles: all tiles of a patient cost one label.
 
 Pitfalls
 --------
@@ -347,9 +346,8 @@ def resampled_sums(of: PatientStatistics) -> ResampledSums:
     rows = of.where(pl.col("problem").is_null()).mean_over("repeat")
     problems = of.table["problem"].drop_nulls()
     if rows.table.is_empty():
-        raise Undefined(
-            str(problems[0]) if len(problems) else "no tile is tested: embed more slides"
-        )
+        reason = str(problems[0]) if len(problems) else "no tile is tested: embed more slides"
+        raise Undefined(reason, 0, 0)
     if rows.n_patients < 2:
         raise Undefined("tiles of one patient are tested: an interval needs two; add patients")
     table = rows.table

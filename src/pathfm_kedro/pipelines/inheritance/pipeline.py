@@ -9,10 +9,20 @@ from pathfm_kedro.pipelines.inheritance.geometry import (
     geometry_figures,
     geometry_statistics,
 )
+from pathfm_kedro.pipelines.inheritance.label_budget import (
+    LabelBudget,
+    label_budget_figures,
+    label_budget_statistics,
+)
 from pathfm_kedro.pipelines.inheritance.linear_probe import (
     LinearProbe,
     linear_probe_figures,
     linear_probe_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.probe_calibration import (
+    ProbeCalibration,
+    probe_calibration_figures,
+    probe_calibration_statistics,
 )
 from pathfm_kedro.wiring import (
     Experiment,
@@ -28,6 +38,14 @@ VECTORS = ["slides", "tiles", "embeddings.{e}"]
 EXPERIMENTS = [
     Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
     Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
+    Experiment(
+        "probe_calibration",
+        ProbeCalibration,
+        probe_calibration_statistics,
+        probe_calibration_figures,
+        VECTORS,
+    ),
+    Experiment("label_budget", LabelBudget, label_budget_statistics, label_budget_figures, VECTORS),
 ]
 
 

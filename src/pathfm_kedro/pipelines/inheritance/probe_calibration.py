@@ -263,7 +263,7 @@ class TestedTiles:
     @property
     def several(self) -> bool:
         """Whether there are more than two labels."""
-        return self.logits.shape[1] > 2
+        return bool(self.logits.shape[1] > 2)
 
     def log_probabilities(self, probabilities: str) -> Floats:
         """[n, labels], scaled by the temperature of other patients or not."""
