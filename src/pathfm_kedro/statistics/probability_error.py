@@ -89,7 +89,8 @@ def equal_mass_bins(stated: Floats, n_bins: int) -> Ints:
     >>> equal_mass_bins(np.array([0.9, 0.91, 0.92, 0.93]), 2).tolist()
     [0, 0, 1, 1]
     """
-    bounds = np.quantile(stated, np.linspace(0, 1, n_bins + 1)[1:-1])
+    shares = np.linspace(0, 1, n_bins + 1)[1:-1]
+    bounds = np.quantile(stated, shares)
     return np.asarray(np.searchsorted(bounds, stated))
 
 

@@ -298,9 +298,8 @@ def tested_tiles(of: PatientStatistics, p: ProbeCalibration) -> TestedTiles:
     rows = of.where(pl.col("problem").is_null())
     problems = of.table["problem"].drop_nulls()
     if rows.table.is_empty():
-        raise Undefined(
-            str(problems[0]) if len(problems) else "no tile is tested: embed more slides"
-        )
+        reason = str(problems[0]) if len(problems) else "no tile is tested: embed more slides"
+        raise Undefined(reason, 0, 0)
     if rows.n_patients < 2:
         raise Undefined("tiles of one patient are tested: an interval needs two; add patients")
     return TestedTiles(rows, p)
