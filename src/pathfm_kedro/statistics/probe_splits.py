@@ -45,13 +45,19 @@ class Split:
     problem: str = ""
 
 
-def in_domain_splits(patients: Names, targets: Ints, folds: int, seed: int) -> Iterator[Split]:
+def in_domain_splits(
+    patients: Names, targets: Ints, centers: Names, folds: int, seed: int
+) -> Iterator[Split]:
     """Each fold of patients tests once; the next one is kept aside, the others train.
+
+    Folds are even in labels at each center: where a label is by chance more frequent at a center in
+    training, it is less so among those that test, and a vector that follows the center alone would be
+    read worse than chance.
 
     Parameters
     ----------
-    patients, targets
-        [n]; folds are even in targets.
+    patients, targets, centers
+        [n].
     folds
         At least three.
     seed
@@ -59,11 +65,12 @@ def in_domain_splits(patients: Names, targets: Ints, folds: int, seed: int) -> I
 
     Examples
     --------
-    >>> splits = in_domain_splits(np.arange(6), np.arange(6) % 2, 3, 0)
+    >>> patients = np.arange(6)
+    >>> splits = in_domain_splits(patients, patients % 2, 0 * patients, 3, 0)
     >>> [(len(s.train), len(s.aside), len(s.test)) for s in splits]
     [(2, 2, 2), (2, 2, 2), (2, 2, 2)]
     """
-    fold = patient_folds(patients, folds, seed, targets)
+    fold = patient_folds(patients, folds, seed, _cells(targets, centers))
     for tested in range(folds):
         kept_aside = (tested + 1) % folds
         train, aside, test = (
@@ -75,6 +82,12 @@ def in_domain_splits(patients: Names, targets: Ints, folds: int, seed: int) -> I
             )
         )
         yield Split(train, aside, test)
+
+
+def _cells(targets: Ints, centers: Names) -> Ints:
+    """[n] codes of label and center together."""
+    names, codes = np.unique(centers, return_inverse=True)
+    return np.asarray(targets * len(names) + codes)
 
 
 def held_out_center_splits(
@@ -118,7 +131,8 @@ def held_out_center_splits(
             reason = "all patients of other centers have slides here too: add patients elsewhere"
             yield Split(others, others, np.flatnonzero(own), str(name), reason)
             continue
-        fold = patient_folds(patients[others], folds, seed, targets[others])
+        cells = _cells(targets[others], centers[others])
+        fold = patient_folds(patients[others], folds, seed, cells)
         train, aside = others[fold != 0], others[fold == 0]
         known = np.unique(targets[train])
         test = np.flatnonzero(own & np.isin(targets, known))

@@ -81,7 +81,7 @@ def test_nobody_who_trains_or_sets_a_temperature_tests():
     patients = np.repeat(np.arange(30), 2)
     targets, centers = patients % 2, np.array([f"c{p % 3}" for p in patients])
     centers[-1] = "c0"  # the last patient has slides at two centers
-    home = list(in_domain_splits(patients, targets, 5, 0))
+    home = list(in_domain_splits(patients, targets, centers, 5, 0))
     away = list(held_out_center_splits(patients, targets, centers, 5, 0))
     for split in (*home, *away):
         parts = [set(patients[rows]) for rows in (split.train, split.aside, split.test)]

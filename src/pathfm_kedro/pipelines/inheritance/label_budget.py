@@ -146,7 +146,7 @@ def label_budget_statistics(
     tags, vectors = rows[chosen][kept], vectors[kept]
     patients, centers = (tags[name].to_numpy() for name in ("patient_id", "center"))
     folds = p.probe.folds
-    home = in_domain_splits(patients, targets, folds, p.seed)
+    home = in_domain_splits(patients, targets, centers, folds, p.seed)
     frames = [_tested(IN_DOMAIN, home, vectors, targets, tags, p)]
     try:
         away = list(held_out_center_splits(patients, targets, centers, folds, p.seed))

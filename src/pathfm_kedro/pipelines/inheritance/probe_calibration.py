@@ -35,7 +35,8 @@ Pitfalls
 - The error is never 0 on few tiles: read it beside its reference, and its changes.
 - Held-out models train on other numbers of patients: some of a change may be that.
 - Where tiles that set the temperature are all correct, it ends at 0.05, the least looked at.
-- Coverage of the intervals was not simulated.
+- In 40 simulated cohorts of 48 patients whose vectors were noise the interval of ``auc`` held ½ in 98 to
+  100%; coverage of the others was not simulated.
 """
 
 from __future__ import annotations
@@ -171,7 +172,9 @@ def probe_calibration_statistics(
     patients, centers = (tags[name].to_numpy() for name in ("patient_id", "center"))
     folds = p.probe.folds
     frames = [
-        _tested(vectors, targets, tags, in_domain_splits(patients, targets, folds, p.seed), p)
+        _tested(
+            vectors, targets, tags, in_domain_splits(patients, targets, centers, folds, p.seed), p
+        )
     ]
     try:
         splits = list(held_out_center_splits(patients, targets, centers, folds, p.seed))
