@@ -35,8 +35,8 @@ Pitfalls
 - The error is never 0 on few tiles: read it beside its reference, and its changes.
 - Held-out models train on other numbers of patients: some of a change may be that.
 - Where tiles that set the temperature are all correct, it ends at 0.05, the least looked at.
-- In 40 simulated cohorts of 48 patients whose vectors were noise the interval of ``auc`` held ½ in 98 to
-  100%; coverage of the others was not simulated.
+- In 40 simulated cohorts of 48 patients whose vectors were noise the interval of ``auc`` held ½ in 98
+  to 100%; coverage of the others was not simulated.
 """
 
 from __future__ import annotations
