@@ -50,7 +50,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "robustness": robustness(
             encoders, aside, bases, plan.parameters, grids=grids, same_as=tiles.same_as
         ),
-        "inheritance": inheritance(encoders, aside, grids),
+        "inheritance": inheritance(encoders, aside, grids, bases, plan.parameters),
     }
     named = {
         "ingest": ingest(plan.source),

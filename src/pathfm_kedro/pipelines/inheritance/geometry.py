@@ -250,10 +250,17 @@ def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
         estimates = {**moment_estimates(of), **shape_estimates(of)}
         values |= {name: Value(found, null[name]) for name, found in estimates.items()}
     for metric in (CONSTANT, *MOMENTS, *SHAPE):
-        yield of.figure(metric, partial(_known, metric=metric, values=values))
+        yield of.figure(metric, partial(known_value, metric=metric, values=values))
 
 
-def _known(of: PatientStatistics, metric: str, values: dict[str, Value]) -> Value:
+def known_value(of: PatientStatistics, metric: str, values: Mapping[str, Value]) -> Value:
+    """One of the figures that there are.
+
+    Raises
+    ------
+    Undefined
+        If it is not among them, with the reason.
+    """
     if metric in values:
         return values[metric]
     if of.table["reason"].count():
