@@ -330,7 +330,7 @@ class ResampledSums:
 
     def estimate(self, values: Floats) -> Estimate:
         """Mean over repeats of [1 + draws, repeats] shares, with its interval."""
-        means = values.mean(axis=1)
+        means = np.clip(values.mean(axis=1), 0.0, 1.0)  # rounding may pass 1
         interval = widened_interval(float(means[0]), means[1:], (0.0, 1.0))
         return Estimate(float(means[0]), *interval, self.of.n, self.of.n_patients, means[1:])
 

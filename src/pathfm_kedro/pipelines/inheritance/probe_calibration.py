@@ -286,6 +286,7 @@ class TestedTiles:
 
     def estimate(self, values: Floats, least: float = 0.0, most: float = 1.0) -> Estimate:
         """The first of [1 + draws] numbers, its interval from the others."""
+        values = np.clip(values, least, most)  # rounding may pass what the figure can be
         interval = widened_interval(float(values[0]), values[1:], (least, most))
         return Estimate(float(values[0]), *interval, self.of.n, self.of.n_patients, values[1:])
 
