@@ -131,8 +131,8 @@ def test_separable_labels_are_ranked_perfectly():
         assert row(table, "degeneracy_share", tested=tested)["value"] == pytest.approx(0.5)
         # Nothing is wrong, so that no temperature is low enough.
         assert row(table, "temperature_fitted", tested=tested)["value"] == pytest.approx(0.05)
-    known = table.drop_nulls("ci_low")
-    assert (known["ci_low"] <= known["ci_high"]).all()
+        needed = row(table, "temperature_needed", tested=tested)
+        assert needed["ci_low"] <= needed["value"] <= needed["ci_high"]
 
 
 def test_order_of_rows_changes_nothing():

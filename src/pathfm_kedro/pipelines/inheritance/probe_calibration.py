@@ -287,11 +287,8 @@ class TestedTiles:
     def estimate(self, values: Floats, least: float = 0.0, most: float = 1.0) -> Estimate:
         """The first of [1 + draws] numbers, its interval from the others."""
         values = np.clip(values, least, most)  # rounding may pass what the figure can be
-        value, draws = float(values[0]), values[1:]
-        low, high = widened_interval(value, draws, (least, most))
-        if low is not None and high is not None:  # where no draw differs, rounding swaps the ends
-            low, high = min(low, value), max(high, value)
-        return Estimate(value, low, high, self.of.n, self.of.n_patients, draws)
+        interval = widened_interval(float(values[0]), values[1:], (least, most))
+        return Estimate(float(values[0]), *interval, self.of.n, self.of.n_patients, values[1:])
 
 
 def tested_tiles(of: PatientStatistics, p: ProbeCalibration) -> TestedTiles:
