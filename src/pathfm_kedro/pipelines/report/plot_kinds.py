@@ -22,7 +22,13 @@ from pathfm_kedro.pipelines.report.figure_parts import (
 )
 from pathfm_kedro.pipelines.report.panels import interval_panels
 from pathfm_kedro.pipelines.report.text import interval_text
-from pathfm_kedro.pipelines.report.words import PlotWords, Words, select, settings_of
+from pathfm_kedro.pipelines.report.words import (
+    PlotWords,
+    PublishedWords,
+    Words,
+    select,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -59,6 +65,8 @@ def curve(
         add_curve(figure, own, name, styles[name])
     if plot.beside:
         _add_beside(figure, measurements, experiment, plot, at, styles)
+    if plot.published is not None:
+        _add_published(figure, rows, plot.published)
     title_axes(figure, plot.x_title, plot.y_title)
     if plot.x_ticks:
         ticks = list(range(0, 361, plot.x_ticks))
@@ -119,6 +127,10 @@ def bars(
             hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
         )
     _add_null_lines(figure, rows, places)
+    judged = rows.drop_nulls("threshold").unique("x", maintain_order=True)
+    for row in judged.iter_rows(named=True):
+        place = places[row["x"]]
+        _add_threshold_line(figure, place - 0.5, place + 0.5, float(row["threshold"]), "threshold")
     title_axes(figure, words.setting_text(experiment, at), plot.y_title)
     names = [wrapped(words.setting_text(experiment, {key: value}), 20) for value in places]
     figure.update_xaxes(
@@ -273,6 +285,28 @@ def panels(
     words: Words,
 ) -> go.Figure | None:
     """Values with intervals: the checks and the key figures, else every figure."""
+    rows = _key_rows(measurements, experiment, words)
+    return interval_panels(rows, styles, words) if rows.height else None
+
+
+def answering_panels(
+    measurements: pl.DataFrame, experiment: str, styles: Mapping[str, Style], words: Words
+) -> tuple[go.Figure | None, go.Figure | None]:
+    """Panels that answer an experiment's question, its checks or else its first figure; the others."""
+    rows = _key_rows(measurements, experiment, words)
+    judged = rows.filter(pl.col("threshold").is_not_null())
+    key = ["metric", "stratum", "setting"]
+    known = rows.drop_nulls("value")
+    ranks = {"_metric": words.metric_ranks(known), "_setting": words.setting_ranks(known)}
+    first = judged if judged.height else known.with_columns(**ranks).sort(*ranks, *key).head(1)
+    wanted = first.select(key).unique()
+    split = (rows.join(wanted, on=key, how=how, maintain_order="left") for how in ("semi", "anti"))
+    answer, others = (interval_panels(r, styles, words) if r.height else None for r in split)
+    return answer, others
+
+
+def _key_rows(measurements: pl.DataFrame, experiment: str, words: Words) -> pl.DataFrame:
+    """Rows of the checks and the key figures of an experiment, else of every figure."""
     rows = measurements.filter(experiment=experiment)
     known = words.of(experiment)
     if known.key_figures is not None:
@@ -280,7 +314,7 @@ def panels(
         fixed = {k: v for k, v in known.usual.items() if isinstance(v, str) and k == "design"}
         whole = [all(entry.get(k, v) == v for k, v in fixed.items()) for entry in settings_of(rows)]
         rows = rows.filter(pl.Series(whole, dtype=pl.Boolean())).filter(key, stratum="all")
-    return interval_panels(rows, styles, words) if rows.height else None
+    return rows
 
 
 def calibration(
@@ -360,13 +394,38 @@ def _add_threshold(figure: go.Figure, judged: pl.DataFrame, rows: pl.DataFrame, 
     """A short mark where the check is read: elsewhere nothing is judged by the threshold."""
     place, threshold = float(judged["x"][0]), float(judged["threshold"][0])
     half = _MARK * (float(rows["x"].max()) - float(rows["x"].min()))  # type: ignore[arg-type]
+    _add_threshold_line(figure, place - half, place + half, threshold, name)
+
+
+def _add_threshold_line(
+    figure: go.Figure, start: float, end: float, threshold: float, name: str
+) -> None:
     figure.add_scatter(
-        x=[place - half, place + half],
+        x=[start, end],
         y=[threshold, threshold],
         mode="lines",
         name=f"{name} ({threshold:g})",
         hoverinfo="skip",
         line={"color": "#222222", "width": 3},
+    )
+
+
+def _add_published(figure: go.Figure, rows: pl.DataFrame, published: PublishedWords) -> None:
+    """Figures of others as labelled crosses, where the cohort's protocol is theirs."""
+    settings = settings_of(rows)
+    same = [all(s.get(k) == v for k, v in published.at.items()) for s in settings]
+    if not any(s and n == published.n for s, n in zip(same, rows["n"], strict=True)):
+        return
+    figure.add_scatter(
+        x=[mark.x for mark in published.marks],
+        y=[mark.value for mark in published.marks],
+        mode="markers+text",
+        text=[plain_text(mark.name) for mark in published.marks],
+        textposition="middle right",
+        textfont={"size": 10, "color": "#444444"},
+        marker={"symbol": "x-thin", "size": 8, "line": {"color": "#444444", "width": 1.5}},
+        name="published, same protocol on other slides",
+        hovertemplate="%{text}: %{y}<extra></extra>",
     )
 
 
