@@ -58,7 +58,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             same_as=tiles.same_as,
             same_tissue=shows_same_tissue(plan),
         ),
-        "inheritance": inheritance(encoders, aside, grids),
+        "inheritance": inheritance(encoders, aside, grids, bases, plan.parameters),
     }
     named = {
         "ingest": ingest(plan.source),
