@@ -147,10 +147,13 @@ def strata(
     styles: Mapping[str, Style],
     words: Words,
 ) -> go.Figure | None:
-    """A figure within each organ, label or center, at the usual setting."""
+    """A figure, or those that `y` lists, within each organ, label or center, at the usual setting."""
     at = {**words.usual(measurements, experiment), **plot.at}
-    rows = select(measurements, experiment, plot.metric, at)
-    rows = rows.filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
+    shown = plot.y or [{"metric": plot.metric}]
+    parts = [
+        select(measurements, experiment, y["metric"], {**at, **y.get("at", {})}) for y in shown
+    ]
+    rows = pl.concat(parts).filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
     return interval_panels(rows, styles, words) if rows["stratum"].n_unique() > 1 else None
 
 
@@ -204,25 +207,32 @@ def pareto(
     styles: Mapping[str, Style],
     words: Words,
 ) -> go.Figure | None:
-    """Figures against a cost on a logarithmic axis, one below the other, with the line of the best."""
+    """Figures against a cost on a logarithmic axis, one below the other, with the line of the best.
+
+    An encoder is a point, or has one for each value of the entry `each` of the setting.
+    """
     from plotly.subplots import make_subplots
 
-    cost = _at_setting(measurements, experiment, plot.x).filter(pl.col("value") > 0)
-    worth = [_at_setting(measurements, experiment, y) for y in plot.y]
-    both = [rows.join(cost, on="encoder", suffix="_cost") for rows in worth]
+    cost = _at_setting(measurements, experiment, plot.x, plot.each).filter(pl.col("value") > 0)
+    worth = [_at_setting(measurements, experiment, y, plot.each) for y in plot.y]
+    both = [rows.join(cost, on=["encoder", "each"], suffix="_cost") for rows in worth]
     if not any(rows.height for rows in both):
         return None
     figure = make_subplots(rows=len(both), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(layout_of(height=160 + 260 * len(both)))
     for row, (rows, y) in enumerate(zip(both, plot.y, strict=True), start=1):
-        for name, own in by_encoder(rows, styles):
-            point, style = own.row(0, named=True), styles[name]
+        for name, own in by_encoder(rows, styles, sort="each"):
+            style = styles[name]
             figure.add_scatter(
-                x=[point["value_cost"]],
-                y=[point["value"]],
+                x=own["value_cost"].to_list(),
+                y=own["value"].to_list(),
                 error_y=error_bars(own, style.colour),
                 mode="markers",
                 name=style.label,
+                hovertext=[
+                    words.setting_text(experiment, {plot.each: value} if plot.each else {})
+                    for value in own["each"]
+                ],
                 legendgroup=name,
                 showlegend=row == 1,
                 marker={"color": style.colour, "symbol": style.symbol, "size": 11},
@@ -266,12 +276,14 @@ def pareto_front(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _at_setting(
-    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any]
+    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any], each: str
 ) -> pl.DataFrame:
-    """A figure of each encoder: ``{metric, at}``."""
+    """A figure ``{metric, at}`` of each encoder, and of each value of an entry of its setting."""
     rows = select(measurements, experiment, entry["metric"], entry.get("at"))
     kept = rows.filter(stratum="all").drop_nulls("value")
-    return kept.unique("encoder", keep="first", maintain_order=True)
+    values = [str(setting.get(each, "")) for setting in settings_of(kept)]
+    placed = kept.with_columns(each=pl.Series(values, dtype=pl.String()))
+    return placed.unique(["encoder", "each"], keep="first", maintain_order=True)
 
 
 def panels(

@@ -181,6 +181,7 @@ class PlotWords:
     beside: Mapping[str, Any] = field(default_factory=dict)
     published: PublishedWords | None = None
     stratum: str = ""
+    each: str = ""
 
 
 @dataclass(frozen=True, config=_STRICT)
