@@ -140,9 +140,10 @@ def fit(
     with one_thread(), torch.random.fork_rng(devices):
         while not history.ended(recipe.epochs, recipe.patience):
             epoch = len(history.losses)
-            torch.manual_seed(
-                int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
-            )
+            seed = int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
+            # Of every device only where there is one: each call notes the stack for devices to come,
+            # which takes as long as an epoch of a small model.
+            (torch if devices else torch.default_generator).manual_seed(seed)
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * recipe.rate(epoch)
             mean = _one_epoch(model, optimiser, batches(epoch), loss)
