@@ -115,7 +115,7 @@ def test_an_experiment_opens_into_its_encoders(shown):
 
 def test_kedro_viz_orders_the_layers(shown):
     """It shows none where they run in a circle, through boxes as through nodes."""
-    assert set(shown["layers"]) == set(LAYERS) - {"model_input"}
+    assert set(shown["layers"]) == set(LAYERS)
 
 
 def test_the_plot_of_each_experiment_is_a_dataset_with_a_preview(entries):

@@ -168,7 +168,7 @@ def _first_line(error: BaseException) -> str:
 
 def _file_name(slide_id: str, layout: str) -> str:
     """Named after the slide, and safe whatever that is called."""
-    from pathfm_kedro.datasets.sharded_tensors import shard_name
+    from pathfm_kedro.datasets.shard_files import shard_name
     from pathfm_kedro.encoders.features import suffix_of
 
     return f"{shard_name(slide_id).removesuffix('.safetensors')}{suffix_of(layout)}"

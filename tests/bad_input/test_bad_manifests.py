@@ -288,7 +288,7 @@ def test_a_cell_that_looks_like_a_formula_is_taken_as_text_and_exported_harmless
     "slide_id", ["切片" * 200, "s" * 5000, "é\u0301 a/b:*?", "<b>x</b>", "\U0001f9ea"]
 )
 def test_any_text_can_be_a_slides_id(tmp_path, slide_id):
-    from pathfm_kedro.datasets.sharded_tensors import shard_name
+    from pathfm_kedro.datasets.shard_files import shard_name
 
     table = read(tmp_path, f"{HEADER}\n{slide_id},s1.tiff,p1,A,x,0.5\n")
     assert table["slide_id"].item() == slide_id

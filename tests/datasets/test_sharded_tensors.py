@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kedro.io.core import DatasetError, Version
 
+from pathfm_kedro.datasets.shard_files import read_header, shard_name
 from pathfm_kedro.datasets.sharded_tensors import (
     INDEX_NAME,
     ShardedTensorDataset,
-    read_header,
-    shard_name,
 )
-from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.engine import EngineSettings, FitJob, ShardPlan
 
 
 @dataclass(frozen=True)
@@ -213,3 +212,43 @@ def test_the_same_encoder_under_another_name_takes_over_its_shards(tmp_path):
     assert computed == ["a", "b", "a"]
     same = [tmp_path / "1" / name / shard_name("a") for name in ("uni", "renamed")]
     assert same[0].read_bytes() == same[1].read_bytes()
+
+
+@dataclass(frozen=True)
+class CountingFit(FitJob):
+    """Adds up the numbers of its epochs, and is killed after some of them."""
+
+    slide_id: str
+    epochs: list = field(default_factory=list, compare=False)
+    killed_after: int | None = None
+
+    def header(self):
+        return {"arm": self.slide_id}
+
+    def fit(self, checkpoint):
+        found = checkpoint.load()
+        total, done = (0, 0) if found is None else (int(found[0]["total"][0]), int(found[1]))
+        for epoch in range(done, 5):
+            if epoch == self.killed_after:
+                raise KeyboardInterrupt
+            total += epoch
+            self.epochs.append(epoch)
+            checkpoint.save({"total": np.array([total])}, str(epoch + 1))
+        return {"embedding": np.array([[total]])}
+
+
+def test_a_killed_fit_goes_on_from_its_last_epoch_in_the_next_version(tmp_path):
+    epochs: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        dataset(tmp_path, "1").save(plan([CountingFit("noise_10", epochs, killed_after=3)]))
+    assert epochs == [0, 1, 2]
+    dataset(tmp_path, "2").save(plan([CountingFit("noise_10", epochs)]))
+    assert epochs == [0, 1, 2, 3, 4]
+    assert dataset(tmp_path, "2").load().load_slide("noise_10").tolist() == [[10]]
+    assert not list((tmp_path / "2").rglob("*.state"))
+
+
+def test_a_fit_that_is_not_stored_begins_at_the_first_epoch():
+    epochs: list[int] = []
+    assert CountingFit("noise_10", epochs).compute()["embedding"].tolist() == [[10]]
+    assert epochs == [0, 1, 2, 3, 4]

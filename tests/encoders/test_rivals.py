@@ -16,7 +16,6 @@ from pathfm_kedro.encoders.rivals import (
     Training,
     left_out,
     plan_rival,
-    shrunk,
     split_patients,
     training_tiles,
     turned,
@@ -75,7 +74,7 @@ class Shards:
 
 def fitted(slides, shards, spec, tmp_path, checkpoint=None):
     """The encoder that a fit gives, as it is loaded."""
-    from pathfm_kedro.datasets.sharded_tensors import write_shard
+    from pathfm_kedro.datasets.shard_files import write_shard
 
     weights, stated = plan_rival(slides, spec, shards).fit(checkpoint or InMemory())
     write_shard(tmp_path / "w.safetensors", weights, {})
@@ -229,6 +228,7 @@ def test_a_turned_tile_has_the_pixels_that_it_had():
 def test_tiles_are_shrunk_as_the_encoder_shrinks_them():
     """What trains a network is, to the last grey level, what it is given later."""
     from pathfm_kedro.encoders.rivals import untrained
+    from pathfm_kedro.slides.training_tiles import shrunk
 
     tiles = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype(np.uint8)
     import torch

@@ -19,7 +19,8 @@ import pytest
 from kedro.io.core import DatasetError, Version
 
 from pathfm_kedro.datasets import sharded_tensors
-from pathfm_kedro.datasets.sharded_tensors import INDEX_NAME, ShardedTensorDataset, read_header
+from pathfm_kedro.datasets.shard_files import read_header
+from pathfm_kedro.datasets.sharded_tensors import INDEX_NAME, ShardedTensorDataset
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable, run_each
 from pathfm_kedro.engine.failures import CannotWriteError, writing_to
 from tests.conftest import PROJECT

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
-from pathfm_kedro.datasets.sharded_tensors import read_header
+from pathfm_kedro.datasets.shard_files import read_header
 from tests.journeys.conftest import (
     _environment,
     dvc,

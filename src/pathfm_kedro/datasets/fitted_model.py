@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import numpy as np
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
-from numpy.typing import NDArray
 
+from pathfm_kedro.datasets.fit_state import StateFile, Tensors
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
-from pathfm_kedro.datasets.sharded_tensors import link_or_copy, read_header, write_shard
+from pathfm_kedro.datasets.shard_files import link_or_copy, read_header, write_shard
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.failures import CannotWriteError, writing_to
 from pathfm_kedro.engine.progress import progress
@@ -23,11 +22,7 @@ from pathfm_kedro.project import project_root
 logger = logging.getLogger(__name__)
 
 WEIGHTS, HISTORY, STATE = "weights.safetensors", "fit.json", "state.safetensors"
-#: Text of a state beside its tensors, and the header of the fit that it belongs to.
-_TEXT, _HEADER = "text", "header"
 _EPOCH = Note(computed=False)
-
-Tensors = dict[str, NDArray[np.generic]]
 
 
 class ModelFit(Protocol):
@@ -155,57 +150,6 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath, "version": self._version}
-
-
-class StateFile:
-    """The state of a fit after its last epoch, in a file that is whole or absent.
-
-    Parameters
-    ----------
-    path
-        Of the file.
-    header
-        Of the fit: a state of another one is not gone on from.
-    begun
-        Tensors and text of an earlier run; None to begin anew.
-    after
-        Called after every epoch.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        header: Mapping[str, str],
-        begun: tuple[Tensors, str] | None = None,
-        after: Any = None,
-    ) -> None:
-        self._path, self._header, self._begun, self._after = path, dict(header), begun, after
-
-    @staticmethod
-    def read(path: Path, header: Mapping[str, str]) -> tuple[Tensors, str] | None:
-        """Tensors and text of a state of this fit; None where there is none."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        found = read_header(path)
-        if found is None or json.loads(found.get(_HEADER, "null")) != dict(header):
-            return None
-        try:
-            return dict(load_file(path)), found[_TEXT]
-        except (OSError, SafetensorError):
-            return None
-
-    def load(self) -> tuple[Tensors, str] | None:
-        """What an earlier run left."""
-        return self._begun
-
-    def save(self, tensors: Tensors, text: str) -> None:
-        """Replace the state."""
-        header = {_HEADER: json.dumps(self._header, sort_keys=True), _TEXT: text}
-        with writing_to(self._path.parent):
-            write_shard(self._path, tensors, header)
-        if self._after is not None:
-            self._after()
 
 
 def _is_fitted(path: str) -> bool:

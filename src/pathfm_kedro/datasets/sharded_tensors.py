@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,8 +14,10 @@ import numpy as np
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 from numpy.typing import NDArray
 
+from pathfm_kedro.datasets.fit_state import StateFile
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
-from pathfm_kedro.engine import Note, Outcome, ShardJob, ShardPlan, run_each
+from pathfm_kedro.datasets.shard_files import link_or_copy, read_header, shard_name, write_shard
+from pathfm_kedro.engine import FitJob, Note, Outcome, ShardJob, ShardPlan, run_each
 from pathfm_kedro.engine.failures import (
     CannotWriteError,
     TooManyFailedError,
@@ -31,64 +30,12 @@ logger = logging.getLogger(__name__)
 
 #: Written last: a version without it is unfinished and is never loaded, though its shards are reused.
 INDEX_NAME = "_index.json"
-#: The one metadata entry of a shard; a single entry keeps the file's bytes independent of map order.
-HEADER_KEY = "pathfm"
-#: File systems take 255 bytes; a digest, the suffix and the name of a temporary file need theirs.
-_LONGEST_NAME = 120
+#: Beside the shard of a fit that is not done: its state after the last epoch.
+_STATE = ".state"
 #: What a writer leaves behind that was killed: ours, and those of the safetensors library.
 _PARTIAL = (".*.part", ".tmp*")
 #: Failed slides named on the screen; the log of slides has all.
 _NAMED_FAILURES = 5
-
-
-def shard_name(slide_id: str) -> str:
-    """File name of a slide's shard: readable, and safe whatever the slide is called.
-
-    Examples
-    --------
-    >>> shard_name("S-01")
-    'S-01.safetensors'
-    >>> shard_name("../a b")
-    '%2E%2E%2Fa%20b.safetensors'
-    """
-    from urllib.parse import quote
-
-    safe = quote(slide_id, safe="")
-    if safe.startswith("."):
-        safe = safe.replace(".", "%2E")
-    if len(safe) > _LONGEST_NAME:
-        safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(slide_id.encode()).hexdigest()}"
-    return f"{safe}.safetensors"
-
-
-def read_header(path: Path) -> dict[str, str] | None:
-    """Header of a shard, or None where the file is not a whole shard."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= size - 8:
-                return None
-            described = json.loads(file.read(length))
-        metadata = described.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
-        if size != 8 + length + end:
-            return None
-        header = json.loads(metadata.get(HEADER_KEY, "null"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return header if isinstance(header, dict) else None
-
-
-def write_shard(
-    path: Path, tensors: Mapping[str, NDArray[np.generic]], header: Mapping[str, str]
-) -> None:
-    """Write one shard atomically; the same content gives the same bytes."""
-    from safetensors.numpy import save_file
-
-    whole = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    with atomic_path(path) as temporary:
-        save_file(whole, temporary, {HEADER_KEY: json.dumps(dict(header), sort_keys=True)})
 
 
 @dataclass(frozen=True)
@@ -343,6 +290,9 @@ def _tidy(folder: Path, wanted: set[str]) -> None:
     for stray in folder.glob("*.safetensors"):
         if stray.name not in wanted:
             stray.unlink()
+    for state in folder.glob(f"*{_STATE}"):
+        if state.name.removesuffix(_STATE) not in wanted:
+            state.unlink()
     for pattern in _PARTIAL:
         for partial in folder.glob(pattern):
             partial.unlink(missing_ok=True)
@@ -398,10 +348,22 @@ class _Finish:
                 with writing_to(self.folder):
                     link_or_copy(source, target)
                 return _Receipt(_rows(target), computed=False)
-        tensors = job.compute()
+        tensors = (
+            self._fitted(job, target.name, header) if isinstance(job, FitJob) else job.compute()
+        )
         with writing_to(self.folder):
             write_shard(target, tensors, header)
+            (self.folder / f"{target.name}{_STATE}").unlink(missing_ok=True)
         return _Receipt(len(next(iter(tensors.values()))), computed=True)
+
+    def _fitted(
+        self, job: FitJob, name: str, header: dict[str, str]
+    ) -> Mapping[str, NDArray[np.generic]]:
+        """What a fit gives, gone on with from the state that an earlier run left."""
+        paths = [folder / f"{name}{_STATE}" for folder in (self.folder, *self.earlier)]
+        states = (StateFile.read(path, header) for path in paths)
+        begun = next((state for state in states if state is not None), None)
+        return job.fit(StateFile(paths[0], header, begun))
 
 
 def _rows(path: Path) -> int:
@@ -409,16 +371,6 @@ def _rows(path: Path) -> int:
 
     with safe_open(path, framework="numpy") as shard:
         return int(shard.get_slice(sorted(shard.keys())[0]).get_shape()[0])
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system allows it, else a copy."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        with atomic_path(target) as temporary:
-            shutil.copyfile(source, temporary)
 
 
 def _index_entry(outcome: Outcome) -> tuple[str, dict[str, Any]]:

@@ -22,7 +22,14 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
-from pathfm_kedro.encoders.training import Checkpoint, Recipe, Tensors, fit, weights_of
+from pathfm_kedro.encoders.training import (
+    Recipe,
+    Tensors,
+    fit,
+    shuffled_batches,
+    weights_of,
+)
+from pathfm_kedro.engine import FitCheckpoint
 from pathfm_kedro.statistics.cross_validation import patient_folds
 from pathfm_kedro.statistics.parameters import STRICT
 from pathfm_kedro.statistics.sampling import shuffled_turns
@@ -200,33 +207,6 @@ def training_tiles(slides: pl.DataFrame, tiles: pl.DataFrame, spec: EncoderSpec)
     return chosen.sort("_row").drop("_row")
 
 
-def shrunk(tiles: Pixels, side: int) -> Pixels:
-    """Tiles at the side of a network's input, as its preprocessing gives them.
-
-    Parameters
-    ----------
-    tiles
-        uint8 [n, s, s, 3].
-    side
-        px.
-
-    Returns
-    -------
-    ndarray
-        uint8 [n, side, side, 3].
-    """
-    import torch
-
-    if tiles.shape[1:3] == (side, side):
-        return np.ascontiguousarray(tiles)
-    batch = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2).float()
-    resized = torch.nn.functional.interpolate(
-        batch, (side, side), mode="bicubic", antialias=True, align_corners=False
-    )
-    whole = resized.round_().clamp_(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(whole.permute(0, 2, 3, 1).numpy())
-
-
 @plain_dataclass(frozen=True)
 class RivalFit:
     """The fit of a rival, run by the dataset that stores its weights unless they are there already.
@@ -277,7 +257,7 @@ class RivalFit:
             "torch": torch.__version__.partition("+")[0],
         }
 
-    def fit(self, checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
+    def fit(self, checkpoint: FitCheckpoint) -> tuple[Tensors, dict[str, Any]]:
         """Weights, and how training went.
 
         Raises
@@ -316,10 +296,7 @@ class RivalFit:
             )
 
         def batches(epoch: int) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
-            rng = np.random.default_rng([seed, epoch])
-            order = rng.permutation(len(targets))
-            for start in range(0, len(order), training.batch):
-                chosen = order[start : start + training.batch]
+            for chosen, rng in shuffled_batches(len(targets), training.batch, seed, epoch):
                 yield turned(train.pixels[chosen], rng), targets[chosen]
 
         def score(model: Any) -> float:

@@ -8,13 +8,14 @@ the same bytes on a CPU whenever and however often it was interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.engine.jobs import FitCheckpoint
 from pathfm_kedro.engine.threads import one_thread
 
 if TYPE_CHECKING:
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
 Tensors = dict[str, NDArray[np.generic]]
 #: Parts of a checkpoint, by the beginning of the names of their tensors.
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
-
-
-class Checkpoint(Protocol):
-    """Where a fit leaves its state after each epoch."""
-
-    def load(self) -> tuple[Tensors, str] | None:
-        """Tensors and text of the last save; None where there was none."""
-        ...
-
-    def save(self, tensors: Tensors, text: str) -> None:
-        """Replace what was saved before, whole or not at all."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +95,7 @@ def fit(
     loss: Callable[[Any, Any], torch.Tensor],
     recipe: Recipe,
     validate: Callable[[Any], float] | None = None,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: FitCheckpoint | None = None,
 ) -> History:
     """Fit a model in place; it ends in evaluation mode with the weights of its best epoch.
 
@@ -159,6 +148,23 @@ def fit(
         model.load_state_dict(best)
     model.eval()
     return history
+
+
+def shuffled_batches(
+    n: int, size: int, seed: int, epoch: int
+) -> Iterator[tuple[NDArray[np.int64], np.random.Generator]]:
+    """Rows of each batch of an epoch, and the generator that its augmentation draws from.
+
+    Examples
+    --------
+    >>> batches = [rows for rows, _ in shuffled_batches(5, 2, 0, 0)]
+    >>> [len(rows) for rows in batches], sorted(int(row) for rows in batches for row in rows)
+    ([2, 2, 1], [0, 1, 2, 3, 4])
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(n)
+    for start in range(0, n, size):
+        yield order[start : start + size], rng
 
 
 def _one_epoch(
@@ -217,7 +223,7 @@ def _state(
 
 
 def _resumed(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Checkpoint | None
+    model: torch.nn.Module, optimiser: torch.optim.Optimizer, checkpoint: FitCheckpoint | None
 ) -> tuple[History, dict[str, torch.Tensor]]:
     """Put the state of a checkpoint into model and optimiser."""
     import torch

@@ -3,6 +3,8 @@
 from pathfm_kedro.engine.cancelling import cancellable
 from pathfm_kedro.engine.files import FileJob, FilePlan
 from pathfm_kedro.engine.jobs import (
+    FitCheckpoint,
+    FitJob,
     ShardJob,
     ShardPlan,
     map_in_order,
@@ -17,6 +19,8 @@ __all__ = [
     "EngineSettings",
     "FileJob",
     "FilePlan",
+    "FitCheckpoint",
+    "FitJob",
     "Note",
     "Outcome",
     "ShardJob",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -48,6 +49,44 @@ class ShardJob(Protocol):
         ...
 
 
+class FitCheckpoint(Protocol):
+    """Where a fit leaves its state after each epoch."""
+
+    def load(self) -> tuple[dict[str, NDArray[np.generic]], str] | None:
+        """Tensors and text of the last save; None where there was none."""
+        ...
+
+    def save(self, tensors: dict[str, NDArray[np.generic]], text: str) -> None:
+        """Replace what was saved before, whole or not at all."""
+        ...
+
+
+class FitJob(ABC):
+    """A :class:`ShardJob` that fits a model for many epochs: an arm of an experiment, not a slide.
+
+    ``slide_id`` is then the arm's name. The dataset that stores the shard calls :meth:`fit`, so that a
+    killed run goes on from the arm's last epoch.
+    """
+
+    @abstractmethod
+    def fit(self, checkpoint: FitCheckpoint) -> Mapping[str, NDArray[np.generic]]:
+        """The tensors; a state that the checkpoint holds is gone on from."""
+
+    def compute(self) -> Mapping[str, NDArray[np.generic]]:
+        """The tensors, from the first epoch on."""
+        return self.fit(_NoCheckpoint())
+
+
+class _NoCheckpoint:
+    """Nothing is kept."""
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def save(self, tensors: dict[str, NDArray[np.generic]], text: str) -> None:
+        """Forget it."""
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """Deferred work of a node: the jobs of a cohort, run by the dataset that stores the shards.
@@ -58,7 +97,7 @@ class ShardPlan:
     Attributes
     ----------
     jobs
-        One per slide.
+        One per slide, or per arm of an experiment.
     engine
         Where they run.
     title

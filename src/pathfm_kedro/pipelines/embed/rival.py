@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.harmonised import Shards
-from pathfm_kedro.encoders.rivals import (
-    RivalFit,
-    plan_rival,
-    shrunk,
-    side_of,
-    training_tiles,
-)
-from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.encoders.rivals import RivalFit, plan_rival, side_of, training_tiles
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
-
-#: Raised with any change of what is stored of the same tiles.
-_REVISION = "1"
-#: Tiles in memory at their own size.
-_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class ReadTiles:
-    """Some tiles of one slide at the side of a network's input.
-
-    Attributes
-    ----------
-    slide_id, slide_fingerprint
-        Which slide, and its content.
-    fields
-        The tiles.
-    side
-        Of the network's input, px.
-    """
-
-    slide_id: str
-    slide_fingerprint: str
-    fields: TileFields
-    side: int
-
-    def header(self) -> dict[str, str]:
-        """What the pixels depend on."""
-        return {
-            "slide": self.slide_fingerprint,
-            "fields": self.fields.digest(),
-            "read": json.dumps([_REVISION, self.side]),
-            "units": "RGB of 0 to 255, tile x row x column x channel",
-        }
-
-    def compute(self) -> dict[str, NDArray[np.generic]]:
-        """``pixels`` uint8 [n, side, side, 3]."""
-        batches = cancellable(self.fields.batches(_AT_ONCE))
-        return {"pixels": np.concatenate([shrunk(tiles, self.side) for tiles, _ in batches])}
+from pathfm_kedro.slides.training_tiles import ReadTiles
 
 
 def plan_training_tiles(
