@@ -1,4 +1,4 @@
-"""Project commands: ``kedro cohort manifest | new | list | estimate | sync``."""
+"""Project commands: ``kedro cohort manifest | new | list | estimate | compare | verify | sync``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ _EXAMPLES = {
 }
 
 
-@click.group(name="cohort")
+@click.group(
+    name="cohort",
+    cls=LazyGroup,
+    lazy_subcommands={
+        "compare": "pathfm_kedro.compare_commands.compare",
+        "verify": "pathfm_kedro.compare_commands.verify",
+    },
+)
 def cohort() -> None:
     """Add and list the cohorts of this project: one per institution's audit."""
 
