@@ -45,9 +45,19 @@ def kept_apart(devices: Sequence[int]) -> Iterator[None]:
             fork.__exit__(None, None, None)
 
 
-def set_seed(seed: int) -> None:
-    """Draw from a seed from now on, inside of :func:`kept_apart`."""
+def set_seed(seed: int, devices: Sequence[int] = ()) -> None:
+    """Draw from a seed from now on, inside of :func:`kept_apart`.
+
+    Parameters
+    ----------
+    seed
+        Of the draws.
+    devices
+        GPUs that draw from it too.
+    """
     import torch
 
     with _LOCK:
-        torch.manual_seed(seed)
+        # Of every device only where there is one: each call notes the stack for devices to come, which
+        # takes as long as an epoch of a small model.
+        (torch if devices else torch.default_generator).manual_seed(seed)

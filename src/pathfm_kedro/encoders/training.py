@@ -128,7 +128,9 @@ def fit(
     with one_thread(), kept_apart(devices):
         while not history.ended(recipe.epochs, recipe.patience):
             epoch = len(history.losses)
-            set_seed(int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0]))
+            set_seed(
+                int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0]), devices
+            )
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * recipe.rate(epoch)
             mean = _one_epoch(model, optimiser, batches(epoch), loss)

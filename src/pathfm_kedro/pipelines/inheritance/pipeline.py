@@ -105,7 +105,11 @@ def create_pipeline(
         The cohort's: which encoders are versions of one decides what is wired.
     """
     before = versions_before(encoders, bases or {}, parameters or {}, grids or TileGrids())
-    names = [*(x.name for x in (*EXPERIMENTS, NOISE)), *([CHANGE.name] if before else []), "comparison"]
+    names = [
+        *(x.name for x in (*EXPERIMENTS, NOISE)),
+        *([CHANGE.name] if before else []),
+        "comparison",
+    ]
     tables = [f"measurements.inheritance.{name}" for name in names]
     parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
     if before:
