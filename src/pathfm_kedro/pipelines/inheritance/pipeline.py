@@ -17,6 +17,12 @@ from pathfm_kedro.pipelines.inheritance.geometry_change import (
     geometry_change_figures,
     geometry_change_statistics,
 )
+from pathfm_kedro.pipelines.inheritance.initialisation import (
+    Initialisation,
+    initialisation_figures,
+    initialisation_statistics,
+    plan_initialisation,
+)
 from pathfm_kedro.pipelines.inheritance.label_budget import (
     LabelBudget,
     label_budget_figures,
@@ -31,6 +37,13 @@ from pathfm_kedro.pipelines.inheritance.noise_arms import (
     BACKBONE,
     PretrainingNoise,
     plan_noise_arms,
+)
+from pathfm_kedro.pipelines.inheritance.pretext_tasks import (
+    ARMS,
+    PretextTasks,
+    plan_pretext_tasks,
+    pretext_figures,
+    pretext_statistics,
 )
 from pathfm_kedro.pipelines.inheritance.pretraining_noise import noise_figures, noise_statistics
 from pathfm_kedro.pipelines.inheritance.probe_calibration import (
@@ -82,6 +95,26 @@ NOISE = Experiment(
     ["arm_pool", "arm_tiles", "arms.pretraining_noise"],
     subject="arm",
 )
+ARM_DATA = ["arm_pool", "arm_tiles"]
+#: Networks of the arms' own, which stand for no encoder.
+PRETEXT_TASKS = Experiment(
+    "pretext_tasks",
+    PretextTasks,
+    pretext_statistics,
+    pretext_figures,
+    [*ARM_DATA, "arms.pretext_tasks"],
+    subject="arm",
+)
+INITIALISATION = Experiment(
+    "initialisation",
+    Initialisation,
+    initialisation_statistics,
+    initialisation_figures,
+    [*ARM_DATA, "arms.initialisation"],
+    subject="arm",
+)
+#: The control that knows what was drawn on a phantom's tiles.
+_DRAWN = "phantom_truth"
 
 
 def create_pipeline(
@@ -105,13 +138,12 @@ def create_pipeline(
         The cohort's: which encoders are versions of one decides what is wired.
     """
     before = versions_before(encoders, bases or {}, parameters or {}, grids or TileGrids())
-    names = [
-        *(x.name for x in (*EXPERIMENTS, NOISE)),
-        *([CHANGE.name] if before else []),
-        "comparison",
-    ]
+    names = [x.name for x in (*EXPERIMENTS, NOISE, PRETEXT_TASKS, INITIALISATION)]
+    names += [*([CHANGE.name] if before else []), "comparison"]
     tables = [f"measurements.inheritance.{name}" for name in names]
     parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
+    drawn = _DRAWN in encoders and not (grids and grids.grid(_DRAWN))
+    parts += _pretrained_arms(drawn)
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
@@ -189,3 +221,27 @@ def _noise_arms() -> Node:
         name="pretrain",
         tags=[NOISE.name, "arms"],
     )
+
+
+def _pretrained_arms(drawn: bool) -> list[Pipeline]:
+    """Experiments whose arms are pretrained, then frozen; `drawn` where the truth is known."""
+    tasks = PRETEXT_TASKS
+    if drawn:
+        tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
+    fits = [
+        node(
+            plan,
+            [*ARM_DATA, f"params:{x.name}", *more, "params:engine"],
+            f"arms.{x.name}",
+            name="train",
+            tags=[x.name, "arms"],
+        )
+        for x, plan, more in (
+            (tasks, plan_pretext_tasks, []),
+            (INITIALISATION, plan_initialisation, ["params:encoders"]),
+        )
+    ]
+    return [
+        experiment_pipeline("inheritance", x, [ARMS], fit)
+        for x, fit in zip((tasks, INITIALISATION), fits, strict=True)
+    ]

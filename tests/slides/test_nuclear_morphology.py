@@ -1,0 +1,60 @@
+"""Nuclei from haematoxylin: counts and sizes of drawn discs, whatever the strength of the stain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pathfm_kedro.slides.nuclear_morphology import (
+    haematoxylin_orientation,
+    nuclear_density_and_size,
+)
+from pathfm_kedro.slides.stain import COMMON_BASIS, stained
+
+
+def drawn(places, radius, strength=1.0, side=60, eosin=0.3):
+    rows, columns = np.mgrid[:side, :side]
+    amounts = np.zeros((side, side, 3))
+    amounts[..., 1] = eosin
+    for row, column in places:
+        amounts[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2, 0] = strength
+    return stained(amounts, COMMON_BASIS)
+
+
+GRID = [(r, c) for r in (10, 30, 50) for c in (10, 30, 50)]
+
+
+def test_discs_are_counted_and_measured():
+    tiles = np.stack([drawn(GRID, 4), drawn(GRID[:4], 4), drawn(GRID, 7)])
+    (all_small, few, all_large) = nuclear_density_and_size(tiles)
+    assert all_small[0] == pytest.approx(9 / 3.6)
+    assert few[0] == pytest.approx(4 / 3.6)
+    assert few[1] == pytest.approx(all_small[1])
+    area = {
+        radius: sum(r * r + c * c <= radius**2 for r in range(-9, 10) for c in range(-9, 10))
+        for radius in (4, 7)
+    }
+    assert all_small[1] == pytest.approx(np.log(area[4]))
+    assert all_large[1] == pytest.approx(np.log(area[7]))
+
+
+def test_the_strength_of_either_stain_changes_nothing():
+    tiles = np.stack([drawn(GRID, 5), drawn(GRID, 5, strength=0.6), drawn(GRID, 5, eosin=0.6)])
+    found = nuclear_density_and_size(tiles)
+    np.testing.assert_allclose(found, found[:1].repeat(3, axis=0))
+
+
+def test_a_tile_without_tissue_has_no_nuclei():
+    glass = np.full((1, 20, 20, 3), 240, np.uint8)
+    assert nuclear_density_and_size(glass).tolist() == [[0.0, 0.0]]
+    assert haematoxylin_orientation(glass).tolist() == [[0.0, 0.0]]
+
+
+def test_orientation_turns_with_the_tile():
+    tiles = np.random.default_rng(0).integers(40, 240, (3, 24, 24, 3), dtype=np.uint8)
+    upright = haematoxylin_orientation(tiles)
+    for quarter in range(4):
+        turned = haematoxylin_orientation(np.rot90(tiles, quarter, axes=(1, 2)))
+        np.testing.assert_allclose(turned, (-1) ** quarter * upright, atol=1e-12)
+    mirrored = haematoxylin_orientation(tiles[:, :, ::-1])
+    np.testing.assert_allclose(mirrored, upright * [1, -1], atol=1e-12)
