@@ -26,6 +26,10 @@ Tensors = dict[str, NDArray[np.generic]]
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
 
+class DivergedError(ValueError):
+    """A loss that is not finite."""
+
+
 @dataclass(frozen=True)
 class History:
     """How a fit went.
@@ -118,7 +122,7 @@ def fit(
 
     Raises
     ------
-    ValueError
+    DivergedError
         If the loss of an epoch is not finite.
     """
     import torch
@@ -136,7 +140,7 @@ def fit(
                 group["lr"] = rate * recipe.rate(epoch)
             mean = _one_epoch(model, optimiser, batches(epoch), loss)
             if not np.isfinite(mean):
-                raise ValueError(
+                raise DivergedError(
                     f"the loss of epoch {epoch + 1} is {mean}: lower the learning rate"
                 )
             history = replace(history, losses=(*history.losses, mean))
