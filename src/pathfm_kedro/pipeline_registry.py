@@ -50,7 +50,9 @@ def register_pipelines() -> dict[str, Pipeline]:
         "robustness": robustness(
             encoders, aside, bases, plan.parameters, grids=grids, same_as=tiles.same_as
         ),
-        "inheritance": inheritance(encoders, aside, grids),
+        "inheritance": inheritance(
+            encoders, aside, grids, plan.parameters["adaptation"]["encoders"]
+        ),
     }
     named = {
         "ingest": ingest(plan.source),

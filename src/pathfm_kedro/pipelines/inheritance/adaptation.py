@@ -82,6 +82,8 @@ Ints = NDArray[np.int64]
 #: Where tiles are tested.
 IN_DOMAIN = "in_domain"
 TESTED = (IN_DOMAIN, HELD_OUT)
+#: With fewer trials an arm had no choice of learning rate.
+LEAST_TRIALS = 3
 #: What no arm is tuned for.
 TARGETS = ("organ", "center")
 
@@ -381,7 +383,7 @@ def adaptation_figures(statistics: pl.DataFrame, p: AdaptationSettings) -> Itera
             yield own.rows.figure("above_random", pair)
     for (arm, tested), own in at.items():
         if ARMS[arm].changes_encoder:
-            pair = partial(signature, at[LINEAR, tested], own, p.signature)
+            pair = partial(signature, at[LINEAR, tested], own, at.get((RANDOM, tested)), p)
             yield own.rows.figure("linear_minus_tuned", pair)
     for arm in p.arms:
         own = at[arm, IN_DOMAIN]
@@ -486,13 +488,35 @@ def difference(one: Tested, other: Tested, _: Any = None, remark: str = "") -> V
     return one.value(a - b, interval, draws, Null(0.0, 0.0), remark)
 
 
-def signature(linear: Tested, tuned: Tested, threshold: float, _: Any = None) -> Value:
-    """The linear probe minus an arm that trains the network, with what is excluded in words."""
+def signature(
+    linear: Tested,
+    tuned: Tested,
+    null: Tested | None,
+    p: AdaptationSettings,
+    _: Any = None,
+) -> Value:
+    """The linear probe minus an arm that trains the network, with what is excluded in words.
+
+    An arm that does not beat random frozen weights was not trained long enough to be held against
+    anything, and so was one without a search.
+    """
     found = difference(linear, tuned)
+    if p.search.trials < LEAST_TRIALS:
+        caveat = (
+            f"{p.search.trials} trial(s) of each arm are no search: raise adaptation.search.trials"
+        )
+        return replace(found, caveat=caveat, remark="; ".join(filter(None, [caveat, found.remark])))
+    above = None if null is None else difference(tuned, null).estimate.ci_low
+    if above is not None and above <= 0:
+        caveat = (
+            "the trained arm does not beat random frozen weights with its whole interval, so that "
+            "nothing follows of the encoder: raise adaptation.search.epochs, or add patients"
+        )
+        return replace(found, caveat=caveat, remark="; ".join(filter(None, [caveat, found.remark])))
     low, high = found.estimate.ci_low, found.estimate.ci_high
     if low is None or high is None or linear.rows.n_patients < MIN_PATIENTS:
         return found
-    points = 100 * threshold
+    threshold, points = p.signature, 100 * p.signature
     if low > threshold:
         said = f"the probe is better by more than {points:g} points, the printed sign of weakness"
     elif high < -threshold:
@@ -523,9 +547,9 @@ def _of_forgetting(of: PatientStatistics, arm: str, problem: Sequence[str]) -> I
         yield rows.figure("forgotten", partial(_forgotten, problem=problem))
     near = of.where(pl.col("part") == "neighbours").at(arm=arm)
     yield near.figure("mknn", partial(_shared, problem=problem))
-    yield (
-        of.where(pl.col("part") == "cka").at(arm=arm).figure("cka", partial(_cka, problem=problem))
-    )
+    aligned = of.where(pl.col("part") == "cka").at(arm=arm)
+    patients = of.where(pl.col("part") == "probe").at(arm=arm).n_patients
+    yield aligned.figure("cka", partial(_cka, problem=problem, n_patients=patients))
 
 
 def _forgotten(rows: PatientStatistics, problem: Sequence[str]) -> Value:

@@ -1,4 +1,4 @@
-"""Fits of the arms of the adaptation experiment: who trains, who selects, who is tested, and the jobs."""
+"""Fits of the adaptation experiment: who trains, who selects, who is tested, and the jobs."""
 
 from __future__ import annotations
 
@@ -332,10 +332,12 @@ class FitArm(FitJob):
                 [operations * fitted.passes, fitted.seconds if p.measured else np.nan]
             ),
         }
-        if arm.changes_encoder or self.arm == LINEAR:
+        some = _some(split.tested, p.forgetting_tiles, [p.seed, self.fold])
+        if self.arm == LINEAR:
+            found |= {"vector_rows": some, "vectors": vectors[some]}
+        if arm.changes_encoder:
             if arm.trains == "lora":
                 merge_lora(fitted.network.model)
-            some = _some(split.tested, p.forgetting_tiles, [p.seed, self.fold])
             after = frozen_vectors(fitted.network, tiles.pixels[some], device)
             found |= {"vector_rows": some, "vectors": after}
         return found
