@@ -387,7 +387,7 @@ class Adaptation:
             self.network.model.requires_grad_(True)
         blank = {k: v.clone() for k, v in self.network.model.state_dict().items()}
         model = self._model()
-        best = found.best or weights_of(model)
+        best = found.best or _copied(model)
         for number in range(len(trials), len(self.points)):
             self.network.model.load_state_dict(blank)
             model = self._model()
@@ -395,7 +395,7 @@ class Adaptation:
             found = replace(found, now=None)
             trial = self._run(model, self._trial(number), state)
             if not trial.diverged and (kept is None or trial.score > trials[kept].score):  # type: ignore[operator]
-                kept, best = number, {k: v.copy() for k, v in weights_of(model).items()}
+                kept, best = number, _copied(model)
             trials.append(trial)
         model = self._model()
         model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in best.items()})
@@ -537,6 +537,11 @@ class Adaptation:
                 for i in range(0, len(rows), _AT_ONCE)
             ]
         return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+
+def _copied(model: torch.nn.Module) -> Tensors:
+    """Weights of a model that goes on being trained."""
+    return {name: value.copy() for name, value in weights_of(model).items()}
 
 
 @plain_dataclass(frozen=True)
