@@ -63,7 +63,7 @@ coverage: $(TESTING)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered
 
-# Audits of the real tile sets, and runs that are killed again and again: minutes each.
+# Audits of the real tile sets, runs that are killed again and again, dvc repro, coverage by simulation: minutes each.
 test-slow: $(TESTING)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests
 

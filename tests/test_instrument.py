@@ -33,6 +33,9 @@ from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.wiring import Experiment
 from tests.conftest import PROJECT
 
+#: Three cohorts are drawn, embedded and searched.
+pytestmark = pytest.mark.slow
+
 CONTROLS = ("stain_statistics", "noise", "phantom_truth")
 STRENGTHS = (0.0, 0.5, 1.0)
 

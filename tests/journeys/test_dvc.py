@@ -11,7 +11,7 @@ import pytest
 
 from tests.journeys.conftest import dvc, fresh_clone, git, kedro, run, write_parameters
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 COHORT = "mini"
 

@@ -44,11 +44,13 @@ def _robustness_index(site_bias: float) -> float:
     return so / (so + os)
 
 
+@pytest.mark.slow
 def test_colour_predicts_the_center_at_bias_one():
     _, same_center = _neighbours(1.0)
     assert (same_center.sum(axis=1) > 3).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_colour_does_not_predict_the_center_without_bias():
     _, same_center = _neighbours(0.0)
     # Of the 35 other patients 11 are of the query's center; tiles of a patient move together, so
@@ -62,6 +64,7 @@ def test_colour_carries_little_of_the_class():
     assert same_label.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_robustness_index_of_colour_falls_with_the_bias():
     none, half, full = (_robustness_index(bias) for bias in (0.0, 0.5, 1.0))
     design_null = (3 - 1) / (4 + 3 - 2)

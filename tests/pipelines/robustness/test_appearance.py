@@ -203,6 +203,7 @@ def test_views_of_other_parameters_and_unknown_combinations_are_refused():
         appearance_with(jpeg=[700])
 
 
+@pytest.mark.slow
 def test_the_interval_of_kept_neighbours_covers_new_pools():
     rows = [
         pick(measure(*drifted(seed=seed, by=0.15), draws=200), "scanner_kept_neighbours")

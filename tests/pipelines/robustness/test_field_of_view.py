@@ -652,6 +652,7 @@ def test_attention_without_steps_is_the_mean():
     np.testing.assert_array_equal(found, nearest_indices(subs.mean(axis=1), patients, 5))
 
 
+@pytest.mark.slow
 def test_attention_learns_nothing_from_noise():
     """Fitted on training patients only: were it not, it would beat chance here."""
     values = []

@@ -263,6 +263,7 @@ def test_jackknife_of_a_mean_is_its_variance():
     assert jackknife_variance(np.stack([change, change])) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effects", [(0.0, 0.0), (0.5, 0.3)])
 def test_intervals_cover(effects):
     quick = {"designs": ["all"], "subsamples": 1}

@@ -180,6 +180,7 @@ def coverage(tables, truth=None):
 QUICK = {"designs": ["all"], "k_grid": [11], "n_permutations": 2}
 
 
+@pytest.mark.slow
 def test_interval_covers_the_design_null_under_permutation():
     """Diagnoses and centers permuted over patients: the encoder knows neither."""
     slides, tiles, embeddings = cohort(5, 3, 3, patients=8, tiles=3)
@@ -194,6 +195,7 @@ def test_interval_covers_the_design_null_under_permutation():
     assert 0.85 < ratio < 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effects", [(0.5, 0.3), (0.3, 0.6), (1.0, 0.5)])
 def test_interval_covers_where_the_encoder_knows_something(effects):
     tables = [

@@ -214,6 +214,7 @@ def test_permuting_slides_changes_no_measurement():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "share"), [(4, 0.0), (64, 0.0), (4, 0.8)])
 def test_the_interval_covers_as_often_as_it_says(d, share):
     # Resampling patients as queries only covers 70 to 90%: see candidate_effects.
