@@ -90,7 +90,7 @@ def create_pipeline(
         experiment_pipeline("inheritance", x, encoders, *map(_adapted, adapted), grids=grids)
         for x in of_arms
     ]
-    arms = grouped("arms", _arm_tiles(grids or TileGrids()))
+    arms = grouped("arms", [*_arm_tiles(grids or TileGrids()), *([] if adapted else [_no_arms()])])
     compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
@@ -110,6 +110,11 @@ def _arm_tiles(grids: TileGrids) -> list[Node]:
     inputs = ["slides", "tiles", "arm_pool", "slide_files"]
     inputs += ["params:arms", "params:tile", "params:engine"]
     return [pool, node(plan_arm_tiles, inputs, "arm_tiles", name="arm_tiles", tags="arms")]
+
+
+def _no_arms() -> Node:
+    """No fits where no encoder is adapted; the folder that a DVC stage names is there all the same."""
+    return node(no_views, "params:engine", "arms.adaptation", name="no_arms", tags="arms")
 
 
 def _adapted(e: str) -> Pipeline:
