@@ -34,6 +34,8 @@ Pitfalls
 - An inner fold selects and never trains, of every arm alike; with few patients it is a poor judge.
 - Heads see frozen vectors of tiles as they are, what trains a network sees them turned and mirrored.
 - LoRA changes all linear layers, or where there is none all convolutions but depthwise ones.
+- The inner accuracy of a learning rate is that of the fits that did not diverge.
+- Operations are counted and seconds taken for the whole search, testing left out; energy is not.
 - Organ follows from the label where a label has one organ: what is forgotten of it is a lower bound.
 """
 
@@ -612,7 +614,7 @@ def _of_search(
         for rate, accuracy, n in trials.select(
             "learning_rate", "inner_accuracy", "n_fits"
         ).iter_rows():
-            at = {"arm": arm, "learning_rate": float(f"{rate:.2e}")}
+            at = {"arm": arm, "log10_learning_rate": round(float(np.log10(rate)), 3)}
             yield Figure("inner_accuracy", partial(_counted, accuracy, n, problem), at, n=n)
         n = int(trials["n_fits"].sum() or 0)
         share = (trials["n_diverged"].sum() or 0) / n if n else None
