@@ -19,10 +19,11 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from pathfm_kedro.pipelines.retrieve.families.barcode import barcode, barcodes, hamming
+from pathfm_kedro.pipelines.retrieve.families.barcode import barcode, hamming
 from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
+from pathfm_kedro.statistics.barcodes import barcodes
 from pathfm_kedro.statistics.mosaic import Mosaic
 
 #: Queries of one block: 20 slides of 50 patches are about the 1,024 rows of a product.

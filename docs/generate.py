@@ -26,7 +26,10 @@ import yaml
 
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import ControlWords, ExperimentWords, Words, gather_words
-from pathfm_kedro.pipelines.robustness.pipeline import agreement_pipeline
+from pathfm_kedro.pipelines.robustness.pipeline import (
+    agreement_pipeline,
+    same_tissue_pipeline,
+)
 from pathfm_kedro.statistics.parameters import ExperimentParameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,8 +114,9 @@ def _used_modules(words: Words) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     with mock.patch.dict(os.environ, {"KEDRO_ENV": COHORT}):
         registered = register_pipelines()
-    # The phantom brings no features that could be held against an encoder.
+    # The phantom brings no features that could be held against an encoder, and shows no tissue twice.
     registered["robustness"] += agreement_pipeline(["brought", "own"], {"brought": "own"})
+    registered["robustness"] += same_tissue_pipeline(["brought"])
     for pipeline, nodes in registered.items():
         if pipeline == "__default__":
             continue

@@ -28,7 +28,7 @@ from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
 from pathfm_kedro.configuration import unknown_keys
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import Words, gather_words
-from pathfm_kedro.pipelines.robustness.pipeline import agreement_pipeline
+from pathfm_kedro.pipelines.robustness.pipeline import agreement_pipeline, same_tissue_pipeline
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.variants import expand_variants
@@ -131,8 +131,9 @@ def pipelines():
         patch.chdir(PROJECT)
         patch.setenv("KEDRO_ENV", "phantom")
         registered = register_pipelines()
-    # The phantom brings no features that could be held against an encoder.
+    # The phantom brings no features that could be held against an encoder, and shows no tissue twice.
     brought = agreement_pipeline(["brought", "own"], {"brought": "own"})
+    brought += same_tissue_pipeline(["brought"])
     return registered | {
         "__default__": registered["__default__"] + grouped("robustness", [brought])
     }

@@ -1,4 +1,4 @@
-"""Project commands: ``kedro cohort manifest | new | list | estimate | sync``."""
+"""Project commands: ``kedro cohort manifest | new | list | estimate | compare | verify | sync``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ _EXAMPLES = {
 }
 
 
-@click.group(name="cohort")
+@click.group(
+    name="cohort",
+    cls=LazyGroup,
+    lazy_subcommands={
+        "compare": "pathfm_kedro.compare_commands.compare",
+        "verify": "pathfm_kedro.compare_commands.verify",
+    },
+)
 def cohort() -> None:
     """Add and list the cohorts of this project: one per institution's audit."""
 
@@ -74,7 +81,7 @@ show_errors()
     "--manifest",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="CSV or Parquet: slide_id, path (relative to the manifest's folder), patient_id, center, "
-    "label; optional organ, scanner, mpp; further columns are kept.",
+    "label; optional organ, scanner, stain, mpp, same_tissue_as; further columns are kept.",
 )
 @click.option(
     "--phantom",
@@ -122,7 +129,8 @@ def new(
         source = "features" if brought and without_paths(manifest) else "manifest"
         summary = _check(manifest, slides_root, source)
         looks = check_features(manifest, brought, source)
-        _write_conf(folder, name, relative, source, size or "standard")
+        again = source == "manifest" and _shows_tissue_again(manifest)
+        _write_conf(folder, name, relative, source, size or "standard", again)
         write_features(folder, brought, looks)
         _copy_manifest(manifest, folder / "manifest.csv")
         for line in looks.values():
@@ -163,9 +171,20 @@ def new(
 @click.option(
     "--mpp", type=float, help="Micrometres per pixel of every file; needed by PNG and JPEG."
 )
-def make_manifest(folder: Path, output: Path | None, levels: str, mpp: float | None) -> None:
+@click.option(
+    "--layout",
+    type=click.Choice(["folders", "rescans", "plism"]),
+    default="folders",
+    show_default=True,
+    help="rescans: the same tissue lies under the same names in folders of scanner or stain, which "
+    "--levels holds. plism: files named <stain>_<scanner>_to_<stain>_<scanner>, whatever the folders.",
+)
+def make_manifest(
+    folder: Path, output: Path | None, levels: str, mpp: float | None, layout: str
+) -> None:
     """Write a manifest of the slides or images in FOLDER from the names of its folders."""
     from pathfm_kedro.folders import FolderError, list_folder, parse_levels
+    from pathfm_kedro.rescans import list_plism, list_rescans
 
     target = output or folder / "slides.csv"
     if target.exists():
@@ -173,7 +192,11 @@ def make_manifest(folder: Path, output: Path | None, levels: str, mpp: float | N
     if not target.parent.is_dir():
         raise click.ClickException(f"{target.parent} does not exist: make the folder first")
     try:
-        listing = list_folder(folder, parse_levels(levels), target.parent, mpp)
+        if layout == "plism":
+            listing = list_plism(folder, target.parent, mpp)
+        else:
+            read = list_rescans if layout == "rescans" else list_folder
+            listing = read(folder, parse_levels(levels), target.parent, mpp)
     except FolderError as error:
         raise click.ClickException(str(error)) from error
     table = listing.manifest
@@ -314,7 +337,17 @@ def _copy_manifest(source: Path, target: Path) -> None:
     read_manifest_file(source).write_csv(target)
 
 
-def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: str) -> None:
+def _shows_tissue_again(manifest: Path) -> bool:
+    """Whether some slide names another whose tissue it shows."""
+    from pathfm_kedro.datasets.slide_files import read_manifest_file
+
+    table = read_manifest_file(manifest)
+    return "same_tissue_as" in table.columns and bool((table["same_tissue_as"] != "").any())
+
+
+def _write_conf(
+    folder: Path, name: str, slides_root: str, source: str, size: str, same_tissue: bool = False
+) -> None:
     folder.mkdir(parents=True)
     manifest = f"{slides_root}/manifest.csv" if source == "phantom" else f"conf/{name}/manifest.csv"
     globals_ = {"root": f"data/{name}", "slides_root": slides_root, "manifest": manifest}
@@ -326,7 +359,11 @@ def _write_conf(folder: Path, name: str, slides_root: str, source: str, size: st
     write_yaml(
         folder / "parameters.yml",
         "What this cohort is, and how large its audit: quick, standard or full.",
-        {"cohort": {"name": name, "source": source}, "audit": {"size": size}},
+        {
+            "cohort": {"name": name, "source": source}
+            | ({"same_tissue": True} if same_tissue else {}),
+            "audit": {"size": size},
+        },
     )
     # One for each file of the defaults: `dvc repro` asks for all of them.
     for path in sorted((folder.parent / "base").glob("parameters_*.yml")):

@@ -350,6 +350,30 @@ def tiles_of_cohort(plan: CohortPlan) -> CohortTiles:
     return CohortTiles(at, grids, sizes, features, _same_as(features, plan))
 
 
+def shows_same_tissue(plan: CohortPlan) -> bool:
+    """Whether slides of the cohort show the tissue of others again, which is an experiment of its own.
+
+    Raises
+    ------
+    ValueError
+        If ``cohort.same_tissue`` is neither true nor false, or the cohort has no slides to compare.
+
+    Examples
+    --------
+    >>> shows_same_tissue(CohortPlan("manifest", {}, {"cohort": {"same_tissue": True}}))
+    True
+    """
+    given = (plan.parameters.get("cohort") or {}).get("same_tissue", False)
+    if not isinstance(given, bool):
+        raise ValueError(f"cohort.same_tissue is {given!r}: write true or false")
+    if given and plan.source == "features":
+        raise ValueError(
+            "cohort.same_tissue is true and the cohort has features and no slides, which cannot be "
+            "registered: bring the slides, or set it to false"
+        )
+    return given
+
+
 def _same_as(features: Sequence[str], plan: CohortPlan) -> dict[str, str]:
     """Of features that were brought, the encoder that should give the same."""
     found = {name: plan.encoders[name].get("same_as") for name in features}

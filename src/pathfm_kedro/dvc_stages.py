@@ -47,14 +47,14 @@ def dvc_parameters(root: Path) -> dict[str, Any]:
     return {
         "cohorts": {
             name: {
-                "input": _globals(root, name)[_watched(plan.source)],
+                "input": cohort_globals(root, name)[_watched(plan.source)],
                 "places": weights_path(plan.encoders.get(tiles[name].at, {})) or _NO_PLACES,
                 "grids": ", ".join(sorted(tiles[name].sizes)),
             }
             for name, plan in plans.items()
         },
         "phantoms": {
-            name: {"slides_root": _globals(root, name)["slides_root"]}
+            name: {"slides_root": cohort_globals(root, name)["slides_root"]}
             for name, plan in plans.items()
             if plan.source == "phantom"
         },
@@ -116,7 +116,8 @@ def cohort_names(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _globals(root: Path, name: str) -> dict[str, str]:
+def cohort_globals(root: Path, name: str) -> dict[str, str]:
+    """Where a cohort's data, slides and manifest lie: its ``globals.yml``."""
     import yaml
 
     text = (root / "conf" / name / "globals.yml").read_text(encoding="utf-8")

@@ -175,6 +175,9 @@ def _work(
         pool = parameters["field_of_view" if experiment == "field_of_view" else "tile_pool"]
         tiles = min(int(pool["max_tiles"]), size.tiles)
         yield experiment, tiles * each, tiles * each, 0
+    places = size.slides * int(parameters["mosaic_field"]["places"])
+    each = parts_of_mosaic_fields(parameters)
+    yield "mosaic_field", places * each, places * each, 0
     from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial
 
     p = _read(Adversarial, "adversarial", parameters)
@@ -224,6 +227,16 @@ def passes_per_tile(parameters: Mapping[str, Any], centers: int) -> dict[str, in
         ),
         "field_of_view": len(Layout.of(fields).parts) + native,
     }
+
+
+def parts_of_mosaic_fields(parameters: Mapping[str, Any]) -> int:
+    """How often each place of a mosaic is embedded: as a tile, as wider fields, and covered."""
+    from pathfm_kedro.pipelines.retrieve.mosaic_field import MosaicField
+    from pathfm_kedro.slides.nested_fields import Layout
+
+    p = _read(MosaicField, "mosaic_field", parameters)
+    fields = p.fields_around(int(parameters["tile"]["pixels"]))
+    return len(Layout.of(fields, p.same_tissue).parts)
 
 
 def _read(kind: Any, name: str, parameters: Mapping[str, Any]) -> Any:

@@ -84,8 +84,8 @@ def list_folder(
     _check_levels(levels)
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise FolderError(f"mpp {mpp!r} is not a positive number: give micrometres per pixel")
-    prefix = _below(folder, start)
-    slides, others = _find(folder)
+    prefix = path_below(folder, start)
+    slides, others = find_slides(folder)
     if not slides:
         seen = f"; it holds {_counted(others)}" if others else ""
         raise FolderError(f"no slides and no images below {folder}{seen}")
@@ -123,7 +123,7 @@ def _check_levels(levels: Sequence[str]) -> None:
         )
 
 
-def _below(folder: Path, start: Path) -> PurePosixPath:
+def path_below(folder: Path, start: Path) -> PurePosixPath:
     """The folder as seen from where the manifest lies."""
     try:
         relative = folder.resolve().relative_to(start.resolve())
@@ -135,7 +135,7 @@ def _below(folder: Path, start: Path) -> PurePosixPath:
     return PurePosixPath(relative.as_posix())
 
 
-def _find(folder: Path) -> tuple[list[PurePosixPath], Counter[str]]:
+def find_slides(folder: Path) -> tuple[list[PurePosixPath], Counter[str]]:
     """Slides as paths below the folder, sorted, and suffixes of the files that are none."""
     slides: list[PurePosixPath] = []
     others: Counter[str] = Counter()
@@ -204,17 +204,27 @@ def _row(
             f"{len(levels)}: move it, or name the levels that there are"
         )
     row = dict(zip(levels, folders, strict=True))
-    slide_id = "-".join(
-        (*folders, path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name)
-    )
+    slide_id = "-".join((*folders, slide_stem(path)))
     patient = row.pop("patient", slide_id)
     made = {"slide_id": slide_id, "path": str(prefix / path), "patient_id": patient} | row
     for column, cell in made.items():
-        _check_cell(column, cell, path)
+        refuse_bad_cell(column, cell, path)
     return made | ({} if mpp is None else {"mpp": f"{mpp:.12g}"})
 
 
-def _check_cell(column: str, cell: str, path: PurePosixPath) -> None:
+def slide_stem(path: PurePosixPath) -> str:
+    """Name of a slide without its suffix; a folder's name is whole.
+
+    Examples
+    --------
+    >>> slide_stem(PurePosixPath("A/x/p1/a.svs")), slide_stem(PurePosixPath("A/x/p1/series 1.2"))
+    ('a', 'series 1.2')
+    """
+    return path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
+
+
+def refuse_bad_cell(column: str, cell: str, path: PurePosixPath) -> None:
+    """Refuse what a manifest or a spreadsheet would take for something else."""
     shown = str(path).encode("utf-8", "backslashreplace").decode()
     if stands_for_nothing(cell):
         raise FolderError(

@@ -13,6 +13,7 @@ from pathfm_kedro.cohorts import (
     harmonised_bases,
     read_cohort_plan,
     seeds_of_rivals,
+    shows_same_tissue,
     tiles_of_cohort,
 )
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
@@ -21,6 +22,7 @@ from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inher
 from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
+from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
 from pathfm_kedro.wiring import TileGrids
 
@@ -46,9 +48,15 @@ def register_pipelines() -> dict[str, Pipeline]:
     tiles = tiles_of_cohort(plan)
     grids = _grids(plan, tiles, bases)
     measured = {
-        "retrieve": retrieve(encoders, aside, grids),
+        "retrieve": retrieve(encoders, aside, grids, bases, plan_views),
         "robustness": robustness(
-            encoders, aside, bases, plan.parameters, grids=grids, same_as=tiles.same_as
+            encoders,
+            aside,
+            bases,
+            plan.parameters,
+            grids=grids,
+            same_as=tiles.same_as,
+            same_tissue=shows_same_tissue(plan),
         ),
         "inheritance": inheritance(
             encoders, aside, grids, plan.parameters["adaptation"]["encoders"]

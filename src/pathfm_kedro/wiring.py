@@ -33,7 +33,9 @@ _OF_TILES = frozenset(
         "stain_references",
         "field_pool",
         "field_room",
+        "mosaic_places",
         "adversarial_pool",
+        "paired_tiles",
     }
 )
 
@@ -224,6 +226,8 @@ class Views:
         What is being done, for the progress bar.
     pool
         Dataset of the tiles that are viewed.
+    tiles
+        Dataset of the tiles that the pool is part of.
     beside
         Datasets that `work` takes beside.
     tags
@@ -238,6 +242,7 @@ class Views:
     work: Callable[..., Any]
     title: str
     pool: str = "tile_pool"
+    tiles: str = "tiles"
     beside: Sequence[str] = ()
     tags: Sequence[str] = ()
     with_encoder: bool = True
@@ -273,7 +278,7 @@ def views_pipeline(
     grids = grids or TileGrids()
     tags = list(views.tags or [views.experiment])
     bound: dict[str, Any] = {"work": views.work, "read": views.read, "title": views.title}
-    pixels = ["slides", "tiles", views.pool, "slide_files", "params:tile", "params:engine"]
+    pixels = ["slides", views.tiles, views.pool, "slide_files", "params:tile", "params:engine"]
     beside = [*views.beside, f"params:{views.experiment}"]
     called = f"{views.name}_views"
     found: list[Node | Pipeline] = []

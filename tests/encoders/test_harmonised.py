@@ -122,3 +122,9 @@ def test_a_map_knows_its_directions(slides, shards):
     other = np.linalg.qr(np.random.default_rng(5).normal(size=white.basis.T.shape))[0].T
     assert white.digest() != replace(white, basis=other).digest()
     assert white.digest() == replace(white, basis=-white.basis).digest()
+
+
+def test_a_slide_that_shows_tissue_again_takes_its_patient_s_map(slides, shards):
+    again = slides.head(1).with_columns(slide_id=pl.lit("again"))
+    maps = center_maps(pl.concat([slides, again]), shards, "centring")
+    assert maps["again"].digest() == maps[slides["slide_id"][0]].digest()

@@ -6,7 +6,6 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
@@ -34,26 +33,20 @@ class FaissIndexDataset(AbstractVersionedDataset[NamedIndex, NamedIndex]):
 
     def load(self) -> NamedIndex:
         """Read the index."""
-        import faiss
-
         path = Path(self._get_load_path())
         header, _, content = path.read_bytes().partition(b"\n")
         try:
-            names = json.loads(header)
-            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-        except (ValueError, RuntimeError) as error:
+            return NamedIndex.deserialized(content, json.loads(header))
+        except ValueError as error:
             raise DatasetError(
                 f"{path} is not a whole index ({error}): remove it and run the retrieve pipeline"
             ) from error
-        return NamedIndex(index, tuple(names))
 
     def save(self, data: NamedIndex) -> None:
         """Write the index."""
-        import faiss
-
         header = json.dumps(list(data.names)).encode()
         with atomic_path(Path(self._get_save_path())) as temporary:
-            temporary.write_bytes(header + b"\n" + faiss.serialize_index(data.index).tobytes())
+            temporary.write_bytes(header + b"\n" + data.serialized())
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_file()

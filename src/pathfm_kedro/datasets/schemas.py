@@ -18,6 +18,8 @@ slides = pa.DataFrameSchema(
         "organ": pa.Column(_TEXT),
         "label": pa.Column(_TEXT, nullable=True),
         "scanner": pa.Column(_TEXT),
+        "stain": pa.Column(_TEXT, required=False),
+        "same_tissue_as": pa.Column(_TEXT, nullable=True, required=False),
         "vendor": pa.Column(_TEXT, nullable=True),
         "width": pa.Column(pl.Int64(), pa.Check.gt(0), nullable=True),
         "height": pa.Column(pl.Int64(), pa.Check.gt(0), nullable=True),
@@ -30,7 +32,7 @@ slides = pa.DataFrameSchema(
             pl.Float64(), pa.Check.in_range(0, 1), nullable=True, required=False
         ),
         "warning": pa.Column(_TEXT, required=False),
-        "status": pa.Column(_TEXT, pa.Check.isin(["usable", "unusable"])),
+        "status": pa.Column(_TEXT, pa.Check.isin(["usable", "repeat", "unusable"])),
         "reason": pa.Column(_TEXT),
     },
     name="slides",

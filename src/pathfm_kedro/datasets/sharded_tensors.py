@@ -208,7 +208,7 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         try:
             with writing_to(folder):
                 _tidy(folder, {shard_name(job.slide_id) for job in data.jobs})
-            if data.prepare is not None:
+            if data.prepare is not None and data.jobs:
                 data.prepare()
             slides = self._finish_all(folder, data)
             _refuse_failures(slides, data)

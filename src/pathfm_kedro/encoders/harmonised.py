@@ -132,11 +132,15 @@ def plan_harmonised(
 
 
 def center_maps(slides: pl.DataFrame, embeddings: Shards, method: str) -> dict[str, AffineMap]:
-    """The map of every slide, fitted on the patients of the other folds."""
-    own = slides.filter(pl.col("slide_id").is_in(list(embeddings.slide_ids)))
-    patients, centers = (
-        own[name].cast(pl.String()).fill_null("") for name in ("patient_id", "center")
-    )
+    """The map of every slide of these patients, fitted on the patients of the other folds.
+
+    Slides that show tissue again have no vectors among `embeddings`, and take the map of their center
+    that their patient had no part in.
+    """
+    named = slides.with_columns(pl.col("patient_id", "center").cast(pl.String()).fill_null(""))
+    listed = list(named.select("slide_id", "patient_id", "center").iter_rows())
+    own = named.filter(pl.col("slide_id").is_in(list(embeddings.slide_ids)))
+    patients, centers = own["patient_id"], own["center"]
     folds = patient_folds(patients.to_numpy(), FOLDS, _SEED, centers.to_numpy())
     fold_of = dict(zip(patients, folds.tolist(), strict=True))
     rows = list(zip(own["slide_id"], patients, centers, strict=True))
@@ -151,7 +155,7 @@ def center_maps(slides: pl.DataFrame, embeddings: Shards, method: str) -> dict[s
         if not others:
             continue
         fitted = fit_maps(_vectors(others, embeddings), method)
-        held_out = (row for row in rows if fold_of[row[1]] == fold)
+        held_out = (row for row in listed if fold_of.get(row[1]) == fold)
         found |= {slide: fitted[center] for slide, _, center in held_out if center in fitted}
     return found
 

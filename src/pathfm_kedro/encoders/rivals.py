@@ -184,7 +184,8 @@ def left_out(slides: pl.DataFrame, spec: EncoderSpec | None) -> dict[str, str]:
     split = split_patients(slides, spec)
     patients = pl.col("patient_id").cast(pl.String())
     trains = patients.is_in(sorted(split.train | split.validation))
-    own = slides.filter(trains, pl.col("status") == "usable")
+    # Slides that show a patient's tissue again show it, too.
+    own = slides.filter(trains, pl.col("status") != "unusable")
     return dict.fromkeys(own["slide_id"].sort().to_list(), TRAINS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -131,7 +131,7 @@ class Layout:
     wholes
         Per field, the index of the part that is the field itself.
     subs
-        Per field, the indices of its sub-tiles.
+        Per field, the indices of its sub-tiles; none of a field that is not covered by them.
     """
 
     fields: tuple[Size, ...]
@@ -140,8 +140,15 @@ class Layout:
     subs: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, fields: Sequence[Size]) -> Layout:
+    def of(cls, fields: Sequence[Size], covered: Container[Size] | None = None) -> Layout:
         """Lay out nested fields; the first is the tile.
+
+        Parameters
+        ----------
+        fields
+            From small to large.
+        covered
+            Fields of which sub-tiles are embedded too; all where not given.
 
         Examples
         --------
@@ -155,9 +162,9 @@ class Layout:
             left, top = ((fields[-1][axis] - field[axis]) // 2 for axis in (0, 1))
             whole = Box(left, top, *field)
             wholes.append(index.setdefault(whole, len(index)))
-            boxes = [
-                box._replace(left=box.left + left, top=box.top + top)
-                for box in sub_tiles(field, fields[0])
-            ]
+            own = (
+                [] if covered is not None and field not in covered else sub_tiles(field, fields[0])
+            )
+            boxes = [box._replace(left=box.left + left, top=box.top + top) for box in own]
             subs.append(tuple(index.setdefault(box, len(index)) for box in boxes))
         return cls(tuple(fields), tuple(index), tuple(wholes), tuple(subs))

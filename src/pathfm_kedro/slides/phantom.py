@@ -25,6 +25,13 @@ from pathfm_kedro.slides.phantom_morphology import (
     patient_morphology,
     truth_vector,
 )
+from pathfm_kedro.slides.phantom_repeats import (
+    CHANGES,
+    Placement,
+    moved,
+    placement_of,
+    towards,
+)
 from pathfm_kedro.slides.phantom_stain import center_profile, patient_stain, render, slide_stain
 from pathfm_kedro.slides.phantom_tissue import draw_tissue
 
@@ -67,6 +74,13 @@ class PhantomDesign:
         Side of a slide in level-0 pixels, micrometres per pixel.
     site_bias
         0: centers are identical; 1: colour predicts the center.
+    repeat_patients
+        Patients whose first slide is drawn once more for each of `repeat_changes`; taken in turn from
+        every label and center.
+    repeat_changes
+        What of another center each such slide takes: ``scanner``, ``stain``, ``both``.
+    repeat_dose
+        0: the same pixels again; 1: all of the other center's look, moved on the glass.
 
     Raises
     ------
@@ -88,6 +102,9 @@ class PhantomDesign:
     size_px: int = 1536
     mpp: float = 0.5
     site_bias: float = 0.5
+    repeat_patients: int = 0
+    repeat_changes: Sequence[str] = ("scanner", "stain", "both")
+    repeat_dose: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.labels, Mapping) or not self.labels:
@@ -107,8 +124,13 @@ class PhantomDesign:
         _check_integer("size_px", self.size_px, *_SIZE_RANGE)
         _check_number("mpp", self.mpp, *_MPP_RANGE)
         _check_number("site_bias", self.site_bias, 0.0, 1.0)
+        n_patients = len(self.labels) * len(self.centers) * self.patients_per_cell
+        _check_integer("repeat_patients", self.repeat_patients, 0, n_patients)
+        _check_changes(self.repeat_changes)
+        _check_number("repeat_dose", self.repeat_dose, 0.0, 1.0)
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "centers", tuple(self.centers))
+        object.__setattr__(self, "repeat_changes", tuple(self.repeat_changes))
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> PhantomDesign:
@@ -163,9 +185,9 @@ def phantom_manifest(design: PhantomDesign) -> pl.DataFrame:
     -------
     polars.DataFrame
         slide_id, path (relative: ``slides/<slide_id>.tiff``), patient_id, center, organ, label,
-        scanner.
+        scanner; where tissue is drawn again stain and same_tissue_as too.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "slide_id": f"{patient}-{slide:02d}",
             "path": f"slides/{patient}-{slide:02d}.tiff",
@@ -178,7 +200,38 @@ def phantom_manifest(design: PhantomDesign) -> pl.DataFrame:
         for patient, label, organ, center in _patients(design)
         for slide in range(1, design.slides_per_patient + 1)
     ]
+    if design.repeat_patients:
+        rows = [row | {"stain": f"{row['center']}-stain", "same_tissue_as": ""} for row in rows]
+        rows += _repeats(design, {row["slide_id"]: row for row in rows})
     return pl.DataFrame(rows).sort("slide_id")
+
+
+def _repeats(
+    design: PhantomDesign, rows: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of slides that show the tissue of another again."""
+    for slide_id in _repeated(design):
+        first = rows[slide_id]
+        other = _other_center(design, first["center"])[0]
+        for change in design.repeat_changes:
+            own = {"slide_id": f"{slide_id}-{change}", "same_tissue_as": slide_id}
+            own["path"] = f"slides/{own['slide_id']}.tiff"
+            taken = ("stain", "scanner") if change == "both" else (change,)
+            yield {**first, **own, **{what: f"{other}-{what}" for what in taken}}
+
+
+def _repeated(design: PhantomDesign) -> list[str]:
+    """Slides whose tissue is drawn again: first patients of every label and center before second."""
+    patients = [name for name, *_ in _patients(design)]
+    in_turn = sorted(patients, key=lambda name: int(name.rpartition("-")[2]))
+    return [f"{name}-01" for name in in_turn[: design.repeat_patients]]
+
+
+def _other_center(design: PhantomDesign, center: str) -> tuple[str, int, int]:
+    """The next center, its index, and of how many: a lone center has a neighbour of its own."""
+    centers = [*design.centers, *(["other"] if len(design.centers) == 1 else [])]
+    index = (centers.index(center) + 1) % len(centers)
+    return centers[index], index, len(centers)
 
 
 def draw_slide(design: PhantomDesign, slide_id: str) -> PhantomSlide:
@@ -195,25 +248,38 @@ def draw_slide(design: PhantomDesign, slide_id: str) -> PhantomSlide:
     >>> draw_slide(design, "lung_adeno-north-001-01").pixels.shape
     (256, 256, 3)
     """
-    patient, _, number = slide_id.rpartition("-")
+    first, change = slide_id, ""
+    if slide_id.rpartition("-")[2] in design.repeat_changes:
+        first, _, change = slide_id.rpartition("-")
+    patient, _, number = first.rpartition("-")
     found = {name: (label, center) for name, label, _, center in _patients(design)}
-    if patient not in found or number not in _slide_numbers(design):
+    drawn = patient in found and number in _slide_numbers(design)
+    if not drawn or (change and first not in _repeated(design)):
         raise KeyError(f"slide {slide_id!r} is not in this phantom's manifest")
     label, center = found[patient]
     pattern = assign_patterns(design.labels)[label]
     morphology = patient_morphology(pattern, _rng(design, patient, "morphology"))
-    seed = int(_rng(design, slide_id, "place").integers(2**31))
+    seed = int(_rng(design, first, "place").integers(2**31))
     tissue = draw_tissue(
-        morphology, seed, design.size_px, design.mpp, _rng(design, slide_id, "tissue")
+        morphology, seed, design.size_px, design.mpp, _rng(design, first, "tissue")
     )
     centers = list(design.centers)
     profile = center_profile(centers.index(center), len(centers), design.site_bias)
     stain = patient_stain(profile, _rng(design, patient, "stain"))
-    stain = slide_stain(stain, _rng(design, slide_id, "stain"))
+    stain = slide_stain(stain, _rng(design, first, "stain"))
+    described = {**as_description(morphology, seed), "mpp": design.mpp}
+    if change:
+        _, index, n_centers = _other_center(design, center)
+        # All of the other center, however little the cohort's centers differ.
+        stain = towards(stain, center_profile(index, n_centers, 1.0), change, design.repeat_dose)
+        side_um, rng = design.size_px * design.mpp, _rng(design, slide_id, "placement")
+        place = Placement.drawn(side_um, design.repeat_dose, rng)
+        tissue = moved(tissue, place, design.mpp)
+        described["placement"] = place.as_description()
     return PhantomSlide(
-        pixels=render(tissue, stain, design.mpp, _rng(design, slide_id, "scanner")),
-        description={"phantom": {**as_description(morphology, seed), "mpp": design.mpp}},
-        jpeg_quality=profile.jpeg_quality,
+        pixels=render(tissue, stain, design.mpp, _rng(design, first, "scanner")),
+        description={"phantom": described},
+        jpeg_quality=stain.jpeg_quality,
         mpp=design.mpp,
     )
 
@@ -281,6 +347,9 @@ def tile_truth(description: Mapping[str, Any], x: int, y: int, extent: int) -> N
         )
     drawn = description["phantom"]
     centre = ((x + extent / 2) * drawn["mpp"], (y + extent / 2) * drawn["mpp"])
+    place = placement_of(drawn)
+    if place is not None:
+        centre = place.before(*centre)
     return truth_vector(drawn, *centre)
 
 
@@ -323,6 +392,18 @@ def _check_names(parameter: str, names: list[Any]) -> None:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"{parameter}: {names} names one twice; each must be distinct")
+
+
+def _check_changes(changes: Any) -> None:
+    known = (
+        isinstance(changes, Sequence)
+        and not isinstance(changes, str)
+        and set(changes) <= {*CHANGES}
+    )
+    if not known or not changes or len(set(changes)) < len(changes):
+        raise ValueError(
+            f"repeat_changes: {changes!r} must list some of {', '.join(CHANGES)}, each once"
+        )
 
 
 def _check_integer(parameter: str, value: Any, low: int, high: int) -> None:

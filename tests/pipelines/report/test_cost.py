@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from scipy.stats import ttest_ind
 
 from pathfm_kedro.pipelines.report.cost import Cost, cost_figures, cost_statistics
-from pathfm_kedro.pipelines.report.plot_kinds import pareto_front
+from pathfm_kedro.pipelines.report.figure_parts import encoder_styles
+from pathfm_kedro.pipelines.report.plot_kinds import pareto, pareto_front
+from pathfm_kedro.pipelines.report.words import PlotWords, Words
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.measurements import Estimate, measurement, measurement_table
 from pathfm_kedro.statistics.parameters import read_parameters
@@ -187,3 +190,24 @@ def test_nobody_on_the_front_is_beaten_at_less_cost():
     points = rows.rows()
     beaten = {p for p in points if any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)}
     assert front == set(points) - beaten
+
+
+def test_an_encoder_has_a_point_for_each_value_of_an_entry():
+    rows = [
+        {"experiment": "x", "encoder": e, "metric": metric, "setting": json.dumps({"family": f})}
+        | {"stratum": "all", "value": value, "ci_low": None, "ci_high": None}
+        for e, f, metric, value in [
+            ("uni", "mean", "bytes", 10.0), ("uni", "mean", "f1", 0.5),
+            ("uni", "maxsim", "bytes", 80.0), ("uni", "maxsim", "f1", 0.6),
+            ("noise", "mean", "bytes", 5.0), ("noise", "mean", "f1", 0.1),
+            ("noise", "maxsim", "f1", 0.2),
+        ]
+    ]  # fmt: skip
+    measurements = measurement_table(rows)
+    plot = PlotWords("pareto", x={"metric": "bytes"}, y=[{"metric": "f1"}], each="family")
+    styles = encoder_styles(["uni", "noise"], {})
+    figure = pareto(measurements, "x", plot, styles, Words.read({"experiments": {}}))
+    points = {t.name: sorted(zip(t.x, t.y, strict=True)) for t in figure.data if t.name}
+    assert points == {"uni": [(10.0, 0.5), (80.0, 0.6)], "noise": [(5.0, 0.1)]}
+    (front,) = [t for t in figure.data if t.mode == "lines"]
+    assert list(front.x) == [5.0, 10.0, 80.0]

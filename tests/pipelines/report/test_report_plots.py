@@ -170,7 +170,7 @@ def test_long_names_that_begin_alike_keep_their_own_cells() -> None:
         assert set(places) == set(LONG)
         assert sorted(axis.tickvals) == sorted(LONG)
         assert len(set(axis.ticktext)) == 2
-        assert max(map(len, axis.ticktext)) <= 20
+        assert max(len(line) for text in axis.ticktext for line in text.split("<br>")) <= 20
 
 
 def test_encoders_whose_names_begin_alike_keep_their_own_rows(
@@ -187,11 +187,15 @@ def test_encoders_whose_names_begin_alike_keep_their_own_rows(
 
 
 @given(st.lists(st.text("ab…1", max_size=9), unique=True, max_size=12))
-def testshort_names_never_collide(names: list[str]) -> None:
-    short = short_names(names, 5)
+def test_names_in_lines_never_collide_and_are_whole_where_they_fit(names: list[str]) -> None:
+    short = short_names(names, 2)
     assert list(short) == names
     assert len(set(short.values())) == len(names)
-    assert all(len(text) <= 5 for text in short.values())
+    for name, text in short.items():
+        lines = text.split("<br>")
+        assert len(lines) <= 3
+        assert all(len(line) <= 2 for line in lines)
+        assert len(name) > 6 or "".join(lines) == name
 
 
 def test_a_cell_without_slides_is_drawn_as_zero() -> None:

@@ -12,6 +12,7 @@ import polars as pl
 from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.pipelines.ingest.duplicates import read_thumbnail, tissue_digest
+from pathfm_kedro.pipelines.ingest.repeats import marked_repeats
 from pathfm_kedro.slides.files import SlideError, SlideFiles, without_patient
 from pathfm_kedro.slides.interface import Pixels, SlideDescription
 from pathfm_kedro.slides.readers import GREY_REASON, file_fingerprint
@@ -80,9 +81,9 @@ def describe_slides(
     DataFrame
         The listed columns and vendor, width, height, levels, mpp, fingerprint, tissue_digest (see
         :func:`~pathfm_kedro.pipelines.ingest.duplicates.tissue_digest`), tissue_share (of the whole
-        image); status is "usable" or "unusable", with the reason, in which no path names a
-        patient. A slide that cannot be used stays. warning says what a person
-        should look at on a slide that can be used.
+        image); status is "usable", "repeat" (it shows the tissue of another slide again) or
+        "unusable", with the reason, in which no path names a patient. A slide that cannot be used
+        stays. warning says what a person should look at on a slide that can be used.
 
     Raises
     ------
@@ -115,7 +116,8 @@ def describe_slides(
     }
     refuse_too_many_failed(reasons, len(rows), settings)
     kept = listed.drop("mpp", "status", "reason")
-    return pl.concat([kept, pl.DataFrame(described, schema=_DESCRIBED)], how="horizontal")
+    slides = pl.concat([kept, pl.DataFrame(described, schema=_DESCRIBED)], how="horizontal")
+    return marked_repeats(slides)
 
 
 def list_slides(listed: pl.DataFrame) -> pl.DataFrame:
@@ -143,7 +145,8 @@ def list_slides(listed: pl.DataFrame) -> pl.DataFrame:
         for row in listed.to_dicts()
     ]
     kept = listed.drop("mpp", "status", "reason")
-    return pl.concat([kept, pl.DataFrame(rows, schema=_DESCRIBED)], how="horizontal")
+    slides = pl.concat([kept, pl.DataFrame(rows, schema=_DESCRIBED)], how="horizontal")
+    return marked_repeats(slides)
 
 
 def _describe(

@@ -11,6 +11,7 @@ import polars as pl
 
 from pathfm_kedro.pipelines.ingest.duplicates import DuplicateGroup, find_duplicates
 from pathfm_kedro.pipelines.ingest.manifest import OPTIONAL_COLUMNS
+from pathfm_kedro.pipelines.ingest.repeats import REPEAT
 from pathfm_kedro.pipelines.ingest.spelling import stands_for_unknown
 from pathfm_kedro.statistics.association import cramers_v
 
@@ -68,7 +69,7 @@ def summarise_design(
         "cramers_v": association,
         "n_patients": usable["patient_id"].n_unique(),
         "n_slides": usable.height,
-        "n_unusable": slides.height - usable.height,
+        "n_unusable": slides.filter(pl.col("status") == "unusable").height,
         "tissue_share": _tissue_by_center(usable),
         "duplicates": [list(group.slide_ids) for group in duplicates],
         "patients_of_several": several,
@@ -79,6 +80,7 @@ def summarise_design(
             *_unknown_names(usable),
             *_slide_warnings(usable),
             *_same_tissue(duplicates),
+            *_repeats(slides),
         ],
     }
     return design, summary
@@ -216,6 +218,17 @@ def _same_tissue(duplicates: list[DuplicateGroup]) -> list[str]:
         f"{len(groups)} group(s) of slides of {whose}, {sum(len(g.slide_ids) for g in groups)} slides, "
         f"{_SAME[evidence]}: {harm}; keep one of each, see 'duplicates' in the design summary"
         for (whose, evidence, harm), groups in kinds.items()
+    ]
+
+
+def _repeats(slides: pl.DataFrame) -> list[str]:
+    """Slides that the manifest says show tissue again: they are no duplicates, and count once."""
+    n = slides.filter(pl.col("status") == REPEAT).height
+    if not n:
+        return []
+    return [
+        f"{n} slide(s) show the tissue of another again (same_tissue_as): each tissue counts once, and "
+        "they are compared where cohort.same_tissue is true"
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from pathfm_kedro.pipelines.ingest.repeats import REPEAT_COLUMNS, checked_repeats
 from pathfm_kedro.pipelines.ingest.spelling import (
     Spellings,
     listed_rows,
@@ -19,22 +20,22 @@ from pathfm_kedro.pipelines.ingest.spelling import (
 #: Columns that every manifest has.
 REQUIRED_COLUMNS = ("slide_id", "path", "patient_id", "center", "label")
 #: Columns that get a value where the manifest has none.
-OPTIONAL_COLUMNS = {"organ": "unspecified", "scanner": "unspecified"}
+OPTIONAL_COLUMNS = {"organ": "unspecified", "scanner": "unspecified", "stain": "unspecified"}
 #: Columns that ingest writes; a manifest's own column of that name is kept under ``manifest_<name>``.
 RESERVED_COLUMNS = (
     "vendor", "width", "height", "levels", "fingerprint", "tissue_digest", "tissue_share",
     "status", "reason", "warning",
 )  # fmt: skip
 #: Columns whose name, misspelt, would leave a setting out without a word.
-_KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "mpp")
+_KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "mpp", REPEAT_COLUMNS[0])
 #: Columns of names that are compared, and what a name in two spellings would become.
 _NAMES = {
     "center": "two centers", "label": "two classes", "organ": "two organs",
-    "scanner": "two scanners",
+    "scanner": "two scanners", "stain": "two stains",
     "patient_id": "two patients, and one patient's slides would be compared with each other",
 }  # fmt: skip
 #: Names of working columns. Names are read without blanks at their ends, so no manifest has these.
-_ROW, _MPP_TEXT, _ALIKE = " row", " mpp", " alike"
+_ROW, _MPP_TEXT, _ALIKE, _REPEAT = " row", " mpp", " alike", " repeat"
 #: Names listed in a message before the rest is counted.
 _NAMED = 5
 
@@ -63,14 +64,16 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     Parameters
     ----------
     manifest
-        Every cell as text: slide_id, path, patient_id, center, label; optional organ, scanner, mpp;
-        further columns are kept.
+        Every cell as text: slide_id, path, patient_id, center, label; optional organ, scanner, stain,
+        mpp, same_tissue_as and the registration's columns
+        (:mod:`~pathfm_kedro.pipelines.ingest.repeats`); further columns are kept.
 
     Returns
     -------
     DataFrame
-        The required columns, organ, scanner, mpp (float, micrometres per level-0 pixel, null where
-        not given), further columns, status ("listed" or "unusable") and reason; sorted by slide_id.
+        The required columns, organ, scanner, stain, mpp (float, micrometres per level-0 pixel, null
+        where not given), further columns, status ("listed" or "unusable") and reason; sorted by
+        slide_id.
 
     Raises
     ------
@@ -110,8 +113,12 @@ def _checked(manifest: pl.DataFrame, filled_in: Sequence[str]) -> pl.DataFrame:
     numbered = numbered.with_columns(
         text.alias(_MPP_TEXT), text.cast(pl.Float64, strict=False).alias("mpp")
     )
+    numbered = checked_repeats(numbered, _ROW, _REPEAT)
     return (
         numbered.with_columns(_row_reason(filled_in).alias("reason"))
+        .with_columns(
+            pl.when(pl.col("reason") == "").then(_REPEAT).otherwise("reason").alias("reason")
+        )
         .with_columns(
             pl.when(pl.col("reason") == "")
             .then(pl.lit("listed"))
@@ -120,7 +127,7 @@ def _checked(manifest: pl.DataFrame, filled_in: Sequence[str]) -> pl.DataFrame:
         )
         # A number that is no resolution is in the reason; no later step shall compute with it.
         .with_columns(pl.when(~_is_bad_mpp()).then(pl.col("mpp")))
-        .drop(_ROW, _MPP_TEXT)
+        .drop(_ROW, _MPP_TEXT, _REPEAT)
         .sort("slide_id")
     )
 

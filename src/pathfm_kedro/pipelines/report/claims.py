@@ -1,4 +1,4 @@
-"""Claims of a paper, as printed and as they hold, beside what this cohort shows."""
+"""What a paper says, what holds of it, and what this cohort shows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.sections import footnote
-from pathfm_kedro.pipelines.report.text import Row, interval_text, marked_interval
-from pathfm_kedro.pipelines.report.words import ClaimForm, Words, select, settings_of
+from pathfm_kedro.pipelines.report.text import Row, marked_interval, short_value
+from pathfm_kedro.pipelines.report.words import ClaimFigure, ClaimWords, Words, select, settings_of
+
+#: Of a claim whose figure was not measured here.
+NOT_MEASURED = "not measured in this audit"
+
+
+@dataclass(frozen=True)
+class ClaimCell:
+    """One encoder's figure, whether the claim held, and the figure alone."""
+
+    figure: str
+    held: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -19,94 +31,122 @@ class ClaimRow:
 
     encoder: str
     is_control: bool
-    printed: str
-    printed_held: str
-    corrected: str
-    corrected_held: str
+    cells: tuple[ClaimCell, ...]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper with what was found here; `head` is that of its second form."""
+    """A claim of the paper with what was found here."""
 
     title: str
-    setting: str
     printed: str
-    corrected: str
+    holds: str
+    beyond: str
+    here: tuple[str, ...]
+    heads: tuple[str, ...]
     rows: tuple[ClaimRow, ...]
-    head: str = "Corrected"
     footnote: str = ""
 
 
-def claims_of(measurements: pl.DataFrame, role: Mapping[str, str], words: Words) -> list[Claim]:
-    """Every claim of the words, one row an encoder, encoders before controls."""
+def claims_of(
+    measurements: pl.DataFrame, role: Mapping[str, str], words: Words
+) -> list[tuple[str, list[Claim]]]:
+    """Every claim of the words below the title of its kind."""
     ordered = sorted(role, key=lambda name: (role[name] == "control", name))
-    found = []
+    by_kind: dict[str, list[Claim]] = {}
     for claim in words.report.claims:
-        forms = claim.printed, claim.corrected
-        tables = [_figures(measurements, form, words) for form in forms]
-        settings = tables[1]["setting"].sort()
-        at = words.setting_text(claim.corrected.experiment, settings[0]) if len(settings) else ""
-        rows = []
-        for name in ordered:
-            cells = [
-                _cells(_one(table, name), form) for table, form in zip(tables, forms, strict=True)
-            ]
-            rows.append(ClaimRow(name, role[name] == "control", *cells[0], *cells[1]))
-        found.append(
-            Claim(
-                claim.title,
-                at or "not measured",
-                claim.printed.text,
-                claim.corrected.text,
-                tuple(rows),
-                claim.corrected.head,
-                footnote(row for table in tables for row in table.iter_rows(named=True)),
-            )
-        )
-    return found
+        title = words.report.kinds_of_claims.get(claim.kind, claim.kind)
+        found = _claim(measurements, claim, ordered, role, words)
+        by_kind.setdefault(title, []).append(found)
+    return list(by_kind.items())
 
 
-def other_claims(measurements: pl.DataFrame, words: Words) -> list[tuple[str, str]]:
-    """Claims without a table of their own, and whether their experiment ran here."""
-    measured = set(measurements["experiment"])
-    return [
-        (c.text, "see its section" if c.experiment in measured else "not measured in this audit")
-        for c in words.report.other_claims
+def _claim(
+    measurements: pl.DataFrame,
+    claim: ClaimWords,
+    ordered: list[str],
+    role: Mapping[str, str],
+    words: Words,
+) -> Claim:
+    """Figures of each encoder, and a sentence for each figure."""
+    tables = [_rows(measurements, figure, words) for figure in claim.here]
+    known = [(f, t) for f, t in zip(claim.here, tables, strict=True) if t.height]
+    rows = []
+    for name in ordered:
+        own = [_cell(_one(table, name), figure) for figure, table in known]
+        if any(cell.figure for cell in own):
+            rows.append(ClaimRow(name, role[name] == "control", tuple(own)))
+    audited = [row for row in rows if not row.is_control]
+    here = [f"{figure.head}: {_sentence(audited, i)}" for i, (figure, _) in enumerate(known)] + [
+        f"{f.head}: {NOT_MEASURED}."
+        for f, t in zip(claim.here, tables, strict=True)
+        if not t.height
     ]
+    return Claim(
+        claim.title,
+        claim.printed,
+        claim.holds,
+        claim.beyond,
+        tuple(here),
+        tuple(_head(figure, table, words) for figure, table in known),
+        tuple(rows),
+        footnote(row for _, table in known for row in table.iter_rows(named=True)),
+    )
 
 
-def _figures(measurements: pl.DataFrame, form: ClaimForm, words: Words) -> pl.DataFrame:
-    at = {**words.usual(measurements, form.experiment), **form.at}
-    whole = measurements.filter(stratum="all", experiment=form.experiment, metric=form.metric)
+def _head(figure: ClaimFigure, table: pl.DataFrame, words: Words) -> str:
+    at = words.setting_text(figure.experiment, table["setting"][0])
+    return f"{figure.head} ({at})" if at else figure.head
+
+
+def _sentence(rows: list[ClaimRow], place: int) -> str:
+    """Encoders by what their figure says of the claim."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        cell = row.cells[place]
+        if cell.figure:
+            named = f"{row.encoder} {cell.short}".strip()
+            said.setdefault(cell.held, []).append(named)
+    parts = [f"{held} for {', '.join(names)}".removeprefix(" for ") for held, names in said.items()]
+    return "; ".join(parts) + "." if parts else "no audited encoder has a figure."
+
+
+def _rows(measurements: pl.DataFrame, figure: ClaimFigure, words: Words) -> pl.DataFrame:
+    at = {**words.usual(measurements, figure.experiment), **figure.at}
+    whole = measurements.filter(stratum="all", experiment=figure.experiment, metric=figure.metric)
     known = {key for setting in settings_of(whole) for key in setting}
-    fixed = {key: value for key, value in at.items() if key in known or key in form.at}
-    return select(whole, form.experiment, form.metric, fixed)
+    fixed = {key: value for key, value in at.items() if key in known or key in figure.at}
+    chosen = select(whole, figure.experiment, figure.metric, fixed)
+    chosen = chosen.with_columns(_rank=words.setting_ranks(chosen)).sort("_rank", "setting")
+    judged = chosen.filter(pl.col("threshold").is_not_null())
+    return words.with_counts(judged if judged.height else chosen)
 
 
 def _one(rows: pl.DataFrame, encoder: str) -> dict[str, Any] | None:
     """An encoder's row."""
-    own = rows.filter(pl.col("encoder") == encoder).sort("setting")
+    own = rows.filter(pl.col("encoder") == encoder)
     return own.row(0, named=True) if own.height else None
 
 
-def _cells(row: Row | None, form: ClaimForm) -> tuple[str, str]:
+def _cell(row: Row | None, figure: ClaimFigure) -> ClaimCell:
     """The figure, and whether the claim held."""
     if row is None:
-        return "not measured", "–"
+        return ClaimCell("", "")
     if row["value"] is None:
-        return f"{interval_text(row)}: {row['reason']}", "–"
+        return ClaimCell(str(row["reason"]), "not measured")
     if row["ci_low"] is None or row["ci_high"] is None:
-        return marked_interval(row), "no interval"
-    return marked_interval(row), _outcome(row, form.criterion)
+        held = "no interval" if figure.criterion else ""
+    else:
+        held = _outcome(row, figure.criterion)
+    return ClaimCell(marked_interval(row), held, short_value(row))
 
 
 def _outcome(row: Row, criterion: Mapping[str, Any]) -> str:
-    """What the interval says of the claim."""
+    """What the interval says of the claim; nothing where it asks nothing."""
     for kind, say in _SAYS.items():
         if kind in criterion:
             return say(row, criterion[kind])
-    return "figure only"
+    return ""
 
 
 def _side(low: bool, high: bool) -> str:

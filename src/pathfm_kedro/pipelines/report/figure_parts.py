@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -25,8 +24,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexag
 GREYS = ("#6b6b6b", "#8c8c8c", "#4d4d4d")
 DASHES = ("dash", "dot", "dashdot")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-#: Characters of a name that fit beside a panel.
+#: Characters of a name that fit beside a panel, and lines that it may take.
 _SHORT = 20
+_LINES = 3
 AXIS: dict[str, Any] = {
     "gridcolor": "#ececec",
     "linecolor": "#bbbbbb",
@@ -47,7 +47,7 @@ class Style:
     dash: str
     symbol: str
     is_control: bool
-    #: Short text of the name, unlike that of every other encoder.
+    #: Its name in lines, unlike that of every other encoder.
     label: str = ""
 
 
@@ -92,34 +92,45 @@ def plain_text(name: str | None) -> str:
 
 
 def short_names(names: Sequence[str], width: int = _SHORT) -> dict[str, str]:
-    """A text of at most `width` characters for each name, no two alike, markup taken out.
+    """A text for each name on at most :data:`_LINES` lines, no two alike, markup taken out.
 
-    Names that begin alike keep both ends; a number tells apart what is still alike.
+    A name that fits is whole. One that does not keeps both ends; a number distinguishes what is still
+    alike.
 
     Examples
     --------
-    >>> list(short_names(["uni", "hospital north", "hospital south"], 10).values())
-    ['uni', 'hosp…north', 'hosp…south']
+    >>> list(short_names(["uni", "efficientnet_lite0", "efficientnet_lite0_centred"], 12).values())
+    ['uni', 'efficientnet<br>_lite0', 'efficientnet<br>_lite0_<br>centred']
     """
-    cut = {name: _cut(name, width, 0) for name in names}
-    often = Counter(cut.values())
-    wanted = {
-        name: text if often[text] == 1 else _cut(name, width, width // 2)
-        for name, text in cut.items()
-    }
+    room = width * _LINES
+    cut = {name: _cut(name, room) for name in names}
     shown: dict[str, str] = {}
-    for name, text in wanted.items():
-        numbered = (f"{text[: width - len(end)]}{end}" for end in (f"…{i}" for i in count(2)))
+    for name, text in cut.items():
+        numbered = (f"{text[: room - len(end)]}{end}" for end in (f"…{i}" for i in count(2)))
         unused = (entry for entry in chain([text], numbered) if entry not in shown.values())
         shown[name] = next(unused)
-    return {name: plain_text(text) for name, text in shown.items()}
+    return {name: "<br>".join(map(plain_text, _lines(text, width))) for name, text in shown.items()}
 
 
-def _cut(name: str, width: int, tail: int) -> str:
-    """A name's beginning and its last `tail` characters."""
-    if len(name) <= width:
+def _cut(name: str, room: int) -> str:
+    """A name's beginning and end."""
+    if len(name) <= room:
         return name
-    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
+    tail = room // 2
+    return f"{name[: room - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Text in lines of at most `width` characters, broken behind ``_``, ``-`` or a space if it fits."""
+    lines: list[str] = []
+    while len(text) > width:
+        ends = [i for i in range(1, width + 1) if text[i - 1] in "_- "]
+        left = _LINES - len(lines) - 1
+        fitting = [i for i in ends if len(text) - i <= left * width]
+        end = fitting[-1] if fitting else width
+        lines.append(text[:end])
+        text = text[end:]
+    return [*lines, text]
 
 
 def name_ticks(short: Mapping[str, str]) -> dict[str, Any]:

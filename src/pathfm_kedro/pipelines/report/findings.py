@@ -23,7 +23,8 @@ FINDING_SCHEMA: dict[str, pl.DataType] = {
 }
 #: Share of wrong discoveries accepted among all findings of an audit.
 ALPHA = 0.05
-_TWO_SIDED_95 = 1.959964
+#: Standard errors on either side that hold 95% of a normal distribution.
+TWO_SIDED_95 = 1.959964
 #: Share of cohorts in which a difference that is called detectable is found.
 _POWER = 0.8
 
@@ -150,7 +151,7 @@ def _p_values(rows: pl.DataFrame) -> np.ndarray[Any, Any]:
     half = np.where(facing > 0, facing, (high - low) / 2)
     distance = np.abs(value - threshold)
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(distance > 0, _TWO_SIDED_95 * distance / half, 0.0)
+        z = np.where(distance > 0, TWO_SIDED_95 * distance / half, 0.0)
     verdict = rows["verdict"].to_numpy()
     open_question = (verdict == "inconclusive") & (low <= threshold) & (threshold <= high)
     asked = np.isin(verdict, ("pass", "fail")) | open_question
@@ -170,11 +171,12 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     findings = findings.with_columns(pl.Series("q_value", q_values, nan_to_null=True))
     lost = pl.col("verdict").is_in(["pass", "fail"]) & (pl.col("q_value") >= alpha)
     reason = pl.format(
-        "the interval alone says {}, but among {} checks it could be chance: q = {}, not below {}",
+        "the interval alone says {}, but among {} checks it could be chance: its false discovery "
+        "rate is {}%, not below {}%",
         "verdict",
         pl.lit(str(int(mask.sum()))),
-        pl.col("q_value").map_elements(number, return_dtype=pl.String()),
-        pl.lit(f"{alpha:g}"),
+        pl.col("q_value").map_elements(lambda q: number(100 * q), return_dtype=pl.String()),
+        pl.lit(f"{100 * alpha:g}"),
     )
     return findings.with_columns(
         pl.when(lost).then(reason).otherwise("reason").alias("reason"),
@@ -182,18 +184,24 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     )
 
 
-def _detectable(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
-    """Beside an open check, the difference that would be found in 80 of 100 cohorts of this size.
+def critical_distance(findings: pl.DataFrame, alpha: float) -> float:
+    """Standard errors from the threshold at which a check is decided in 80 of 100 such cohorts.
 
     Among m checks a difference has to clear level alpha / m at worst: at the size reported for one
     check alone, about half of such cohorts would stay open.
     """
     from scipy.stats import norm
 
+    m = max(int(findings["q_value"].is_not_null().sum()), 1)
+    return float(norm.isf(alpha / m / 2) + norm.ppf(_POWER))
+
+
+def _detectable(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Beside an open check, the difference that would be found in 80 of 100 cohorts of this size."""
     tested = findings["q_value"].is_not_null()
     m = max(int(tested.sum()), 1)
-    needed = float(norm.isf(alpha / m / 2) + norm.ppf(_POWER))
-    half = (pl.col("ci_high") - pl.col("ci_low")) / 2 / _TWO_SIDED_95
+    needed = critical_distance(findings, alpha)
+    half = (pl.col("ci_high") - pl.col("ci_low")) / 2 / TWO_SIDED_95
     effect = (half * needed).map_elements(number, return_dtype=pl.String())
     open_by_interval = (pl.col("verdict") == "inconclusive") & (
         pl.col("caveat").fill_null("") == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from importlib.resources import files
@@ -20,7 +22,8 @@ from pathfm_kedro.pipelines.report.badges import (
     behaving,
     measured_text,
 )
-from pathfm_kedro.pipelines.report.claims import claims_of, other_claims
+from pathfm_kedro.pipelines.report.cards import ASSUMPTION, cards_of
+from pathfm_kedro.pipelines.report.claims import claims_of
 from pathfm_kedro.pipelines.report.cohort import (
     MAX_REASONS,
     audited_slides,
@@ -28,7 +31,8 @@ from pathfm_kedro.pipelines.report.cohort import (
     lost_slides,
 )
 from pathfm_kedro.pipelines.report.controls import roles
-from pathfm_kedro.pipelines.report.findings import ALPHA
+from pathfm_kedro.pipelines.report.findings import ALPHA, label_is_read
+from pathfm_kedro.pipelines.report.matrix import matrix_of
 from pathfm_kedro.pipelines.report.plots import (
     DESIGN_CAPTION,
     FINDINGS_CAPTION,
@@ -42,6 +46,8 @@ from pathfm_kedro.pipelines.report.words import Words
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+#: Of a plot that does not say, in pixels.
+_HEIGHT = 450
 #: How names of architectures' nulls end.
 _RANDOM_WEIGHTS = "_random_weights"
 
@@ -96,7 +102,6 @@ def render_report(
         escaped, absolute paths are cut to the file's name.
     """
     from jinja2 import Environment
-    from plotly.offline import get_plotlyjs
 
     wording = Words.read(words)
     audited = audited_slides(slides, tiling)
@@ -105,6 +110,7 @@ def render_report(
     boxes = count(1)
     given = dict(zip(experiments, first_plots, strict=True))
     plots = _plots_of_experiments(measurements, provenance, wording, given, boxes)
+    sections = sections_of(measurements, findings, controls, plots, role, wording)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["md3"] = number
     environment.filters["plain"] = lambda text: without_folders(str(text or ""))
@@ -115,15 +121,18 @@ def render_report(
         identity=_identity(slides, provenance),
         behaving=behaving(controls),
         phantom=_phantom(provenance, wording),
-        cards=_cards(verdicts, controls, "encoder"),
+        unread=_unread(measurements, audited, role, wording),
+        matrix=matrix_of(findings, measurements, verdicts, controls, role, wording),
+        anchors={section.experiment: section.anchor for section in sections},
+        cards=cards_of(findings, verdicts, controls, parameters, wording),
+        assumption=ASSUMPTION,
         control_cards=_cards(verdicts, controls, "control"),
         may=_may(findings, audited, parameters),
         may_not=_may_not(findings, controls, audited, design_summary, provenance, wording),
         overview=_shown(findings_plot, FINDINGS_CAPTION, boxes) if findings.height else (),
-        sections=sections_of(measurements, findings, controls, plots, role, wording),
+        sections=sections,
         controls=[_control(row, wording) for row in controls.iter_rows(named=True)],
         claims=claims_of(measurements, role, wording),
-        other_claims=other_claims(measurements, wording),
         cohort=cohort_facts(audited, tiles),
         design=design.sort("label", "center", *design.columns).to_dicts(),
         design_plots=_shown(design_plot, DESIGN_CAPTION, boxes) if design.height else (),
@@ -132,7 +141,7 @@ def render_report(
         encoders=_encoders(provenance),
         versions=sorted(provenance.get("versions", {}).items()),
         parameters=_pretty(provenance.get("parameters", {})),
-        plotly=_Raw(get_plotlyjs()),
+        plotly=_plotly(),
     )
 
 
@@ -158,8 +167,26 @@ def _plots_of_experiments(
 
 def _shown(figure: go.Figure, caption: str, boxes: Iterable[int]) -> tuple[Plot, ...]:
     """A figure in a box of its own; boxes are numbered, since names may hold any character."""
-    data = _Raw(script_json(str(figure.to_json(engine="json"))))
-    return (Plot(f"figure-{next(iter(boxes))}", caption, data),)
+    content = _shortened(json.loads(figure.to_json(engine="json")))
+    data = _Raw(script_json(json.dumps(content, separators=(",", ":"), ensure_ascii=False)))
+    height = int(figure.layout.height or _HEIGHT)
+    return (Plot(f"figure-{next(iter(boxes))}", caption, data, height),)
+
+
+def _shortened(value: Any) -> Any:
+    """Numbers with as many digits as a screen has pixels."""
+    if isinstance(value, dict):
+        return {key: _shortened(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_shortened(entry) for entry in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _plotly() -> str:
+    """The plotting library, packed: a browser unpacks it when the first plot comes into sight."""
+    from plotly.offline import get_plotlyjs
+
+    return b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 class _Raw(str):
@@ -222,6 +249,18 @@ def _phantom(provenance: Mapping[str, Any], words: Words) -> str:
     )
 
 
+def _unread(
+    measurements: pl.DataFrame, slides: pl.DataFrame, role: Mapping[str, str], words: Words
+) -> str:
+    """Said first where the cohort has no label that could be read."""
+    if slides.filter(status="usable")["label"].drop_nulls().n_unique() < 2:
+        return "The slides have fewer than two labels: no check that needs labels can be made."
+    check = words.report.label_check
+    if check is not None and label_is_read(measurements, role, words) is False:
+        return f"{check.reason[:1].upper()}{check.reason[1:]}. They are open below."
+    return ""
+
+
 def _cards(verdicts: pl.DataFrame, controls: pl.DataFrame, role: str) -> list[dict[str, Any]]:
     return [
         {
@@ -239,7 +278,8 @@ def _may(findings: pl.DataFrame, slides: pl.DataFrame, parameters: Mapping[str, 
     checks = findings.filter(pl.col("q_value").is_not_null(), role="encoder").height
     return [
         f"A PASS or FAIL says that the whole 95% interval over patients lies on one side of the "
-        f"threshold, that this holds after correcting for all {checks} checks (q below {alpha:g}), "
+        f"threshold, that this holds after correcting for all {checks} checks (false discovery rate "
+        f"below {100 * alpha:g}%), "
         f"and that no control of the experiment speaks against it.",
         f"It holds for slides like these: {count_of(usable.height, 'slide')} with tiles of "
         f"{count_of(usable['patient_id'].n_unique(), 'patient')} from "

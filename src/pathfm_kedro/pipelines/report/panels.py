@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_PANELS = 12
 #: Room for encoder names left of a panel, in pixels; fixed, so that titles can start at the edge.
 _NAMES_WIDTH = 132
+#: One line of a name, in pixels.
+_NAME_LINE = 14
 #: One line of a panel's title, and the ticks below a panel, in pixels.
 _LINE_HEIGHT = 15
 _TICKS_HEIGHT = 30
@@ -65,7 +67,8 @@ def interval_panels(
     names = [name for name in styles if name in set(rows["encoder"])][::-1]
     titles = [_panel_title(panel.row(0, named=True), named, words) for panel in panels]
     room = _LINE_HEIGHT * max(title.count("<br>") + 1 for title in titles) + 8
-    inner = 24 * len(names) + 8
+    n_lines = max(styles[name].label.count("<br>") + 1 for name in names)
+    inner = max(24, _NAME_LINE * n_lines + 4) * len(names) + 8
     gap = room + _TICKS_HEIGHT
     plotted = inner * len(panels) + gap * (len(panels) - 1)
     figure = make_subplots(

@@ -7,7 +7,7 @@ from kedro.pipeline import Node, Pipeline
 from pathfm_kedro.pipelines.report.controls import check_controls
 from pathfm_kedro.pipelines.report.cost import Cost, cost_figures, cost_statistics
 from pathfm_kedro.pipelines.report.findings import collect_findings
-from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
+from pathfm_kedro.pipelines.report.outputs import findings_for_programs, findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.page import render_report
 from pathfm_kedro.pipelines.report.plots import (
     plot_design,
@@ -104,6 +104,12 @@ def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipe
                 "findings",
                 "findings_csv",
                 name="findings_for_spreadsheets",
+            ),
+            node(
+                findings_for_programs,
+                "findings",
+                "findings_rows",
+                name="findings_for_programs",
             ),
             node(
                 plotted_curves, ["measurements", "words"], "plotted_curves", name="plotted_curves"

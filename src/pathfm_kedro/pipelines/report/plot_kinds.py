@@ -22,7 +22,13 @@ from pathfm_kedro.pipelines.report.figure_parts import (
 )
 from pathfm_kedro.pipelines.report.panels import interval_panels
 from pathfm_kedro.pipelines.report.text import interval_text
-from pathfm_kedro.pipelines.report.words import PlotWords, Words, select, settings_of
+from pathfm_kedro.pipelines.report.words import (
+    PlotWords,
+    PublishedWords,
+    Words,
+    select,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -59,6 +65,8 @@ def curve(
         add_curve(figure, own, name, styles[name])
     if plot.beside:
         _add_beside(figure, measurements, experiment, plot, at, styles)
+    if plot.published is not None:
+        _add_published(figure, rows, plot.published)
     title_axes(figure, plot.x_title, plot.y_title)
     if plot.x_ticks:
         ticks = list(range(0, 361, plot.x_ticks))
@@ -119,6 +127,10 @@ def bars(
             hovertext=[interval_text(row) for row in own.iter_rows(named=True)],
         )
     _add_null_lines(figure, rows, places)
+    judged = rows.drop_nulls("threshold").unique("x", maintain_order=True)
+    for row in judged.iter_rows(named=True):
+        place = places[row["x"]]
+        _add_threshold_line(figure, place - 0.5, place + 0.5, float(row["threshold"]), "threshold")
     title_axes(figure, words.setting_text(experiment, at), plot.y_title)
     names = [wrapped(words.setting_text(experiment, {key: value}), 20) for value in places]
     figure.update_xaxes(
@@ -192,25 +204,32 @@ def pareto(
     styles: Mapping[str, Style],
     words: Words,
 ) -> go.Figure | None:
-    """Figures against a cost on a logarithmic axis, one below the other, with the line of the best."""
+    """Figures against a cost on a logarithmic axis, one below the other, with the line of the best.
+
+    An encoder is a point, or has one for each value of the entry `each` of the setting.
+    """
     from plotly.subplots import make_subplots
 
-    cost = _at_setting(measurements, experiment, plot.x).filter(pl.col("value") > 0)
-    worth = [_at_setting(measurements, experiment, y) for y in plot.y]
-    both = [rows.join(cost, on="encoder", suffix="_cost") for rows in worth]
+    cost = _at_setting(measurements, experiment, plot.x, plot.each).filter(pl.col("value") > 0)
+    worth = [_at_setting(measurements, experiment, y, plot.each) for y in plot.y]
+    both = [rows.join(cost, on=["encoder", "each"], suffix="_cost") for rows in worth]
     if not any(rows.height for rows in both):
         return None
     figure = make_subplots(rows=len(both), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(layout_of(height=160 + 260 * len(both)))
     for row, (rows, y) in enumerate(zip(both, plot.y, strict=True), start=1):
-        for name, own in by_encoder(rows, styles):
-            point, style = own.row(0, named=True), styles[name]
+        for name, own in by_encoder(rows, styles, sort="each"):
+            style = styles[name]
             figure.add_scatter(
-                x=[point["value_cost"]],
-                y=[point["value"]],
+                x=own["value_cost"].to_list(),
+                y=own["value"].to_list(),
                 error_y=error_bars(own, style.colour),
                 mode="markers",
                 name=style.label,
+                hovertext=[
+                    words.setting_text(experiment, {plot.each: value} if plot.each else {})
+                    for value in own["each"]
+                ],
                 legendgroup=name,
                 showlegend=row == 1,
                 marker={"color": style.colour, "symbol": style.symbol, "size": 11},
@@ -254,12 +273,14 @@ def pareto_front(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _at_setting(
-    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any]
+    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any], each: str
 ) -> pl.DataFrame:
-    """A figure of each encoder: ``{metric, at}``."""
+    """A figure ``{metric, at}`` of each encoder, and of each value of an entry of its setting."""
     rows = select(measurements, experiment, entry["metric"], entry.get("at"))
     kept = rows.filter(stratum="all").drop_nulls("value")
-    return kept.unique("encoder", keep="first", maintain_order=True)
+    values = [str(setting.get(each, "")) for setting in settings_of(kept)]
+    placed = kept.with_columns(each=pl.Series(values, dtype=pl.String()))
+    return placed.unique(["encoder", "each"], keep="first", maintain_order=True)
 
 
 def panels(
@@ -270,6 +291,28 @@ def panels(
     words: Words,
 ) -> go.Figure | None:
     """Values with intervals: the checks and the key figures, else every figure."""
+    rows = _key_rows(measurements, experiment, words)
+    return interval_panels(rows, styles, words) if rows.height else None
+
+
+def answering_panels(
+    measurements: pl.DataFrame, experiment: str, styles: Mapping[str, Style], words: Words
+) -> tuple[go.Figure | None, go.Figure | None]:
+    """Panels that answer an experiment's question, its checks or else its first figure; the others."""
+    rows = _key_rows(measurements, experiment, words)
+    judged = rows.filter(pl.col("threshold").is_not_null())
+    key = ["metric", "stratum", "setting"]
+    known = rows.drop_nulls("value")
+    ranks = {"_metric": words.metric_ranks(known), "_setting": words.setting_ranks(known)}
+    first = judged if judged.height else known.with_columns(**ranks).sort(*ranks, *key).head(1)
+    wanted = first.select(key).unique()
+    split = (rows.join(wanted, on=key, how=how, maintain_order="left") for how in ("semi", "anti"))
+    answer, others = (interval_panels(r, styles, words) if r.height else None for r in split)
+    return answer, others
+
+
+def _key_rows(measurements: pl.DataFrame, experiment: str, words: Words) -> pl.DataFrame:
+    """Rows of the checks and the key figures of an experiment, else of every figure."""
     rows = measurements.filter(experiment=experiment)
     known = words.of(experiment)
     if known.key_figures is not None:
@@ -277,7 +320,7 @@ def panels(
         fixed = {k: v for k, v in known.usual.items() if isinstance(v, str) and k == "design"}
         whole = [all(entry.get(k, v) == v for k, v in fixed.items()) for entry in settings_of(rows)]
         rows = rows.filter(pl.Series(whole, dtype=pl.Boolean())).filter(key, stratum="all")
-    return interval_panels(rows, styles, words) if rows.height else None
+    return rows
 
 
 def calibration(
@@ -357,13 +400,38 @@ def _add_threshold(figure: go.Figure, judged: pl.DataFrame, rows: pl.DataFrame, 
     """A short mark where the check is read: elsewhere nothing is judged by the threshold."""
     place, threshold = float(judged["x"][0]), float(judged["threshold"][0])
     half = _MARK * (float(rows["x"].max()) - float(rows["x"].min()))  # type: ignore[arg-type]
+    _add_threshold_line(figure, place - half, place + half, threshold, name)
+
+
+def _add_threshold_line(
+    figure: go.Figure, start: float, end: float, threshold: float, name: str
+) -> None:
     figure.add_scatter(
-        x=[place - half, place + half],
+        x=[start, end],
         y=[threshold, threshold],
         mode="lines",
         name=f"{name} ({threshold:g})",
         hoverinfo="skip",
         line={"color": "#222222", "width": 3},
+    )
+
+
+def _add_published(figure: go.Figure, rows: pl.DataFrame, published: PublishedWords) -> None:
+    """Figures of others as labelled crosses, where the cohort's protocol is theirs."""
+    settings = settings_of(rows)
+    same = [all(s.get(k) == v for k, v in published.at.items()) for s in settings]
+    if not any(s and n == published.n for s, n in zip(same, rows["n"], strict=True)):
+        return
+    figure.add_scatter(
+        x=[mark.x for mark in published.marks],
+        y=[mark.value for mark in published.marks],
+        mode="markers+text",
+        text=[plain_text(mark.name) for mark in published.marks],
+        textposition="middle right",
+        textfont={"size": 10, "color": "#444444"},
+        marker={"symbol": "x-thin", "size": 8, "line": {"color": "#444444", "width": 1.5}},
+        name="published, same protocol on other slides",
+        hovertemplate="%{text}: %{y}<extra></extra>",
     )
 
 

@@ -17,8 +17,8 @@ from pathfm_kedro.pipelines.report.figure_parts import (
     title_axes,
 )
 from pathfm_kedro.pipelines.report.panels import interval_panels
-from pathfm_kedro.pipelines.report.plot_kinds import KINDS, curve_table, panels
-from pathfm_kedro.pipelines.report.words import PlotWords, Words
+from pathfm_kedro.pipelines.report.plot_kinds import KINDS, answering_panels, curve_table
+from pathfm_kedro.pipelines.report.words import Words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,8 +46,8 @@ def experiment_plots(
             figure.update_yaxes(range=list(plot.y_range))
         plotted.append((plot.caption or f"{_POINTS}.", figure))
     if not plotted:
-        figure = panels(measurements, experiment, PlotWords("panels"), styles, words)
-        plotted = [(f"{_POINTS}.", figure)] if figure is not None else []
+        answer, others = answering_panels(measurements, experiment, styles, words)
+        plotted = [(f"{_POINTS}.", figure) for figure in (answer, others) if figure is not None]
     return plotted
 
 

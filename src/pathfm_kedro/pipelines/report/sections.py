@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.badges import Badge, badge_of, measured_text
+from pathfm_kedro.pipelines.report.results import result_sentence
 from pathfm_kedro.pipelines.report.summary import NO_WIDTH_NOTE
 from pathfm_kedro.pipelines.report.text import (
     Row,
@@ -55,23 +56,30 @@ class TableGroup:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure on the page: the name of its box, what it shows, its data as JSON."""
+    """A figure on the page: the name of its box, what it shows, its data as JSON and its height."""
 
     box: str
     caption: str
     data: str
+    height: int
 
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment on the page."""
+    """An experiment on the page; `name` is its title up to the question."""
 
+    experiment: str
     anchor: str
-    title: str
+    group_anchor: str
+    group: str
+    name: str
+    question: str
+    result: str
     meaning: str
     published: str
     null: str
-    plots: tuple[Plot, ...]
+    plot: tuple[Plot, ...]
+    more_plots: tuple[Plot, ...]
     folded: str
     groups: tuple[TableGroup, ...]
     more: tuple[TableGroup, ...]
@@ -88,7 +96,10 @@ def sections_of(
     role: Mapping[str, str],
     words: Words,
 ) -> list[Section]:
-    """One section for each experiment that was measured, in the order of the words.
+    """One section for each experiment that was measured, by group and in the order of the words.
+
+    The first plot of an experiment is shown beside its answer, the others are folded away; all of them
+    where its words say so (`folded`).
 
     Parameters
     ----------
@@ -103,19 +114,30 @@ def sections_of(
     """
     sections = []
     joined = words.with_counts(with_final_verdicts(measurements, findings))
-    for i, experiment in enumerate(words.order(measurements["experiment"].to_list()), 1):
+    places = list(dict.fromkeys(words.group(x) for x in _ordered(measurements, words)))
+    for i, experiment in enumerate(_ordered(measurements, words), 1):
         wording = words.of(experiment)
+        group = words.report.groups.get(wording.group)
+        name, _, question = wording.title.partition(": ")
+        drawn = plots.get(experiment, ())
+        n_shown = 0 if wording.folded else 1
         rows = joined.filter(experiment=experiment)
         main, rest = _split(rows, experiment, words.usual(measurements, experiment), words)
         shown = pl.concat([main, rest])
         sections.append(
             Section(
+                experiment,
                 f"experiment-{i}",
-                wording.title,
+                f"group-{places.index(wording.group) + 1}",
+                group.title if group else "",
+                name,
+                question,
+                result_sentence(rows, role, words),
                 wording.meaning,
                 wording.published,
                 wording.null_title,
-                plots.get(experiment, ()),
+                drawn[:n_shown],
+                drawn[n_shown:],
                 wording.folded,
                 _groups(main, role, controls, words),
                 _groups(rest, role, controls, words),
@@ -125,6 +147,16 @@ def sections_of(
             )
         )
     return sections
+
+
+def _ordered(measurements: pl.DataFrame, words: Words) -> list[str]:
+    """Experiments group by group; those without one come last."""
+    groups = list(words.report.groups)
+    order = words.order(measurements["experiment"].to_list())
+    return sorted(
+        order,
+        key=lambda x: groups.index(words.group(x)) if words.group(x) in groups else len(groups),
+    )
 
 
 def with_final_verdicts(measurements: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:
@@ -334,5 +366,6 @@ def _rests_on(row: Row, words: Words) -> str:
 
 
 def _q_text(q_value: float) -> str:
-    """Digits of a tiny q-value would claim what a normal approximation cannot know."""
-    return "q < 0.001" if q_value < 0.001 else f"q = {number(q_value)}"
+    """Digits of a tiny rate would claim what a normal approximation cannot know."""
+    rate = "below 0.1%" if q_value < 0.001 else f"{number(100 * q_value)}%"
+    return f"false discovery rate {rate}"

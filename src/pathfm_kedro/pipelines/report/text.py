@@ -14,26 +14,32 @@ Row = Mapping[str, Any]
 _FOLDERS = re.compile(
     r"""(?:(?<=[\s'"(=\[,:;])|^)(?:file://)?(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])+"""
 )
-#: Rounds to 0.000; spelled out, its digits would hide the figures beside it.
+#: Far below what two decimals show; spelled out, its digits would hide the figures beside it.
 _TINY = 0.0005
 #: Ends of an interval closer than this differ by rounding alone.
 _NO_WIDTH = 1e-9
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, or n/a.
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as one reads it aloud: two decimals, or as many significant digits where it is small.
 
     Examples
     --------
-    >>> [number(value) for value in (0.5, -0.01234, 110.0, 41234.0, 0.0, 0.000012, None)]
-    ['0.500', '−0.0123', '110', '41,234', '0', '1.20e−05', 'n/a']
+    >>> [number(value) for value in (0.5, -0.01234, 57.31, 110.0, 41234.0, 0.0, 0.000012, None)]
+    ['0.50', '−0.012', '57.3', '110', '41,234', '0', '1.2e−05', 'n/a']
     """
     if value is None:
         return "n/a"
     if value == 0:
         return "0"
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    size = abs(value)
+    if size >= 100:
+        text = f"{value:,.0f}"
+    elif size >= 10:
+        text = f"{value:.{digits - 1}f}"
+    else:
+        text = f"{value:.{digits}f}" if size >= 0.1 else f"{value:#.{digits}g}"
     return text.replace("-", "−")
 
 
@@ -48,15 +54,30 @@ def value_text(row: Row) -> str:
     return _beside(row, row["value"], ())
 
 
+def short_value(row: Row) -> str:
+    """A row's value where room is short: large numbers in millions and billions.
+
+    Examples
+    --------
+    >>> short_value({"value": 3.9e8})
+    '390 million'
+    """
+    value = row["value"]
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if value is not None and abs(value) >= size:
+            return f"{number(value / size)} {name}"
+    return value_text(row)
+
+
 def interval_text(row: Row) -> str:
     """Value with its 95% interval.
 
     Examples
     --------
     >>> interval_text({"value": 0.5, "ci_low": 0.4, "ci_high": 0.61})
-    '0.500 [0.400, 0.610]'
+    '0.50 [0.40, 0.61]'
     >>> interval_text({"value": -0.2, "ci_low": -0.33, "ci_high": 6.03e-6})
-    '−0.200 [−0.330, 0.000]'
+    '−0.20 [−0.33, 0.00]'
     """
     value, ends = row["value"], (row["ci_low"], row["ci_high"])
     if value is None or None in ends:
@@ -83,7 +104,7 @@ def null_text(row: Row) -> str:
     Examples
     --------
     >>> null_text({"null_low": 0.2, "null_high": 0.25})
-    '0.200 to 0.250'
+    '0.20 to 0.25'
     """
     low, high = row["null_low"], row["null_high"]
     if low is None or high is None or number(low) == number(high):
@@ -92,15 +113,20 @@ def null_text(row: Row) -> str:
 
 
 def _beside(row: Row, value: float | None, others: Sequence[float]) -> str:
-    """A number as it is read beside others: what is tiny next to them is 0.000."""
+    """A number as it is read beside others: what is tiny next to them is 0.00.
+
+    One that differs from its threshold keeps the digit that shows it.
+    """
     if value is None:
         return number(value)
     if row.get("counts"):
         return f"{value:,.0f}".replace("-", "−")
     largest = max((abs(other) for other in others), default=0.0)
     if 0 < abs(value) < _TINY and abs(value) < largest / 100:
-        return "0.000"
-    return number(value)
+        return "0.00"
+    threshold, text = row.get("threshold"), number(value)
+    same = threshold is not None and value != threshold and text == number(threshold)
+    return number(value, 4) if same else text
 
 
 def threshold_text(row: Row) -> str:

@@ -36,6 +36,15 @@ class MetricAt:
     target: str
     short: str = ""
     fail: str = ""
+    use: str = ""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FigureAt:
+    """A figure of an experiment at a setting."""
+
+    metric: str
+    at: Setting = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -50,17 +59,20 @@ class MetricWords:
         Of its check, in a sentence.
     fail
         What failing its check says about the encoder.
+    use
+        What an encoder that passes its check may be used for.
     core
         Whether no encoder passes as a whole without this check.
     counts
         Whether it is a whole number.
     at
-        Short name and failure by the setting's target.
+        Short name, failure and use by the setting's target.
     """
 
     name: str = ""
     short: str = ""
     fail: str = ""
+    use: str = ""
     core: bool = False
     counts: bool = False
     at: tuple[MetricAt, ...] = ()
@@ -124,6 +136,32 @@ class ControlWords:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class PublishedMark:
+    """A figure that others published, as a labelled mark in a plot."""
+
+    name: str
+    x: float
+    value: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PublishedWords:
+    """Published figures of a plot.
+
+    Attributes
+    ----------
+    n, at
+        Their protocol: drawn only where the cohort's figure was counted over as many, at this setting.
+    marks
+        What was published.
+    """
+
+    marks: tuple[PublishedMark, ...]
+    n: int
+    at: Setting = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class PlotWords:
     """A plot of an experiment: its kind and what it shows."""
 
@@ -141,7 +179,9 @@ class PlotWords:
     null_band: Mapping[str, str] = field(default_factory=dict)
     threshold: str = ""
     beside: Mapping[str, Any] = field(default_factory=dict)
+    published: PublishedWords | None = None
     stratum: str = ""
+    each: str = ""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -156,6 +196,7 @@ class ExperimentWords:
     null_title: str = "If it knew nothing"
     usual: Setting = field(default_factory=dict)
     usual_of_check: tuple[str, ...] = ()
+    front: tuple[FigureAt, ...] = ()
     key_figures: tuple[str, ...] | None = None
     hidden: tuple[str, ...] = ()
     folded: str = ""
@@ -197,32 +238,40 @@ class LabelCheck:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class ClaimForm:
-    """One form of a claim: what it says, of which figure, and when it holds."""
+class ClaimFigure:
+    """A figure that speaks to a claim: its heading, which one it is, and when the claim holds."""
 
-    text: str
+    head: str
     experiment: str
     metric: str
     criterion: Mapping[str, Any] = field(default_factory=dict)
     at: Setting = field(default_factory=dict)
-    head: str = "Corrected"
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ClaimWords:
-    """A claim of a paper, as printed and as it holds."""
+    """A statement of a paper.
 
+    Attributes
+    ----------
+    kind
+        Of ``kinds_of_claims``.
+    title, printed
+        What it says.
+    holds
+        What holds of it, with the correction.
+    here
+        Figures of the cohort that speak to it.
+    beyond
+        What such a cohort cannot show.
+    """
+
+    kind: str
     title: str
-    printed: ClaimForm
-    corrected: ClaimForm
-
-
-@dataclass(frozen=True, config=_STRICT)
-class OtherClaim:
-    """A claim that is discussed in the section of its experiment."""
-
-    text: str
-    experiment: str
+    printed: str
+    holds: str
+    beyond: str
+    here: tuple[ClaimFigure, ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -232,8 +281,8 @@ class ReportWords:
     groups: Mapping[str, GroupWords] = field(default_factory=dict)
     label_check: LabelCheck | None = None
     controls: tuple[ControlWords, ...] = ()
+    kinds_of_claims: Mapping[str, str] = field(default_factory=dict)
     claims: tuple[ClaimWords, ...] = ()
-    other_claims: tuple[OtherClaim, ...] = ()
     phantom_note: str = ""
 
 
@@ -385,6 +434,13 @@ class Words:
         known = (at.fail if at else "") or words.fail
         return known or f"{humanise(row['experiment']).lower()}: {self.check_name(row)}"
 
+    def use_text(self, row: Row) -> str:
+        """What an encoder that passes this check may be used for."""
+        words = self.metric(row)
+        at = self._at(words, row)
+        text = (at.use if at else "") or words.use or self.check_name(row)
+        return text[:1].upper() + text[1:]
+
     def held_against(self, row: Row) -> str:
         """A figure beside what it must be."""
         shown = {**row, "counts": self.metric(row).counts}
@@ -410,6 +466,23 @@ class Words:
                 counted[name] = counted.get(name, 0) + 1
         best = max(counted, key=lambda name: (counted[name], name), default="{}")
         return dict(json.loads(best))
+
+    def setting_ranks(self, rows: pl.DataFrame) -> pl.Series:
+        """Place of each row's setting: values in the order of the words, then others."""
+        places = {
+            x: {key: list(values) for key, values in words.settings.items()}
+            for x, words in self.experiments.items()
+        }
+        pairs = zip(rows["experiment"], settings_of(rows), strict=True)
+        ranks = [
+            sum(
+                known[key].index(value) if value in known[key] else len(known[key])
+                for key, value in setting.items()
+                if isinstance(value, str) and key in (known := places.get(x, {}))
+            )
+            for x, setting in pairs
+        ]
+        return pl.Series(ranks, dtype=pl.Int64())
 
     @staticmethod
     def _at(words: MetricWords, row: Row) -> MetricAt | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
 from pathfm_kedro.encoders.input_size import native_encoder
+from pathfm_kedro.encoders.parts import embed_parts, embed_pictures
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     COST,
     NATIVES,
@@ -89,7 +90,7 @@ class EmbedFields:
         """
         assert encoder is not None
         natives = [native_encoder(encoder, size) for size in self.sizes[1:]]
-        parts = _embed_parts(encoder, pixels, self.parts, truth)
+        parts = embed_parts(encoder, pixels, self.parts, truth)
         native = _embed_natives(natives, pixels, self.layout, truth, parts.shape[-1])
         broken = ~(np.isfinite(parts).all(axis=(1, 2)) & np.isfinite(native).all(axis=(1, 2)))
         if broken.any():
@@ -122,24 +123,6 @@ def view_of_fields(tiles: pl.DataFrame, pixels: int, p: FieldOfView) -> EmbedFie
     return EmbedFields(fields[: names.index(tiles["field"][0]) + 1])
 
 
-def _embed_parts(
-    encoder: Encoder, pixels: Pixels, parts: tuple[Box, ...], truth: Vectors | None
-) -> Vectors:
-    """Vectors of the parts of fields [n, parts, d]; parts of one size go in one batch."""
-    vectors: Vectors | None = None
-    for same in _of_one_size(parts):
-        found = _embed(
-            encoder,
-            np.stack([parts[i].cut(pixels) for i in same], axis=1),
-            None if truth is None else truth[:, same],
-        )
-        if vectors is None:
-            vectors = np.empty((len(pixels), len(parts), found.shape[-1]), np.float32)
-        vectors[:, same] = found
-    assert vectors is not None
-    return vectors
-
-
 def _embed_natives(
     natives: list[tuple[Encoder | None, int]],
     pixels: Pixels,
@@ -154,21 +137,8 @@ def _embed_natives(
             whole = layout.wholes[at + 1]
             own = None if truth is None else truth[:, [whole]]
             cut = layout.parts[whole].cut(pixels)[:, None]
-            vectors[:, [at]] = _embed(encoder, cut, own)
+            vectors[:, [at]] = embed_pictures(encoder, cut, own)
     return vectors
-
-
-def _embed(encoder: Encoder, pixels: Pixels, truth: Vectors | None) -> Vectors:
-    """[n, parts, h, w, 3] to [n, parts, d]."""
-    shape = pixels.shape[:2]
-    flat = None if truth is None else truth.reshape(-1, truth.shape[-1])
-    vectors = encoder.embed(pixels.reshape(-1, *pixels.shape[2:]), flat)
-    return vectors.reshape(*shape, -1)
-
-
-def _of_one_size(parts: tuple[Box, ...]) -> Iterator[list[int]]:
-    for size in dict.fromkeys(part[2:] for part in parts):
-        yield [i for i, part in enumerate(parts) if part[2:] == size]
 
 
 def _costs(

@@ -87,6 +87,12 @@ from pathfm_kedro.pipelines.robustness.rotation import (
     rotation_statistics,
     view_of_rotation,
 )
+from pathfm_kedro.pipelines.robustness.same_tissue import (
+    SameTissue,
+    same_tissue_figures,
+    same_tissue_statistics,
+    view_of_same_tissue,
+)
 from pathfm_kedro.pipelines.robustness.stain_probe import (
     StainProbe,
     stain_probe_figures,
@@ -104,6 +110,10 @@ from pathfm_kedro.pipelines.robustness.texture import (
     view_of_texture,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
+from pathfm_kedro.pipelines.robustness.tissue_pairs import (
+    choose_paired_tiles,
+    register_repeats,
+)
 from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.wiring import (
     Experiment,
@@ -228,7 +238,26 @@ VIEWS = [
         "widening fields",
         pool="field_pool",
     ),
+    Views(
+        "same_tissue",
+        "same_tissue",
+        SameTissue,
+        view_of_same_tissue,
+        "reading the same tissue",
+        pool="paired_tiles",
+        tiles="paired_tiles",
+    ),
 ]
+
+#: Only where the cohort says that tissue was scanned or stained again (cohort.same_tissue).
+SAME_TISSUE = Experiment(
+    "same_tissue",
+    SameTissue,
+    same_tissue_statistics,
+    same_tissue_figures,
+    ["views.same_tissue.{e}", "paired_tiles", *VECTORS],
+    beside=["tissue_pairs"],
+)
 
 #: The index and the margins rest on one search, and the index on the k of all encoders.
 INDEX = Experiment(
@@ -277,6 +306,7 @@ def create_pipeline(
     experiments: Sequence[Experiment] | None = None,
     grids: TileGrids | None = None,
     same_as: Mapping[str, str] | None = None,
+    same_tissue: bool = False,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -296,11 +326,14 @@ def create_pipeline(
         Which tiles each encoder has vectors of; one grid for all where not given.
     same_as
         Of features that were brought, the encoder that should give the same.
+    same_tissue
+        Whether the cohort has slides that show the tissue of others again.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
     listed = EXPERIMENTS if experiments is None else experiments
+    again = [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
-    judged = [INDEX, MARGINS, *listed, ATTACKED]
+    judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
     parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: pools come before them.
         *_in_grids(_pool, encoders, grids),
@@ -311,7 +344,9 @@ def create_pipeline(
         adversarial_pipeline(encoders, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids),
     ]
-    names = [*WIRED, *(x.name for x in listed)]
+    names = [*WIRED, *(x.name for x in [*listed, *again])]
+    if same_tissue:
+        parts.append(same_tissue_pipeline(encoders, known, values, grids))
     if same_as:
         parts.append(agreement_pipeline(encoders, same_as, grids))
         names.append(AGREEMENT.name)
@@ -337,7 +372,9 @@ def _pool(named: Callable[[str], str]) -> Node:
         ["slides", named("tiles"), "params:tile_pool"],
         named("tile_pool"),
         name="choose_pool",
-        tags=sorted({views.experiment for views in VIEWS} | {"cue_conflict", "stain_probe"}),
+        tags=sorted(
+            {v.experiment for v in VIEWS if v.pool == "tile_pool"} | {"cue_conflict", "stain_probe"}
+        ),
     )
 
 
@@ -481,6 +518,42 @@ def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> N
     tables = [f"measurements.robustness.{name}.{e}" for e in encoders]
     tables += [output for extra in more for output in extra.outputs]
     return collected(tables, f"measurements.robustness.{name}", tags=[name])
+
+
+def same_tissue_pipeline(
+    encoders: Sequence[str],
+    bases: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    grids: TileGrids | None = None,
+) -> Pipeline:
+    """Slides of one tissue laid on each other, and the experiment on their tiles of the same places.
+
+    Parameters
+    ----------
+    encoders, bases, parameters, grids
+        As in :func:`create_pipeline`.
+    """
+    x, tiles = SAME_TISSUE, grids or TileGrids()
+    block = f"params:{x.name}"
+
+    def tiles_in(named: Callable[[str], str]) -> Node:
+        return node(
+            choose_paired_tiles,
+            ["slides", named("tiles"), "tissue_pairs", block],
+            named("paired_tiles"),
+            name="choose_paired_tiles",
+            tags=x.name,
+        )
+
+    registered = node(
+        register_repeats,
+        ["slides", "slide_files", block, "params:engine"],
+        "tissue_pairs",
+        name="register_repeats",
+        tags=x.name,
+    )
+    measured = _experiment(x, encoders, bases or {}, parameters or {}, tiles)
+    return Pipeline([registered, *_in_grids(tiles_in, encoders, tiles), measured])
 
 
 def agreement_pipeline(

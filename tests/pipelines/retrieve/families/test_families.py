@@ -10,7 +10,7 @@ import pytest
 
 from pathfm_kedro.pipelines.retrieve.families import barcode as barcodes_module
 from pathfm_kedro.pipelines.retrieve.families import vectors, visual_words
-from pathfm_kedro.pipelines.retrieve.families.barcode import barcodes, hamming
+from pathfm_kedro.pipelines.retrieve.families.barcode import hamming
 from pathfm_kedro.pipelines.retrieve.families.folds import other_patients
 from pathfm_kedro.pipelines.retrieve.families.maxsim import pooled_patches
 from pathfm_kedro.pipelines.retrieve.families.registry import (
@@ -21,6 +21,7 @@ from pathfm_kedro.pipelines.retrieve.families.registry import (
 )
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
 from pathfm_kedro.pipelines.retrieve.search import SCOPES, allowed_pairs, rank_matches
+from pathfm_kedro.statistics.barcodes import barcodes
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic
 

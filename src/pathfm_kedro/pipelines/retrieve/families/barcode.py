@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats, Vectors
+from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
 from pathfm_kedro.pipelines.retrieve.families.vectors import (
     BLOCK_ENTRIES,
     BLOCK_ROWS,
     blocks,
     median_by_slide,
 )
+from pathfm_kedro.statistics.barcodes import barcodes
 from pathfm_kedro.statistics.mosaic import Mosaic
 
 Bytes = NDArray[np.uint8]
@@ -32,17 +33,6 @@ def barcode(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     n_bits = max(1, queries.vectors.shape[1] - 1)
     distances: Floats = hamming_median_min(queries, archive, left, right) / n_bits
     return distances
-
-
-def barcodes(vectors: Vectors) -> Bytes:
-    """Signs of consecutive differences as packed bits: [n, d] → [n, ⌈(d − 1) / 8⌉] bytes.
-
-    Examples
-    --------
-    >>> barcodes(np.array([[1.0, 3.0, 2.0, 2.0]])).tolist()  # up, down, level: 010
-    [[64]]
-    """
-    return np.packbits(np.diff(vectors, axis=1) < 0, axis=1)
 
 
 def hamming_median_min(queries: Mosaic, archive: Mosaic, left: Bytes, right: Bytes) -> Floats:

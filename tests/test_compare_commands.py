@@ -1,0 +1,177 @@
+"""Two audits compared, and an audit verified against what a commit recorded."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from kedro.io.core import Version
+
+from pathfm_kedro.cli import cohort
+from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
+from pathfm_kedro.engine import EngineSettings, ShardPlan
+from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
+
+
+class Job:
+    def __init__(self, slide_id, vectors):
+        self.slide_id, self.vectors = slide_id, vectors
+
+    def header(self):
+        return {"slide": self.slide_id, "sum": str(self.vectors.sum())}
+
+    def compute(self):
+        return {"embedding": self.vectors}
+
+
+def row(metric, value, verdict, **more):
+    return {
+        **dict.fromkeys(MEASUREMENT_SCHEMA),
+        "experiment": "rotation",
+        "encoder": "uni",
+        "metric": metric,
+        "stratum": "all",
+        "setting": '{"angle": 90}',
+        "value": value,
+        "ci_low": value - 0.1,
+        "ci_high": value + 0.1,
+        "verdict": verdict,
+        **more,
+    }
+
+
+def write(root: Path, name: str, version: str, *rows, shift=0.0, first="p"):
+    """An audit as a run leaves it."""
+    conf = root / "conf" / name
+    conf.mkdir(parents=True, exist_ok=True)
+    (conf / "globals.yml").write_text(f"root: data/{name}\n")
+    data = root / "data" / name
+    table = data / "08_reporting/measurements.parquet" / version / "measurements.parquet"
+    table.parent.mkdir(parents=True)
+    pl.DataFrame(list(rows), schema=MEASUREMENT_SCHEMA).write_parquet(table)
+    slides = [f"s{i}" for i in range(8)]
+    folder = data / "02_intermediate/slides.parquet" / version
+    folder.mkdir(parents=True)
+    pl.DataFrame(
+        {"slide_id": slides, "patient_id": [f"{first}{i}" for i in range(8)]}
+    ).write_parquet(folder / "slides.parquet")
+    rng = np.random.default_rng(0)
+    jobs = [Job(s, (rng.normal(size=(5, 3)) + shift).astype(np.float32)) for s in slides]
+    ShardedTensorDataset(
+        filepath=(data / "04_feature/embeddings/uni").as_posix(), version=Version(version, version)
+    ).save(ShardPlan(jobs, EngineSettings(workers=1)))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.kedro]\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words):
+    return CliRunner().invoke(cohort, list(words))
+
+
+AFTER = row("mknn", 0.6, "fail"), row("cosine", 0.5, None)
+
+
+def test_changed_verdicts_are_named_with_the_interval_of_the_difference(root):
+    write(root, "a", "2026-01-01", row("mknn", 0.9, "pass"), row("cosine", 0.5, None))
+    write(
+        root,
+        "b",
+        "2026-02-01",
+        row("mknn", 0.6, "fail"),
+        row("cosine", 0.5, None),
+        shift=4.0,
+        first="q",
+    )
+    found = run("compare", "a", "b", "--permutations", "99", "--output", "both.csv")
+    assert found.exit_code == 0, found.output
+    assert "2 figures in both" in found.output
+    assert "verdicts: 0 the same, 1 changed" in found.output
+    assert "pass -> fail; 0.900 -> 0.600" in found.output
+    # +-0.1 each, taken as independent: 0.1 * sqrt(2)
+    assert "(difference -0.300, -0.441 to -0.159)" in found.output
+    assert "uni: the vectors differ" in found.output
+    assert pl.read_csv(root / "both.csv").height == 2
+
+
+def test_versions_of_a_cohort_are_compared_on_the_same_patients(root):
+    write(root, "a", "1", row("mknn", 0.9, "pass"))
+    write(root, "a", "2", row("mknn", 0.9, "pass"))
+    found = run("compare", "a@1", "a@2", "--permutations", "99")
+    assert "verdicts: 1 the same, 0 changed" in found.output
+    assert "no drift of vectors shown" in found.output
+    assert "the same 8 patients twice" in found.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("a", "a"), "both are a@1"),
+        (("a@9", "a"), "has no version '9': there are 1"),
+        (("a", "c"), "was not audited yet: kedro run --env c"),
+        (("a", "a@1", "--encoder", "x"), "both are"),
+        (("a", "nobody"), "nobody"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(root, words, said):
+    write(root, "a", "1", row("mknn", 0.9, "pass"))
+    (root / "conf/c").mkdir()
+    (root / "conf/c/globals.yml").write_text("root: data/c\n")
+    found = run("compare", *words)
+    assert found.exit_code != 0
+    assert said in found.output + str(found.exception)
+
+
+@pytest.fixture
+def recorded(root):
+    """An audit that DVC keeps and a commit names."""
+    write(root, "a", "0-repro", row("mknn", 0.9, "pass"))
+    for words in (
+        ("git", "init", "-q"),
+        ("git", "config", "user.email", "a@b.c"),
+        ("git", "config", "user.name", "n"),
+        ("dvc", "init", "-q"),
+        ("dvc", "add", "-q", "data/a/08_reporting/measurements.parquet/0-repro"),
+        ("git", "add", "-A"),
+        ("git", "commit", "-qm", "recorded"),
+    ):
+        subprocess.run(_tool(words), cwd=root, check=True, capture_output=True)
+    return root
+
+
+def _tool(words):
+    import sys
+
+    return [sys.executable, "-m", "dvc", *words[1:]] if words[0] == "dvc" else list(words)
+
+
+def _again(root, value, verdict="pass"):
+    path = root / "data/a/08_reporting/measurements.parquet/0-repro/measurements.parquet"
+    path.unlink()
+    pl.DataFrame([row("mknn", value, verdict)], schema=MEASUREMENT_SCHEMA).write_parquet(path)
+
+
+def test_last_bits_are_reproduced_and_more_is_not(recorded):
+    _again(recorded, 0.9 + 2e-6)
+    found = run("verify", "a")
+    assert found.exit_code == 0, found.output + str(found.exception)
+    assert "same verdicts, largest difference 2e-06" in found.output
+    _again(recorded, 0.8)
+    found = run("verify", "a")
+    assert found.exit_code == 1
+    assert "the largest difference is 0.1, above 0.0001" in found.output
+    _again(recorded, 0.9, "fail")
+    assert "not reproduced: 1 verdicts differ" in run("verify", "a").output
+
+
+def test_a_commit_that_recorded_nothing_is_named(root):
+    write(root, "a", "0-repro", row("mknn", 0.9, "pass"))
+    found = run("verify", "a")
+    assert found.exit_code == 1
+    assert "the figures of HEAD cannot be read" in found.output
