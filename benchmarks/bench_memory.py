@@ -205,9 +205,12 @@ def run_stages(
     from pathfm_kedro.pipelines.ingest.manifest import check_manifest
     from pathfm_kedro.pipelines.tile.tiles import cut_tiles
     from pathfm_kedro.slides.files import SlideFiles
+    from pathfm_kedro.slides.kept_pixels import KEPT
     from pathfm_kedro.statistics.mosaic import pool_slides
 
     _load_libraries()
+    # What is kept for other encoders has a bound of its own, and would hide what grows without one.
+    KEPT.most_bytes = 0
     parameters, files = defaults(), SlideFiles(root / "raw")
     load_encoder(EncoderSpec.from_parameters("measured", encoder).with_runtime(RUNTIME))
     found: dict[str, Any] = {"peak": {"libraries": peak_mb()}, "seconds": {}, "cpu": {}}

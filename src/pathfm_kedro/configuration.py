@@ -13,13 +13,14 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
 #: Groups whose keys a cohort chooses itself: its encoders, what a cluster's class takes, the classes of
-#: a phantom and the organ of each, sizes of an audit; how an experiment is calibrated and described,
-#: which is checked where it is read. A star stands for any name.
+#: a phantom and the organ of each, sizes of an audit, versions of encoders; how an experiment is
+#: calibrated and described, which is checked where it is read. A star stands for any name.
 OPEN_GROUPS = (
     "encoders",
     "engine.dask.options",
     "phantom.labels",
     "*.calibration",
+    "*.before",
     "words_*.*",
     "sizes",
 )

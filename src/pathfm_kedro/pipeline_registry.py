@@ -59,7 +59,12 @@ def register_pipelines() -> dict[str, Pipeline]:
             same_tissue=shows_same_tissue(plan),
         ),
         "inheritance": inheritance(
-            encoders, aside, grids, plan.parameters["adaptation"]["encoders"]
+            encoders,
+            aside,
+            grids,
+            bases,
+            plan.parameters,
+            plan.parameters["adaptation"]["encoders"],
         ),
     }
     named = {

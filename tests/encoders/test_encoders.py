@@ -13,7 +13,7 @@ from scipy import stats
 from skimage import data as photographs
 from skimage.transform import resize
 
-from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders
+from pathfm_kedro.encoders import EncoderSpec, load_encoder, read_encoders, registry
 from pathfm_kedro.encoders.loaders.package import lite0_state_dict
 from pathfm_kedro.encoders.loaders.timm import resolve_layers
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
@@ -301,3 +301,22 @@ def test_noise_has_the_dimension_and_seed_that_are_declared(tiles):
 def test_noise_refuses_what_it_cannot_draw(declared, told):
     with pytest.raises(ValueError, match=rf"encoders\.n\.{told}"):
         noise(**declared)
+
+
+def test_controls_do_not_push_a_network_out_of_memory(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr(registry, "_networks", [])
+    monkeypatch.setattr(registry, "_load", lambda spec: loaded.append(spec.name))
+    networks = [EncoderSpec(name, f"hf-hub:timm/{name}") for name in "abc"]
+    controls = [
+        EncoderSpec(name, f"control:{name}")
+        for name in ("noise", "stain_statistics", "random_projection")
+    ]
+    for spec in (*networks[:2], *controls, *networks[:2]):
+        load_encoder(spec)
+    assert loaded == ["a", "b", *(spec.name for spec in controls)]
+    # A third takes the place of the first.
+    for spec in (networks[2], networks[1], networks[0]):
+        load_encoder(spec)
+    assert loaded[5:] == ["c", "a"]

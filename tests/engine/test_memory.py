@@ -35,10 +35,10 @@ def test_a_synthetic_slide_opens_as_a_scanner_s_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_slide_of_8_gigapixels_takes_little_more_memory_than_a_small_one(tmp_path):
-    """Measured: 190 and 300 to 510 MB, where it was 960 before tissue was looked for in bands."""
+    """Measured: 190 and 290 MB, where it was 960 before tissue was looked for in bands."""
     small = peak_beyond_libraries(tmp_path / "small", {"s": (10_000, 8_000)})
     large = peak_beyond_libraries(tmp_path / "large", {"s": (100_000, 80_000)})
-    assert large["embed"] < small["embed"] + 450
+    assert large["embed"] < small["embed"] + 250
 
 
 @pytest.mark.slow

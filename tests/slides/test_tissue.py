@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from pathfm_kedro.slides import tissue
 from pathfm_kedro.slides.tissue import (
     TissueSettings,
     glass_colour,
@@ -251,3 +252,26 @@ def test_a_lake_of_mucin_beside_clear_glass_is_tissue():
 
 def test_a_small_image_is_cut_from_tissue():
     assert glass_colour(np.full((63, 400, 3), (240, 225, 200), np.uint8)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_colour_of_glass_is_the_median_of_what_is_about_as_bright_as_the_brightest(seed):
+    """The definition, with a number for each pixel."""
+    generator = np.random.default_rng(seed)
+    image = np.full((96, 80, 3), generator.integers(200, 250, 3), np.uint8)
+    image += generator.integers(0, 3, image.shape, dtype=np.uint8)
+    image[:24] -= generator.integers(0, 40, 3, dtype=np.uint8)
+    image[30:60, 20:60] = generator.integers(0, 256, (30, 40, 3))
+    spread = np.max(
+        [
+            ndimage.maximum_filter(plane, tissue._FLAT_WINDOW).astype(int)
+            - ndimage.minimum_filter(plane, tissue._FLAT_WINDOW)
+            for plane in np.moveaxis(image, 2, 0)
+        ],
+        axis=0,
+    )
+    flat = image[spread <= tissue._FLAT_RANGE].astype(float)
+    brightness = flat.mean(axis=1)
+    bright = np.percentile(brightness, 95)
+    expected = np.median(flat[np.abs(brightness - bright) <= tissue._BRIGHTER], axis=0)
+    assert glass_colour(image) == tuple(np.rint(expected))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from pathfm_kedro.encoders.draws import drawn_from
 from pathfm_kedro.encoders.runtimes import pooled
 
 #: Of pixels on the scale 0 ... 1: tissue and glass are bright, so that inputs lie about zero.
@@ -60,6 +61,43 @@ class AttentionClassifier(nn.Module):
         """[n, labels] logits."""
         pooled = (self.attention(bags, present)[..., None] * bags).sum(dim=1)
         return pooled @ self.classifier + self.bias
+
+
+class ResidualClassifier(nn.Module):
+    """A linear classifier of x + α·MLP(x), with a learnt α that begins at 1.
+
+    Parameters
+    ----------
+    features
+        Length of x.
+    ratio
+        Hidden units for each of them.
+    labels
+        Classes.
+    seed
+        Of the weights.
+    """
+
+    def __init__(self, features: int, ratio: int, labels: int, seed: int) -> None:
+        super().__init__()
+        hidden = ratio * features
+        with drawn_from(seed):
+            self.mlp = nn.Sequential(
+                nn.Linear(features, hidden),
+                nn.BatchNorm1d(hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, features),
+            )
+            self.classifier = nn.Linear(features, labels)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def features(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, features] of as many."""
+        return vectors + self.scale * cast(torch.Tensor, self.mlp(vectors))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, labels] logits."""
+        return cast(torch.Tensor, self.classifier(self.features(vectors)))
 
 
 class SmallCNN(nn.Module):
@@ -213,8 +251,7 @@ def rival(name: str, side: int, seed: int) -> Any:
         "small_cnn": SmallCNN,
         "small_vit": lambda: small_vit(side),
     }
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         network: Any = builders[name]()
     # What timm's models say of themselves, and what preprocessing is read from.
     network.pretrained_cfg = {"input_size": (3, side, side), "mean": _MEAN, "std": _STD}

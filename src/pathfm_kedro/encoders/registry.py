@@ -11,8 +11,10 @@ from pathfm_kedro.encoders.spec import EncoderSpec
 
 _lock = threading.Lock()
 _loaded: dict[str, Encoder] = {}
-#: Encoders kept at a time: pipelines embed one encoder after the other.
+#: Networks kept at a time: pipelines embed one encoder after the other. Controls hold no memory, and
+#: must not push out a network that is asked for again after them: loading it takes seconds.
 _MAX_LOADED = 2
+_networks: list[str] = []
 
 
 def load_encoder(spec: EncoderSpec) -> Encoder:
@@ -31,9 +33,11 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
     with _lock:
         key = spec.key()
         if key not in _loaded:
-            while len(_loaded) >= _MAX_LOADED:
-                del _loaded[next(iter(_loaded))]
+            while spec.has_network and len(_networks) >= _MAX_LOADED:
+                _loaded.pop(_networks.pop(0), None)
             _loaded[key] = _load(spec)
+            if spec.has_network:
+                _networks.append(key)
         return _loaded[key]
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.draws import drawn_from
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
 from pathfm_kedro.encoders.training import (
@@ -279,7 +280,9 @@ class RivalFit:
         rows = [row for row in rows if row[2] in labels]
         training, seed = Training.of(self.spec), self.spec.seed or 0
         network, device = untrained(self.spec), _device(self.spec)
-        model = torch.nn.Sequential(network.model, _classifier(network.model, len(labels), seed))
+        model = torch.nn.Sequential(
+            network.model, linear_classifier(network.model, len(labels), seed)
+        )
         model.to(device)
         train, held_out = (
             _Tiles.read(self.tiles, [row for row in rows if (row[1] in self.validation) == held])
@@ -436,11 +439,11 @@ def with_weights(spec: EncoderSpec, path: str) -> EncoderSpec:
     return replace(spec, checkpoint=path, runtime=runtime)
 
 
-def _classifier(model: Any, labels: int, seed: int) -> torch.nn.Module:
+def linear_classifier(model: Any, labels: int, seed: int) -> torch.nn.Module:
+    """A linear layer from a network's features to logits of labels, its weights drawn from a seed."""
     import torch
 
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         return torch.nn.Linear(model.num_features, labels)
 
 

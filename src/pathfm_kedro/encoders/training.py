@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.encoders.draws import kept_apart, set_seed
 from pathfm_kedro.engine.jobs import FitCheckpoint
 from pathfm_kedro.engine.threads import one_thread
 
@@ -125,16 +126,14 @@ def fit(
     DivergedError
         If the loss of an epoch is not finite.
     """
-    import torch
-
     rates = [group["lr"] for group in optimiser.param_groups]
     history, best = _resumed(model, optimiser, checkpoint)
     devices = [next(model.parameters()).device.index or 0] if _on_gpu(model) else []
-    with one_thread(), torch.random.fork_rng(devices):
+    with one_thread(), kept_apart(devices):
         while not history.ended(recipe.epochs, recipe.patience):
             epoch = len(history.losses)
-            torch.manual_seed(
-                int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
+            set_seed(
+                int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0]), devices
             )
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * recipe.rate(epoch)

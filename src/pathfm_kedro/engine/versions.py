@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib import metadata
+
+#: Read once in a process: it is asked for each slide, and takes longer than to read a tile's pixels.
+version = cache(metadata.version)
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -18,6 +22,6 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
     for package in packages:
         try:
             found[package] = version(package).partition("+")[0]
-        except PackageNotFoundError:
+        except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found

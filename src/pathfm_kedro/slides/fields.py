@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.engine.versions import package_versions
 from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.kept_pixels import KEPT, Kept
 from pathfm_kedro.slides.readers import PLAIN_SUFFIXES, Pixels, SlideReader, read_field
 
 #: Raised with any change of how pixels are read, so that vectors of other pixels are not reused.
@@ -62,6 +64,8 @@ class TileFields:
         Width of a field as read.
     rows
         Height of a field as read; None for a square.
+    kept_as
+        Fingerprint of a slide whose pixels are kept for other steps; None where they are not.
     """
 
     files: SlideFiles
@@ -71,11 +75,17 @@ class TileFields:
     side: float
     pixels: int
     rows: int | None = None
+    kept_as: str | None = None
 
     @property
     def height(self) -> float:
         """Height of a field in level-0 px."""
         return self.side if self.rows is None else self.side * self.rows / self.pixels
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels of all fields."""
+        return 3 * self.pixels * (self.rows or self.pixels) * len(self.x)
 
     def widened(self, pixels: int, rows: int | None = None) -> TileFields:
         """The same centres with a wider field at the same resolution.
@@ -90,14 +100,13 @@ class TileFields:
         per_px = self.side / self.pixels
         right = (pixels * per_px - self.side) / 2
         down = ((rows or pixels) * per_px - self.height) / 2
-        return TileFields(
-            self.files,
-            self.path,
-            tuple(round(x - right) for x in self.x),
-            tuple(round(y - down) for y in self.y),
-            pixels * per_px,
-            pixels,
-            None if rows == pixels else rows,
+        return replace(
+            self,
+            x=tuple(round(x - right) for x in self.x),
+            y=tuple(round(y - down) for y in self.y),
+            side=pixels * per_px,
+            pixels=pixels,
+            rows=None if rows == pixels else rows,
         )
 
     def digest(self) -> str:
@@ -122,8 +131,7 @@ class TileFields:
         ValueError
             Names the first field that reaches over the edge.
         """
-        with self.files.open(self.path) as reader:
-            width, height = reader.description.width, reader.description.height
+        width, height = self._kept("size", self._size)[0]
         over = np.maximum.reduce(
             [
                 -np.asarray(self.x, float),
@@ -146,24 +154,45 @@ class TileFields:
         `size` fields are in memory at a time. What was drawn is that of a field's centre, however wide
         the field is.
         """
+        corners = list(zip(self.x, self.y, strict=True))
+        with _Opened(self.files, self.path) as slide:
+            for start in range(0, len(corners), size):
+                found = [self._read(slide, corner) for corner in corners[start : start + size]]
+                drawn = [truth for _, truth in found if truth is not None]
+                yield np.stack([tile for tile, _ in found]), np.stack(drawn) if drawn else None
+
+    def _read(
+        self, slide: _Opened, corner: tuple[int, int]
+    ) -> tuple[Pixels, NDArray[np.float32] | None]:
+        """One field, and what was drawn on it."""
+
+        def read() -> tuple[Pixels, NDArray[np.float32] | None]:
+            reader = slide.reader
+            field = read_field(reader, *corner, self.side, self.pixels, self.rows)
+            truth = self._truth(reader, [corner])
+            return field, None if truth is None else truth[0]
+
+        return self._kept((corner, self.side, self.pixels, self.rows), read)
+
+    def _size(self) -> tuple[NDArray[np.int64]]:
         with self.files.open(self.path) as reader:
-            for start in range(0, len(self.x), size):
-                corners = list(
-                    zip(self.x[start : start + size], self.y[start : start + size], strict=True)
-                )
-                tiles = np.stack(
-                    [
-                        read_field(reader, x, y, self.side, self.pixels, self.rows)
-                        for x, y in corners
-                    ]
-                )
-                yield tiles, self._truth(reader, corners)
+            return (np.array([reader.description.width, reader.description.height]),)
+
+    def _kept(self, what: Hashable, make: Callable[[], Kept]) -> Kept:
+        """What was made of this slide before, where it is kept."""
+        if self.kept_as is None:
+            return make()
+        return KEPT.get((self.files.root, self.path, self.kept_as, what), make)
 
     def truth_of_parts(self, parts: Sequence[Box]) -> NDArray[np.float32] | None:
         """What was drawn at the centre of each part of each field [n, parts, m]; None off a phantom.
 
         A part around the field's centre has the field's truth.
         """
+        fields = (self.x, self.y, self.side, self.pixels, self.rows)
+        return self._kept(("truth", *fields, *parts), lambda: (self._truth_of_parts(parts),))[0]
+
+    def _truth_of_parts(self, parts: Sequence[Box]) -> NDArray[np.float32] | None:
         per_px = self.side / self.pixels
         with self.files.open(self.path) as reader:
             if '"phantom"' not in reader.description.comment:
@@ -198,6 +227,42 @@ class TileFields:
         extent = min(round(self.side), round(self.height))
         right, down = ((round(whole) - extent) // 2 for whole in (self.side, self.height))
         return np.stack([tile_truth(drawn, x + right, y + down, extent) for x, y in corners])
+
+
+class _Opened:
+    """A slide that is opened once it is looked into."""
+
+    def __init__(self, files: SlideFiles, path: str) -> None:
+        self._files, self._path = files, path
+        self._reader: SlideReader | None = None
+        self._closing = ExitStack()
+
+    @property
+    def reader(self) -> SlideReader:
+        if self._reader is None:
+            self._reader = self._closing.enter_context(self._files.open(self._path))
+        return self._reader
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+
+def kept_for_others(
+    found: Sequence[tuple[dict[str, Any], TileFields]],
+) -> list[tuple[dict[str, Any], TileFields]]:
+    """Slides and fields whose pixels are kept for other steps, where those of all fit into memory.
+
+    Parameters
+    ----------
+    found
+        As of :func:`slide_fields`.
+    """
+    if not KEPT.fits(sum(fields.nbytes for _, fields in found)):
+        return list(found)
+    return [(slide, replace(own, kept_as=slide["fingerprint"])) for slide, own in found]
 
 
 def side_of_tiles(tiles: pl.DataFrame) -> int | None:

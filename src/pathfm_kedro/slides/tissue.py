@@ -270,17 +270,40 @@ def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
     flat = image[scanned & (spread <= _FLAT_RANGE)]
     if not len(flat):
         return None
-    brightness = flat.mean(axis=1)
-    bright = float(np.percentile(brightness, 95))
-    glass = np.median(flat[np.abs(brightness - bright) <= _BRIGHTER], axis=0)
+    # Of 8-bit colours there are few sums and values: tables of these take the place of floating-point
+    # numbers for each px, which would be ten times the image.
+    sums = flat.sum(axis=1, dtype=np.uint16)
+    brightness = np.arange(3 * 255 + 1) / 3
+    # In parts: it takes 64-bit numbers.
+    parts = np.array_split(sums, 1 + len(sums) // _COLOUR_BAND_PIXELS)
+    counts = sum(np.bincount(part, minlength=len(brightness)) for part in parts)
+    bright = _percentile(brightness, np.asarray(counts), 0.95)
+    glass = np.median(flat[(np.abs(brightness - bright) <= _BRIGHTER)[sums]], axis=0)
     n_scanned = np.count_nonzero(scanned)
-    share = np.count_nonzero(np.abs(flat - glass).max(axis=1) <= _FLAT_RANGE) / n_scanned
+    alike = np.ones(len(flat), bool)
+    for channel, value in enumerate(glass):
+        alike &= (np.abs(np.arange(256) - value) <= _FLAT_RANGE)[flat[:, channel]]
+    share = np.count_nonzero(alike) / n_scanned
     least = _LEAST_GLASS if filled.mean() < _LEAST_GLASS else _LEAST_GLASS_BESIDE_FILL
     brighter = _in_bands(lambda band: band.mean(axis=2) > glass.mean() + _BRIGHTER, image)
     if share < least or np.count_nonzero(brighter & scanned) > _MOST_BRIGHTER * n_scanned:
         return None
     red, green, blue = (int(value) for value in np.rint(glass))
     return red, green, blue
+
+
+def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64], share: float) -> float:
+    """Percentile of rising values that occur so often each, as :func:`numpy.percentile` has it.
+
+    Examples
+    --------
+    >>> _percentile(np.array([1.0, 4.0]), np.array([1, 3]), 0.25)
+    3.25
+    """
+    place = (counts.sum() - 1) * share
+    ends = np.searchsorted(np.cumsum(counts), [np.floor(place), np.ceil(place)], side="right")
+    low, high = values[ends]
+    return float(np.interp(place % 1, [0, 1], [low, high]))
 
 
 def _beside_glass(image: Pixels) -> Pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ def sum_by_patient(values: NDArray[np.generic], codes: Ints, n_patients: int) ->
     return sums.reshape((n_patients, *values.shape[1:]))
 
 
+@lru_cache(maxsize=4)
 def bootstrap_weights(n_patients: int, draws: int, seed: int) -> Floats:
     """How often each patient is resampled, with replacement, in each bootstrap draw.
 
@@ -64,7 +66,8 @@ def bootstrap_weights(n_patients: int, draws: int, seed: int) -> Floats:
     -------
     ndarray
         [draws, n_patients] float64; every row sums to n_patients. The same seed gives the same
-        draws, so that two encoders are compared on the same resampled cohorts.
+        draws, so that two encoders are compared on the same resampled cohorts. Read-only: those
+        asked for last are kept, since each figure asks for them again.
 
     Examples
     --------
@@ -72,9 +75,10 @@ def bootstrap_weights(n_patients: int, draws: int, seed: int) -> Floats:
     [5.0, 5.0, 5.0]
     """
     generator = np.random.default_rng(seed)
-    return generator.multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws).astype(
-        np.float64
-    )
+    counts = generator.multinomial(n_patients, np.full(n_patients, 1 / n_patients), draws)
+    weights = counts.astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def percentile_interval(draws: Floats) -> tuple[float | None, float | None]:

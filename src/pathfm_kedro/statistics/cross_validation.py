@@ -299,4 +299,5 @@ def widened_interval(
     low, high = percentile_interval(value + spread)
     if low is None or high is None:
         return None, None
-    return max(low, limits[0]), min(high, limits[1])
+    # Both ends to both limits: where no draw differs, rounding may take both past one.
+    return float(np.clip(low, *limits)), float(np.clip(high, *limits))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,10 @@ class LinearClassifier:
     weight: Floats
     bias: Floats
 
+    def logits(self, vectors: NDArray[np.floating[Any]]) -> Floats:
+        """[..., classes] of vectors [..., d]; their softmax is the probability of each class."""
+        return np.asarray(vectors.astype(np.float64) @ self.weight.T + self.bias)
+
     def margins(self, vectors: NDArray[np.floating[Any]], targets: Ints) -> Floats:
         """Logit of the target minus the best other logit: correctly classified where above 0.
 
@@ -46,7 +50,7 @@ class LinearClassifier:
         targets
             [...] classes.
         """
-        logits = vectors.astype(np.float64) @ self.weight.T + self.bias
+        logits = self.logits(vectors)
         own = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         others = np.where(np.arange(len(self.labels)) == targets[..., None], -np.inf, logits)
         margins: Floats = own - others.max(axis=-1)
@@ -61,11 +65,13 @@ class LinearClassifier:
 
 
 def fit_linear_classifier(
-    vectors: Floats, labels: NDArray[Any], C: float, max_iter: int
+    vectors: Floats,
+    labels: NDArray[Any],
+    C: float,
+    max_iter: int,
+    class_weight: Literal["balanced"] | None = "balanced",
 ) -> LinearClassifier:
     """Multinomial logistic regression on standardised vectors, written in terms of raw ones.
-
-    Classes are weighted equally.
 
     Parameters
     ----------
@@ -77,6 +83,9 @@ def fit_linear_classifier(
         Inverse strength of the L2 penalty.
     max_iter
         Iterations of the solver at most.
+    class_weight
+        ``balanced`` weights classes equally, which serves accuracy; None does not, which serves
+        probabilities: weights move them towards rare classes.
 
     Examples
     --------
@@ -90,7 +99,7 @@ def fit_linear_classifier(
 
     with threadpool_limits(1):  # sums in one order: the same figures on any number of cores
         scaler = StandardScaler().fit(vectors)
-        model = LogisticRegression(C=C, max_iter=max_iter, class_weight="balanced")
+        model = LogisticRegression(C=C, max_iter=max_iter, class_weight=class_weight)
         model.fit(scaler.transform(vectors), labels)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # of two classes scikit-learn keeps the second one's logit alone

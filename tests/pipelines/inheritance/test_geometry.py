@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from pathfm_kedro.pipelines.inheritance.geometry import (
+    CORRELATED,
     GEOMETRY_SCHEMA,
     MOMENTS,
-    SPECTRAL,
+    SHAPE,
     Geometry,
+    alignment_and_uniformity,
+    correlation_figures,
     geometry_figures,
     geometry_statistics,
+    marchenko_pastur_edge,
     mean_cosine,
     moments,
     power_sums,
@@ -118,9 +122,10 @@ def test_rotation_and_scale_leave_the_shape_alone(seed, rows, columns, scale):
     generator = np.random.default_rng(seed)
     vectors = generator.normal(size=(rows, columns))
     rotation = np.linalg.qr(generator.normal(size=(columns, columns)))[0]
-    plain = shape_figures(vectors)
+    slides = np.arange(rows) // 2
+    plain = shape_figures(vectors, slides)
     for other in (scale * vectors @ rotation, rotated_into_rows(vectors)):
-        assert shape_figures(other) == pytest.approx(plain, abs=1e-9)
+        assert shape_figures(other, slides) == pytest.approx(plain, abs=1e-9)
 
 
 def test_shift_and_scale_of_dimensions_leave_moments_alone():
@@ -129,6 +134,69 @@ def test_shift_and_scale_of_dimensions_leave_moments_alone():
     moved = vectors * np.array([1e-3, 1.0, 10.0, 1e4]) + np.array([5.0, -3.0, 0.0, 1e6])
     plain = moments(power_sums(vectors).sum(axis=0))
     assert moments(power_sums(moved).sum(axis=0)) == pytest.approx(plain, rel=1e-6)
+
+
+def test_alignment_and_uniformity_equal_all_pairs():
+    generator = np.random.default_rng(0)
+    vectors, slides = generator.normal(size=(15, 4)) + 1, generator.integers(0, 4, 15)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = [(i, j) for i in range(15) for j in range(i)]
+    distances = np.array([((units[i] - units[j]) ** 2).sum() for i, j in pairs])
+    alike = np.array([slides[i] == slides[j] for i, j in pairs])
+    found = alignment_and_uniformity(vectors, slides)
+    assert found["alignment"] == pytest.approx(distances[alike].mean())
+    assert found["uniformity"] == pytest.approx(np.log(np.exp(-2 * distances).mean()))
+
+
+def test_gaussian_noise_has_the_shape_that_is_known_of_it():
+    m, n = 1500, 300
+    noise = np.random.default_rng(0).normal(size=(m, n))
+    moment = {k: float(v) for k, v in moments(power_sums(noise).sum(axis=0)).items()}
+    assert moment["skewness"] == pytest.approx(0, abs=0.02)
+    assert moment["kurtosis_raw"] == pytest.approx(3, abs=0.05)
+    # Of independent normal columns |r| is half-normal with variance 1 / m.
+    found = correlation_figures(noise)
+    assert found["off_diagonal_correlation"] == pytest.approx(np.sqrt(2 / (np.pi * m)), rel=0.02)
+    assert found["above_marchenko_pastur"] <= 1 / n
+    largest = np.linalg.eigvalsh(np.corrcoef(noise.T))[-1]
+    assert largest == pytest.approx(marchenko_pastur_edge(m, n), rel=0.03)
+    # Random directions lie at a right angle: ‖u − v‖² = 2, spread 2 / √n.
+    found = alignment_and_uniformity(noise, np.arange(m) % 50)
+    assert found["alignment"] == pytest.approx(2, abs=0.01)
+    assert found["uniformity"] == pytest.approx(-4 + 8 / n, abs=0.01)
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_a_planted_rank_one_nuisance_is_the_one_eigenvalue_above_the_edge(strength):
+    m, n = 400, 100
+    generator = np.random.default_rng(1)
+    nuisance = generator.choice([-1.0, 1.0], m)[:, None] * generator.choice([-1.0, 1.0], n)
+    planted = generator.normal(size=(m, n)) + strength * nuisance
+    found = correlation_figures(planted)
+    # r_ij = ± s² / (1 + s²) for all i ≠ j; the spike λ shows itself at λ + γ λ / (λ − 1).
+    r = strength**2 / (1 + strength**2)
+    spike = (1 + (n - 1) * r) / (1 - r)
+    shown = (1 - r) * (spike + n / m * spike / (spike - 1))
+    assert found["off_diagonal_correlation"] == pytest.approx(r, rel=0.05)
+    assert found["above_marchenko_pastur"] == pytest.approx(1 / n)
+    assert found["variance_above_marchenko_pastur"] == pytest.approx(shown / n, rel=0.03)
+
+
+def test_a_collapse_shows_in_every_figure_of_the_spread():
+    slides, tiles, shards = cohort(n_slides=20, dimensions=30)
+    generator = np.random.default_rng(2)
+    shards = {k: generator.normal(size=(9, 30)).astype(np.float32) for k in shards}
+    direction = generator.normal(size=30).astype(np.float32)
+    collapsed = {
+        k: 0.05 * x + generator.normal(size=(9, 1)).astype(np.float32) * direction
+        for k, x in shards.items()
+    }
+    parameters = PARAMETERS | {"n_tiles": 180}
+    before, after = (values(measure(slides, tiles, x, parameters)) for x in (shards, collapsed))
+    assert after["effective_rank"] < before["effective_rank"] / 3
+    assert after["off_diagonal_correlation"] > 0.9 > 10 * before["off_diagonal_correlation"] / 2
+    assert after["variance_above_marchenko_pastur"] > 0.9
+    assert after["uniformity"] > before["uniformity"] + 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -160,7 +228,7 @@ def test_node_gives_every_figure_with_interval_and_null():
     slides, tiles, shards = cohort()
     table = measure(slides, tiles, shards)
     measured = table.filter(pl.col("metric") != "constant_dimensions")
-    assert set(measured["metric"]) == {*MOMENTS, *SPECTRAL, "mean_cosine"}
+    assert set(measured["metric"]) == {*MOMENTS, *SHAPE}
     assert measured.select(pl.col("value", "ci_low", "ci_high", "null_low").is_null().any()).row(
         0
     ) == (False, False, False, False)
@@ -193,7 +261,7 @@ def test_constant_dimensions_are_counted_and_left_out_of_moments():
     assert {m: found[m] for m in MOMENTS} == pytest.approx({m: plain[m] for m in MOMENTS})
     alike = {n: np.ones_like(x) for n, x in shards.items()}
     table = measure(slides, tiles, alike)
-    assert set(table.filter(pl.col("value").is_null())["metric"]) == set(MOMENTS)
+    assert set(table.filter(pl.col("value").is_null())["metric"]) == {*MOMENTS, *CORRELATED}
 
 
 def test_order_of_rows_changes_nothing():
@@ -222,6 +290,7 @@ def test_small_cohorts_say_what_they_lack():
     first = tiles.group_by("slide_id", maintain_order=True).first()
     table = measure(slides, first, single)
     assert set(table["n"]) == {12}
+    assert table.filter(metric="alignment")["reason"][0].startswith("no slide has two")
 
 
 @pytest.mark.parametrize("outliers", [1, 3])

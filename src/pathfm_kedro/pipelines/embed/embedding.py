@@ -15,7 +15,7 @@ from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
 from pathfm_kedro.encoders.base import Vectors
 from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.fields import TileFields, kept_for_others, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.tables import digests_by_slide
 
@@ -180,6 +180,7 @@ def plan_embedding(
     without = left_out(slides, spec)
     tiles = tiles.filter(~pl.col("slide_id").is_in(list(without)))
     digests = digests_by_slide(tiles)
+    found = slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
     jobs = [
         EmbedSlide(
             slide["slide_id"],
@@ -189,7 +190,7 @@ def plan_embedding(
             spec,
             dtype,
         )
-        for slide, fields in slide_fields(slides, tiles, files, int(tile_parameters["pixels"]))
+        for slide, fields in kept_for_others(found)
     ]
     return ShardPlan(
         jobs,

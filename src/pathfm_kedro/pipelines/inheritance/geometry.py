@@ -1,30 +1,43 @@
-r"""Shape of the embedding cloud: moments, spectrum and mean cosine on a fixed number of tiles.
+r"""Shape of the embedding cloud: moments, spectrum, cosines, correlations; on a fixed number of tiles.
 
 - ``skewness = m₃ / m₂^1.5``, ``kurtosis_raw = m₄ / m₂²``, ``kurtosis_excess = kurtosis_raw − 3`` of
   each dimension, averaged over dimensions that vary (``constant_dimensions`` do not);
 - of the singular values σ of the vectors, not centred, with p = σ / Σσ:
   ``singular_value_entropy = −Σ p log p``, ``largest_singular_value_ratio = −log p₁``,
-  ``effective_rank = exp(entropy)``;
-- ``mean_cosine`` over all pairs of different tiles.
+  ``effective_rank = exp(entropy)``, which the self-supervised call RankMe;
+- of unit vectors u: ``mean_cosine`` over all pairs of different tiles; ``alignment``, the mean of
+  ‖u − v‖² over pairs of tiles of one slide; ``uniformity = log mean exp(−2 ‖u − v‖²)`` over all pairs;
+- of the correlation matrix R of the n dimensions that vary, on m tiles: ``off_diagonal_correlation``,
+  the mean of |R_ij| over i ≠ j (ODCorr); ``above_marchenko_pastur``, the share of R's min(m − 1, n)
+  eigenvalues that can differ from 0 which lie above ``(1 + √(n/m))²``, the edge that noise without any
+  correlation does not pass; ``variance_above_marchenko_pastur``, the share of the variance they hold.
+
+Alignment is defined by what should be mapped alike. Wang and Isola take two augmented views of an
+image; here it is two tiles of one slide: it also falls where an encoder follows the slide's stain.
 
 Where a few vectors are so long that they are most of the cloud, nothing is said of its shape: that is a
 fault of the vectors.
 
 Kurtosis and spectra depend on the number of rows: they are taken on a fixed number of tiles, balanced
 over slides, and the number used stands in the setting. Intervals of moments: bootstrap over patients,
-centred on the figure, since resampled kurtosis is biased low. Intervals of spectra and mean cosine:
+centred on the figure, since resampled kurtosis is biased low. Intervals of all others:
 jackknife over groups of patients, since repeated rows lower the rank and raise the cosine. Intervals
 end where the figure's possible range does. Null: the
 same figures of Gaussian noise of the same shape. No value is good: described, not judged.
 
 References: Chen et al., Understanding and mitigating the label noise in pre-training (ICLR 2024);
-Roy and Vetterli, The effective rank (EUSIPCO 2007).
+Roy and Vetterli, The effective rank (EUSIPCO 2007); Garrido et al., RankMe (ICML 2023), which adds 1e-7
+to p; Wang and Isola, Alignment and uniformity on the hypersphere (ICML 2020); Marchenko and Pastur
+(1967); ODCorr is named in arXiv 2404.15217, whose formula was not compared with this one.
 
 Pitfalls
 --------
 - Between encoders the figures mean little: they depend on the number of dimensions and of tiles.
   Compare one encoder on two cohorts, or before and after a change.
 - Singular values are not centred, so that a large mean vector shows as a small effective rank.
+- Tiles of one patient are alike: what patients differ in lies above the Marchenko-Pastur edge too,
+  which holds for independent rows. Eigenvalues are counted: where none crosses the edge when patients
+  are left out, the interval reaches half an eigenvalue either way.
 - The coverage of these intervals was not simulated.
 """
 
@@ -47,6 +60,7 @@ from pathfm_kedro.statistics.jackknife import jackknife_interval, patient_groups
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.ridge import standardised
 from pathfm_kedro.statistics.sampling import balanced_tiles
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
 
@@ -58,8 +72,19 @@ MOMENTS = ("skewness", "kurtosis_excess", "kurtosis_raw")
 #: The least that a moment can be.
 _LEAST = {"skewness": (-np.inf,), "kurtosis_excess": (-2.0,), "kurtosis_raw": (1.0,)}
 SPECTRAL = ("singular_value_entropy", "largest_singular_value_ratio", "effective_rank")
+ALIGNMENT = "alignment"
 #: What a rotation of the space leaves alone.
-SHAPE = (*SPECTRAL, "mean_cosine")
+ROTATED = (*SPECTRAL, "mean_cosine", ALIGNMENT, "uniformity")
+#: What is counted in whole eigenvalues, and all that dimensions have in common: a rotation changes it.
+COUNTED = "above_marchenko_pastur"
+CORRELATED = (
+    "off_diagonal_correlation",
+    COUNTED,
+    "variance_above_marchenko_pastur",
+)
+SHAPE = (*ROTATED, *CORRELATED)
+#: Of uniformity, as published.
+_T = 2.0
 CONSTANT = "constant_dimensions"
 #: Vectors longer than this many times the median are long; if they hold most of the squared length of
 #: all, spectrum and moments speak of them alone.
@@ -77,6 +102,7 @@ _BATCH_ENTRIES = 1 << 22
 GEOMETRY_SCHEMA: dict[str, pl.DataType] = {
     "patient_id": pl.String(),
     "n_tiles": pl.Int64(),
+    "n_slides": pl.Int64(),
     "n_dimensions": pl.Int64(),
     CONSTANT: pl.Int64(),
     "power_sums": pl.List(pl.Float64()),
@@ -130,11 +156,14 @@ def geometry_statistics(
     rows = tile_rows(slides, tiles, embeddings.slide_ids)
     chosen = balanced_tiles(rows, p.n_tiles, p.seed)
     vectors = chosen_vectors(rows, chosen, embeddings)
-    names = rows["patient_id"][chosen].to_numpy()
+    names, slide_ids = (rows[key][chosen].to_numpy() for key in ("patient_id", "slide_id"))
     patients, n_patients = patient_codes(names)
+    of_slide, _ = patient_codes(slide_ids)
+    first = np.unique(of_slide, return_index=True)[1]
     own: dict[str, object] = {
         "patient_id": np.unique(names),
         "n_tiles": np.bincount(patients, minlength=n_patients),
+        "n_slides": np.bincount(patients[first], minlength=n_patients),
     }
     problem = few_hold_most(vectors)
     if problem:
@@ -142,7 +171,7 @@ def geometry_statistics(
     elif len(vectors) >= 2 and vectors.any():
         # Small decompositions: more threads cost more than they give, and change the last digits.
         with threadpool_limits(1):
-            own |= _of_cloud(vectors, patients, p.n_groups)
+            own |= _of_cloud(vectors, patients, of_slide, p.n_groups)
     return to_schema(pl.DataFrame(own), GEOMETRY_SCHEMA)
 
 
@@ -169,23 +198,30 @@ def few_hold_most(vectors: Floats) -> str:
     )
 
 
-def _of_cloud(vectors: Floats, patients: Ints, n_groups: int) -> dict[str, object]:
+def _of_cloud(vectors: Floats, patients: Ints, slides: Ints, n_groups: int) -> dict[str, object]:
     n_patients = int(patients.max()) + 1
     varying = varying_dimensions(vectors)
     sums = sum_by_patient(power_sums(vectors[:, varying]), patients, n_patients)[:, 1:]
     groups = patient_groups(patients, n_groups)
     own_group = groups[np.unique(patients, return_index=True)[1]]
-    rows = rotated_into_rows(vectors)
-    kept = [rows[groups != group] for group in range(int(groups.max()) + 1)]
-    without = [shape_figures(part) if len(part) > 1 and part.any() else {} for part in kept]
+    of = partial(_shape_of_rows, vectors[:, varying], rotated_into_rows(vectors), slides)
+    whole = of(np.ones(len(groups), np.bool_))
+    without = [of(groups != group) for group in range(int(groups.max()) + 1)]
     return {
         "n_dimensions": np.full(n_patients, vectors.shape[1]),
         CONSTANT: np.full(n_patients, (~varying).sum()),
         "power_sums": list(sums.reshape(n_patients, -1)),
         "group": own_group,
-        **{name: np.full(n_patients, value) for name, value in shape_figures(rows).items()},
+        **{name: np.full(n_patients, value) for name, value in whole.items()},
         **{f"{name}_without": [without[g].get(name) for g in own_group] for name in SHAPE},
     }
+
+
+def _shape_of_rows(varying: Floats, rotated: Floats, slides: Ints, kept: Bools) -> dict[str, float]:
+    """Figures of the shape that some of the rows have."""
+    if kept.sum() < 2 or not rotated[kept].any():
+        return {}
+    return shape_figures(rotated[kept], slides[kept]) | correlation_figures(varying[kept])
 
 
 def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
@@ -204,18 +240,35 @@ def geometry_figures(statistics: pl.DataFrame, p: Geometry) -> Iterator[Figure]:
     if not statistics["n_dimensions"].drop_nulls().is_empty():
         constant = float(statistics[CONSTANT][0])
         values[CONSTANT] = Value(Estimate(constant, None, None, of.n, of.n_patients))
-        null = gaussian_null(of.n, int(statistics["n_dimensions"][0]), p.null_samples, p.seed)
+        null = gaussian_null(
+            of.n,
+            int(statistics["n_dimensions"][0]),
+            int(statistics["n_slides"].sum()),
+            p.null_samples,
+            p.seed,
+        )
         estimates = {**moment_estimates(of), **shape_estimates(of)}
         values |= {name: Value(found, null[name]) for name, found in estimates.items()}
     for metric in (CONSTANT, *MOMENTS, *SHAPE):
-        yield of.figure(metric, partial(_known, metric=metric, values=values))
+        yield of.figure(metric, partial(known_value, metric=metric, values=values))
 
 
-def _known(of: PatientStatistics, metric: str, values: dict[str, Value]) -> Value:
+def known_value(of: PatientStatistics, metric: str, values: Mapping[str, Value]) -> Value:
+    """One of the figures that there are.
+
+    Raises
+    ------
+    Undefined
+        If it is not among them, with the reason.
+    """
     if metric in values:
         return values[metric]
     if of.table["reason"].count():
         raise Undefined(of.table["reason"][0])
+    if values and metric == ALIGNMENT:
+        raise Undefined("no slide has two of the chosen tiles: raise geometry.n_tiles")
+    if values and metric in CORRELATED:
+        raise Undefined("fewer than two dimensions vary, so that none correlate: check the encoder")
     if values:
         raise Undefined(
             "every dimension is constant, so that moments are undefined: check the encoder"
@@ -261,21 +314,30 @@ def _within(estimate: Estimate, least: float, most: float = np.inf) -> Estimate:
 
 
 def shape_estimates(of: PatientStatistics) -> dict[str, Estimate]:
-    """Spectral figures and mean cosine with their jackknife intervals over groups of patients."""
+    """Figures of the shape, as far as there are, with jackknife intervals over groups of patients."""
     groups = of.table.unique("group").sort("group")
-    rank = min(of.n, int(of.table["n_dimensions"][0]))
+    n_dimensions, constant = (int(of.table[name][0]) for name in ("n_dimensions", CONSTANT))
+    rank = min(of.n, n_dimensions)
+    half_step = 0.5 / max(min(of.n - 1, n_dimensions - constant), 1)
     ranges = {
         "singular_value_entropy": (0.0, np.log(rank)),
         "largest_singular_value_ratio": (0.0, np.log(rank)),
         "effective_rank": (1.0, float(rank)),
         "mean_cosine": (-1.0, 1.0),
+        ALIGNMENT: (0.0, 4.0),
+        "uniformity": (-4 * _T, 0.0),
     }
     found = {}
     for metric in SHAPE:
+        if of.table[metric][0] is None:
+            continue
         value = float(of.table[metric][0])
         without = groups[f"{metric}_without"].drop_nulls().to_numpy()
-        estimate = Estimate(value, *jackknife_interval(value, without), of.n, of.n_patients)
-        found[metric] = _within(estimate, *ranges[metric])
+        low, high = jackknife_interval(value, without)
+        if metric == COUNTED and low is not None and high is not None:
+            low, high = min(low, value - half_step), max(high, value + half_step)
+        estimate = Estimate(value, low, high, of.n, of.n_patients)
+        found[metric] = _within(estimate, *ranges.get(metric, (0.0, 1.0)))
     return found
 
 
@@ -372,15 +434,109 @@ def mean_cosine(vectors: Floats) -> float:
     >>> round(mean_cosine(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])), 4)
     0.3333
     """
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    units = _unit_rows(vectors)
     total = (units.sum(axis=0) ** 2).sum() - (units**2).sum()
     return float(total / (len(vectors) * (len(vectors) - 1)))
 
 
-def shape_figures(vectors: Floats) -> dict[str, float]:
-    """Spectral figures and mean cosine: what a rotation of the space leaves alone."""
-    return {**spectrum(vectors), "mean_cosine": mean_cosine(vectors)}
+def _unit_rows(vectors: Floats) -> Floats:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return cast(Floats, np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))
+
+
+def alignment_and_uniformity(vectors: Floats, slides: Ints) -> dict[str, float]:
+    """Mean ‖u − v‖² over pairs of one slide, and log mean exp(−2 ‖u − v‖²) over all pairs.
+
+    Parameters
+    ----------
+    vectors
+        [m, d], m ≥ 2; u and v are its rows on the unit sphere.
+    slides
+        [m] codes.
+
+    Returns
+    -------
+    dict
+        Without ``alignment`` where no slide has two rows.
+
+    Examples
+    --------
+    >>> vectors = np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    >>> alignment_and_uniformity(vectors, np.array([0, 0, 1]))["alignment"]
+    2.0
+    """
+    units = _unit_rows(vectors)
+    squares = (units**2).sum(axis=1)
+    distances = np.maximum(squares[:, None] + squares - 2 * (units @ units.T), 0.0)
+    upper = np.triu(np.ones(distances.shape, np.bool_), 1)
+    found = {"uniformity": float(np.log(np.exp(-_T * distances[upper]).mean()))}
+    of_one_slide = upper & (slides[:, None] == slides)
+    if of_one_slide.any():
+        found[ALIGNMENT] = float(distances[of_one_slide].mean())
+    return found
+
+
+def correlation_figures(vectors: Floats) -> dict[str, float]:
+    """Off-diagonal correlation of dimensions, and what lies above the Marchenko-Pastur edge.
+
+    Parameters
+    ----------
+    vectors
+        [m, n]; a dimension that does not vary in these rows counts for nothing.
+
+    Returns
+    -------
+    dict
+        :data:`CORRELATED`; empty with fewer than two dimensions that vary.
+
+    Examples
+    --------
+    >>> x = np.arange(6.0)
+    >>> found = correlation_figures(np.stack([x, -x, 2 * x], axis=1))
+    >>> {name: round(value, 3) for name, value in found.items()}  # one eigenvalue, 3, above 2.914
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'off_diagonal_correlation': 1.0, 'above_marchenko_pastur': 0.333,
+     'variance_above_marchenko_pastur': 1.0}
+    """
+    rows = standardised(vectors)
+    rows = rows[:, rows.any(axis=0)]
+    m, n = rows.shape
+    if n < 2:
+        return {}
+    single = rows.astype(np.float32)  # twice as fast, and exact to far more digits than are told
+    correlations = np.abs(single.T @ single) / m
+    np.fill_diagonal(correlations, 0.0)
+    smaller = rows @ rows.T if m < n else rows.T @ rows
+    eigenvalues = np.linalg.eigvalsh(smaller / m)
+    above = eigenvalues > marchenko_pastur_edge(m, n)
+    figures = (
+        min(float(correlations.sum(dtype=np.float64) / (n * (n - 1))), 1.0),
+        above.sum() / min(m - 1, n),
+        eigenvalues[above].sum() / n,
+    )
+    return {name: float(value) for name, value in zip(CORRELATED, figures, strict=True)}
+
+
+def marchenko_pastur_edge(n_rows: int, n_dimensions: int) -> float:
+    """Largest eigenvalue of the correlation matrix of independent noise, as both numbers grow.
+
+    ``(1 + √(n/m))²`` for m rows of n dimensions.
+
+    Examples
+    --------
+    >>> marchenko_pastur_edge(400, 100)
+    2.25
+    """
+    return float((1 + np.sqrt(n_dimensions / n_rows)) ** 2)
+
+
+def shape_figures(vectors: Floats, slides: Ints) -> dict[str, float]:
+    """Spectral figures, cosine, alignment, uniformity: what a rotation of the space leaves alone."""
+    return {
+        **spectrum(vectors),
+        "mean_cosine": mean_cosine(vectors),
+        **alignment_and_uniformity(vectors, slides),
+    }
 
 
 def rotated_into_rows(vectors: Floats) -> Floats:
@@ -392,22 +548,29 @@ def rotated_into_rows(vectors: Floats) -> Floats:
 
 
 @lru_cache(maxsize=8)
-def gaussian_null(n_rows: int, n_dimensions: int, samples: int, seed: int) -> Mapping[str, Null]:
+def gaussian_null(
+    n_rows: int, n_dimensions: int, n_slides: int, samples: int, seed: int
+) -> Mapping[str, Null]:
     """Range of every figure over seeded samples of [n_rows, n_dimensions] Gaussian noise.
+
+    Rows are dealt to slides in turn, for the pairs of alignment.
 
     An encoder and its variants have the same shape, so that the noise is sampled once for them.
     """
     from threadpoolctl import threadpool_limits
 
     found: list[dict[str, float]] = []
+    slides = np.arange(n_rows) % n_slides
+    every = np.ones(n_rows, np.bool_)
     with threadpool_limits(1):
         for generator in np.random.default_rng(seed).spawn(samples):
             noise = generator.standard_normal((n_rows, n_dimensions))
             moment = {name: float(x) for name, x in moments(power_sums(noise).sum(axis=0)).items()}
-            found.append({**moment, **shape_figures(rotated_into_rows(noise))})
+            shape = _shape_of_rows(noise, rotated_into_rows(noise), slides, every)
+            found.append({**moment, **shape})
     return {
         metric: Null(min(one[metric] for one in found), max(one[metric] for one in found))
-        for metric in (*MOMENTS, *SHAPE)
+        for metric in found[0]
     }
 
 

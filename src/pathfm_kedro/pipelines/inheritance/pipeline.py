@@ -1,7 +1,8 @@
 """inheritance: frozen vectors, what a probe reads from them, and what adapting the encoder gives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
@@ -19,10 +20,31 @@ from pathfm_kedro.pipelines.inheritance.geometry import (
     geometry_figures,
     geometry_statistics,
 )
+from pathfm_kedro.pipelines.inheritance.geometry_change import (
+    GeometryChange,
+    geometry_change_figures,
+    geometry_change_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.label_budget import (
+    LabelBudget,
+    label_budget_figures,
+    label_budget_statistics,
+)
 from pathfm_kedro.pipelines.inheritance.linear_probe import (
     LinearProbe,
     linear_probe_figures,
     linear_probe_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.noise_arms import (
+    BACKBONE,
+    PretrainingNoise,
+    plan_noise_arms,
+)
+from pathfm_kedro.pipelines.inheritance.pretraining_noise import noise_figures, noise_statistics
+from pathfm_kedro.pipelines.inheritance.probe_calibration import (
+    ProbeCalibration,
+    probe_calibration_figures,
+    probe_calibration_statistics,
 )
 from pathfm_kedro.wiring import (
     Experiment,
@@ -42,6 +64,14 @@ VECTORS = ["slides", "tiles", "embeddings.{e}"]
 EXPERIMENTS = [
     Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
     Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
+    Experiment(
+        "probe_calibration",
+        ProbeCalibration,
+        probe_calibration_statistics,
+        probe_calibration_figures,
+        VECTORS,
+    ),
+    Experiment("label_budget", LabelBudget, label_budget_statistics, label_budget_figures, VECTORS),
 ]
 #: Of the encoders that are adapted.
 ADAPTATION = Experiment(
@@ -52,11 +82,32 @@ ADAPTATION = Experiment(
     ["arm_pool", "arm_tiles", "arms.adaptation.{e}", "params:encoders.{e}"],
 )
 
+#: Of encoders that are a later version of another; see :func:`change_pipeline`.
+CHANGE = Experiment(
+    "geometry_change",
+    GeometryChange,
+    geometry_change_statistics,
+    geometry_change_figures,
+    ["statistics.inheritance.geometry.{e}"],
+)
+
+#: A network of the cohort's own, pretrained on wrong labels.
+NOISE = Experiment(
+    "pretraining_noise",
+    PretrainingNoise,
+    noise_statistics,
+    noise_figures,
+    ["arm_pool", "arm_tiles", "arms.pretraining_noise"],
+    subject="arm",
+)
+
 
 def create_pipeline(
     encoders: Sequence[str],
     controls: Sequence[str] = (),
     grids: TileGrids | None = None,
+    bases: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     adapted: Sequence[str] = (),
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
@@ -64,9 +115,13 @@ def create_pipeline(
     Parameters
     ----------
     encoders, controls
-        The cohort's, and those among them that are not compared.
+        The cohort's, and those among them that are not compared with each other.
     grids
         Which tiles each encoder has vectors of; one grid for all where not given.
+    bases
+        Of each harmonised variant its base.
+    parameters
+        The cohort's: which encoders are versions of one decides what is wired.
     adapted
         ``adaptation.encoders``.
 
@@ -81,19 +136,68 @@ def create_pipeline(
             f"adaptation.encoders names {', '.join(unknown)}, and the cohort has {', '.join(encoders)}"
         )
     of_arms = [replace(ADAPTATION, only=tuple(adapted))] if adapted else []
-    tables = [
-        f"measurements.inheritance.{name}"
-        for name in (*(x.name for x in (*EXPERIMENTS, *of_arms)), "comparison")
+    before = versions_before(encoders, bases or {}, parameters or {}, grids or TileGrids())
+    names = [
+        *(x.name for x in (*EXPERIMENTS, NOISE, *of_arms)),
+        *([CHANGE.name] if before else []),
+        "comparison",
     ]
+    tables = [f"measurements.inheritance.{name}" for name in names]
     parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
     parts += [
         experiment_pipeline("inheritance", x, encoders, *map(_adapted, adapted), grids=grids)
         for x in of_arms
     ]
-    arms = grouped("arms", [*_arm_tiles(grids or TileGrids()), *([] if adapted else [_no_arms()])])
+    if before:
+        parts.append(change_pipeline(encoders, before))
+    arms = grouped("arms", _arm_tiles(grids or TileGrids()))
+    parts.append(experiment_pipeline("inheritance", NOISE, [BACKBONE], _noise_arms()))
     compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
+
+
+def versions_before(
+    encoders: Sequence[str],
+    bases: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    grids: TileGrids,
+) -> dict[str, str]:
+    """Of each encoder that is a later version of another the version before.
+
+    Raises
+    ------
+    ValueError
+        If ``geometry_change.before`` names what is no encoder of the cohort, or has other tiles.
+
+    Examples
+    --------
+    >>> versions_before(["uni", "uni_combat"], {"uni_combat": "uni"}, {}, TileGrids())
+    {'uni_combat': 'uni'}
+    """
+    asked = (parameters.get(CHANGE.name) or {}).get("before") or {}
+    for name, other in asked.items():
+        where = f"{CHANGE.name}.before.{name} is {other!r}"
+        if name == other or not {name, other} <= set(encoders):
+            raise ValueError(
+                f"{where}: give two different encoders of the cohort ({', '.join(sorted(encoders))})"
+            )
+        if grids.grid(name) != grids.grid(other):
+            raise ValueError(
+                f"{where}: the two have vectors of different tiles, so that nothing can be said of the "
+                "change; leave it out or embed both at the same tiles"
+            )
+    return {**bases, **asked}
+
+
+def change_pipeline(encoders: Sequence[str], before: Mapping[str, str]) -> Pipeline:
+    """Later versions of an encoder, each held against the version before."""
+
+    def of_encoder(e: str) -> Experiment:
+        return replace(CHANGE, inputs=[*CHANGE.inputs, CHANGE.inputs[0].format(e=before[e])])
+
+    only = replace(CHANGE, only=list(before))
+    return experiment_pipeline("inheritance", only, encoders, of_encoder=of_encoder)
 
 
 def _arm_tiles(grids: TileGrids) -> list[Node]:
@@ -112,11 +216,6 @@ def _arm_tiles(grids: TileGrids) -> list[Node]:
     return [pool, node(plan_arm_tiles, inputs, "arm_tiles", name="arm_tiles", tags="arms")]
 
 
-def _no_arms() -> Node:
-    """No fits where no encoder is adapted; the folder that a DVC stage names is there all the same."""
-    return node(no_views, "params:engine", "arms.adaptation", name="no_arms", tags="arms")
-
-
 def _adapted(e: str) -> Pipeline:
     """The fits of an encoder's arms."""
     fit = node(
@@ -129,3 +228,14 @@ def _adapted(e: str) -> Pipeline:
         tags=[ADAPTATION.name, e],
     )
     return grouped(e, [fit])
+
+
+def _noise_arms() -> Node:
+    """Networks pretrained on wrong labels."""
+    return node(
+        with_parameters(PretrainingNoise, NOISE.name, plan_noise_arms),
+        ["arm_pool", "arm_tiles", "params:engine", f"params:{NOISE.name}"],
+        "arms.pretraining_noise",
+        name="pretrain",
+        tags=[NOISE.name, "arms"],
+    )

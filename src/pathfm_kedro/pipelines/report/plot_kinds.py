@@ -147,10 +147,13 @@ def strata(
     styles: Mapping[str, Style],
     words: Words,
 ) -> go.Figure | None:
-    """A figure within each organ, label or center, at the usual setting."""
+    """A figure, or those that `y` lists, within each organ, label or center, at the usual setting."""
     at = {**words.usual(measurements, experiment), **plot.at}
-    rows = select(measurements, experiment, plot.metric, at)
-    rows = rows.filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
+    shown = plot.y or [{"metric": plot.metric}]
+    parts = [
+        select(measurements, experiment, y["metric"], {**at, **y.get("at", {})}) for y in shown
+    ]
+    rows = pl.concat(parts).filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
     return interval_panels(rows, styles, words) if rows["stratum"].n_unique() > 1 else None
 
 

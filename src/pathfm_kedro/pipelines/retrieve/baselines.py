@@ -35,7 +35,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
     matches_table,
 )
 from pathfm_kedro.pipelines.retrieve.voted_figures import share
-from pathfm_kedro.slides.fields import TileFields, slide_fields
+from pathfm_kedro.slides.fields import TileFields, kept_for_others, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import Figure
 from pathfm_kedro.statistics.parameters import STRICT
@@ -99,7 +99,7 @@ def colour_histograms(
         slide_id, histogram (24 shares: 8 of each, each 8 summing to 1).
     """
     mosaic = tiles.filter("in_mosaic")
-    jobs = slide_fields(slides, mosaic, files, int(tile_parameters["pixels"]))
+    jobs = kept_for_others(slide_fields(slides, mosaic, files, int(tile_parameters["pixels"])))
     outcomes = map_in_order(
         lambda job: _histogram(job[1]), jobs, EngineSettings(**engine), "reading colours"
     )

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from typing import Annotated, Any, Literal, cast
 
@@ -222,11 +222,18 @@ def fitting(
 
 def rotated(mosaic: Mosaic, seed: int) -> Mosaic:
     """Patches turned by a random rotation, which leaves all distances between them."""
-    dimension = mosaic.vectors.shape[1]
+    turned = mosaic.vectors.astype(np.float64) @ _rotation(mosaic.vectors.shape[1], seed)
+    return mosaic.with_vectors(turned.astype(np.float32))
+
+
+@lru_cache(maxsize=1)
+def _rotation(dimension: int, seed: int) -> Floats:
+    """[d, d]; kept, since encoders of one dimension follow one another and it takes d³ operations."""
     normal = np.random.default_rng(seed).normal(size=(dimension, dimension))
     rotation, triangle = np.linalg.qr(normal)
-    turned = mosaic.vectors.astype(np.float64) @ (rotation * np.sign(np.diag(triangle)))
-    return mosaic.with_vectors(turned.astype(np.float32))
+    signed: Floats = rotation * np.sign(np.diag(triangle))
+    signed.setflags(write=False)
+    return signed
 
 
 def compared(stored: Mosaic, compare: str, code: Code, dimensions: int, p: IndexBytes) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from pathfm_kedro.pipelines.robustness.views import (
     Tensors,
     TileWork,
     embed_tile,
+    kept_pictures,
     plan_tile_work,
     tile_seed,
 )
@@ -77,6 +78,8 @@ class AttackTiles:
         int8 [sizes, height, width, 3], fitted on other patients.
     p
         The experiment's parameters.
+    kept
+        Whether noisy tiles are kept for other encoders.
     """
 
     probe: LinearClassifier
@@ -86,6 +89,16 @@ class AttackTiles:
     side: None = None
     batch: int = 1
     units: str = "tile x variant; margins in logits, vectors as the encoder gives them"
+    kept: bool = False
+
+    @property
+    def n_pictures(self) -> int:
+        """Noisy tiles, the same for every encoder."""
+        return len(self.p.noises)
+
+    def keeping(self) -> AttackTiles:
+        """The same work, whose noisy tiles are kept for other encoders."""
+        return replace(self, kept=True)
 
     def describe(self) -> Any:
         """Everything that decides the attacks."""
@@ -136,20 +149,30 @@ class AttackTiles:
     ) -> Tensors:
         """All variants of one tile, every ε at once: one batch, whatever else the slide holds."""
         seed, target = tile_seed(f"{self.p.seed}:{tile_id}"), self.targets[tile_id]
-        images = np.stack([_with_noise(tile, variant, seed) for variant in self.p.noises])
+        images, similarity = self._noisy(tile, seed)
         unrounded, for_others = np.zeros(0), np.zeros((0, *tile.shape), np.uint8)
         if gradients is not None:
             attacked, unrounded = self._attack(gradients, tile, target, seed)
             for_others = attacked[[self._for_others]]
             images = np.concatenate([images, attacked])
+            similarity = np.append(similarity, ssim_to_first(np.stack([tile, *attacked]))[1:])
         vectors = embed_tile(encoder, images, truth, tile_id)
         return {
             "embedding": vectors,
             "margin": self.probe.margins(vectors, np.full(len(images), target)),
             "margin_unrounded": unrounded,
-            "ssim": ssim_to_first(images),
+            "ssim": similarity,
             "attacked": for_others,
         }
+
+    def _noisy(self, tile: Pixels, seed: int) -> tuple[Pixels, NDArray[np.float64]]:
+        """The tile and its noisy copies, and how similar they are."""
+
+        def make() -> tuple[Pixels, NDArray[np.float64]]:
+            images = np.stack([_with_noise(tile, variant, seed) for variant in self.p.noises])
+            return images, ssim_to_first(images)
+
+        return kept_pictures(tile, ("noise", self.p.noises, seed), make) if self.kept else make()
 
     @property
     def _for_others(self) -> int:

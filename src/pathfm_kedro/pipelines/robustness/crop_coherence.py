@@ -124,6 +124,15 @@ class CropComposition:
     batch: int = 1
     units: str = "shares of pixels; CIELAB with L in 0 ... 100"
 
+    @property
+    def n_pictures(self) -> int:
+        """Of a tile."""
+        return self.crops.n_pictures
+
+    def keeping(self) -> CropComposition:
+        """The same work, whose crops are kept for the encoders."""
+        return dataclasses.replace(self, crops=self.crops.keeping())
+
     def describe(self) -> Any:
         """What is measured of which crops."""
         return ["composition", self.crops.describe()]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,8 +22,15 @@ from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
-from pathfm_kedro.slides.fields import Box, TileFields, side_of_tiles, slide_fields
+from pathfm_kedro.slides.fields import (
+    Box,
+    TileFields,
+    kept_for_others,
+    side_of_tiles,
+    slide_fields,
+)
 from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.kept_pixels import KEPT, Kept
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide
 
@@ -128,6 +135,20 @@ class PartsWork(TileWork, Protocol):
         ...
 
 
+@runtime_checkable
+class PicturesWork(TileWork, Protocol):
+    """Work on pictures of each tile that the next encoder needs as they are."""
+
+    @property
+    def n_pictures(self) -> int:
+        """Of a tile; none is larger than its field."""
+        ...
+
+    def keeping(self) -> PicturesWork:
+        """The same work, whose pictures are kept for others."""
+        ...
+
+
 @dataclass(frozen=True)
 class ViewSet:
     """Views that are made of each tile and embedded in one batch.
@@ -138,12 +159,15 @@ class ViewSet:
         In their order.
     side
         As of :class:`TileWork`.
+    kept
+        Whether the pictures are kept for others that want the same.
     """
 
     views: tuple[View, ...]
     side: tuple[int, int] | None = None
     batch: int = 1
     units: str = "tile x view x dimension, as the encoder gives it, not normalised"
+    kept: bool = False
 
     @property
     def settings(self) -> tuple[Mapping[str, Any], ...]:
@@ -154,9 +178,26 @@ class ViewSet:
         """Everything that decides the views' pixels."""
         return [_REVISION, self.side, *(view.describe() for view in self.views)]
 
+    @property
+    def n_pictures(self) -> int:
+        """Of a tile."""
+        return len(self.settings)
+
+    def keeping(self) -> ViewSet:
+        """The same views, whose pictures are kept for others."""
+        return replace(self, kept=True)
+
+    @cached_property
+    def _described(self) -> str:
+        return json.dumps(self.describe(), sort_keys=True)
+
     def make(self, tile: Pixels, seed: int) -> Pixels:
-        """All pictures [views, s, s, 3] of a field."""
-        return np.concatenate([view.make(tile, seed) for view in self.views])
+        """All pictures [views, s, s, 3] of a field; kept ones are read-only."""
+
+        def made() -> tuple[Pixels]:
+            return (np.concatenate([view.make(tile, seed) for view in self.views]),)
+
+        return (kept_pictures(tile, (self._described, seed), made) if self.kept else made())[0]
 
     def compute(
         self,
@@ -181,6 +222,12 @@ class ViewSet:
         return {VIEWS: np.stack(rows)}
 
 
+def kept_pictures(tile: Pixels, what: Hashable, make: Callable[[], Kept]) -> Kept:
+    """What is made of a field, kept by the field's content; read-only."""
+    content = hashlib.blake2b(tile.tobytes(), digest_size=16).digest()
+    return KEPT.get((content, tile.shape, what), make)
+
+
 def unchanged(tile: Pixels) -> Pixels:
     """The tile as it is."""
     return tile[None]
@@ -195,7 +242,9 @@ def embed_tile(encoder: Encoder, pictures: Pixels, truth: Vectors | None, tile_i
         If the encoder gives a number that is not finite.
     """
     truth_of_tile = None if truth is None else np.repeat(truth[None], len(pictures), axis=0)
-    vectors = encoder.embed(pictures, truth_of_tile)
+    # PyTorch warns of memory that may not be written to.
+    own = pictures if pictures.flags.writeable else pictures.copy()
+    vectors = encoder.embed(own, truth_of_tile)
     if not np.isfinite(vectors).all():
         raise ValueError(f"the encoder gives NaN or infinity on a view of tile {tile_id}")
     return vectors
@@ -311,17 +360,32 @@ def plan_tile_work(
     groups = {
         str(slide): rows for (slide,), rows in chosen.group_by("slide_id", maintain_order=True)
     }
-    jobs = []
+    found = []
     for slide, fields in slide_fields(slides, chosen, files, pixels):
+        work = work_of(groups[slide["slide_id"]])
+        if work is not None:
+            read = fields if work.side is None else fields.widened(*work.side)
+            found.append((slide, read, work))
+    kept = kept_for_others([(slide, fields) for slide, fields, _ in found])
+    works = _sharing([(fields, work) for _, fields, work in found])
+    jobs = []
+    for (slide, fields), work in zip(kept, works, strict=True):
         name = slide["slide_id"]
-        work = work_of(groups[name])
-        if work is None:
-            continue
-        read = fields if work.side is None else fields.widened(*work.side)
         ids = tuple(groups[name]["tile_id"])
-        jobs.append(TileJob(name, slide["fingerprint"], read, ids, digests[name], work, spec))
+        jobs.append(TileJob(name, slide["fingerprint"], fields, ids, digests[name], work, spec))
     prepare = None if spec is None else partial(load_encoder, spec)
     return ShardPlan(jobs, EngineSettings(**engine), title, prepare, without)
+
+
+def _sharing(works: Sequence[tuple[TileFields, TileWork]]) -> list[TileWork]:
+    """Works that keep their pictures for other encoders, where those of all slides fit into memory."""
+    n_bytes = sum(
+        fields.nbytes * work.n_pictures for fields, work in works if isinstance(work, PicturesWork)
+    )
+    fits = KEPT.fits(n_bytes)
+    return [
+        work.keeping() if fits and isinstance(work, PicturesWork) else work for _, work in works
+    ]
 
 
 def plan_views(

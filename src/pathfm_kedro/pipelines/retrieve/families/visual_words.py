@@ -110,7 +110,9 @@ def learned_words(patches: Floats, n_words: int, seed: int) -> Floats:
     if len(patches) > most:
         patches = patches[np.random.default_rng(seed).choice(len(patches), most, replace=False)]
     rows = unit(patches)
-    n = max(1, min(n_words, len(rows) // _FEWEST_A_WORD, len(np.unique(rows, axis=0))))
+    # Adding 0 makes −0 of one kind with 0.
+    distinct = len({row.tobytes() for row in rows + 0.0})
+    n = max(1, min(n_words, len(rows) // _FEWEST_A_WORD, distinct))
     # k-means adds up in the order of its threads.
     with threadpool_limits(1):
         return cast(Floats, KMeans(n, n_init=1, random_state=seed).fit(rows).cluster_centers_)

@@ -1,0 +1,399 @@
+"""Label budgets: how many labelled patients a probe of the label needs.
+
+The probe of ``probe_calibration`` trained on a share of the patients that could train it: the budget,
+sampled evenly from every label, in several repeats; larger budgets hold the patients of smaller ones.
+Tested are patients that did not train, in folds (``in_domain``), or each center by models of the other
+centers (``held_out_center``). There is no validation split: nothing is tuned, so that a budget is all
+the labels that are spent.
+
+Means over repeats of:
+
+- ``balanced_accuracy``; null: 1 / number of labels;
+- ``ece``: expected calibration error, bins of equal width, as in ``probe_calibration``;
+- ``degeneracy_share``: share of tiles in the label that is predicted most, 1 for a probe that
+  always says the same.
+
+Intervals: bootstrap over tested patients, given the models, widened for cross-validation. A budget that
+is less than one patient of some label is not applicable.
+
+Budgets are patients, not tiles: all tiles of a patient cost one label.
+
+Pitfalls
+--------
+- The share is of the patients that can train in each split, not of the cohort: of four fifths in five
+  folds.
+- Small budgets differ from repeat to repeat, which the interval over tested patients does not hold.
+- Calibration errors of different budgets rest on the same tiles, and few tiles alone give an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass as plain_dataclass
+from functools import cache, partial
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pathfm_kedro.statistics.bootstrap import patient_codes
+from pathfm_kedro.statistics.cross_validation import (
+    ProbeSettings,
+    balanced_accuracy,
+    widened_interval,
+)
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.probability_error import (
+    expected_calibration_error,
+    fixed_width_bins,
+    log_probabilities,
+    stated_and_true,
+    sums_in_bins,
+)
+from pathfm_kedro.statistics.probe_splits import (
+    HELD_OUT_CENTER,
+    IN_DOMAIN,
+    TESTED,
+    Split,
+    held_out_center_splits,
+    in_domain_splits,
+    probe_logits,
+    probed_labels,
+)
+from pathfm_kedro.statistics.sampling import capped_tiles
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: One row per way of testing, budget, repeat, tested patient and label: its tiles, how many are
+#: correctly classified, how many are predicted as each label, and true minus stated in each bin; with
+#: how many patients train on average. A row with a problem says why there is nothing.
+LABEL_BUDGET_SCHEMA: dict[str, pl.DataType] = {
+    "tested": pl.String(),
+    "budget": pl.Float64(),
+    "repeat": pl.Int64(),
+    "patient_id": pl.String(),
+    "target": pl.Int64(),
+    "n_tiles": pl.Int64(),
+    "n_correct": pl.Int64(),
+    "n_predicted": pl.List(pl.Float64()),
+    "gaps": pl.List(pl.Float64()),
+    "n_training_patients": pl.Float64(),
+    "problem": pl.String(),
+}
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class LabelBudget(ExperimentParameters):
+    """Parameters of the experiment.
+
+    Attributes
+    ----------
+    max_tiles_per_slide
+        Tiles per slide that the probe sees, so that large slides do not rule.
+    probe
+        Of the label; labels of fewer patients than folds are left out.
+    budgets
+        Shares of the patients that can train.
+    repeats
+        Samples of patients of each budget; all patients are one sample.
+    n_bins
+        Of the calibration error.
+    """
+
+    max_tiles_per_slide: Annotated[int, Field(ge=1)]
+    probe: ProbeSettings
+    budgets: Annotated[tuple[Share, ...], Field(min_length=1)]
+    repeats: Annotated[int, Field(ge=1)]
+    n_bins: Annotated[int, Field(ge=1)] = 15
+
+
+def label_budget_statistics(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: LabelBudget
+) -> pl.DataFrame:
+    """What probes of every budget say of the patients that did not train them.
+
+    Parameters
+    ----------
+    slides, tiles
+        The cohort's tables.
+    embeddings
+        Vectors of one encoder.
+    p
+        The parameters.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`LABEL_BUDGET_SCHEMA`.
+    """
+    rows = tile_rows(slides, tiles, embeddings.slide_ids)
+    chosen = capped_tiles(rows, p.max_tiles_per_slide, p.seed)
+    vectors = chosen_vectors(rows, chosen, embeddings)
+    try:
+        kept, targets = probed_labels(rows[chosen], p.probe.folds, "label_budget.probe.folds")
+    except Undefined as problem:
+        return _problems(TESTED, p.budgets, str(problem))
+    tags, vectors = rows[chosen][kept], vectors[kept]
+    patients, centers = (tags[name].to_numpy() for name in ("patient_id", "center"))
+    folds = p.probe.folds
+    home = in_domain_splits(patients, targets, centers, folds, p.seed)
+    frames = [_tested(IN_DOMAIN, home, vectors, targets, tags, p)]
+    try:
+        away = list(held_out_center_splits(patients, targets, centers, folds, p.seed))
+        frames.append(_tested(HELD_OUT_CENTER, away, vectors, targets, tags, p))
+    except Undefined as problem:
+        frames.append(_problems([HELD_OUT_CENTER], p.budgets, str(problem)))
+    return pl.concat(frames)
+
+
+def _problems(tested: Iterable[str], budgets: Iterable[float], reason: str) -> pl.DataFrame:
+    rows = [{"tested": t, "budget": b, "problem": reason} for t in tested for b in budgets]
+    return to_schema(rows, LABEL_BUDGET_SCHEMA)
+
+
+def _tested(
+    tested: str,
+    splits: Iterable[Split],
+    vectors: Floats,
+    targets: Ints,
+    tags: pl.DataFrame,
+    p: LabelBudget,
+) -> pl.DataFrame:
+    """Rows of one way of testing; of a budget only where every split has a patient of each label."""
+    usable = [split for split in splits if not split.problem]
+    if not usable:
+        return _problems([tested], p.budgets, "no center can be tested by models of the others")
+    pools = [np.union1d(split.train, split.aside) for split in usable]
+    patients, _ = patient_codes(tags["patient_id"].to_numpy())
+    names = tags["label"].to_numpy()
+    frames = []
+    for budget in p.budgets:
+        try:
+            for pool in pools:
+                refuse_less_than_a_patient(patients[pool], names[pool], budget)
+        except Undefined as problem:
+            frames.append(_problems([tested], [budget], str(problem)))
+            continue
+        for repeat in range(p.repeats if budget < 1 else 1):
+            numbers = zip(pools, usable, strict=True)
+            parts, spent = [], []
+            for number, (pool, split) in enumerate(numbers):
+                seed = np.random.SeedSequence([p.seed, number, repeat])
+                own = sampled_patients(patients[pool], targets[pool], budget, seed)
+                train = pool[np.isin(patients[pool], own)]
+                logits = probe_logits(vectors, targets, train, int(targets.max()) + 1, p.probe)[
+                    split.test
+                ]
+                parts.append(_counted(logits, targets[split.test], tags[split.test], p.n_bins))
+                spent.append(len(own))
+            found = pl.concat(parts).with_columns(
+                tested=pl.lit(tested),
+                budget=pl.lit(budget),
+                repeat=pl.lit(repeat),
+                n_training_patients=pl.lit(float(np.mean(spent))),
+            )
+            frames.append(to_schema(found, LABEL_BUDGET_SCHEMA))
+    return pl.concat(frames)
+
+
+def refuse_less_than_a_patient(patients: NDArray[Any], labels: NDArray[Any], budget: float) -> None:
+    """Refuse a budget that is less than one patient of a label.
+
+    Raises
+    ------
+    Undefined
+        Naming the label, its patients and the budget.
+
+    Examples
+    --------
+    >>> refuse_less_than_a_patient(np.arange(9), np.repeat("x", 9), 0.1)
+    Traceback (most recent call last):
+    ...
+    pathfm_kedro.statistics.figures.Undefined: 10% of the 9 patient(s) of x that can train is less ...
+    """
+    for label in np.unique(labels):
+        n = len(np.unique(patients[labels == label]))
+        if budget * n < 1 - 1e-9:
+            raise Undefined(
+                f"{budget:.0%} of the {n} patient(s) of {label} that can train is less than one: add "
+                "patients, or leave the budget out of label_budget.budgets"
+            )
+
+
+def sampled_patients(
+    patients: Ints, targets: Ints, budget: float, seed: np.random.SeedSequence
+) -> Ints:
+    """A share of each label's patients, at least one; those of a smaller share are among them.
+
+    Parameters
+    ----------
+    patients, targets
+        [n] codes; a patient of several labels is sampled with each.
+    budget
+        Share, 0 … 1.
+    seed
+        Of the order in which patients are taken.
+
+    Examples
+    --------
+    >>> patients = np.arange(20)
+    >>> chosen = sampled_patients(patients, patients % 2, 0.25, np.random.SeedSequence(0))
+    >>> len(chosen), int((chosen % 2).sum())
+    (4, 2)
+    """
+    generator = np.random.default_rng(seed)
+    taken = []
+    for target in np.unique(targets):
+        own = generator.permutation(np.unique(patients[targets == target]))
+        taken.append(own[: max(1, int(budget * len(own) + 0.5))])
+    return np.unique(np.concatenate(taken))
+
+
+def _counted(logits: Floats, targets: Ints, tags: pl.DataFrame, n_bins: int) -> pl.DataFrame:
+    """What one model says of its tested tiles, one row per patient and label."""
+    n_classes = logits.shape[1]
+    stated, true = stated_and_true(np.exp(log_probabilities(logits)), targets)
+    predicted = logits.argmax(axis=1)
+    columns = {
+        "n_tiles": np.ones(len(targets)),
+        "n_correct": predicted == targets,
+        **{f"predicted_{k}": predicted == k for k in range(n_classes)},
+    }
+    gaps = sums_in_bins(true - stated, fixed_width_bins(stated, n_bins), n_bins)
+    columns |= {f"gap_{b}": gaps[:, b] for b in range(n_bins)}
+    frame = tags.select("patient_id").with_columns(
+        target=pl.Series(targets),
+        **{name: pl.Series(values, dtype=pl.Float64()) for name, values in columns.items()},
+    )
+    grouped = frame.group_by("patient_id", "target").agg(pl.all().sum())
+    return grouped.sort("patient_id", "target").with_columns(
+        n_predicted=pl.concat_list([f"predicted_{k}" for k in range(n_classes)]),
+        gaps=pl.concat_list([f"gap_{b}" for b in range(n_bins)]),
+    )
+
+
+def label_budget_figures(statistics: pl.DataFrame, p: LabelBudget) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order.
+
+    Parameters
+    ----------
+    statistics
+        From :func:`label_budget_statistics`.
+    p
+        The parameters.
+    """
+    for tested in TESTED:
+        for budget in p.budgets:
+            of = PatientStatistics(statistics, p).at(tested=tested, budget=budget)
+            sums = cache(partial(resampled_sums, of))
+            for metric, reduce in FIGURES.items():
+                yield of.figure(metric, partial(_reduced, sums=sums, reduce=reduce))
+
+
+def _reduced(
+    _: PatientStatistics,
+    sums: Callable[[], ResampledSums],
+    reduce: Callable[[ResampledSums], Value],
+) -> Value:
+    return reduce(sums())
+
+
+@plain_dataclass(frozen=True, eq=False)
+class ResampledSums:
+    """Sums over tested patients [1 + draws, repeats, …]: of the patients themselves, then resampled.
+
+    Attributes
+    ----------
+    correct, tested, predicted
+        Tiles by label.
+    gaps
+        True minus stated, by bin.
+    of
+        The rows that they are sums of.
+    """
+
+    correct: Floats
+    tested: Floats
+    predicted: Floats
+    gaps: Floats
+    of: PatientStatistics
+
+    def estimate(self, values: Floats) -> Estimate:
+        """Mean over repeats of [1 + draws, repeats] shares, with its interval."""
+        means = np.clip(values.mean(axis=1), 0.0, 1.0)  # rounding may pass 1
+        interval = widened_interval(float(means[0]), means[1:], (0.0, 1.0))
+        return Estimate(float(means[0]), *interval, self.of.n, self.of.n_patients, means[1:])
+
+
+def resampled_sums(of: PatientStatistics) -> ResampledSums:
+    """Sums of one budget.
+
+    Raises
+    ------
+    Undefined
+        If nothing is tested, with the reason; or one patient is.
+    """
+    rows = of.where(pl.col("problem").is_null()).mean_over("repeat")
+    problems = of.table["problem"].drop_nulls()
+    if rows.table.is_empty():
+        reason = str(problems[0]) if len(problems) else "no tile is tested: embed more slides"
+        raise Undefined(reason, 0, 0)
+    if rows.n_patients < 2:
+        raise Undefined("tiles of one patient are tested: an interval needs two; add patients")
+    table = rows.table
+    predicted, gaps = (np.array(table[name].to_list()) for name in ("n_predicted", "gaps"))
+    patients, n_patients = patient_codes(table["patient_id"].to_numpy())
+    repeats, targets = (table[name].to_numpy() for name in ("repeat", "target"))
+    n_repeats, n_classes = int(repeats.max()) + 1, predicted.shape[1]
+    weights = np.vstack([np.ones(n_patients), rows.weights])
+
+    def summed(values: NDArray[Any], *codes: Ints, size: int) -> Floats:
+        out = np.zeros((n_patients, n_repeats, size))
+        np.add.at(out, (patients, repeats, *codes), values)
+        return np.tensordot(weights, out, axes=1)
+
+    return ResampledSums(
+        summed(table["n_correct"].to_numpy(), targets, size=n_classes),
+        summed(table["n_tiles"].to_numpy(), targets, size=n_classes),
+        summed(predicted, size=n_classes),
+        summed(gaps, size=gaps.shape[1]),
+        rows,
+    )
+
+
+def budget_accuracy(sums: ResampledSums) -> Value:
+    """Balanced accuracy; null 1 / number of labels that are tested."""
+    chance = 1 / int((sums.tested[0, 0] > 0).sum())
+    accuracies = balanced_accuracy(sums.correct, sums.tested)
+    spent = float(sums.of.table["n_training_patients"].mean())  # type: ignore[arg-type]
+    remark = f"{spent:.3g} patients train"
+    return Value(sums.estimate(accuracies), Null(chance, chance), remark=remark)
+
+
+def budget_error(sums: ResampledSums) -> Value:
+    """Expected calibration error."""
+    return Value(sums.estimate(expected_calibration_error(sums.gaps, sums.tested.sum(axis=-1))))
+
+
+def budget_degeneracy(sums: ResampledSums) -> Value:
+    """Share of tiles in the label that is predicted most; reference: the most frequent label's."""
+    shares = sums.predicted.max(axis=-1) / sums.tested.sum(axis=-1)
+    reference = float(sums.tested[0, 0].max() / sums.tested[0, 0].sum())
+    return Value(sums.estimate(shares), Null(reference, reference))
+
+
+FIGURES = {
+    "balanced_accuracy": budget_accuracy,
+    "ece": budget_error,
+    "degeneracy_share": budget_degeneracy,
+}
