@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_kedro.project import project_root, resolve_path
-from pathfm_kedro.variants import expand_variants
+from pathfm_kedro.variants import RANDOM_WEIGHTS, expand_variants, untrained_entry
 
 #: The environment that Kedro commands use where none is given.
 DEFAULT_COHORT = "phantom"
@@ -461,12 +461,6 @@ def seeds_of_rivals(encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, int]
     }
 
 
-#: What the null of an encoder's architecture is called, after the encoder's name.
-RANDOM_WEIGHTS = "random_weights"
-#: Models whose network can be built without its weights.
-_BUILT = ("timm", "hf-hub", "local-dir")
-
-
 def with_random_weights(
     encoders: Mapping[str, Mapping[str, Any] | None],
 ) -> dict[str, Mapping[str, Any] | None]:
@@ -492,7 +486,7 @@ def with_random_weights(
         if not isinstance(entry, Mapping) or not entry.get(RANDOM_WEIGHTS):
             continue
         sibling = f"{name}_{RANDOM_WEIGHTS}"
-        own = _untrained(name, entry)
+        own = untrained_entry(name, entry)
         if sibling in encoders and encoders[sibling] not in (None, own):
             raise ValueError(
                 f"encoders.{sibling} is there already, and encoders.{name}.{RANDOM_WEIGHTS} adds it: "
@@ -501,27 +495,3 @@ def with_random_weights(
         if sibling not in encoders:
             found[sibling] = own
     return found
-
-
-def _untrained(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry of an encoder's architecture with random weights."""
-    model = str(entry.get("model", ""))
-    kind = model.partition(":")[0]
-    kept = {
-        k: v
-        for k, v in entry.items()
-        if k not in (RANDOM_WEIGHTS, "checkpoint", "seed", "sha256", "variants")
-    }
-    kept |= {"role": "control"}
-    seed = entry.get("seed") or 0
-    if kind == "trained":
-        return kept | {"seed": seed, "training": {**(entry.get("training") or {}), "epochs": 0}}
-    if model == "package:efficientnet_lite0":
-        kept["model"] = "timm:tf_efficientnet_lite0"
-    elif kind not in _BUILT and "preset" not in entry:
-        raise ValueError(
-            f"encoders.{name}.{RANDOM_WEIGHTS} is true, and '{model}' has no network that is built "
-            f"without its weights: leave it out; it goes with {', '.join(f'{k}:' for k in _BUILT)}, "
-            "package: and trained:"
-        )
-    return kept | {"pretrained": False, "seed": seed}

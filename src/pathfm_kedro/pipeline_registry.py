@@ -58,7 +58,14 @@ def register_pipelines() -> dict[str, Pipeline]:
             same_as=tiles.same_as,
             same_tissue=shows_same_tissue(plan),
         ),
-        "inheritance": inheritance(encoders, aside, grids, bases, plan.parameters),
+        "inheritance": inheritance(
+            encoders,
+            aside,
+            grids,
+            bases,
+            plan.parameters,
+            plan.parameters["adaptation"]["encoders"],
+        ),
     }
     named = {
         "ingest": ingest(plan.source),

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+#: What the null of an encoder's architecture is called, after the encoder's name.
+RANDOM_WEIGHTS = "random_weights"
+#: Models whose network can be built without its weights.
+_BUILT = ("timm", "hf-hub", "local-dir")
+
 
 def variant_name(encoder: str, pooling: str) -> str:
     """Name of the entry that ``variants`` makes of an encoder.
@@ -64,3 +69,43 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
             own = encoders.get(variant) or {}
             expanded[variant] = {**shared, **own, "pooling": pooling}
     return expanded
+
+
+def untrained_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Entry of an encoder's architecture with random weights.
+
+    Parameters
+    ----------
+    name, entry
+        Of the encoder.
+
+    Raises
+    ------
+    ValueError
+        If the entry has no network that can be built without weights.
+
+    Examples
+    --------
+    >>> untrained_entry("r", {"model": "timm:resnet18", "checkpoint": "r.pth"})
+    {'model': 'timm:resnet18', 'role': 'control', 'pretrained': False, 'seed': 0}
+    """
+    model = str(entry.get("model", ""))
+    kind = model.partition(":")[0]
+    kept = {
+        k: v
+        for k, v in entry.items()
+        if k not in (RANDOM_WEIGHTS, "checkpoint", "seed", "sha256", "variants")
+    }
+    kept |= {"role": "control"}
+    seed = entry.get("seed") or 0
+    if kind == "trained":
+        return kept | {"seed": seed, "training": {**(entry.get("training") or {}), "epochs": 0}}
+    if model == "package:efficientnet_lite0":
+        kept["model"] = "timm:tf_efficientnet_lite0"
+    elif kind not in _BUILT and "preset" not in entry:
+        raise ValueError(
+            f"encoders.{name}.{RANDOM_WEIGHTS} is true, and '{model}' has no network that is built "
+            f"without its weights: leave it out; it goes with {', '.join(f'{k}:' for k in _BUILT)}, "
+            "package: and trained:"
+        )
+    return kept | {"pretrained": False, "seed": seed}

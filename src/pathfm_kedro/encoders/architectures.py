@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pathfm_kedro.encoders.draws import drawn_from
+from pathfm_kedro.encoders.runtimes import pooled
 
 #: Of pixels on the scale 0 ... 1: tissue and glass are bright, so that inputs lie about zero.
 _MEAN, _STD = (0.7, 0.6, 0.7), (0.2, 0.2, 0.2)
@@ -120,6 +121,99 @@ class SmallCNN(nn.Module):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """[n, 128] of [n, 3, side, side]."""
         return cast(torch.Tensor, self.convolutions(batch)).mean(dim=(2, 3))
+
+
+class Standardised(nn.Module):
+    """Each feature minus its mean over its spread, both fixed beforehand.
+
+    Parameters
+    ----------
+    vectors
+        [n, features] that mean and spread are taken of; a feature without spread is only centred.
+    """
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        super().__init__()
+        spread = vectors.std(dim=0, correction=0)
+        self.register_buffer("mean", vectors.mean(dim=0))
+        self.register_buffer("spread", torch.where(spread > 0, spread, torch.ones_like(spread)))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, features]."""
+        return cast(torch.Tensor, (vectors - self.mean) / self.spread)
+
+
+class PooledNetwork(nn.Module):
+    """A network of which one vector a tile comes, by a way of pooling."""
+
+    def __init__(self, network: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.network, self.pooling = network, pooling
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """[n, features] of [n, 3, side, side]."""
+        return pooled(self.network, self.pooling, batch).float()
+
+
+class AdaptedNetwork(nn.Module):
+    """A network with a classifier of its vectors.
+
+    Parameters
+    ----------
+    backbone
+        From tiles to vectors.
+    classifier
+        From vectors to logits.
+    keeps_statistics
+        Whether the backbone stays in evaluation mode while the rest is trained, so that what its
+        normalisation layers know is not changed.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, classifier: nn.Module, keeps_statistics: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+        self._keeps_statistics = keeps_statistics
+
+    def train(self, mode: bool = True) -> AdaptedNetwork:
+        """Training or evaluation mode."""
+        super().train(mode)
+        if self._keeps_statistics:
+            self.backbone.eval()
+        return self
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """[n, labels] logits."""
+        return cast(torch.Tensor, self.classifier(self.backbone(batch)))
+
+
+def classifier(
+    features: int,
+    labels: int,
+    seed: int,
+    hidden: int = 0,
+    scale: torch.Tensor | None = None,
+) -> nn.Sequential:
+    """A linear classifier of vectors, or one with a hidden layer.
+
+    Parameters
+    ----------
+    features, labels
+        Width of its input and output.
+    seed
+        Of its weights.
+    hidden
+        Units of the hidden layer; 0 for none.
+    scale
+        [n, features] by which vectors are standardised first; None for not at all.
+    """
+    with drawn_from(seed):
+        layers: list[nn.Module] = [] if scale is None else [Standardised(scale)]
+        if hidden:
+            layers += [nn.Linear(features, hidden), nn.ReLU()]
+        layers.append(nn.Linear(hidden or features, labels))
+    return nn.Sequential(*layers)
 
 
 def small_vit(side: int) -> nn.Module:

@@ -27,6 +27,10 @@ Tensors = dict[str, NDArray[np.generic]]
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
 
+class DivergedError(ValueError):
+    """A loss that is not finite."""
+
+
 @dataclass(frozen=True)
 class History:
     """How a fit went.
@@ -119,7 +123,7 @@ def fit(
 
     Raises
     ------
-    ValueError
+    DivergedError
         If the loss of an epoch is not finite.
     """
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -135,7 +139,7 @@ def fit(
                 group["lr"] = rate * recipe.rate(epoch)
             mean = _one_epoch(model, optimiser, batches(epoch), loss)
             if not np.isfinite(mean):
-                raise ValueError(
+                raise DivergedError(
                     f"the loss of epoch {epoch + 1} is {mean}: lower the learning rate"
                 )
             history = replace(history, losses=(*history.losses, mean))

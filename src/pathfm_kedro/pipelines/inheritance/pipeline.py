@@ -1,4 +1,4 @@
-"""inheritance: what the frozen vectors look like and what a linear probe reads from them."""
+"""inheritance: frozen vectors, what a probe reads from them, and what adapting the encoder gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,6 +6,14 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pathfm_kedro.pipelines.inheritance.adaptation import (
+    adaptation_figures,
+    adaptation_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.adaptation_fits import (
+    AdaptationSettings,
+    plan_adaptation,
+)
 from pathfm_kedro.pipelines.inheritance.arm_tiles import choose_arm_pool, plan_arm_tiles
 from pathfm_kedro.pipelines.inheritance.geometry import (
     Geometry,
@@ -58,6 +66,7 @@ from pathfm_kedro.wiring import (
     comparison_pipeline,
     experiment_pipeline,
     grouped,
+    named_partial,
     no_views,
     node,
     with_parameters,
@@ -77,6 +86,15 @@ EXPERIMENTS = [
     ),
     Experiment("label_budget", LabelBudget, label_budget_statistics, label_budget_figures, VECTORS),
 ]
+#: Of the encoders that are adapted.
+ADAPTATION = Experiment(
+    "adaptation",
+    AdaptationSettings,
+    adaptation_statistics,
+    adaptation_figures,
+    ["arm_pool", "arm_tiles", "arms.adaptation.{e}", "params:encoders.{e}"],
+)
+
 #: Of encoders that are a later version of another; see :func:`change_pipeline`.
 CHANGE = Experiment(
     "geometry_change",
@@ -123,6 +141,7 @@ def create_pipeline(
     grids: TileGrids | None = None,
     bases: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
+    adapted: Sequence[str] = (),
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
 
@@ -136,14 +155,31 @@ def create_pipeline(
         Of each harmonised variant its base.
     parameters
         The cohort's: which encoders are versions of one decides what is wired.
+    adapted
+        ``adaptation.encoders``.
+
+    Raises
+    ------
+    ValueError
+        If one that is to be adapted is none of the cohort's.
     """
+    unknown = sorted(set(adapted) - set(encoders))
+    if unknown:
+        raise ValueError(
+            f"adaptation.encoders names {', '.join(unknown)}, and the cohort has {', '.join(encoders)}"
+        )
+    of_arms = [replace(ADAPTATION, only=tuple(adapted))] if adapted else []
     before = versions_before(encoders, bases or {}, parameters or {}, grids or TileGrids())
-    names = [x.name for x in (*EXPERIMENTS, NOISE, PRETEXT_TASKS, INITIALISATION)]
+    names = [x.name for x in (*EXPERIMENTS, NOISE, PRETEXT_TASKS, INITIALISATION, *of_arms)]
     names += [*([CHANGE.name] if before else []), "comparison"]
     tables = [f"measurements.inheritance.{name}" for name in names]
     parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
     drawn = _DRAWN in encoders and not (grids and grids.grid(_DRAWN))
     parts += _pretrained_arms(drawn)
+    parts += [
+        experiment_pipeline("inheritance", x, encoders, *map(_adapted, adapted), grids=grids)
+        for x in of_arms
+    ]
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
@@ -210,6 +246,20 @@ def _arm_tiles(grids: TileGrids) -> list[Node]:
     inputs = ["slides", "tiles", "arm_pool", "slide_files"]
     inputs += ["params:arms", "params:tile", "params:engine"]
     return [pool, node(plan_arm_tiles, inputs, "arm_tiles", name="arm_tiles", tags="arms")]
+
+
+def _adapted(e: str) -> Pipeline:
+    """The fits of an encoder's arms."""
+    fit = node(
+        named_partial(
+            with_parameters(AdaptationSettings, ADAPTATION.name, plan_adaptation), name=e
+        ),
+        ["arm_pool", "arm_tiles", f"params:encoders.{e}", "params:engine", "params:adaptation"],
+        f"arms.adaptation.{e}",
+        name="fit_arms",
+        tags=[ADAPTATION.name, e],
+    )
+    return grouped(e, [fit])
 
 
 def _noise_arms() -> Node:

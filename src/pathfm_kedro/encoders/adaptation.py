@@ -1,0 +1,611 @@
+"""Ways to make an encoder tell labels apart, from a probe to training all of it, on one budget.
+
+An arm starts from a network (the encoder, its architecture with random weights, a small CNN) and trains
+a part of it: a classifier of its vectors, low-rank changes of its weights (LoRA, Hu et al. 2022, arXiv
+2106.09685), or everything. Every arm gets as many trials at the same random points of its ranges of
+learning rate and weight decay; the trial with the best score on inner patients is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from dataclasses import dataclass as plain_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pathfm_kedro.encoders.draws import drawn_from
+from pathfm_kedro.encoders.rivals import turned
+from pathfm_kedro.encoders.spec import EncoderSpec
+from pathfm_kedro.encoders.training import (
+    DivergedError,
+    History,
+    Recipe,
+    Tensors,
+    fit,
+    shuffled_batches,
+    weights_of,
+)
+from pathfm_kedro.engine import FitCheckpoint
+from pathfm_kedro.engine.threads import one_thread
+from pathfm_kedro.statistics.cross_validation import balanced_accuracy
+from pathfm_kedro.statistics.parameters import STRICT
+
+if TYPE_CHECKING:
+    import torch
+
+    from pathfm_kedro.encoders.torch_encoder import Network
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+#: Tiles of a forward pass where nothing is trained.
+_AT_ONCE = 64
+#: Parts of a checkpoint: the weights of the best trial so far, and the state of the trial that runs.
+_KEPT, _NOW = "kept.", "now."
+#: Name of what peft adds to a network.
+_ADAPTER = "arm"
+
+
+@plain_dataclass(frozen=True)
+class Arm:
+    """One way to adapt.
+
+    Attributes
+    ----------
+    start
+        ``encoder``, ``random`` (its architecture, weights drawn) or ``small_cnn``.
+    trains
+        ``head``: a classifier of frozen vectors; ``lora``: low-rank changes too; ``network``: all.
+    hidden
+        Whether the classifier has a hidden layer, as wide as a quarter of its input.
+    rank
+        Of LoRA; α is the rank, so that changes are not scaled.
+    probe_first
+        Whether the classifier is fitted to frozen vectors before all is trained (Kumar et al. 2022,
+        arXiv 2202.10054).
+    """
+
+    start: Literal["encoder", "random", "small_cnn"]
+    trains: Literal["head", "lora", "network"]
+    hidden: bool = False
+    rank: int = 0
+    probe_first: bool = False
+
+    @property
+    def changes_encoder(self) -> bool:
+        """Whether the encoder's own weights end up different."""
+        return self.start == "encoder" and self.trains != "head"
+
+
+ARMS: Mapping[str, Arm] = {
+    "linear": Arm("encoder", "head"),
+    "mlp": Arm("encoder", "head", hidden=True),
+    "lp_ft": Arm("encoder", "network", probe_first=True),
+    "lora_16": Arm("encoder", "lora", rank=16),
+    "lora_8": Arm("encoder", "lora", rank=8),
+    "full": Arm("encoder", "network"),
+    "scratch": Arm("random", "network"),
+    "random_frozen": Arm("random", "head"),
+    "small_cnn": Arm("small_cnn", "network"),
+}
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Search:
+    """What every arm may spend, and where it may look.
+
+    Attributes
+    ----------
+    trials
+        Of each arm, the first in the middle of the ranges, the others at random points of them, the
+        same for all arms, folds and seeds.
+    epochs, head_epochs
+        At most, of what trains a network and of what trains a classifier of frozen vectors.
+    patience
+        Epochs without a better score on inner patients after which a trial ends.
+    batch
+        Tiles of a step.
+    learning_rates, head_learning_rates, weight_decays
+        Ranges, log-uniform: of the network, of the classifier, and of both.
+    """
+
+    trials: Count
+    epochs: Count
+    head_epochs: Count
+    patience: Count
+    batch: Annotated[int, Field(ge=2)]
+    learning_rates: Range
+    head_learning_rates: Range
+    weight_decays: Range
+
+    def points(self, seed: int) -> Floats:
+        """[trials, 2] points of the unit square: of the learning rates, and of the weight decay."""
+        drawn = np.random.default_rng(seed).random((self.trials, 2))
+        drawn[0] = 0.5
+        return drawn
+
+
+@plain_dataclass(frozen=True)
+class Trial:
+    """One trial and how it went.
+
+    Attributes
+    ----------
+    rate, head_rate, decay
+        Learning rates of network and classifier, and weight decay.
+    score, accuracy
+        Minus the cross-entropy of the inner patients' tiles, classes weighted equally, and their
+        balanced accuracy; at the best epoch. None where the trial diverged.
+    epochs
+        That were run, 0 where the trial diverged.
+    passes
+        Forward passes of a tile that it took, a training step counted as three (two with LoRA, which
+        needs no gradient of the frozen weights).
+    """
+
+    rate: float
+    head_rate: float
+    decay: float
+    score: float | None = None
+    accuracy: float | None = None
+    epochs: int = 0
+    passes: int = 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was not finite."""
+        return self.score is None
+
+
+def between(limits: Range, point: float) -> float:
+    """The value at a point of a range, on a log scale.
+
+    Examples
+    --------
+    >>> round(between((1e-4, 1e-2), 0.5), 6)
+    0.001
+    """
+    low, high = np.log(limits)
+    return float(np.exp(low + point * (high - low)))
+
+
+@plain_dataclass(frozen=True, eq=False)
+class Task:
+    """Tiles with labels, and which of them do what.
+
+    Attributes
+    ----------
+    pixels
+        uint8 [n, s, s, 3].
+    targets
+        [n] classes; of the rows that train or select.
+    train, inner
+        Rows that train, and rows that tell which epoch and trial to keep; no patient is in both.
+    n_labels
+        Classes.
+    """
+
+    pixels: Pixels
+    targets: Ints
+    train: Ints
+    inner: Ints
+    n_labels: int
+
+
+def starting_network(
+    arm: Arm, spec: EncoderSpec, untrained: EncoderSpec, seed: int, side: int | None, small: int
+) -> Network:
+    """The network that an arm starts from, for the caller alone.
+
+    Parameters
+    ----------
+    arm
+        Which.
+    spec, untrained
+        The encoder, and the same with weights to be drawn.
+    seed
+        Of drawn weights.
+    side
+        Of the encoder's input, px; None for what it declares.
+    small
+        Of the small CNN's input, px.
+    """
+    from pathfm_kedro.encoders.architectures import rival
+    from pathfm_kedro.encoders.torch_encoder import Network, declared_preprocessing
+
+    if arm.start == "small_cnn":
+        model = rival("small_cnn", small, seed)
+        drawn = EncoderSpec("small_cnn", "trained:small_cnn")
+        return Network(model, "default", declared_preprocessing(model, drawn), "", "")
+    network = _taken(spec if arm.start == "encoder" else replace(untrained, seed=seed))
+    if side is None:
+        return network
+    changed = {**network.preprocessing, "input_pixels": side}
+    return replace(network, preprocessing=changed)
+
+
+def _taken(spec: EncoderSpec) -> Network:
+    """A copy of the network; the original is left to the next who takes it."""
+    from copy import deepcopy
+
+    from pathfm_kedro.encoders.torch_encoder import give_back, take_network
+
+    original = take_network(spec)
+    copied = replace(original, model=deepcopy(original.model))
+    give_back(spec, original)
+    return copied
+
+
+def frozen_vectors(network: Network, pixels: Pixels, device: str) -> NDArray[np.float32]:
+    """Vectors [n, d] of a network in evaluation mode."""
+    import torch
+
+    from pathfm_kedro.encoders.architectures import PooledNetwork
+
+    model = PooledNetwork(network.model, network.pooling).to(device).eval()
+    with one_thread(), torch.no_grad():
+        parts = [
+            model(network.prepared(torch.from_numpy(pixels[i : i + _AT_ONCE]).to(device))).cpu()
+            for i in range(0, len(pixels), _AT_ONCE)
+        ]
+    return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+
+def lora_targets(model: torch.nn.Module) -> list[str]:
+    """Modules that LoRA changes: all linear layers, or where there is none all convolutions.
+
+    A convolution of separate groups (depthwise) is left as it is: its weights have no low rank to
+    speak of.
+
+    Examples
+    --------
+    >>> import torch
+    >>> lora_targets(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 2)))
+    ['1']
+    """
+    from torch import nn
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear or [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups == 1
+    ]
+
+
+def add_lora(model: torch.nn.Module, rank: int, seed: int) -> None:
+    """Add low-rank changes to a network in place; nothing else of it can be trained then.
+
+    Raises
+    ------
+    ValueError
+        If peft is not installed, or the network has no layer that LoRA changes.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(
+            'LoRA needs peft: pip install "pathfm-kedro[adaptation]", or leave lora_16 and lora_8 out '
+            "of adaptation.arms"
+        ) from error
+    targets = lora_targets(model)
+    if not targets:
+        raise ValueError("the network has no linear layer and no convolution: leave LoRA out")
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
+    with drawn_from(seed):
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+
+
+def merge_lora(model: torch.nn.Module) -> None:
+    """Add the low-rank changes to the weights that they change, in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in list(model.modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+
+
+@plain_dataclass(frozen=True, eq=False)
+class Fitted:
+    """An arm after its trials.
+
+    Attributes
+    ----------
+    logits
+        [n, labels] of all tiles, from pixels or from frozen vectors.
+    network
+        Gives vectors as they are after adaptation.
+    trials
+        In the order in which they were run.
+    kept
+        Which of them is the best; None where all diverged and the network is as it began.
+    passes
+        Forward passes of a tile, a training step as three, that all of it took.
+    seconds
+        Of all of it, in this process and in earlier ones that were killed.
+    """
+
+    logits: Callable[[Ints], NDArray[np.float32]]
+    network: Network
+    trials: tuple[Trial, ...]
+    kept: int | None
+    passes: int
+    seconds: float
+
+
+@plain_dataclass(frozen=True, eq=False)
+class Adaptation:
+    """One arm, one seed, one split of patients.
+
+    Attributes
+    ----------
+    arm, task, search
+        What is done with which tiles on which budget.
+    network
+        That it starts from; it is changed.
+    vectors
+        [n, d] frozen vectors of that network.
+    seed
+        Of weights that are drawn, and of batches.
+    points
+        [trials, 2] from :meth:`Search.points`.
+    device
+        Where it is trained.
+    """
+
+    arm: Arm
+    task: Task
+    search: Search
+    network: Network
+    vectors: NDArray[np.float32]
+    seed: int
+    points: Floats
+    device: str
+
+    def fit(self, checkpoint: FitCheckpoint) -> Fitted:
+        """Run the trials and keep the best; a state that the checkpoint holds is gone on from."""
+        import torch
+
+        found = _State.read(checkpoint)
+        began = {"start": time.perf_counter(), "before": found.seconds}
+        trials, kept = list(found.trials), found.kept
+        if self.arm.trains == "lora":
+            add_lora(self.network.model, self.arm.rank, self.seed)
+        elif self.arm.trains == "network":
+            self.network.model.requires_grad_(True)
+        blank = {k: v.clone() for k, v in self.network.model.state_dict().items()}
+        model = self._model()
+        best = found.best or _copied(model)
+        for number in range(len(trials), len(self.points)):
+            self.network.model.load_state_dict(blank)
+            model = self._model()
+            state = _Running(checkpoint, tuple(trials), kept, best, found.now, began)
+            found = replace(found, now=None)
+            trial = self._run(model, self._trial(number), state)
+            if not trial.diverged and (kept is None or trial.score > trials[kept].score):  # type: ignore[operator]
+                kept, best = number, _copied(model)
+            trials.append(trial)
+        model = self._model()
+        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in best.items()})
+        model.to(self.device).eval()
+        passes = len(self.vectors) + sum(trial.passes for trial in trials)
+        return Fitted(
+            lambda rows: self._logits(model, rows),
+            self.network,
+            tuple(trials),
+            kept,
+            passes,
+            found.seconds + time.perf_counter() - began["start"],
+        )
+
+    @property
+    def _of_vectors(self) -> bool:
+        return self.arm.trains == "head"
+
+    def _trial(self, number: int) -> Trial:
+        at, decay = self.points[number]
+        s = self.search
+        return Trial(
+            between(s.learning_rates, at),
+            between(s.head_learning_rates, at),
+            between(s.weight_decays, decay),
+        )
+
+    def _head(self) -> torch.nn.Module:
+        """The classifier before it is fitted.
+
+        Vectors of a pretrained or frozen network are standardised; a network that is trained from
+        drawn weights has no spread yet that would mean anything.
+        """
+        import torch
+
+        from pathfm_kedro.encoders.architectures import classifier
+
+        fixed = self.arm.start == "encoder" or self._of_vectors
+        scale = torch.from_numpy(self.vectors[self.task.train]) if fixed else None
+        width = self.vectors.shape[1]
+        hidden = max(width // 4, 1) if self.arm.hidden else 0
+        return classifier(width, self.task.n_labels, self.seed, hidden, scale)
+
+    def _model(self) -> torch.nn.Module:
+        from pathfm_kedro.encoders.architectures import AdaptedNetwork, PooledNetwork
+
+        if self._of_vectors:
+            return self._head()
+        backbone = PooledNetwork(self.network.model, self.network.pooling)
+        return AdaptedNetwork(backbone, self._head(), self.arm.trains == "lora")
+
+    def _run(self, model: Any, trial: Trial, state: FitCheckpoint) -> Trial:
+        """Fit the model in place."""
+        try:
+            if self.arm.probe_first:
+                self._fit(model.classifier, trial, None, of_vectors=True)
+            history = self._fit(model, trial, state, of_vectors=self._of_vectors)
+        except DivergedError:
+            return trial
+        if not np.isfinite(history.scores).all():
+            return trial
+        logits = self._logits(model, self.task.inner)
+        truth = self.task.targets[self.task.inner]
+        right = np.bincount(truth[logits.argmax(axis=1) == truth], minlength=self.task.n_labels)
+        there = np.bincount(truth, minlength=self.task.n_labels)
+        epochs = len(history.losses)
+        each = {"lora": 2, "network": 3}.get(self.arm.trains, 0) * len(self.task.train)
+        each += 0 if self._of_vectors else len(self.task.inner)
+        return replace(
+            trial,
+            score=max(history.scores),
+            accuracy=float(balanced_accuracy(right.astype(float), there.astype(float))),
+            epochs=epochs,
+            passes=epochs * each,
+        )
+
+    def _fit(
+        self, model: Any, trial: Trial, state: FitCheckpoint | None, *, of_vectors: bool
+    ) -> History:
+        import torch
+
+        model.to(self.device)
+        task, search = self.task, self.search
+        counts = np.bincount(task.targets[task.train], minlength=task.n_labels)
+        weight = torch.tensor(len(task.train) / (task.n_labels * np.maximum(counts, 1)))
+        weight = weight.float().to(self.device)
+
+        def loss(model: Any, batch: tuple[torch.Tensor, Ints]) -> torch.Tensor:
+            inputs, rows = batch
+            truth = torch.from_numpy(task.targets[rows]).to(self.device)
+            return torch.nn.functional.cross_entropy(model(inputs), truth, weight)
+
+        def batches(epoch: int) -> Iterator[tuple[torch.Tensor, Ints]]:
+            for chosen, rng in shuffled_batches(len(task.train), search.batch, self.seed, epoch):
+                # A batch of one has no variance to normalise by.
+                if len(chosen) > 1 or len(task.train) == 1:
+                    rows = task.train[chosen]
+                    yield self._inputs(rows, of_vectors, rng), rows
+
+        def score(model: Any) -> float:
+            truth = torch.from_numpy(task.targets[task.inner])
+            logits = torch.from_numpy(self._logits(model, task.inner, of_vectors))
+            losses = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+            each = [float(losses[truth == label].mean()) for label in truth.unique()]
+            return -float(np.mean(each))
+
+        head = [p for n, p in model.named_parameters() if not n.startswith("backbone.")]
+        rest = [
+            p for n, p in model.named_parameters() if n.startswith("backbone.") and p.requires_grad
+        ]
+        groups = [{"params": head, "lr": trial.head_rate}]
+        groups += [{"params": rest, "lr": trial.rate}] if rest else []
+        optimiser = torch.optim.AdamW(groups, weight_decay=trial.decay)
+        epochs = search.head_epochs if of_vectors else search.epochs
+        recipe = Recipe(epochs, self.seed, "cosine", search.patience)
+        return fit(model, optimiser, batches, loss, recipe, score, state)
+
+    def _inputs(
+        self, rows: Ints, of_vectors: bool, rng: np.random.Generator | None = None
+    ) -> torch.Tensor:
+        """What the model is shown of some tiles; pixels that train are turned and mirrored."""
+        import torch
+
+        if of_vectors:
+            return torch.from_numpy(self.vectors[rows]).to(self.device)
+        pixels = self.task.pixels[rows]
+        shown = pixels if rng is None else turned(pixels, rng)
+        return self.network.prepared(torch.from_numpy(shown).to(self.device))
+
+    def _logits(
+        self, model: Any, rows: Ints, of_vectors: bool | None = None
+    ) -> NDArray[np.float32]:
+        import torch
+
+        vectors = self._of_vectors if of_vectors is None else of_vectors
+        with one_thread(), torch.no_grad():
+            parts = [
+                model(self._inputs(rows[i : i + _AT_ONCE], vectors)).cpu()
+                for i in range(0, len(rows), _AT_ONCE)
+            ]
+        return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+
+def _copied(model: torch.nn.Module) -> Tensors:
+    """Weights of a model that goes on being trained."""
+    return {name: value.copy() for name, value in weights_of(model).items()}
+
+
+@plain_dataclass(frozen=True)
+class _State:
+    """What a checkpoint holds of a search.
+
+    Attributes
+    ----------
+    trials, kept
+        That are done, and the best of them.
+    best
+        Weights of the best; empty where there is none.
+    now
+        State of the trial that was running.
+    seconds
+        That were spent.
+    """
+
+    trials: tuple[Trial, ...] = ()
+    kept: int | None = None
+    best: Tensors | None = None
+    now: tuple[Tensors, str] | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, checkpoint: FitCheckpoint) -> _State:
+        found = checkpoint.load()
+        if found is None:
+            return cls()
+        tensors, text = found
+        read = json.loads(text)
+
+        def part(beginning: str) -> Tensors:
+            return {
+                name.removeprefix(beginning): value
+                for name, value in tensors.items()
+                if name.startswith(beginning)
+            }
+
+        trials = tuple(Trial(**trial) for trial in read["trials"])
+        return cls(trials, read["kept"], part(_KEPT), (part(_NOW), read["now"]), read["seconds"])
+
+
+@plain_dataclass(frozen=True, eq=False)
+class _Running:
+    """The checkpoint of one trial, kept together with what the search has found before."""
+
+    outer: FitCheckpoint
+    trials: tuple[Trial, ...]
+    kept: int | None
+    best: Tensors
+    begun: tuple[Tensors, str] | None
+    clock: Mapping[str, float]
+
+    def load(self) -> tuple[Tensors, str] | None:
+        """The state of this trial."""
+        return self.begun
+
+    def save(self, tensors: Tensors, text: str) -> None:
+        """Replace the state of this trial."""
+        described = {
+            "trials": [asdict(trial) for trial in self.trials],
+            "kept": self.kept,
+            "now": text,
+            "seconds": self.clock["before"] + time.perf_counter() - self.clock["start"],
+        }
+        whole = {f"{_KEPT}{name}": value for name, value in self.best.items()}
+        whole |= {f"{_NOW}{name}": value for name, value in tensors.items()}
+        self.outer.save(whole, json.dumps(described, sort_keys=True))

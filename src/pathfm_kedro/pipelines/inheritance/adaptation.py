@@ -1,0 +1,641 @@
+r"""Adaptation: what each way of adapting an encoder reaches, what it forgets, what it inherits.
+
+Arms (:data:`~pathfm_kedro.encoders.adaptation.ARMS`) are fitted to the label on downstream patients:
+linear and MLP probe, probe then fine-tuning, LoRA, full fine-tuning, the same architecture from
+scratch, the same with random frozen weights (the null), and a small CNN. Patients are split in outer
+folds; each is tested by models of the others, of which an inner fold selects. Every arm has the same
+number of trials. Tiles of the held-out center are tested by every model.
+
+- ``balanced_accuracy`` of each arm, on patients that it never saw and at a center that none saw. Null:
+  1 / labels. Correct tiles are summed over folds and seeds, which test the same tiles, so that it is
+  the mean over seeds;
+- ``above_random``: minus that of random frozen weights. Null: 0;
+- ``linear_minus_tuned``: the linear probe minus an arm that trains the network. 0.05 and more is
+  printed as a sign of a weak encoder; Enda et al. 2026 find it of foundation models on external
+  data, and the opposite of conventional networks. The remark says which of both is excluded; nothing
+  is judged;
+- ``inner_accuracy`` of each trial by its learning rate, ``divergence_rate``: share of trials with a
+  loss that is not finite;
+- *forgetting*: ``forgotten``, how much worse a linear probe reads what was not tuned for (organ,
+  center) after adaptation, ``mknn`` and ``cka`` of the vectors before and after;
+- *inheritance*: ``center_gap``, balanced accuracy in domain minus at the held-out center; the
+  linear arm's is that of the frozen encoder;
+- ``training_operations``, and ``training_seconds`` where time is measured.
+
+Intervals are over patients. In domain they are widened for cross-validation
+(:func:`~pathfm_kedro.statistics.cross_validation.widened_interval`); of CKA they are from a jackknife
+over groups of patients.
+
+Pitfalls
+--------
+- Seeds are averaged: their spread is not in the interval, nor is that of the random search.
+- The models that test the held-out center share their training patients, which that interval does not
+  hold.
+- An inner fold selects and never trains, of every arm alike; with few patients it is a poor judge.
+- Heads see frozen vectors of tiles as they are, what trains a network sees them turned and mirrored.
+- LoRA changes all linear layers, or where there is none all convolutions but depthwise ones.
+- The inner accuracy of a learning rate is that of the fits that did not diverge.
+- Operations are counted and seconds taken for the whole search, testing left out; energy is not.
+- Organ follows from the label where a label has one organ: what is forgotten of it is a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pathfm_kedro.encoders.adaptation import ARMS
+from pathfm_kedro.encoders.harmonised import Shards
+from pathfm_kedro.encoders.spec import EncoderSpec
+from pathfm_kedro.pipelines.inheritance.adaptation_fits import (
+    LINEAR,
+    RANDOM,
+    AdaptationSettings,
+    adapted_tiles,
+    name_of_fit,
+    not_adaptable,
+)
+from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT
+from pathfm_kedro.statistics.bootstrap import percentile_interval, sum_by_patient
+from pathfm_kedro.statistics.cross_validation import (
+    CROSS_VALIDATION_EFFECT,
+    Probed,
+    balanced_accuracy,
+    probed,
+    widened_interval,
+)
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value
+from pathfm_kedro.statistics.jackknife import jackknife_interval, patient_groups
+from pathfm_kedro.statistics.kernel_alignment import debiased_cka
+from pathfm_kedro.statistics.measurements import MIN_PATIENTS, Estimate, Null
+from pathfm_kedro.statistics.mutual_knn import candidate_counts, mknn, mknn_chance
+from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Where tiles are tested.
+IN_DOMAIN = "in_domain"
+TESTED = (IN_DOMAIN, HELD_OUT)
+#: With fewer trials an arm had no choice of learning rate.
+LEAST_TRIALS = 3
+#: What no arm is tuned for.
+TARGETS = ("organ", "center")
+
+#: One row per part, arm and what the part counts; what a part does not count is null.
+#:
+#: - ``accuracy``: per tested, label (value) and patient: n_tiles, n_correct, over folds and seeds;
+#: - ``probe``: per target, class (value) and patient: n_tiles, n_correct after adaptation, n_frozen
+#:   before;
+#: - ``neighbours``: per patient: n_tiles, mknn_sum, chance_sum;
+#: - ``cka``: per group of patients that is left out (−1: none): cka;
+#: - ``trials``: per learning rate: n_fits, n_diverged, inner_accuracy;
+#: - ``cost``: n_fits, operations and seconds of all;
+#: - ``problem``: why there is nothing.
+ADAPTATION_SCHEMA: dict[str, pl.DataType] = {
+    "part": pl.String(),
+    "arm": pl.String(),
+    "tested": pl.String(),
+    "target": pl.String(),
+    "value": pl.String(),
+    "patient_id": pl.String(),
+    "n_tiles": pl.Int64(),
+    "n_correct": pl.Int64(),
+    "n_frozen": pl.Int64(),
+    "mknn_sum": pl.Float64(),
+    "chance_sum": pl.Float64(),
+    "group": pl.Int64(),
+    "cka": pl.Float64(),
+    "learning_rate": pl.Float64(),
+    "n_fits": pl.Int64(),
+    "n_diverged": pl.Int64(),
+    "inner_accuracy": pl.Float64(),
+    "operations": pl.Float64(),
+    "seconds": pl.Float64(),
+    "problem": pl.String(),
+}
+
+
+def adaptation_statistics(
+    pool: pl.DataFrame,
+    tiles: Shards,
+    arms: Shards,
+    encoder: Mapping[str, Any],
+    p: AdaptationSettings,
+) -> pl.DataFrame:
+    """Reduce what the arms gave to counts and sums per patient.
+
+    Parameters
+    ----------
+    pool, tiles
+        As of :func:`plan_adaptation`.
+    arms
+        Shards of it.
+    encoder
+        The entry of ``encoders``.
+    p
+        The parameters.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`ADAPTATION_SCHEMA`.
+    """
+    try:
+        reason = not_adaptable(EncoderSpec.from_parameters("encoder", encoder))
+        if reason:
+            raise Undefined(reason)
+        table, labels = adapted_tiles(pool, tiles, p)
+        done = _fits(arms, p)
+    except Undefined as problem:
+        return _table([pl.DataFrame({"part": ["problem"], "problem": [str(problem)]})])
+    table = table.filter(pl.col("role").is_in([DOWNSTREAM, HELD_OUT])).sort("slide_id", "place")
+    counted = pl.concat([_accuracy(fit, table, labels) for fit in done])
+    keys = ["arm", "tested", "value", "patient_id"]
+    accuracy = counted.group_by(keys).agg(pl.col("n_tiles").sum(), pl.col("n_correct").sum())
+    parts = [accuracy.sort(keys).with_columns(part=pl.lit("accuracy"))]
+    parts += [*_forgetting(done, table, p), *_searched(done), *_costs(done)]
+    return _table(parts)
+
+
+@plain_dataclass(frozen=True)
+class _Fit:
+    """What one arm gave, of one seed and outer fold."""
+
+    shards: Shards
+    arm: str
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """Of its shard."""
+        return name_of_fit(self.arm, self.seed, self.fold)
+
+    def __call__(self, name: str) -> NDArray[Any]:
+        """One of its tensors."""
+        return self.shards.load_slide(self.name, name)
+
+
+def _fits(arms: Shards, p: AdaptationSettings) -> list[_Fit]:
+    """Fits of the arms of which every fold and seed is there: others have no patient's mean."""
+    known = set(arms.slide_ids)
+    found = []
+    for arm in p.arms:
+        own = [_Fit(arms, arm, s, f) for f in range(p.folds) for s in range(p.n_seeds)]
+        if all(fit.name in known for fit in own):
+            found += own
+    if not any(fit.arm == LINEAR for fit in found):
+        raise Undefined("the linear arm could not be fitted: see why in the log of slides")
+    return found
+
+
+def _accuracy(fit: _Fit, table: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
+    """Tiles and correctly classified ones per label and patient."""
+    said = fit("logits").argmax(axis=1)
+    rows = table[fit("rows")].select(
+        "patient_id",
+        value="label",
+        tested=pl.when(pl.col("role") == DOWNSTREAM).then(pl.lit(IN_DOMAIN)).otherwise("role"),
+    )
+    return (
+        rows.with_columns(correct=pl.Series([labels[i] for i in said]) == pl.col("value"))
+        .group_by("tested", "value", "patient_id")
+        .agg(n_tiles=pl.len().cast(pl.Int64), n_correct=pl.col("correct").sum().cast(pl.Int64))
+        .with_columns(arm=pl.lit(fit.arm))
+    )
+
+
+def _forgetting(
+    done: Sequence[_Fit], table: pl.DataFrame, p: AdaptationSettings
+) -> Iterator[pl.DataFrame]:
+    """Vectors before and after adaptation, of the arms that change the encoder."""
+    changed = [fit for fit in done if ARMS[fit.arm].changes_encoder]
+    if not changed:
+        return
+    before = {fit.fold: fit for fit in done if fit.arm == LINEAR and fit.seed == 0}
+    names = table["patient_id"].unique().sort().to_list()
+    groups = dict(zip(names, patient_groups(np.arange(len(names)), p.groups), strict=True))
+    frozen_right: dict[tuple[int, str], Probed] = {}
+    counted, neighbours, aligned = [], [], []
+    for fit in changed:
+        own, frozen, vectors = (
+            table[fit("vector_rows")],
+            before[fit.fold]("vectors"),
+            fit("vectors"),
+        )
+        for target in TARGETS:
+            key = fit.fold, target
+            if key not in frozen_right:
+                frozen_right[key] = _probed(frozen, own, target, p)
+            found, base = _probed(vectors, own, target, p), frozen_right[key]
+            counted.append(
+                own.select("patient_id", value=target).with_columns(
+                    arm=pl.lit(fit.arm),
+                    target=pl.lit(target),
+                    problem=pl.lit(found.problem or base.problem),
+                    n_tiles=pl.Series((found.rows & base.rows).astype(np.int64)),
+                    n_correct=pl.Series(found.correct[:, 0].astype(np.int64)),
+                    n_frozen=pl.Series(base.correct[:, 0].astype(np.int64)),
+                )
+            )
+        neighbours.append(_neighbours(fit.arm, own, frozen, vectors, p))
+        group = own["patient_id"].replace_strict(groups, return_dtype=pl.Int64).to_numpy()
+        aligned.append(_aligned(fit.arm, group, frozen, vectors, p.groups))
+    keys = ["arm", "target", "value", "patient_id"]
+    sums = [pl.col(name).sum() for name in ("n_tiles", "n_correct", "n_frozen")]
+    yield (
+        pl.concat(counted)
+        .drop_nulls("value")
+        .group_by(keys)
+        .agg(*sums, pl.col("problem").max())
+        .sort(keys)
+        .with_columns(part=pl.lit("probe"))
+    )
+    by_patient = pl.concat(neighbours).group_by("arm", "patient_id")
+    yield (
+        by_patient.agg(pl.col("n_tiles", "mknn_sum", "chance_sum").sum())
+        .sort("arm", "patient_id")
+        .with_columns(part=pl.lit("neighbours"))
+    )
+    yield (
+        pl.concat(aligned)
+        .group_by("arm", "group")
+        .agg(pl.col("cka").mean(), n_tiles=pl.col("n_tiles").sum())
+        .sort("arm", "group")
+        .with_columns(part=pl.lit("cka"))
+    )
+
+
+def _probed(
+    vectors: NDArray[np.floating[Any]], own: pl.DataFrame, target: str, p: AdaptationSettings
+) -> Probed:
+    mend = "add patients or lower adaptation.probe.folds"
+    patients = own["patient_id"]
+    return probed(vectors, vectors[:, None], own[target], patients, p.probe, p.seed, mend)
+
+
+def _neighbours(
+    arm: str,
+    own: pl.DataFrame,
+    frozen: NDArray[np.floating[Any]],
+    vectors: NDArray[np.floating[Any]],
+    p: AdaptationSettings,
+) -> pl.DataFrame:
+    """Shared neighbours per patient; no rows where a tile has too few tiles of other patients."""
+    names, codes = np.unique(own["patient_id"].to_numpy(), return_inverse=True)
+    enough = len(own) > 0 and int(candidate_counts(codes).min()) >= p.k
+    shared = mknn(frozen, vectors, codes, p.k, "cosine") if enough else np.zeros(0)
+    chance = mknn_chance(codes, p.k) if enough else np.zeros(0)
+    kept = codes if enough else codes[:0]
+    sums = sum_by_patient(np.stack([np.ones(len(kept)), shared, chance], 1), kept, len(names))
+    table = pl.DataFrame(
+        {
+            "patient_id": names.astype(str),
+            "n_tiles": sums[:, 0].astype(np.int64),
+            "mknn_sum": sums[:, 1],
+            "chance_sum": sums[:, 2],
+        }
+    )
+    return table.filter(pl.col("n_tiles") > 0).with_columns(arm=pl.lit(arm))
+
+
+def _aligned(
+    arm: str,
+    group: Ints,
+    frozen: NDArray[np.floating[Any]],
+    vectors: NDArray[np.floating[Any]],
+    n_groups: int,
+) -> pl.DataFrame:
+    """CKA of all rows (group −1) and without each group of patients."""
+    rows = []
+    for left_out in range(-1, n_groups):
+        kept = group != left_out
+        rows.append((left_out, debiased_cka(frozen[kept], vectors[kept]), int(kept.sum())))
+    schema = {"group": pl.Int64, "cka": pl.Float64, "n_tiles": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(arm=pl.lit(arm))
+
+
+def _searched(done: Sequence[_Fit]) -> Iterator[pl.DataFrame]:
+    """Trials of each arm by their learning rate, the same for all folds and seeds."""
+    rows = [
+        (fit.arm, rate, accuracy, 1, int(np.isnan(score)))
+        for fit in done
+        for rate, accuracy, score, _ in fit("trials")
+    ]
+    columns = ["arm", "learning_rate", "inner_accuracy", "n_fits", "n_diverged"]
+    yield (
+        pl.DataFrame(rows, schema=columns, orient="row")
+        .with_columns(pl.col("inner_accuracy").fill_nan(None))
+        .group_by("arm", "learning_rate", maintain_order=True)
+        .agg(pl.col("inner_accuracy").mean(), pl.col("n_fits", "n_diverged").sum())
+        .with_columns(part=pl.lit("trials"))
+    )
+
+
+def _costs(done: Sequence[_Fit]) -> Iterator[pl.DataFrame]:
+    """Operations and seconds of all fits of an arm."""
+    rows = [(fit.arm, 1, *map(float, fit("cost"))) for fit in done]
+    columns = ["arm", "n_fits", "operations", "seconds"]
+    yield (
+        pl.DataFrame(rows, schema=columns, orient="row")
+        .group_by("arm", maintain_order=True)
+        .agg(pl.col("n_fits", "operations", "seconds").sum())
+        .with_columns(pl.col("seconds").fill_nan(None), part=pl.lit("cost"))
+    )
+
+
+def _table(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    whole = pl.concat(parts, how="diagonal_relaxed")
+    missing = [name for name in ADAPTATION_SCHEMA if name not in whole.columns]
+    whole = whole.with_columns(pl.lit(None).alias(name) for name in missing)
+    return whole.select(pl.col(name).cast(kind) for name, kind in ADAPTATION_SCHEMA.items())
+
+
+def adaptation_figures(statistics: pl.DataFrame, p: AdaptationSettings) -> Iterator[Figure]:
+    """Figures of the experiment, in reading order.
+
+    Parameters
+    ----------
+    statistics
+        From :func:`adaptation_statistics`.
+    p
+        The parameters.
+    """
+    of = PatientStatistics(statistics, p)
+    problem = statistics.filter(part="problem")["problem"].to_list()
+    accuracy = of.where(pl.col("part") == "accuracy")
+    at = {
+        (arm, tested): Tested(accuracy.at(arm=arm, tested=tested), problem, tested, arm)
+        for arm in p.arms
+        for tested in TESTED
+    }
+    for own in at.values():
+        yield own.rows.figure("balanced_accuracy", own.accuracy)
+    for (arm, tested), own in at.items():
+        if RANDOM in p.arms and arm != RANDOM:
+            pair = partial(difference, own, at[RANDOM, tested])
+            yield own.rows.figure("above_random", pair)
+    for (arm, tested), own in at.items():
+        if ARMS[arm].changes_encoder:
+            pair = partial(signature, at[LINEAR, tested], own, at.get((RANDOM, tested)), p)
+            yield own.rows.figure("linear_minus_tuned", pair)
+    for arm in p.arms:
+        own = at[arm, IN_DOMAIN]
+        gap = partial(center_gap, own, at[arm, HELD_OUT])
+        yield own.rows.with_setting(arm=arm).figure("center_gap", gap)
+    for arm in p.arms:
+        if ARMS[arm].changes_encoder:
+            yield from _of_forgetting(of, arm, problem)
+    yield from _of_search(of, p, problem)
+
+
+@plain_dataclass(frozen=True)
+class Tested:
+    """What one arm answered at one place.
+
+    Attributes
+    ----------
+    rows
+        Its counts per label and patient.
+    problem
+        Why there are none at all.
+    tested, arm
+        Which.
+    """
+
+    rows: PatientStatistics
+    problem: Sequence[str]
+    tested: str
+    arm: str
+
+    def counts(self) -> tuple[Floats, Floats]:
+        """[patients, labels] correct and tested tiles.
+
+        Raises
+        ------
+        Undefined
+            If there are none, or of fewer than two patients.
+        """
+        if self.problem:
+            raise Undefined(self.problem[0])
+        if self.rows.table.is_empty():
+            raise Undefined(
+                f"{self.arm} could not be fitted: see why in the log of slides"
+                if self.tested == IN_DOMAIN
+                else "no center is held out with patients of these labels: set arms.held_out_center "
+                "to a center that has slides of every label"
+            )
+        if self.rows.n_patients < 2:
+            raise Undefined("an interval over patients needs two: add patients")
+        correct, tested = (
+            self.rows.matrix(c, "value", "n_tiles") for c in ("n_correct", "n_tiles")
+        )
+        return correct, tested
+
+    def draws(self) -> tuple[float, Floats]:
+        """Balanced accuracy, and that of resampled patients."""
+        correct, tested = self.counts()
+        weights = self.rows.weights
+        value = float(balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)))
+        return value, balanced_accuracy(weights @ correct, weights @ tested)
+
+    def interval(
+        self, value: float, draws: Floats, limits: tuple[float, float]
+    ) -> tuple[float | None, float | None]:
+        """Widened where the models that test a patient saw other tested ones."""
+        if self.tested == IN_DOMAIN:
+            return widened_interval(value, draws, limits)
+        return percentile_interval(draws)
+
+    def accuracy(self, _: Any = None) -> Value:
+        """Balanced accuracy beside chance."""
+        value, draws = self.draws()
+        chance = 1 / self.rows.table["value"].n_unique()
+        interval = self.interval(value, draws, (0.0, 1.0))
+        return self.value(value, interval, draws, Null(chance, chance))
+
+    def value(
+        self,
+        value: float,
+        interval: tuple[float | None, float | None],
+        draws: Floats,
+        null: Null,
+        remark: str = "",
+    ) -> Value:
+        """A figure that rests on these patients."""
+        few = self.rows.n_patients < MIN_PATIENTS
+        remarks = [remark] if remark else []
+        if few:
+            remarks.append(
+                f"rests on {self.rows.n_patients} patients: an interval over fewer than "
+                f"{MIN_PATIENTS} decides nothing; add patients"
+            )
+        estimate = Estimate(value, *interval, self.rows.n, self.rows.n_patients, draws)
+        return Value(estimate, null, remark="; ".join(remarks))
+
+
+def difference(one: Tested, other: Tested, _: Any = None, remark: str = "") -> Value:
+    """Balanced accuracy of one arm minus another's, on the same patients."""
+    (a, drawn_a), (b, drawn_b) = one.draws(), other.draws()
+    draws = drawn_a - drawn_b
+    interval = one.interval(a - b, draws, (-1.0, 1.0))
+    return one.value(a - b, interval, draws, Null(0.0, 0.0), remark)
+
+
+def signature(
+    linear: Tested,
+    tuned: Tested,
+    null: Tested | None,
+    p: AdaptationSettings,
+    _: Any = None,
+) -> Value:
+    """The linear probe minus an arm that trains the network, with what is excluded in words.
+
+    An arm that does not beat random frozen weights was not trained long enough to be held against
+    anything, and so was one without a search.
+    """
+    found = difference(linear, tuned)
+    if p.search.trials < LEAST_TRIALS:
+        caveat = (
+            f"{p.search.trials} trial(s) of each arm are no search: raise adaptation.search.trials"
+        )
+        return replace(found, caveat=caveat, remark="; ".join(filter(None, [caveat, found.remark])))
+    above = None if null is None else difference(tuned, null).estimate.ci_low
+    if above is not None and above <= 0:
+        caveat = (
+            "the trained arm does not beat random frozen weights with its whole interval, so that "
+            "nothing follows of the encoder: raise adaptation.search.epochs, or add patients"
+        )
+        return replace(found, caveat=caveat, remark="; ".join(filter(None, [caveat, found.remark])))
+    low, high = found.estimate.ci_low, found.estimate.ci_high
+    if low is None or high is None or linear.rows.n_patients < MIN_PATIENTS:
+        return found
+    threshold, points = p.signature, 100 * p.signature
+    if low > threshold:
+        said = f"the probe is better by more than {points:g} points, the printed sign of weakness"
+    elif high < -threshold:
+        said = f"training the network is better by more than {points:g} points"
+    elif -threshold < low and high < threshold:
+        said = f"neither is better by more than {points:g} points"
+    else:
+        said = f"whether one is better by more than {points:g} points is open"
+    return replace(found, remark=said)
+
+
+def center_gap(own: Tested, other: Tested, _: Any = None) -> Value:
+    """Balanced accuracy in domain minus at the held-out center, of two sets of patients."""
+    (a, inside), (b, outside) = own.draws(), other.draws()
+    # In another order: of as many patients the draws would be the same, and these are others.
+    outside = outside[::-1]
+    widened = np.sqrt(CROSS_VALIDATION_EFFECT) * (inside - inside.mean())
+    low, high = percentile_interval(a - b + widened - (outside - outside.mean()))
+    patients = own.rows.n_patients + other.rows.n_patients
+    estimate = Estimate(a - b, low, high, own.rows.n + other.rows.n, patients, inside - outside)
+    return Value(estimate, Null(0.0, 0.0))
+
+
+def _of_forgetting(of: PatientStatistics, arm: str, problem: Sequence[str]) -> Iterator[Figure]:
+    """What of the encoder is lost by adapting it."""
+    for target in TARGETS:
+        rows = of.where(pl.col("part") == "probe").at(arm=arm, target=target)
+        yield rows.figure("forgotten", partial(_forgotten, problem=problem))
+    near = of.where(pl.col("part") == "neighbours").at(arm=arm)
+    yield near.figure("mknn", partial(_shared, problem=problem))
+    aligned = of.where(pl.col("part") == "cka").at(arm=arm)
+    patients = of.where(pl.col("part") == "probe").at(arm=arm).n_patients
+    yield aligned.figure("cka", partial(_cka, problem=problem, n_patients=patients))
+
+
+def _forgotten(rows: PatientStatistics, problem: Sequence[str]) -> Value:
+    """Balanced accuracy of a probe of the encoder minus that of the adapted one."""
+    _refuse_nothing(rows, problem, "the arm could not be fitted, or no slide says which it is of")
+    own = rows.where(pl.col("n_tiles") > 0)
+    if own.table.is_empty() or own.table["problem"].max():
+        raise Undefined(str(rows.table["problem"].max()))
+    before, after, tested = (
+        own.matrix(name, "value", "n_tiles") for name in ("n_frozen", "n_correct", "n_tiles")
+    )
+    whole = tested.sum(axis=0)
+    a, b = (float(balanced_accuracy(c.sum(axis=0), whole)) for c in (before, after))
+    resampled = own.weights @ tested
+    draws = balanced_accuracy(own.weights @ before, resampled)
+    draws = draws - balanced_accuracy(own.weights @ after, resampled)
+    value, interval = a - b, widened_interval(a - b, draws, (-1.0, 1.0))
+    remark = f"before {a:.3f}, after {b:.3f}"
+    estimate = Estimate(value, *interval, own.n, own.n_patients, draws)
+    return Value(estimate, Null(0.0, 0.0), remark=remark)
+
+
+def _shared(rows: PatientStatistics, problem: Sequence[str]) -> Value:
+    """Mutual k-NN before and after, and what chance gives."""
+    _refuse_nothing(
+        rows, problem, "a tile has fewer than k tiles of other patients: lower adaptation.k"
+    )
+    tiles = rows.sums("n_tiles")
+    chance = float(rows.sums("chance_sum").sum() / tiles.sum())
+    return Value(rows.ratio(rows.sums("mknn_sum"), tiles), Null(chance, chance))
+
+
+def _cka(rows: PatientStatistics, problem: Sequence[str], n_patients: int) -> Value:
+    """Alignment of all rows, its interval from those without a group of patients."""
+    _refuse_nothing(rows, problem)
+    table = rows.table.sort("group")
+    value, parts = table["cka"][0], table["cka"].to_numpy()[1:]
+    if value is None or not np.isfinite(value):
+        raise Undefined("vectors before or after do not vary: there is nothing to align")
+    low, high = jackknife_interval(value, parts[np.isfinite(parts)])
+    estimate = Estimate(value, low, high, int(table["n_tiles"][0]), n_patients)
+    return Value(estimate, Null(0.0, 0.0))
+
+
+def _refuse_nothing(
+    rows: PatientStatistics, problem: Sequence[str], reason: str = "the arm could not be fitted"
+) -> None:
+    if problem:
+        raise Undefined(problem[0])
+    if rows.table.is_empty():
+        raise Undefined(reason)
+
+
+def _of_search(
+    of: PatientStatistics, p: AdaptationSettings, problem: Sequence[str]
+) -> Iterator[Figure]:
+    """Trials and cost of each arm; these are counts of fits and have no interval over patients."""
+    for arm in p.arms:
+        trials = of.table.filter(part="trials", arm=arm)
+        for rate, accuracy, n in trials.select(
+            "learning_rate", "inner_accuracy", "n_fits"
+        ).iter_rows():
+            at = {"arm": arm, "log10_learning_rate": round(float(np.log10(rate)), 3)}
+            yield Figure("inner_accuracy", partial(_counted, accuracy, n, problem), at, n=n)
+        n = int(trials["n_fits"].sum() or 0)
+        share = (trials["n_diverged"].sum() or 0) / n if n else None
+        yield Figure("divergence_rate", partial(_counted, share, n, problem), {"arm": arm}, n=n)
+    for arm in p.arms:
+        cost = of.table.filter(part="cost", arm=arm)
+        for metric in ("operations", "seconds"):
+            value, n = (cost[metric][0], cost["n_fits"][0]) if cost.height else (None, 0)
+            mean = None if value is None else value / n
+            yield Figure(
+                f"training_{metric}", partial(_counted, mean, n, problem), {"arm": arm}, n=n
+            )
+
+
+def _counted(value: float | None, n: int, problem: Sequence[str]) -> Value:
+    if problem:
+        raise Undefined(problem[0])
+    if value is None:
+        raise Undefined(
+            "not kept, so that a run gives the same bytes again: set adaptation.measured to true"
+            if n
+            else "the arm could not be fitted"
+        )
+    return Value(Estimate(value, None, None, n, 0))
