@@ -132,6 +132,9 @@ class Standardised(nn.Module):
         [n, features] that mean and spread are taken of; a feature without spread is only centred.
     """
 
+    mean: torch.Tensor
+    spread: torch.Tensor
+
     def __init__(self, vectors: torch.Tensor) -> None:
         super().__init__()
         spread = vectors.std(dim=0, correction=0)
@@ -140,7 +143,7 @@ class Standardised(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """[n, features]."""
-        return cast(torch.Tensor, (vectors - self.mean) / self.spread)
+        return (vectors - self.mean) / self.spread
 
 
 class PooledNetwork(nn.Module):

@@ -617,7 +617,7 @@ def _of_search(
             at = {"arm": arm, "log10_learning_rate": round(float(np.log10(rate)), 3)}
             yield Figure("inner_accuracy", partial(_counted, accuracy, n, problem), at, n=n)
         n = int(trials["n_fits"].sum() or 0)
-        share = (trials["n_diverged"].sum() or 0) / n if n else None
+        share = int(trials["n_diverged"].sum() or 0) / n if n else None
         yield Figure("divergence_rate", partial(_counted, share, n, problem), {"arm": arm}, n=n)
     for arm in p.arms:
         cost = of.table.filter(part="cost", arm=arm)
