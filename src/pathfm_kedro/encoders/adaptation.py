@@ -497,7 +497,10 @@ class Adaptation:
             truth = torch.from_numpy(task.targets[task.inner])
             logits = torch.from_numpy(self._logits(model, task.inner, of_vectors))
             losses = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
-            each = [float(losses[truth == int(label)].mean()) for label in np.unique(task.targets[task.inner])]
+            each = [
+                float(losses[truth == int(label)].mean())
+                for label in np.unique(task.targets[task.inner])
+            ]
             return -float(np.mean(each))
 
         head = [p for n, p in model.named_parameters() if not n.startswith("backbone.")]
