@@ -93,7 +93,7 @@ def test_changed_verdicts_are_named_with_the_interval_of_the_difference(root):
     assert found.exit_code == 0, found.output
     assert "2 figures in both" in found.output
     assert "verdicts: 0 the same, 1 changed" in found.output
-    assert "pass -> fail; 0.900 -> 0.600" in found.output
+    assert "pass -> fail; 0.90 -> 0.60" in found.output
     # +-0.1 each, taken as independent: 0.1 * sqrt(2)
     assert "(difference -0.300, -0.441 to -0.159)" in found.output
     assert "uni: the vectors differ" in found.output

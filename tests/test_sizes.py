@@ -54,6 +54,13 @@ def test_the_default_size_is_conf_base_as_it_is(conf):
     assert (found["tile_pool"]["max_tiles"], found["adversarial"]["pgd_steps"]) == (1024, [10, 50])
 
 
+def merged(values, changed):
+    """Settings within settings keep what a size does not name."""
+    if not isinstance(values, dict) or not isinstance(changed, dict):
+        return changed
+    return values | {key: merged(values.get(key), value) for key, value in changed.items()}
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_changes_what_it_lists_and_nothing_else(conf, size):
     found = loader(conf, audit={"size": size})["parameters"]
@@ -61,7 +68,7 @@ def test_a_size_changes_what_it_lists_and_nothing_else(conf, size):
         if block in {"sizes", "audit", "cohort"}:
             continue
         changed = SIZES[size].get(block, {})
-        assert found[block] == (values | changed if changed else values)
+        assert found[block] == merged(values, changed)
         assert not NOT_OF_SIZE & set(changed)
 
 

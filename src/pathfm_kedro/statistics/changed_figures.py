@@ -44,6 +44,8 @@ class ChangedFigures:
         (['fail'], 0.5)
         """
         keys = list(KEY)
+        numbers = pl.col(*NUMBERS).cast(pl.Float64)
+        before, after = before.with_columns(numbers), after.with_columns(numbers)
         return cls(
             before.join(after, on=keys, how="anti").select(keys),
             after.join(before, on=keys, how="anti").select(keys),

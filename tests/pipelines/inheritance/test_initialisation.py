@@ -24,7 +24,7 @@ from tests.pipelines.inheritance.test_pretext_tasks import (
 )
 
 INITIALISATION = Initialisation(
-    **{**SETTINGS, "encoder": "e", "budgets": (0.5, 1.0), "seeds": (0,), "epochs": 4}
+    **{**SETTINGS, "encoder": "e", "budgets": (0.5, 1.0), "n_seeds": 1, "epochs": 4}
 )
 
 
@@ -51,7 +51,7 @@ def test_starts_and_budgets_are_compared_with_each_other_and_with_random_weights
 
 
 def test_two_starts_share_all_but_their_weights():
-    block = {**SETTINGS, "encoder": "e", "budgets": [1.0], "seeds": [3], "epochs": 2}
+    block = {**SETTINGS, "encoder": "e", "budgets": [1.0], "n_seeds": 1, "seed": 3, "epochs": 2}
     entries = {"e": {"model": "package:efficientnet_lite0", "runtime": "eager"}}
     table = pool()
     plan = plan_initialisation(table, tiles_of(table), block, entries, ENGINE)

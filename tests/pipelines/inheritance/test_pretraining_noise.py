@@ -30,7 +30,7 @@ from pathfm_kedro.statistics.parameters import read_parameters
 PARAMETERS = {
     "rates": [0.0, 0.1, 0.3],
     "kinds": ["symmetric"],
-    "seeds": 3,
+    "n_seeds": 3,
     "pretraining": {"epochs": 2, "batch": 16, "learning_rate": 0.001, "weight_decay": 0.0},
     "probe": {"folds": 3, "C": 0.01, "max_iter": 100},
     "nmtune": {"epochs": 1, "views": 1},
@@ -163,7 +163,7 @@ def test_noise_that_flattens_shows_in_the_spectrum(lost):
 
 
 def test_what_was_never_learnt_cannot_be_lost():
-    found = figures_of(lambda arm: 0.0, parameters(seeds=2))
+    found = figures_of(lambda arm: 0.0, parameters(n_seeds=2))
     for metric in ("accuracy_loss", "hidden_loss"):
         row = at(found, metric, probe="in_domain", kind="symmetric", rate=0.3)
         assert row["value"] is None
@@ -175,7 +175,7 @@ def test_what_was_never_learnt_cannot_be_lost():
 
 
 def test_one_seed_and_two_rates_have_no_trend_and_say_what_they_could_show():
-    found = figures_of(planted, parameters(rates=[0.0, 0.3], seeds=1))
+    found = figures_of(planted, parameters(rates=[0.0, 0.3], n_seeds=1))
     row = at(found, "trend_p", of="in_domain_accuracy", kind="symmetric")
     assert row["value"] is None
     assert "p of 1" in row["reason"]
@@ -188,7 +188,9 @@ def test_one_seed_and_two_rates_have_no_trend_and_say_what_they_could_show():
 
 def test_without_a_held_out_center_that_part_is_undefined():
     found = figures_of(
-        planted, parameters(rates=[0.0, 0.3], seeds=1), pool_of().filter(pl.col("role") != HELD_OUT)
+        planted,
+        parameters(rates=[0.0, 0.3], n_seeds=1),
+        pool_of().filter(pl.col("role") != HELD_OUT),
     )
     row = at(found, "accuracy_loss", probe="out_of_domain", kind="symmetric", rate=0.3)
     assert row["value"] is None
@@ -271,7 +273,7 @@ def test_where_noise_does_nothing_intervals_hold_zero():
     for seed in range(20):
         found = figures_of(
             lambda arm: 1.5 * (arm.kind != RANDOM),
-            parameters(seed=seed, rates=[0.0, 0.3], seeds=2),
+            parameters(seed=seed, rates=[0.0, 0.3], n_seeds=2),
             pool_of(patients=30, each=2),
         )
         row = at(found, "accuracy_loss", probe="in_domain", kind="symmetric", rate=0.3)

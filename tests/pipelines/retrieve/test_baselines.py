@@ -80,7 +80,10 @@ def test_a_slide_without_pixels_has_no_colours(tmp_path):
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[..., 0] = 255  # red: hue 0, saturation 1, brightness 1
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    slides = pl.DataFrame({"slide_id": ["a", "b"], "path": ["a.png", "b.png"], "mpp": [0.5, 0.5]})
+    slides = pl.DataFrame(
+        {"slide_id": ["a", "b"], "path": ["a.png", "b.png"], "mpp": [0.5, 0.5],
+         "fingerprint": ["1", "2"]}
+    )  # fmt: skip
     tiles = pl.DataFrame(
         {
             "slide_id": ["a", "b"], "x": [0, 0], "y": [0, 0], "field_um": [16.0, 16.0],

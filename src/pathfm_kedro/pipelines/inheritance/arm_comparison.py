@@ -100,8 +100,8 @@ class ArmParameters(ExperimentParameters):
 
     Attributes
     ----------
-    seeds
-        Of weights, batches and views; the figures are means over them.
+    n_seeds
+        Of weights, batches and views, from ``seed`` on; the figures are means over them.
     epochs, batch, learning_rate, weight_decay
         The budget of an arm: passes over the tiles of the patients that pretrain, and AdamW with a
         cosine.
@@ -115,7 +115,7 @@ class ArmParameters(ExperimentParameters):
         Share of the tile's area in a small crop.
     """
 
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    n_seeds: Annotated[int, Field(ge=1)] = 1
     epochs: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -124,6 +124,11 @@ class ArmParameters(ExperimentParameters):
     k: Annotated[int, Field(ge=1)]
     stain_sigma: Annotated[float, Field(gt=0)]
     crop_share: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def seeds(self) -> range:
+        """The seeds."""
+        return range(self.seed, self.seed + self.n_seeds)
 
 
 def arm_shard(arm: str, seed: int) -> str:

@@ -249,7 +249,7 @@ def sampled_patients(
     >>> patients = np.arange(20)
     >>> chosen = sampled_patients(patients, patients % 2, 0.25, np.random.SeedSequence(0))
     >>> len(chosen), int((chosen % 2).sum())
-    (4, 2)
+    (6, 3)
     """
     generator = np.random.default_rng(seed)
     taken = []

@@ -53,7 +53,7 @@ class PretrainingNoise(ExperimentParameters):
         Shares of labels that are wrong; 0 must be among them, what the others are held against.
     kinds
         Of noise; see :func:`~pathfm_kedro.statistics.label_noise.flipped`.
-    seeds
+    n_seeds
         Networks of each arm.
     pretraining, probe, nmtune
         How networks, probes and the published remedy are fitted.
@@ -65,7 +65,7 @@ class PretrainingNoise(ExperimentParameters):
 
     rates: tuple[Annotated[float, Field(ge=0, lt=0.5)], ...]
     kinds: tuple[Literal["symmetric", "center"], ...]
-    seeds: Count
+    n_seeds: Count
     pretraining: PretrainingSettings
     probe: ProbeSettings
     nmtune: NMTuneSettings
@@ -106,7 +106,7 @@ class Arm:
 
 def noise_arms(p: PretrainingNoise) -> Iterator[Arm]:
     """All arms; the clean one stands for the rate 0 of every kind."""
-    for seed in range(p.seed, p.seed + p.seeds):
+    for seed in range(p.seed, p.seed + p.n_seeds):
         yield Arm(RANDOM, 0.0, seed)
         yield Arm(CLEAN, 0.0, seed)
         for kind in p.kinds:

@@ -549,7 +549,7 @@ class Results:
     @property
     def remark(self) -> str:
         """What one seed cannot say."""
-        if self.p.seeds > 1:
+        if self.p.n_seeds > 1:
             return ""
         return "one network of each arm: the interval is over patients alone"
 
@@ -563,7 +563,7 @@ _MISSING = {
     "arm": "no network of this arm was trained: noise that depends on the center needs two centers "
     "among the tiles that pretrain; of one that failed the log of slides has the reason",
     "shape": "the vectors do not vary, or there is no second clean network to hold this one against: "
-    "raise pretraining_noise.seeds",
+    "raise pretraining_noise.n_seeds",
 }
 
 
@@ -622,7 +622,7 @@ def page_trend(values: Floats) -> Trend:
             f"a trend test needs two seeds and three rates, and there are {seeds} and {rates}: even a "
             f"perfect order of these would have a two-sided p of {least:.2g}"
             f"{', so that nothing could be found' if least > 0.05 else ''}; raise "
-            "pretraining_noise.seeds and rates to 5"
+            "pretraining_noise.n_seeds and rates to 5"
         )
     rising, falling = page_trend_test(values), page_trend_test(values[:, ::-1])
     statistic = float(rising.statistic)
