@@ -342,6 +342,8 @@ class RunHooks:
             if path.is_relative_to(Path.cwd()):
                 path = path.relative_to(Path.cwd())
             _say(f"The report: {path}")
+        if "verdicts" in self._saved and PIN_VARIABLE not in os.environ:
+            _refuse_failures(catalog)
 
     def _begin(self, node: Node) -> None:
         if self._display is not None and node.name not in self._open:
@@ -362,6 +364,18 @@ def _step_of(node: Node) -> str:
 def _say(line: str) -> None:
     log_only(line)
     say(line)
+
+
+def _refuse_failures(catalog: CatalogProtocol[Any, Any]) -> None:
+    """End with an error where an encoder fails what ``report.fail_on`` names."""
+    fail_on = catalog.load("params:report").get("fail_on") or []
+    if not fail_on:
+        return
+    from pathfm_kedro.pipelines.report.verdicts import failures_asked_for
+
+    failed = failures_asked_for(catalog.load("findings"), catalog.load("verdicts"), fail_on)
+    if failed:
+        raise ValueError(f"report.fail_on: {'; '.join(failed)}")
 
 
 def _refuse_missing_inputs(

@@ -17,6 +17,7 @@ from pathfm_kedro.pipelines.report import findings as report_findings
 from pathfm_kedro.pipelines.report import verdicts as report_verdicts
 from pathfm_kedro.pipelines.report.controls import CONTROL_SCHEMA
 from pathfm_kedro.pipelines.report.findings import FINDING_SCHEMA
+from pathfm_kedro.pipelines.report.verdicts import failures_asked_for
 from pathfm_kedro.statistics.measurements import (
     MEASUREMENT_SCHEMA,
     Estimate,
@@ -644,3 +645,30 @@ def test_a_control_without_a_figure_vouches_for_nobody() -> None:
     measured = measurement_table([*nothing, stain_check("uni", 0.9)])
     findings = collect_findings(measured, NO_CONTROLS, {}).filter(encoder="uni")
     assert findings["verdict"].to_list() == ["inconclusive"]
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "found"),
+    [
+        (["any"], ["uni fails rotation.mknn"]),
+        (["rotation"], ["uni fails rotation.mknn"]),
+        (["rotation.mknn"], ["uni fails rotation.mknn"]),
+        (["robustness_index"], []),
+        ([], []),
+    ],
+)
+def test_a_run_ends_badly_with_the_failures_that_were_asked_for(fail_on, found) -> None:
+    findings = pl.DataFrame(
+        [
+            ("uni", "rotation", "mknn", "fail"),
+            ("uni", "rotation", "mknn", "fail"),
+            ("uni", "robustness_index", "ri", "pass"),
+            ("noise", "robustness_index", "ri", "fail"),
+        ],
+        schema=["encoder", "experiment", "metric", "verdict"],
+        orient="row",
+    )
+    verdicts = pl.DataFrame({"encoder": ["uni", "noise"], "role": ["encoder", "control"]})
+    assert failures_asked_for(findings, verdicts, fail_on) == found
+    with pytest.raises(ValueError, match=r"fail_on names rotatoin, .* judged are any, rob"):
+        failures_asked_for(findings, verdicts, ["rotatoin"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -91,6 +91,41 @@ def unasked(own: pl.DataFrame, words: Words) -> list[str]:
         if group.core and name not in groups
     ]
     return missing
+
+
+def failures_asked_for(
+    findings: pl.DataFrame, verdicts: pl.DataFrame, fail_on: Sequence[str]
+) -> list[str]:
+    """Failed findings that a run must not end well with, each as encoder and check.
+
+    Parameters
+    ----------
+    findings, verdicts
+        The tables of the report.
+    fail_on
+        Experiments, figures as ``experiment.metric``, or ``any``.
+
+    Raises
+    ------
+    ValueError
+        If a name is no judged check of this cohort.
+    """
+    judged = set(findings["experiment"]) | {"any"}
+    judged |= {f"{x}.{metric}" for x, metric in findings.select("experiment", "metric").rows()}
+    unknown = sorted(set(fail_on) - judged)
+    if unknown:
+        raise ValueError(
+            f"report.fail_on names {', '.join(unknown)}, which nothing is judged by here; judged are "
+            f"{', '.join(sorted(judged))}"
+        )
+    audited = verdicts.filter(role="encoder")["encoder"].to_list()
+    failed = findings.filter(pl.col("encoder").is_in(audited), pl.col("verdict") == "fail")
+    named = failed.select("encoder", "experiment", "metric").unique(maintain_order=True)
+    return [
+        f"{encoder} fails {experiment}.{metric}"
+        for encoder, experiment, metric in named.rows()
+        if {"any", experiment, f"{experiment}.{metric}"} & set(fail_on)
+    ]
 
 
 def _expected_checks(findings: pl.DataFrame, words: Words) -> dict[str, int]:
