@@ -123,6 +123,19 @@ def git(
     return run(folder, "git", *_GIT_IDENTITY, *words, env=env, check=check)
 
 
+#: What is trained for a cohort, made small: journeys ask how runs go, not what these find.
+SMALL_INHERITANCE: dict[str, Any] = {
+    "arms": {"tiles_per_slide": 2},
+    "pretraining_noise": {"pretraining": {"epochs": 1}, "nmtune": {"epochs": 1}, "draws": 100},
+    "pretext_tasks": {"tasks": ["simclr"], "epochs": 1, "draws": 100},
+    "label_budget": {"budgets": [1.0], "draws": 100},
+}
+SMALL_RETRIEVE: dict[str, Any] = {
+    "capacity": {"dimensions": [4], "max_steps": 1000},
+    "retrieval": {"draws": 500, "n_permutations": 50},
+}
+
+
 def write_parameters(folder: Path, cohort: str, pipeline: str, **entries: Any) -> None:
     """Write what a cohort changes into its parameters_<pipeline>.yml, as a person does."""
     path = folder / "conf" / cohort / f"parameters_{pipeline}.yml"

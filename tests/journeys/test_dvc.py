@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.conftest import dvc, fresh_clone, git, kedro, run, write_parameters
+from tests.journeys.conftest import (
+    SMALL_INHERITANCE,
+    SMALL_RETRIEVE,
+    dvc,
+    fresh_clone,
+    git,
+    kedro,
+    run,
+    write_parameters,
+)
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
@@ -48,10 +57,14 @@ def small_phantom(folder: Path) -> None:
         field_of_view={"max_tiles": 16, "n_permutations": 20, "draws": 200},
         adversarial={"max_tiles": 8, "probe": {"folds": 2}, "draws": 200},
     )
+    # Seconds are no figures that a second clone could give again.
+    write_parameters(folder, COHORT, "embed", cost_trial={"measured": False})
+    write_parameters(folder, COHORT, "retrieve", **SMALL_RETRIEVE)
     write_parameters(
         folder,
         COHORT,
         "inheritance",
+        **SMALL_INHERITANCE,
         geometry={"n_tiles": 64, "null_samples": 3},
         linear_probe={"probe": {"folds": 2}},
     )
@@ -113,7 +126,9 @@ def test_a_clean_clone_gives_the_same_bytes(reproduced, tmp_path):
 def test_a_parameter_reruns_what_depends_on_it(reproduced, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(reproduced, folder, symlinks=True)
-    write_parameters(folder, COHORT, "retrieve", retrieval={"votes": ["top1", "mv5"]})
+    write_parameters(
+        folder, COHORT, "retrieve", **(SMALL_RETRIEVE | {"retrieval": {"votes": ["top1", "mv5"]}})
+    )
     assert ran(dvc(folder, "repro", f"report@{COHORT}").stdout) == ["retrieve", "report"]
 
 

@@ -9,7 +9,15 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
-from tests.journeys.conftest import fresh_clone, kedro, newest, read_table, write_parameters
+from tests.journeys.conftest import (
+    SMALL_INHERITANCE,
+    SMALL_RETRIEVE,
+    fresh_clone,
+    kedro,
+    newest,
+    read_table,
+    write_parameters,
+)
 
 pytestmark = [
     pytest.mark.real_data,
@@ -38,8 +46,7 @@ ROBUSTNESS = {
         "transfer_epsilon": 2,
     },
 }
-RETRIEVE = {"retrieval": {"draws": 500, "n_permutations": 50}}
-INHERITANCE = {
+INHERITANCE = SMALL_INHERITANCE | {
     "geometry": {"n_tiles": 128, "null_samples": 5, "draws": 200},
     "linear_probe": {"draws": 500},
 }
@@ -50,7 +57,7 @@ def audit(clone, name, manifest, tile, encoders=None):
     kedro(clone, "cohort", "new", name, "--manifest", manifest, "--size", "quick")
     write_parameters(clone, name, "tile", tile=tile)
     write_parameters(clone, name, "robustness", **ROBUSTNESS)
-    write_parameters(clone, name, "retrieve", **RETRIEVE)
+    write_parameters(clone, name, "retrieve", **SMALL_RETRIEVE)
     write_parameters(clone, name, "inheritance", **INHERITANCE)
     if encoders:
         write_parameters(clone, name, "encoders", encoders=encoders)

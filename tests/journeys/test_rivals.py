@@ -15,6 +15,8 @@ import yaml
 
 from pathfm_kedro.datasets.shard_files import read_header
 from tests.journeys.conftest import (
+    SMALL_INHERITANCE,
+    SMALL_RETRIEVE,
     _environment,
     dvc,
     fresh_clone,
@@ -49,6 +51,8 @@ def mini(tmp_path_factory):
     left_out = dict.fromkeys(set(base) - {"stain_statistics"})
     assert RIVAL not in others
     write_parameters(folder, COHORT, "encoders", encoders={**left_out, RIVAL: entry})
+    write_parameters(folder, COHORT, "retrieve", **SMALL_RETRIEVE)
+    write_parameters(folder, COHORT, "inheritance", **SMALL_INHERITANCE)
     kedro(folder, "cohort", "sync")
     kedro(folder, "run", "--env", COHORT, "--pipelines", "ingest,tile")
     return folder
