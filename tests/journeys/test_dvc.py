@@ -20,7 +20,7 @@ from tests.journeys.conftest import (
     write_parameters,
 )
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 COHORT = "mini"
 
