@@ -47,6 +47,20 @@ def embed_pictures(encoder: Encoder, pixels: Pixels, truth: Vectors | None) -> V
     return vectors.reshape(*shape, -1)
 
 
+def refuse_not_finite(tile_ids: Sequence[str], *vectors: Vectors) -> None:
+    """Refuse vectors [n, parts, d] with a number that is not finite, naming the first tile.
+
+    Raises
+    ------
+    ValueError
+        If the encoder gives NaN or infinity.
+    """
+    broken = ~np.all([np.isfinite(each).all(axis=(1, 2)) for each in vectors], axis=0)
+    if broken.any():
+        tile_id = tile_ids[int(broken.argmax())]
+        raise ValueError(f"the encoder gives NaN or infinity on a field around tile {tile_id}")
+
+
 def _cut(pixels: Pixels, part: Part) -> Pixels:
     left, top, width, height = part
     return pixels[:, top : top + height, left : left + width]

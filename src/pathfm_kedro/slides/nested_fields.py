@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,8 @@ from pathfm_kedro.slides.fields import Box
 
 #: Width and height in px.
 Size = tuple[int, int]
+#: Pixels of fields and their parts that one job has in memory: 30 fields of 512 px with 9 sub-tiles.
+_BYTES_IN_MEMORY = 64 << 20
 
 
 def name_of(field: Size) -> str:
@@ -168,3 +171,43 @@ class Layout:
             boxes = [box._replace(left=box.left + left, top=box.top + top) for box in own]
             subs.append(tuple(index.setdefault(box, len(index)) for box in boxes))
         return cls(tuple(fields), tuple(index), tuple(wholes), tuple(subs))
+
+
+@dataclass(frozen=True)
+class NestedFields:
+    """Fields around each place and their parts, as one job reads them.
+
+    Attributes
+    ----------
+    sizes
+        Width and height of the fields, the tile first.
+    covered
+        Those of which the sub-tiles are embedded too; None for all.
+    units
+        Of the vectors.
+    """
+
+    sizes: tuple[Size, ...]
+    covered: tuple[Size, ...] | None = None
+    units: str = "place x part x dimension, as the encoder gives it, not normalised"
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the parts lie."""
+        return Layout.of(self.sizes, self.covered)
+
+    @property
+    def side(self) -> Size:
+        """The largest field."""
+        return self.sizes[-1]
+
+    @property
+    def parts(self) -> tuple[Box, ...]:
+        """Parts of the largest field that are embedded."""
+        return self.layout.parts
+
+    @property
+    def batch(self) -> int:
+        """Fields in memory at once."""
+        each = sum(3 * part.width * part.height for part in self.parts)
+        return max(1, _BYTES_IN_MEMORY // each)

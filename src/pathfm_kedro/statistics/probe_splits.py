@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pathfm_kedro.statistics.cross_validation import ProbeSettings, patient_folds
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.linear_classifier import fit_linear_classifier
+from pathfm_kedro.statistics.sampling import capped_tiles
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -170,6 +172,74 @@ def probed_labels(rows: pl.DataFrame, folds: int, parameter: str) -> tuple[Ints,
     kept = np.flatnonzero(rows["label"].is_in(names).fill_null(False).to_numpy())
     codes = rows["label"][kept].replace_strict(names, range(len(names)), return_dtype=pl.Int64())
     return kept, codes.to_numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedTiles:
+    """Tiles of a cohort whose label can be probed.
+
+    Attributes
+    ----------
+    tags
+        Their rows: patient_id, center, label and more.
+    vectors
+        [n, d].
+    targets
+        [n] codes of the labels.
+    """
+
+    tags: pl.DataFrame
+    vectors: Floats
+    targets: Ints
+
+    @classmethod
+    def of(
+        cls,
+        slides: pl.DataFrame,
+        tiles: pl.DataFrame,
+        embeddings: Embeddings,
+        max_tiles_per_slide: int,
+        folds: int,
+        seed: int,
+        experiment: str,
+    ) -> ProbedTiles:
+        """A capped number of tiles per slide, of labels with as many patients as there are folds.
+
+        Parameters
+        ----------
+        slides, tiles
+            The cohort's tables.
+        embeddings
+            Vectors of one encoder.
+        max_tiles_per_slide, seed
+            How many are sampled, and by which seed.
+        folds
+            Of patients.
+        experiment
+            Whose ``probe.folds`` the message names.
+
+        Raises
+        ------
+        Undefined
+            If there are fewer than two such labels.
+        """
+        rows = tile_rows(slides, tiles, embeddings.slide_ids)
+        chosen = capped_tiles(rows, max_tiles_per_slide, seed)
+        vectors = chosen_vectors(rows, chosen, embeddings)
+        kept, targets = probed_labels(rows[chosen], folds, f"{experiment}.probe.folds")
+        return cls(rows[chosen][kept], vectors[kept], targets)
+
+    def splits(self, tested: str, folds: int, seed: int) -> list[Split]:
+        """Who trains and who tests, :data:`IN_DOMAIN` or at each :data:`HELD_OUT_CENTER` in turn.
+
+        Raises
+        ------
+        Undefined
+            If a center is to be held out and there is one.
+        """
+        patients, centers = (self.tags[name].to_numpy() for name in ("patient_id", "center"))
+        split = in_domain_splits if tested == IN_DOMAIN else held_out_center_splits
+        return list(split(patients, self.targets, centers, folds, seed))
 
 
 def probe_logits(

@@ -54,21 +54,22 @@ def test_two_starts_share_all_but_their_weights():
     block = {**SETTINGS, "encoder": "e", "budgets": [1.0], "n_seeds": 1, "seed": 3, "epochs": 2}
     entries = {"e": {"model": "package:efficientnet_lite0", "runtime": "eager"}}
     table = pool()
-    plan = plan_initialisation(table, tiles_of(table), block, entries, ENGINE)
+    plan = plan_initialisation(table, tiles_of(table), entries, ENGINE, Initialisation(**block))
     assert [job.slide_id for job in plan.jobs] == [
         "inherited-0.3", "inherited-1.3", "from_scratch-0.3", "from_scratch-1.3",
     ]  # fmt: skip
     assert [job.epochs for job in plan.jobs] == [0, 2, 0, 2]
     scratch = plan.jobs[-1].network
     assert (scratch.pretrained, scratch.seed) == (False, 3)
+    other = Initialisation(**{**block, "encoder": "x"})
     with pytest.raises(ValueError, match=r"initialisation\.encoder is 'x'.*it has e"):
-        plan_initialisation(table, tiles_of(table), {**block, "encoder": "x"}, entries, ENGINE)
+        plan_initialisation(table, tiles_of(table), entries, ENGINE, other)
 
 
 def test_no_encoder_leaves_the_initialisation_out():
     block = {**SETTINGS, "encoder": None, "budgets": [1.0]}
-    assert not plan_initialisation(pool(), tiles_of(pool()), block, {}, ENGINE).jobs
     p = Initialisation(**block)
+    assert not plan_initialisation(pool(), tiles_of(pool()), {}, ENGINE, p).jobs
     none = initialisation_statistics(pool(), Shards({}), Shards({}), p)
     (figure,) = initialisation_figures(none, p)
     assert "initialisation.encoder is null" in measure([figure], "i", "a", (), "arm")["reason"][0]

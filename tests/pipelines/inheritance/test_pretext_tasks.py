@@ -256,7 +256,7 @@ def test_drawn_morphology_is_agreed_with_where_it_is_known():
 
 def test_without_pixels_nothing_is_trained_and_every_figure_says_so():
     none = Shards({})
-    assert not plan_pretext_tasks(pool(), none, BLOCK, ENGINE).jobs
+    assert not plan_pretext_tasks(pool(), none, ENGINE, PretextTasks(**BLOCK)).jobs
     p = parameters()
     found = measured(pretext_statistics(pool(), none, none, p), p)
     assert found["value"].null_count() == found.height
@@ -268,7 +268,9 @@ def test_an_arm_is_fitted_frozen_and_shown_its_views():
         role=pl.when(pl.col("slide_id") < "s03").then(pl.lit("pretrain")).otherwise("role")
     )
     shards = tiles_of(table)
-    plan = plan_pretext_tasks(table, shards, {**BLOCK, "tasks": ["orientation"]}, ENGINE)
+    plan = plan_pretext_tasks(
+        table, shards, ENGINE, PretextTasks(**{**BLOCK, "tasks": ["orientation"]})
+    )
     assert [job.slide_id for job in plan.jobs] == ["orientation.0", "random.0"]
     trained, random = (job.compute() for job in plan.jobs)
     assert {VECTORS, STAIN, CROP, *ROTATIONS} < set(trained)

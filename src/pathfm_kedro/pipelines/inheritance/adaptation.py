@@ -156,7 +156,7 @@ def adaptation_statistics(
         done = _fits(arms, p)
     except Undefined as problem:
         return _table([pl.DataFrame({"part": ["problem"], "problem": [str(problem)]})])
-    table = table.filter(pl.col("role").is_in([DOWNSTREAM, HELD_OUT])).sort("slide_id", "place")
+    table = table.filter(pl.col("role").is_in([DOWNSTREAM, HELD_OUT]))
     counted = pl.concat([_accuracy(fit, table, labels) for fit in done])
     keys = ["arm", "tested", "value", "patient_id"]
     accuracy = counted.group_by(keys).agg(pl.col("n_tiles").sum(), pl.col("n_correct").sum())

@@ -33,6 +33,7 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     HELD_OUT,
     ArmTiles,
     arm_data_digest,
+    readable_tiles,
 )
 from pathfm_kedro.statistics.cross_validation import ProbeSettings, patient_folds
 from pathfm_kedro.statistics.figures import Undefined
@@ -183,7 +184,7 @@ def adapted_tiles(
     Undefined
         If too few labels have patients enough.
     """
-    read = pool.filter(pl.col("slide_id").is_in(list(tiles.slide_ids)))
+    read = readable_tiles(pool, tiles)
     if read.is_empty():
         raise Undefined("no pixels of labelled tiles could be read: see why in the log of slides")
     labels = learnt_labels(read, p)

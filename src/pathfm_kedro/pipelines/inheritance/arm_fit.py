@@ -225,11 +225,3 @@ TARGETS: Mapping[str, Callable[[ArmTiles], NDArray[Any]]] = {
     "orientation": _orientation,
     "supervised": _labels,
 }
-
-
-def tested_tiles(pool: pl.DataFrame, tiles: Shards) -> pl.DataFrame:
-    """Rows of the test tiles, in the order of the arms' vectors."""
-    return pool.filter(
-        pl.col("slide_id").is_in(list(tiles.slide_ids)),
-        pl.col("role").is_in([DOWNSTREAM, HELD_OUT]),
-    ).sort("slide_id", "place")

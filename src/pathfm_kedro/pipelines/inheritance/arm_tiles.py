@@ -156,6 +156,23 @@ def plan_arm_tiles(
     return ShardPlan(jobs, EngineSettings(**engine), "reading tiles that arms are trained on")
 
 
+def readable_tiles(pool: pl.DataFrame, shards: Shards, *roles: str) -> pl.DataFrame:
+    """Rows of the pool whose slides could be read, of some roles or of all, in the order of pixels.
+
+    Parameters
+    ----------
+    pool
+        From :func:`choose_arm_pool`.
+    shards
+        Its pixels.
+    roles
+        All where none is named.
+    """
+    known = pl.col("slide_id").is_in(list(shards.slide_ids))
+    asked = pl.col("role").is_in(roles) if roles else pl.lit(True)
+    return pool.filter(known, asked).sort("slide_id", "place")
+
+
 @dataclass(frozen=True)
 class ArmTiles:
     """Tiles in memory, one row of the table each.
@@ -174,10 +191,7 @@ class ArmTiles:
     @classmethod
     def read(cls, pool: pl.DataFrame, shards: Shards, *roles: str) -> ArmTiles:
         """The tiles of some roles, all where none is named, in the order of the pool."""
-        own = pool.filter(
-            pl.col("slide_id").is_in(list(shards.slide_ids)),
-            pl.col("role").is_in(roles) if roles else pl.lit(True),
-        ).sort("slide_id", "place")
+        own = readable_tiles(pool, shards, *roles)
         parts = [
             shards.load_slide(slide, "pixels")
             for slide in own["slide_id"].unique(maintain_order=True)
@@ -190,8 +204,6 @@ def arm_data_digest(pool: pl.DataFrame, shards: Shards) -> str:
     import hashlib
     import json
 
-    known = set(shards.slide_ids)
-    own = pool.filter(pl.col("slide_id").is_in(list(known))).sort("slide_id", "place")
-    headers = [dict(shards.slide_header(slide)) for slide in sorted(known)]
-    described = json.dumps([own.rows(), headers], sort_keys=True)
+    headers = [dict(shards.slide_header(slide)) for slide in sorted(shards.slide_ids)]
+    described = json.dumps([readable_tiles(pool, shards).rows(), headers], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()

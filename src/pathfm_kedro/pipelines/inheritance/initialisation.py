@@ -38,11 +38,11 @@ from pathfm_kedro.pipelines.inheritance.arm_comparison import (
     arm_figures,
     arm_statistics,
 )
-from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm, tested_tiles
+from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm
+from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, readable_tiles
 from pathfm_kedro.statistics.figures import Figure, undefined
-from pathfm_kedro.statistics.parameters import STRICT, read_parameters
+from pathfm_kedro.statistics.parameters import STRICT
 
-NAME = "initialisation"
 INHERITED, SCRATCH = "inherited", "from_scratch"
 STARTS = (INHERITED, SCRATCH)
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -84,9 +84,9 @@ def arm_name(start: str, share: float) -> str:
 def plan_initialisation(
     pool: pl.DataFrame,
     tiles: Shards,
-    parameters: Mapping[str, Any],
     encoders: Mapping[str, Any],
     engine: Mapping[str, Any],
+    p: Initialisation,
 ) -> ShardPlan:
     """One fit for each start, share of the budget and seed.
 
@@ -94,19 +94,18 @@ def plan_initialisation(
     ----------
     pool, tiles
         The arms' tiles and their pixels.
-    parameters
-        ``initialisation``.
     encoders
         The cohort's entries.
     engine
         Where jobs run.
+    p
+        The parameters.
 
     Raises
     ------
     ValueError
         If the encoder is not in the cohort, or its weights cannot be drawn anew.
     """
-    p = read_parameters(Initialisation, NAME, parameters)
     jobs: list[PretrainedArm] = []
     if p.encoder is not None and tiles.slide_ids:
         starts = _starts(p.encoder, encoders)
@@ -160,7 +159,9 @@ def initialisation_statistics(
         The parameters.
     """
     names = [arm_name(start, share) for start in STARTS for share in p.budgets]
-    return arm_statistics(tested_tiles(pool, tiles), arms, names if p.encoder else [], p)
+    return arm_statistics(
+        readable_tiles(pool, tiles, DOWNSTREAM, HELD_OUT), arms, names if p.encoder else [], p
+    )
 
 
 def initialisation_figures(statistics: pl.DataFrame, p: Initialisation) -> Iterator[Figure]:

@@ -57,17 +57,12 @@ from pathfm_kedro.statistics.probability_error import (
     sums_in_bins,
 )
 from pathfm_kedro.statistics.probe_splits import (
-    HELD_OUT_CENTER,
-    IN_DOMAIN,
     TESTED,
+    ProbedTiles,
     Split,
-    held_out_center_splits,
-    in_domain_splits,
     probe_logits,
-    probed_labels,
 )
-from pathfm_kedro.statistics.sampling import capped_tiles
-from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -136,23 +131,19 @@ def label_budget_statistics(
     DataFrame
         Columns :data:`LABEL_BUDGET_SCHEMA`.
     """
-    rows = tile_rows(slides, tiles, embeddings.slide_ids)
-    chosen = capped_tiles(rows, p.max_tiles_per_slide, p.seed)
-    vectors = chosen_vectors(rows, chosen, embeddings)
+    folds = p.probe.folds
     try:
-        kept, targets = probed_labels(rows[chosen], p.probe.folds, "label_budget.probe.folds")
+        own = ProbedTiles.of(
+            slides, tiles, embeddings, p.max_tiles_per_slide, folds, p.seed, "label_budget"
+        )
     except Undefined as problem:
         return _problems(TESTED, p.budgets, str(problem))
-    tags, vectors = rows[chosen][kept], vectors[kept]
-    patients, centers = (tags[name].to_numpy() for name in ("patient_id", "center"))
-    folds = p.probe.folds
-    home = in_domain_splits(patients, targets, centers, folds, p.seed)
-    frames = [_tested(IN_DOMAIN, home, vectors, targets, tags, p)]
-    try:
-        away = list(held_out_center_splits(patients, targets, centers, folds, p.seed))
-        frames.append(_tested(HELD_OUT_CENTER, away, vectors, targets, tags, p))
-    except Undefined as problem:
-        frames.append(_problems([HELD_OUT_CENTER], p.budgets, str(problem)))
+    frames = []
+    for tested in TESTED:
+        try:
+            frames.append(_tested(tested, own.splits(tested, folds, p.seed), own, p))
+        except Undefined as problem:
+            frames.append(_problems([tested], p.budgets, str(problem)))
     return pl.concat(frames)
 
 
@@ -161,19 +152,13 @@ def _problems(tested: Iterable[str], budgets: Iterable[float], reason: str) -> p
     return to_schema(rows, LABEL_BUDGET_SCHEMA)
 
 
-def _tested(
-    tested: str,
-    splits: Iterable[Split],
-    vectors: Floats,
-    targets: Ints,
-    tags: pl.DataFrame,
-    p: LabelBudget,
-) -> pl.DataFrame:
+def _tested(tested: str, splits: Iterable[Split], own: ProbedTiles, p: LabelBudget) -> pl.DataFrame:
     """Rows of one way of testing; of a budget only where every split has a patient of each label."""
     usable = [split for split in splits if not split.problem]
     if not usable:
         return _problems([tested], p.budgets, "no center can be tested by models of the others")
     pools = [np.union1d(split.train, split.aside) for split in usable]
+    tags, targets = own.tags, own.targets
     patients, _ = patient_codes(tags["patient_id"].to_numpy())
     names = tags["label"].to_numpy()
     frames = []
@@ -189,13 +174,13 @@ def _tested(
             parts, spent = [], []
             for number, (pool, split) in enumerate(numbers):
                 seed = np.random.SeedSequence([p.seed, number, repeat])
-                own = sampled_patients(patients[pool], targets[pool], budget, seed)
-                train = pool[np.isin(patients[pool], own)]
-                logits = probe_logits(vectors, targets, train, int(targets.max()) + 1, p.probe)[
+                taken = sampled_patients(patients[pool], targets[pool], budget, seed)
+                train = pool[np.isin(patients[pool], taken)]
+                logits = probe_logits(own.vectors, targets, train, int(targets.max()) + 1, p.probe)[
                     split.test
                 ]
                 parts.append(_counted(logits, targets[split.test], tags[split.test], p.n_bins))
-                spent.append(len(own))
+                spent.append(len(taken))
             found = pl.concat(parts).with_columns(
                 tested=pl.lit(tested),
                 budget=pl.lit(budget),

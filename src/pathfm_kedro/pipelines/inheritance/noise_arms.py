@@ -25,6 +25,7 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     PRETRAIN,
     ArmTiles,
     arm_data_digest,
+    readable_tiles,
 )
 from pathfm_kedro.statistics.cross_validation import ProbeSettings, patient_folds
 from pathfm_kedro.statistics.label_noise import Kind, flipped
@@ -137,7 +138,7 @@ class Downstream:
     @classmethod
     def of(cls, pool: pl.DataFrame, shards: Shards, p: PretrainingNoise) -> Downstream:
         """Tiles that could be read, of labels with as many downstream patients as there are folds."""
-        own = tiles_of(pool, shards, DOWNSTREAM, HELD_OUT)
+        own = readable_tiles(pool, shards, DOWNSTREAM, HELD_OUT)
         counted = own.filter(role=DOWNSTREAM).group_by("label").agg(pl.col("patient_id").n_unique())
         enough = counted.filter(pl.col("patient_id") >= p.probe.folds)["label"].sort().to_list()
         own = own.filter(pl.col("label").is_in(enough))
@@ -196,7 +197,7 @@ class Upstream:
     @classmethod
     def of(cls, pool: pl.DataFrame, shards: Shards, p: PretrainingNoise) -> Upstream:
         """Tiles that could be read."""
-        own = tiles_of(pool, shards, PRETRAIN)
+        own = readable_tiles(pool, shards, PRETRAIN)
         patients, labels = own["patient_id"].to_numpy(), own["label"].to_numpy()
         fold = (
             patient_folds(patients, _UPSTREAM_FOLDS, p.seed, labels)
@@ -218,12 +219,6 @@ class Upstream:
         """[n] codes of the labels; -1 for one that no training tile carries."""
         known = {label: code for code, label in enumerate(self.labels)}
         return np.array([known.get(label, -1) for label in self.table["label"]], np.int64)
-
-
-def tiles_of(pool: pl.DataFrame, shards: Shards, *roles: str) -> pl.DataFrame:
-    """Rows of the pool with these roles whose slides could be read, in the order of their pixels."""
-    known = pl.col("slide_id").is_in(list(shards.slide_ids))
-    return pool.filter(known, pl.col("role").is_in(roles)).sort("slide_id", "place")
 
 
 @plain_dataclass(frozen=True)

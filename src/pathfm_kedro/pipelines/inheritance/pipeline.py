@@ -1,6 +1,6 @@
 """inheritance: frozen vectors, what a probe reads from them, and what adapting the encoder gives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +73,7 @@ from pathfm_kedro.wiring import (
 )
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
+ARM_DATA = ["arm_pool", "arm_tiles"]
 
 EXPERIMENTS = [
     Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
@@ -92,7 +93,7 @@ ADAPTATION = Experiment(
     AdaptationSettings,
     adaptation_statistics,
     adaptation_figures,
-    ["arm_pool", "arm_tiles", "arms.adaptation.{e}", "params:encoders.{e}"],
+    [*ARM_DATA, "arms.adaptation.{e}", "params:encoders.{e}"],
 )
 
 #: Of encoders that are a later version of another; see :func:`change_pipeline`.
@@ -110,10 +111,9 @@ NOISE = Experiment(
     PretrainingNoise,
     noise_statistics,
     noise_figures,
-    ["arm_pool", "arm_tiles", "arms.pretraining_noise"],
+    [*ARM_DATA, "arms.pretraining_noise"],
     subject="arm",
 )
-ARM_DATA = ["arm_pool", "arm_tiles"]
 #: Networks of the arms' own, which stand for no encoder.
 PRETEXT_TASKS = Experiment(
     "pretext_tasks",
@@ -174,8 +174,14 @@ def create_pipeline(
     names += [*([CHANGE.name] if before else []), "comparison"]
     tables = [f"measurements.inheritance.{name}" for name in names]
     parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
-    drawn = _DRAWN in encoders and not (grids and grids.grid(_DRAWN))
-    parts += _pretrained_arms(drawn)
+    tasks = PRETEXT_TASKS
+    if _DRAWN in encoders and not (grids and grids.grid(_DRAWN)):
+        tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
+    parts += [
+        _trained(NOISE, BACKBONE, plan_noise_arms),
+        _trained(tasks, ARMS, plan_pretext_tasks),
+        _trained(INITIALISATION, ARMS, plan_initialisation, "params:encoders"),
+    ]
     parts += [
         experiment_pipeline("inheritance", x, encoders, *map(_adapted, adapted), grids=grids)
         for x in of_arms
@@ -183,7 +189,6 @@ def create_pipeline(
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
-    parts.append(experiment_pipeline("inheritance", NOISE, [BACKBONE], _noise_arms()))
     compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
@@ -254,7 +259,7 @@ def _adapted(e: str) -> Pipeline:
         named_partial(
             with_parameters(AdaptationSettings, ADAPTATION.name, plan_adaptation), name=e
         ),
-        ["arm_pool", "arm_tiles", f"params:encoders.{e}", "params:engine", "params:adaptation"],
+        [*ARM_DATA, f"params:encoders.{e}", "params:engine", "params:adaptation"],
         f"arms.adaptation.{e}",
         name="fit_arms",
         tags=[ADAPTATION.name, e],
@@ -262,36 +267,13 @@ def _adapted(e: str) -> Pipeline:
     return grouped(e, [fit])
 
 
-def _noise_arms() -> Node:
-    """Networks pretrained on wrong labels."""
-    return node(
-        with_parameters(PretrainingNoise, NOISE.name, plan_noise_arms),
-        ["arm_pool", "arm_tiles", "params:engine", f"params:{NOISE.name}"],
-        "arms.pretraining_noise",
-        name="pretrain",
-        tags=[NOISE.name, "arms"],
+def _trained(x: Experiment, of: str, plan: Callable[..., Any], *beside: str) -> Pipeline:
+    """An experiment on networks of its own, which it trains; `beside` is what their plan takes more."""
+    fit = node(
+        with_parameters(x.parameters, x.name, plan),
+        [*ARM_DATA, *beside, "params:engine", f"params:{x.name}"],
+        f"arms.{x.name}",
+        name="train",
+        tags=[x.name, "arms"],
     )
-
-
-def _pretrained_arms(drawn: bool) -> list[Pipeline]:
-    """Experiments whose arms are pretrained, then frozen; `drawn` where the truth is known."""
-    tasks = PRETEXT_TASKS
-    if drawn:
-        tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
-    fits = [
-        node(
-            plan,
-            [*ARM_DATA, f"params:{x.name}", *more, "params:engine"],
-            f"arms.{x.name}",
-            name="train",
-            tags=[x.name, "arms"],
-        )
-        for x, plan, more in (
-            (tasks, plan_pretext_tasks, []),
-            (INITIALISATION, plan_initialisation, ["params:encoders"]),
-        )
-    ]
-    return [
-        experiment_pipeline("inheritance", x, [ARMS], fit)
-        for x, fit in zip((tasks, INITIALISATION), fits, strict=True)
-    ]
+    return experiment_pipeline("inheritance", x, [of], fit)

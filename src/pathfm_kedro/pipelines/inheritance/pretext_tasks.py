@@ -42,11 +42,11 @@ from pathfm_kedro.pipelines.inheritance.arm_comparison import (
     arm_figures,
     arm_statistics,
 )
-from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm, tested_tiles
+from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm
+from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, readable_tiles
 from pathfm_kedro.statistics.figures import Figure
-from pathfm_kedro.statistics.parameters import STRICT, read_parameters
+from pathfm_kedro.statistics.parameters import STRICT
 
-NAME = "pretext_tasks"
 #: What all arms together are called where an encoder has its name.
 ARMS = "pretrained_arms"
 #: The arm that every other is compared with.
@@ -76,10 +76,7 @@ class PretextTasks(ArmParameters):
 
 
 def plan_pretext_tasks(
-    pool: pl.DataFrame,
-    tiles: Shards,
-    parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
+    pool: pl.DataFrame, tiles: Shards, engine: Mapping[str, Any], p: PretextTasks
 ) -> ShardPlan:
     """One fit for each task and seed.
 
@@ -87,12 +84,11 @@ def plan_pretext_tasks(
     ----------
     pool, tiles
         The arms' tiles and their pixels.
-    parameters
-        ``pretext_tasks``.
     engine
         Where jobs run.
+    p
+        The parameters.
     """
-    p = read_parameters(PretextTasks, NAME, parameters)
     jobs = [
         PretrainedArm(
             task, seed, task, p.backbone, 0 if task == RANDOM else p.epochs, pool, tiles, p
@@ -118,7 +114,7 @@ def pretext_statistics(pool: pl.DataFrame, tiles: Shards, arms: Shards, *rest: A
         was drawn; then the parameters.
     """
     *drawn, p = rest
-    tested = tested_tiles(pool, tiles)
+    tested = readable_tiles(pool, tiles, DOWNSTREAM, HELD_OUT)
     return arm_statistics(tested, arms, p.tasks, p, drawn_on(tested, *drawn) if drawn else None)
 
 

@@ -208,7 +208,7 @@ def probe_predictions(vectors: Floats, below: Downstream, remedy: str, p: Pretra
         targets = below.targets[train]
         probe = fit_linear_classifier(seen, targets, p.probe.C, p.probe.max_iter)
         classes = np.array([int(label) for label in probe.labels])
-        found[test] = classes[(tested @ probe.weight.T + probe.bias).argmax(axis=1)]
+        found[test] = classes[probe.logits(tested).argmax(axis=1)]
     return found
 
 

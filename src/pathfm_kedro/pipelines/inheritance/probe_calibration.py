@@ -77,14 +77,11 @@ from pathfm_kedro.statistics.probe_splits import (
     HELD_OUT_CENTER,
     IN_DOMAIN,
     TESTED,
+    ProbedTiles,
     Split,
-    held_out_center_splits,
-    in_domain_splits,
     probe_logits,
-    probed_labels,
 )
-from pathfm_kedro.statistics.sampling import capped_tiles
-from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
+from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -161,26 +158,19 @@ def probe_calibration_statistics(
     DataFrame
         Columns :data:`PROBE_CALIBRATION_SCHEMA`.
     """
-    rows = tile_rows(slides, tiles, embeddings.slide_ids)
-    chosen = capped_tiles(rows, p.max_tiles_per_slide, p.seed)
-    vectors = chosen_vectors(rows, chosen, embeddings)
+    folds = p.probe.folds
     try:
-        kept, targets = probed_labels(rows[chosen], p.probe.folds, "probe_calibration.probe.folds")
+        own = ProbedTiles.of(
+            slides, tiles, embeddings, p.max_tiles_per_slide, folds, p.seed, "probe_calibration"
+        )
     except Undefined as problem:
         return _problems(str(problem))
-    tags, vectors = rows[chosen][kept], vectors[kept]
-    patients, centers = (tags[name].to_numpy() for name in ("patient_id", "center"))
-    folds = p.probe.folds
-    frames = [
-        _tested(
-            vectors, targets, tags, in_domain_splits(patients, targets, centers, folds, p.seed), p
-        )
-    ]
-    try:
-        splits = list(held_out_center_splits(patients, targets, centers, folds, p.seed))
-        frames.append(_tested(vectors, targets, tags, splits, p))
-    except Undefined as problem:
-        frames.append(_problems(str(problem), HELD_OUT_CENTER))
+    frames = []
+    for tested in TESTED:
+        try:
+            frames.append(_tested(own, own.splits(tested, folds, p.seed), p))
+        except Undefined as problem:
+            frames.append(_problems(str(problem), tested))
     return pl.concat(frames)
 
 
@@ -189,10 +179,8 @@ def _problems(reason: str, *tested: str, center: str | None = None) -> pl.DataFr
     return to_schema(rows, PROBE_CALIBRATION_SCHEMA)
 
 
-def _tested(
-    vectors: Floats, targets: Ints, tags: pl.DataFrame, splits: Iterable[Split], p: ProbeCalibration
-) -> pl.DataFrame:
-    frames = []
+def _tested(own: ProbedTiles, splits: Iterable[Split], p: ProbeCalibration) -> pl.DataFrame:
+    targets, frames = own.targets, []
     for number, split in enumerate(splits):
         tested = HELD_OUT_CENTER if split.center else IN_DOMAIN
         problem = split.problem or _untrained(targets, split)
@@ -200,13 +188,13 @@ def _tested(
             frames.append(_problems(problem, tested, center=split.center or None))
             continue
         n_classes = int(targets.max()) + 1
-        logits = probe_logits(vectors, targets, split.train, n_classes, p.probe)
+        logits = probe_logits(own.vectors, targets, split.train, n_classes, p.probe)
         aside = split.aside[np.isin(targets[split.aside], targets[split.train])]
         temperature = best_temperature(
             losses_at_temperatures(logits[aside], targets[aside]).sum(axis=0)
         )
-        of_split = tags[split.test].select("center", "patient_id")
-        own = of_split.with_columns(
+        of_split = own.tags[split.test].select("center", "patient_id")
+        rows = of_split.with_columns(
             tested=pl.lit(tested),
             n_tiles=pl.lit(1),
             model=pl.lit(number),
@@ -214,7 +202,7 @@ def _tested(
             logits=pl.Series(logits[split.test].tolist(), dtype=pl.List(pl.Float64())),
             temperature=pl.lit(float(temperature)),
         )
-        frames.append(to_schema(own, PROBE_CALIBRATION_SCHEMA))
+        frames.append(to_schema(rows, PROBE_CALIBRATION_SCHEMA))
     return pl.concat(frames)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
-from pathfm_kedro.encoders.parts import embed_parts
+from pathfm_kedro.encoders.parts import embed_parts, refuse_not_finite
 from pathfm_kedro.pipelines.retrieve.mosaic_field import PARTS, MosaicField
-from pathfm_kedro.slides.fields import Box, fields_on_slide, side_of_tiles
-from pathfm_kedro.slides.nested_fields import Layout, Size, name_of
+from pathfm_kedro.slides.fields import fields_on_slide, side_of_tiles
+from pathfm_kedro.slides.nested_fields import NestedFields, name_of
 from pathfm_kedro.statistics.parameters import read_parameters
 
 PLACES_SCHEMA: dict[str, pl.DataType] = {
@@ -26,8 +25,6 @@ PLACES_SCHEMA: dict[str, pl.DataType] = {
 }
 #: Raised with any change of how fields are made from pixels.
 _REVISION = "1"
-#: Pixels of fields and their parts that one job has in memory.
-_BYTES_IN_MEMORY = 64 << 20
 
 
 def choose_mosaic_places(
@@ -78,41 +75,8 @@ def choose_mosaic_places(
 
 
 @dataclass(frozen=True)
-class EmbedMosaicFields:
-    """Nested fields around the places of a slide: what is computed from the pixels of tiles.
-
-    Attributes
-    ----------
-    sizes
-        Width and height of the fields, the tile first.
-    covered
-        Those of which the sub-tiles are embedded too.
-    """
-
-    sizes: tuple[Size, ...]
-    covered: tuple[Size, ...]
-    units: str = "place x part x dimension, as the encoder gives it, not normalised"
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Where the parts lie."""
-        return Layout.of(self.sizes, self.covered)
-
-    @property
-    def side(self) -> Size:
-        """The largest field."""
-        return self.sizes[-1]
-
-    @property
-    def parts(self) -> tuple[Box, ...]:
-        """Parts of the largest field that are embedded."""
-        return self.layout.parts
-
-    @property
-    def batch(self) -> int:
-        """Fields in memory at once."""
-        each = sum(3 * part.width * part.height for part in self.parts)
-        return max(1, _BYTES_IN_MEMORY // each)
+class EmbedMosaicFields(NestedFields):
+    """Nested fields around the places of a slide: what is computed from the pixels of tiles."""
 
     def describe(self) -> Any:
         """Everything beside pixels and encoder that decides the vectors."""
@@ -134,10 +98,7 @@ class EmbedMosaicFields:
         """
         assert encoder is not None
         vectors = embed_parts(encoder, pixels, self.parts, truth)
-        broken = ~np.isfinite(vectors).all(axis=(1, 2))
-        if broken.any():
-            tile_id = tile_ids[int(broken.argmax())]
-            raise ValueError(f"the encoder gives NaN or infinity on a field around tile {tile_id}")
+        refuse_not_finite(tile_ids, vectors)
         return {PARTS: vectors}
 
 

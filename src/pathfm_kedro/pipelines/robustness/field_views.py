@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
 from pathfm_kedro.encoders.input_size import native_encoder
-from pathfm_kedro.encoders.parts import embed_parts, embed_pictures
+from pathfm_kedro.encoders.parts import embed_parts, embed_pictures, refuse_not_finite
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     COST,
     NATIVES,
@@ -22,48 +21,15 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     FieldOfView,
 )
 from pathfm_kedro.pipelines.robustness.views import Tensors
-from pathfm_kedro.slides.fields import Box
-from pathfm_kedro.slides.nested_fields import Layout, Size, name_of
+from pathfm_kedro.slides.nested_fields import Layout, NestedFields, Size, name_of
 
 #: Raised with any change of how fields and parts are made from pixels.
 _REVISION = "1"
-#: Pixels of fields and their parts that one job has in memory: 30 fields of 512 px with 9 sub-tiles.
-_BYTES_IN_MEMORY = 64 << 20
 
 
 @dataclass(frozen=True)
-class EmbedFields:
-    """Nested fields around each place: a :class:`~pathfm_kedro.pipelines.robustness.views.PartsWork`.
-
-    Attributes
-    ----------
-    sizes
-        Width and height of the fields, the tile first.
-    """
-
-    sizes: tuple[Size, ...]
-    units: str = "place x part x dimension, as the encoder gives it, not normalised"
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Where the parts lie."""
-        return Layout.of(self.sizes)
-
-    @property
-    def side(self) -> Size:
-        """The largest field."""
-        return self.sizes[-1]
-
-    @property
-    def parts(self) -> tuple[Box, ...]:
-        """Parts of the largest field that are embedded."""
-        return self.layout.parts
-
-    @property
-    def batch(self) -> int:
-        """Fields in memory at once."""
-        each = sum(3 * part.width * part.height for part in self.parts)
-        return max(1, _BYTES_IN_MEMORY // each)
+class EmbedFields(NestedFields):
+    """Nested fields around each place: a :class:`~pathfm_kedro.pipelines.robustness.views.PartsWork`."""
 
     def describe(self) -> Any:
         """Everything beside pixels and encoder that decides the vectors."""
@@ -92,10 +58,7 @@ class EmbedFields:
         natives = [native_encoder(encoder, size) for size in self.sizes[1:]]
         parts = embed_parts(encoder, pixels, self.parts, truth)
         native = _embed_natives(natives, pixels, self.layout, truth, parts.shape[-1])
-        broken = ~(np.isfinite(parts).all(axis=(1, 2)) & np.isfinite(native).all(axis=(1, 2)))
-        if broken.any():
-            tile_id = tile_ids[int(broken.argmax())]
-            raise ValueError(f"the encoder gives NaN or infinity on a field around tile {tile_id}")
+        refuse_not_finite(tile_ids, parts, native)
         problems = np.array([code for _, code in natives], np.int8)
         return {
             PARTS: parts,
