@@ -22,7 +22,6 @@ from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inher
 from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
-from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
 from pathfm_kedro.wiring import TileGrids
 
@@ -48,7 +47,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     tiles = tiles_of_cohort(plan)
     grids = _grids(plan, tiles, bases)
     measured = {
-        "retrieve": retrieve(encoders, aside, grids, bases, plan_views),
+        "retrieve": retrieve(encoders, aside, grids, bases),
         "robustness": robustness(
             encoders,
             aside,

@@ -17,7 +17,6 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
     tile_stains,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
-from pathfm_kedro.pipelines.robustness.views import VIEWS
 from pathfm_kedro.slides.phantom import (
     PhantomDesign,
     PhantomSlide,
@@ -26,6 +25,7 @@ from pathfm_kedro.slides.phantom import (
     tile_truth,
 )
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.views import VIEWS
 
 CONTROLS = {
     "stain_statistics": StainStatistics(),

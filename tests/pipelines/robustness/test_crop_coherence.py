@@ -18,7 +18,6 @@ from pathfm_kedro.pipelines.robustness.crop_coherence import (
     own_and_other,
     view_of_crops,
 )
-from pathfm_kedro.pipelines.robustness.views import TileJob, tile_seed
 from pathfm_kedro.slides.crops import GLOBAL_SCALE, LOCAL_SCALE, crop_boxes
 from pathfm_kedro.slides.fields import TileFields
 from pathfm_kedro.slides.files import SlideFiles
@@ -32,6 +31,7 @@ from pathfm_kedro.slides.stain import (
 )
 from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.views import TileJob, tile_seed
 from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (
     CONTROLS,

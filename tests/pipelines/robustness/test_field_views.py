@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
-from pathfm_kedro.pipelines.robustness import field_views
 from pathfm_kedro.pipelines.robustness.field_of_view import (
     COST,
     NATIVES,
@@ -21,11 +20,12 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
 )
 from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
-from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.slides import fields as slide_fields_module
+from pathfm_kedro.slides import nested_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.nested_fields import Layout
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, tile_truth, write_pyramid
+from pathfm_kedro.views import plan_views
 from pathfm_kedro.wiring import Views
 
 PARAMETERS = {
@@ -147,7 +147,7 @@ def test_batches_do_not_change_the_vectors(noise, monkeypatch):
     slides, tiles = table(256, "a.png")
     _, made = plan(root, slides, tiles, STAIN)
     whole = made.jobs[0].compute()
-    monkeypatch.setattr(field_views, "_BYTES_IN_MEMORY", 1)
+    monkeypatch.setattr(nested_fields, "_BYTES_IN_MEMORY", 1)
     one_by_one = made.jobs[0].compute()
     for name, tensor in whole.items():
         np.testing.assert_array_equal(one_by_one[name], tensor)

@@ -24,13 +24,13 @@ from pathfm_kedro.pipelines.robustness.tissue_pairs import (
     choose_paired_tiles,
     register_repeats,
 )
-from pathfm_kedro.pipelines.robustness.views import VIEWS
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, write_pyramid
 from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.views import VIEWS
 from tests.pipelines.robustness.phantom_views import CONTROLS, Shards, pick, refuses_nan
 
 PARAMETERS = {

@@ -10,18 +10,19 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from pathfm_kedro.pipelines.robustness import crop_coherence, views
+from pathfm_kedro import views
+from pathfm_kedro.pipelines.robustness import crop_coherence
 from pathfm_kedro.pipelines.robustness.crop_coherence import (
     CropCoherence,
     composition_of_crops,
     view_of_crops,
 )
 from pathfm_kedro.pipelines.robustness.texture import Texture, view_of_texture
-from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.slides import fields, files
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.kept_pixels import KeptPixels
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.views import plan_views
 
 SIDE = 64
 PROBE = {"folds": 3, "C": 1.0, "max_iter": 100}

@@ -15,10 +15,10 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
     usable_references,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
-from pathfm_kedro.pipelines.robustness.views import plan_views
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, write_pyramid
 from pathfm_kedro.slides.stain import stain_moments
+from pathfm_kedro.views import plan_views
 from pathfm_kedro.wiring import Views
 from tests.pipelines.robustness.phantom_views import (
     APPEARANCE,

@@ -1,8 +1,7 @@
 """retrieve: does a slide find slides of the same diagnosis in other patients."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
@@ -57,6 +56,7 @@ from pathfm_kedro.pipelines.retrieve.tissue_limit import (
 )
 from pathfm_kedro.statistics.mosaic import pool_slides
 from pathfm_kedro.statistics.named_index import INDEX_TYPES
+from pathfm_kedro.views import plan_views
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
@@ -145,7 +145,6 @@ def create_pipeline(
     controls: Sequence[str],
     grids: TileGrids,
     bases: Mapping[str, str],
-    plan_views: Callable[..., Any],
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -159,8 +158,6 @@ def create_pipeline(
         Which tiles each encoder has vectors of.
     bases
         Of each harmonised variant, the encoder whose vectors it takes.
-    plan_views
-        Gives the jobs that embed views of tiles: pipelines meet in the registry alone.
     """
     names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
     tables = [f"measurements.retrieve.{name}" for name in names]

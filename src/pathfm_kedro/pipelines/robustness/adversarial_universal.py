@@ -26,11 +26,11 @@ from pathfm_kedro.encoders.gradients import differentiable
 from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial, UniversalSettings
-from pathfm_kedro.pipelines.robustness.views import Tensors, encoder_header
 from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.sampling import shuffled_turns
 from pathfm_kedro.statistics.tables import digest_of_tiles
+from pathfm_kedro.views import Tensors, encoder_header
 
 #: Raised with any change of what a fit makes of the same tiles.
 _REVISION = "1"

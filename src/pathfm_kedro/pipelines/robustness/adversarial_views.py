@@ -37,7 +37,13 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     probe_of_fold,
 )
 from pathfm_kedro.pipelines.robustness.adversarial_universal import name_of_half
-from pathfm_kedro.pipelines.robustness.views import (
+from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.perturbations import ssim_to_first
+from pathfm_kedro.slides.readers import Pixels
+from pathfm_kedro.statistics.linear_classifier import LinearClassifier
+from pathfm_kedro.statistics.mutual_knn import cosine_distances
+from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.views import (
     Tensors,
     TileWork,
     embed_tile,
@@ -45,12 +51,6 @@ from pathfm_kedro.pipelines.robustness.views import (
     plan_tile_work,
     tile_seed,
 )
-from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.slides.perturbations import ssim_to_first
-from pathfm_kedro.slides.readers import Pixels
-from pathfm_kedro.statistics.linear_classifier import LinearClassifier
-from pathfm_kedro.statistics.mutual_knn import cosine_distances
-from pathfm_kedro.statistics.tables import Embeddings
 
 if TYPE_CHECKING:
     import torch

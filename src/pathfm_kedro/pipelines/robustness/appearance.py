@@ -42,7 +42,6 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
     target_centers,
     usable_references,
 )
-from pathfm_kedro.pipelines.robustness.views import View, ViewSet, embedded_views, unchanged
 from pathfm_kedro.slides.perturbations import blurred, compressed, with_gamma
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.slides.stain import (
@@ -63,6 +62,7 @@ from pathfm_kedro.statistics.perturbation import (
     relative_shift,
 )
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.views import View, ViewSet, embedded_views, unchanged
 
 Setting = Mapping[str, Any]
 

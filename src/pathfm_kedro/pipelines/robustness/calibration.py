@@ -26,7 +26,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.pipelines.robustness.field_of_view import PARTS, FieldOfView
-from pathfm_kedro.pipelines.robustness.views import VIEWS
 from pathfm_kedro.slides.fields import side_of_tiles
 from pathfm_kedro.slides.nested_fields import Layout
 from pathfm_kedro.statistics.measurements import (
@@ -37,6 +36,7 @@ from pathfm_kedro.statistics.measurements import (
 )
 from pathfm_kedro.statistics.parameters import Calibration
 from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.views import VIEWS
 
 EXPERIMENT = "calibration"
 

@@ -38,13 +38,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.base import Encoder, Vectors
-from pathfm_kedro.pipelines.robustness.views import (
-    Tensors,
-    View,
-    ViewSet,
-    embedded_views,
-    tile_seed,
-)
 from pathfm_kedro.slides.crops import global_and_local_crops
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.slides.stain import lab_statistics, tissue_composition
@@ -57,6 +50,13 @@ from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.perturbation import TileGroups
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.views import (
+    Tensors,
+    View,
+    ViewSet,
+    embedded_views,
+    tile_seed,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

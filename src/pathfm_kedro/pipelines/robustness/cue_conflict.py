@@ -46,7 +46,6 @@ from pathfm_kedro.pipelines.robustness.appearance import (
     appearance_views,
 )
 from pathfm_kedro.pipelines.robustness.stain_references import target_centers, usable_references
-from pathfm_kedro.pipelines.robustness.views import EmbeddedViews, embedded_views
 from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
@@ -56,6 +55,7 @@ from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, rea
 from pathfm_kedro.statistics.permutation import less_chance
 from pathfm_kedro.statistics.perturbation import nearest_references
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.views import EmbeddedViews, embedded_views
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

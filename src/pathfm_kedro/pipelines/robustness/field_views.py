@@ -20,8 +20,8 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
     PROBLEMS,
     FieldOfView,
 )
-from pathfm_kedro.pipelines.robustness.views import Tensors
 from pathfm_kedro.slides.nested_fields import Layout, NestedFields, Size, name_of
+from pathfm_kedro.views import Tensors
 
 #: Raised with any change of how fields and parts are made from pixels.
 _REVISION = "1"
@@ -29,7 +29,7 @@ _REVISION = "1"
 
 @dataclass(frozen=True)
 class EmbedFields(NestedFields):
-    """Nested fields around each place: a :class:`~pathfm_kedro.pipelines.robustness.views.PartsWork`."""
+    """Nested fields around each place: a :class:`~pathfm_kedro.views.PartsWork`."""
 
     def describe(self) -> Any:
         """Everything beside pixels and encoder that decides the vectors."""

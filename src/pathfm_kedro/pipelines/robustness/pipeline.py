@@ -114,7 +114,7 @@ from pathfm_kedro.pipelines.robustness.tissue_pairs import (
     choose_paired_tiles,
     register_repeats,
 )
-from pathfm_kedro.pipelines.robustness.views import plan_views
+from pathfm_kedro.views import plan_views
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,

@@ -52,7 +52,6 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.views import View, ViewSet, embedded_views
 from pathfm_kedro.slides.views import (
     disc_views,
     inscribed_size,
@@ -80,6 +79,7 @@ from pathfm_kedro.statistics.perturbation import (
     require_neighbours,
 )
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.views import View, ViewSet, embedded_views
 
 Floats = NDArray[np.float64]
 

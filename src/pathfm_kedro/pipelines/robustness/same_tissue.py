@@ -51,13 +51,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.robustness.tissue_pairs import LEAST_DEGREES
-from pathfm_kedro.pipelines.robustness.views import (
-    EmbeddedViews,
-    View,
-    ViewSet,
-    embedded_views,
-    unchanged,
-)
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.slides.views import rotated_views, wide_side
 from pathfm_kedro.statistics.bootstrap import percentile_interval
@@ -69,6 +62,13 @@ from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.sampling import balanced_over_cells
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
+from pathfm_kedro.views import (
+    EmbeddedViews,
+    View,
+    ViewSet,
+    embedded_views,
+    unchanged,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

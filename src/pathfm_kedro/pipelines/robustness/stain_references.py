@@ -11,7 +11,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.base import Encoder, Vectors
-from pathfm_kedro.pipelines.robustness.views import Tensors
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.slides.stain import (
     PROBLEMS,
@@ -22,6 +21,7 @@ from pathfm_kedro.slides.stain import (
     stain_moments,
 )
 from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.views import Tensors
 
 #: Raised with any change of what is measured on a tile's pixels.
 _REVISION = "1"

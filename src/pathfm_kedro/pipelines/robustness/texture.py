@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.views import View, ViewSet, embedded_views, unchanged
 from pathfm_kedro.slides.perturbations import patch_sources, rotated_in_place, shuffled
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.cross_validation import (
@@ -58,6 +57,7 @@ from pathfm_kedro.statistics.perturbation import (
     relative_shift,
 )
 from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.views import View, ViewSet, embedded_views, unchanged
 
 Floats = NDArray[np.float64]
 
