@@ -272,14 +272,14 @@ def main() -> None:
     )
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--folder", type=Path, help="for the vectors, 205 kB a slide")
-    told = options.parse_args()
+    asked = options.parse_args()
     import faiss
 
-    faiss.omp_set_num_threads(told.threads)
-    with tempfile.TemporaryDirectory(dir=told.folder) as folder, threadpool_limits(told.threads):
-        cohort = synthetic(Path(folder), told.slides, told.patches, told.dimension)
-        print(f"{told.slides:,} slides x {told.patches} patches x {told.dimension} numbers")
-        measured = {name: growth(cohort, name, 60 * told.minutes) for name in SEARCHES}
+    faiss.omp_set_num_threads(asked.threads)
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder, threadpool_limits(asked.threads):
+        cohort = synthetic(Path(folder), asked.slides, asked.patches, asked.dimension)
+        print(f"{asked.slides:,} slides x {asked.patches} patches x {asked.dimension} numbers")
+        measured = {name: growth(cohort, name, 60 * asked.minutes) for name in SEARCHES}
         ceilings(cohort)
         on_paper(cohort, measured)
     # Pages of a mapped file count as resident and are given back when others need them.

@@ -78,13 +78,19 @@ class Audit:
 
         return pl.read_parquet(self.folder / _MEASUREMENTS / self.version / "measurements.parquet")
 
-    def vectors(self, encoder: str) -> tuple[NDArray[np.float32], NDArray[np.str_]] | None:
-        """[n, d] vectors and [n] patients of an encoder's tiles; None where they are not there."""
+    def vectors(
+        self, encoder: str, most: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
+        """[n, d] vectors and [n] patients of at most so many tiles, the patients' taking turns.
+
+        Only what is sampled is read; None where there are no vectors of the encoder.
+        """
         import numpy as np
         import polars as pl
         from kedro.io.core import Version
 
         from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
+        from pathfm_kedro.statistics.sampling import shuffled_turns
 
         family = self.folder / "04_feature/embeddings"
         version = self._version_of(family, f"*/{encoder}/_index.json")
@@ -101,12 +107,19 @@ class Audit:
         known = rows.filter(pl.col("slide_id").is_in(list(shards.slide_ids))).sort("slide_id")
         if known.is_empty():
             return None
-        parts = [shards.load_slide(slide) for slide in known["slide_id"]]
-        patients = known["patient_id"].cast(pl.String()).to_numpy()
-        return (
-            np.concatenate(parts).astype(np.float32),
-            np.repeat(patients, [len(part) for part in parts]),
+        counts = [int(shards.index[slide]["rows"]) for slide in known["slide_id"]]
+        rows = known[np.repeat(np.arange(len(counts)), counts)].select(
+            "slide_id",
+            pl.col("patient_id").cast(pl.String()),
+            place=pl.int_range(pl.len()).over("slide_id"),
+            _row=pl.int_range(pl.len()),
         )
+        chosen = shuffled_turns(rows, [["patient_id"]], 0).head(most).sort("_row")
+        parts = [
+            shards.load_slide(str(slide))[own["place"].to_numpy()]
+            for (slide,), own in chosen.group_by("slide_id", maintain_order=True)
+        ]
+        return np.concatenate(parts).astype(np.float64), chosen["patient_id"].to_numpy()
 
     def _version_of(self, folder: Path, pattern: str) -> str | None:
         """The audit's version of a dataset, or where it took an earlier one, the newest before it."""
@@ -289,7 +302,7 @@ def _drift_line(
 ) -> str | None:
     from pathfm_kedro.statistics.drift import drift
 
-    sampled = [_sampled(audit.vectors(encoder), tiles) for audit in (one, other)]
+    sampled = [audit.vectors(encoder, tiles) for audit in (one, other)]
     if sampled[0] is None or sampled[1] is None:
         return None
     (x, p), (y, q) = sampled[0], sampled[1]
@@ -302,23 +315,6 @@ def _drift_line(
     except ValueError as error:
         return f"{encoder}: drift of vectors not measured: {error}"
     return f"{encoder}: {_drift_words(found)}"
-
-
-def _sampled(
-    found: tuple[NDArray[np.float32], NDArray[np.str_]] | None, tiles: int
-) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
-    """At most so many tiles, the patients' tiles taking turns."""
-    import numpy as np
-    import polars as pl
-
-    from pathfm_kedro.statistics.sampling import shuffled_turns
-
-    if found is None:
-        return None
-    vectors, patients = found
-    rows = pl.DataFrame({"patient_id": patients, "_row": np.arange(len(patients))})
-    chosen = np.sort(shuffled_turns(rows, [["patient_id"]], 0)["_row"].head(tiles).to_numpy())
-    return vectors[chosen].astype(np.float64), patients[chosen]
 
 
 def _drift_words(found: Drift) -> str:

@@ -1,6 +1,6 @@
 r"""What a network can be pretrained on: pretext tasks with one interface, one backbone and one budget.
 
-- ``simclr``: two views of a tile are told apart from the other tiles' views (NT-Xent; Chen et al.
+- ``simclr``: two views of a tile are distinguished from the other tiles' views (NT-Xent; Chen et al.
   2020);
 - ``dino``: a student predicts what its moving average sees in another view, large or small (Caron
   et al. 2021), with 2 global and 2 local crops;

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from pathfm_kedro.slides.readers import SlideReader, open_slide
+
+
+def reason_for_table(reason: str, row: Mapping[str, Any]) -> str:
+    """Why a slide's job failed, as it may stand in a table: no class of ours, no patient's name.
+
+    Parameters
+    ----------
+    reason
+        Of the outcome: class and message of the error.
+    row
+        path and patient_id of the slide.
+
+    Examples
+    --------
+    >>> row = {"path": "p17/a.svs", "patient_id": "p17"}
+    >>> reason_for_table("SlideError: no file at 'p17/a.svs'", row)
+    "no file at '<patient_id>/a.svs'"
+    """
+    plain = reason.removeprefix(f"{SlideError.__name__}: ").removeprefix("ValueError: ")
+    return without_patient(plain, row["path"] or "", row["patient_id"] or "")
 
 
 def without_patient(reason: str, path: str, patient_id: str) -> str:

@@ -6,7 +6,7 @@ far the two agree: with F, G the spectra, the peak of the inverse transform of
 ``w · F·conj(G) / |F·conj(G)|``, w a Gaussian that leaves out what is finer than the blur of a scanner
 (Kuglin & Hines 1975). The best angles are refined step by step, and the peak to a part of a pixel.
 
-How well it fits is told by what was not fitted: the correlation of the fine structure where the two
+How well it fits is measured by what was not fitted: the correlation of the fine structure where the two
 overlap, and how far the parts of the overlap would still move, each by a phase correlation of its own
 (the median is the *residual*).
 

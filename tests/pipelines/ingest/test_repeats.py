@@ -35,7 +35,7 @@ def reasons(*rows):
         (row("s", "other", patient_id="p2"), "the label 'y' and this row 'x'"),
     ],
 )
-def test_a_row_that_cannot_be_is_told_and_the_rest_goes_on(bad, said):
+def test_a_row_that_cannot_be_is_named_and_the_rest_goes_on(bad, said):
     found = reasons(bad, row("fine", "ref"))
     assert said in found["s"]
     assert found["fine"] == ""
@@ -59,7 +59,7 @@ def test_a_chain_names_the_reference_to_write():
         ({"offset_x": "1", "offset_y": "2", "flip": "maybe"}, "flip 'maybe' is neither"),
     ],
 )
-def test_half_a_registration_is_told(given, said):
+def test_half_a_registration_is_named(given, said):
     empty = dict.fromkeys(("offset_x", "offset_y", "rotation_deg", "scale", "flip"), "")
     table = checked(row("ref", **empty), row("s", "ref", **empty | given))
     if said.startswith("offset_y 'nan'"):  # a word for nothing

@@ -195,7 +195,7 @@ def test_labels_that_say_nothing_make_no_arm_better():
     assert np.mean(missed) <= 0.125
 
 
-def test_too_few_patients_and_encoders_without_a_network_are_told():
+def test_too_few_patients_and_encoders_without_a_network_are_named():
     p = settings()
     for table, entry, reason in (
         (pool(per_cell=2), LITE0, "label(s) have 3 downstream patients"),

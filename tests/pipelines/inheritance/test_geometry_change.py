@@ -66,7 +66,7 @@ def test_a_collapse_is_a_change_that_the_pairing_shows_with_its_whole_interval()
     assert mirrored["ci_low"] == pytest.approx(-rows["effective_rank"]["ci_high"])
 
 
-def test_other_slides_other_dimensions_and_no_shape_are_told():
+def test_other_slides_other_dimensions_and_no_shape_are_named():
     slides, tiles, shards = of_geometry.cohort(n_slides=20)
     before = statistics(slides, tiles, shards)
     fewer = {k: shards[k] for k in list(shards)[2:]}

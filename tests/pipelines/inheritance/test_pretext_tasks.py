@@ -1,4 +1,4 @@
-"""Arms with planted vectors are told apart from random frozen weights, and from nothing else."""
+"""Arms with planted vectors differ from random frozen weights, and from nothing else."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_own_crops_are_nearer_where_views_change_nothing(found):
     assert near["n_patients"] == 24
 
 
-def test_what_training_took_is_told(found):
+def test_what_training_took_is_given(found):
     assert row(found, "operations", arm="simclr")["value"] == 3e9
     assert row(found, "loss_ratio", arm="simclr")["value"] == 0.5
     assert "nothing was learnt" in row(found, "loss_ratio", arm="random")["reason"]

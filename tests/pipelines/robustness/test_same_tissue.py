@@ -266,7 +266,7 @@ def test_one_patient_has_an_interval_over_regions_that_decides_nothing():
     assert "4 regions of this tissue" in row["caveat"]
 
 
-def test_all_pairs_of_a_tissue_count_and_untold_changes_only_among_all():
+def test_all_pairs_of_a_tissue_count_and_unknown_changes_only_among_all():
     paired, rng = synthetic(patients=2), np.random.default_rng(0)
     views = {
         s: {VIEWS: rng.standard_normal((10, 1, 8)).astype(np.float32)}

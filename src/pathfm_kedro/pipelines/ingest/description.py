@@ -13,7 +13,7 @@ from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.pipelines.ingest.duplicates import read_thumbnail, tissue_digest
 from pathfm_kedro.pipelines.ingest.repeats import marked_repeats
-from pathfm_kedro.slides.files import SlideError, SlideFiles, without_patient
+from pathfm_kedro.slides.files import SlideError, SlideFiles, reason_for_table
 from pathfm_kedro.slides.interface import Pixels, SlideDescription
 from pathfm_kedro.slides.readers import GREY_REASON, file_fingerprint
 from pathfm_kedro.slides.tissue import tissue_share
@@ -101,12 +101,7 @@ def describe_slides(
         lambda found: Note(reason=found["reason"]),
     )
     described = [
-        o.result
-        if o.reason is None
-        else _unusable(
-            o.item,
-            without_patient(_plain(o.reason), o.item["path"] or "", o.item["patient_id"] or ""),
-        )
+        o.result if o.reason is None else _unusable(o.item, reason_for_table(o.reason, o.item))
         for o in outcomes
     ]
     reasons = {
@@ -282,8 +277,3 @@ def _stretched(used: float, description: SlideDescription) -> str:
 def _unusable(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
     nothing = dict.fromkeys(_DESCRIBED)
     return nothing | {"mpp": row["mpp"], "status": "unusable", "reason": reason, "warning": ""}
-
-
-def _plain(reason: str) -> str:
-    """Without the class of our own errors, which says nothing to a reader."""
-    return reason.removeprefix(f"{SlideError.__name__}: ").removeprefix("ValueError: ")

@@ -79,7 +79,7 @@ class AdaptationSettings(ExperimentParameters):
     probe
         Of organ and center.
     signature
-        A linear probe that is better by more is told as the printed sign.
+        A linear probe that is better by more is said to be the printed sign.
     measured
         Whether seconds are kept; they differ from run to run.
     """

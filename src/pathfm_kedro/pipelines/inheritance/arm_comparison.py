@@ -431,10 +431,10 @@ class _Comparison:
     def difference(self, metric: _Measured, arm: Arm, against: str) -> Value:
         """The arm's figure less that of another, and whether it counts."""
         estimate = self._less(metric, arm, against)
-        told = _in_words(estimate, metric.better)
-        if metric.of not in _KNOWS and told.startswith(_COUNTS) and not self._knows(arm, against):
-            told = f"undecidable: {told}, but the arm reads the label no better than the other"
-        return Value(estimate, Null(0.0, 0.0), remark=told)
+        remark = _in_words(estimate, metric.better)
+        if metric.of not in _KNOWS and remark.startswith(_COUNTS) and not self._knows(arm, against):
+            remark = f"undecidable: {remark}, but the arm reads the label no better than the other"
+        return Value(estimate, Null(0.0, 0.0), remark=remark)
 
     def _knows(self, arm: Arm, against: str) -> bool:
         """Whether an arm reads the label better than another, with its whole interval."""

@@ -503,7 +503,7 @@ def correlation_figures(vectors: Floats) -> dict[str, float]:
     m, n = rows.shape
     if n < 2:
         return {}
-    single = rows.astype(np.float32)  # twice as fast, and exact to far more digits than are told
+    single = rows.astype(np.float32)  # twice as fast, and exact to far more digits than are shown
     correlations = np.abs(single.T @ single) / m
     np.fill_diagonal(correlations, 0.0)
     smaller = rows @ rows.T if m < n else rows.T @ rows
@@ -553,7 +553,7 @@ def gaussian_null(
 ) -> Mapping[str, Null]:
     """Range of every figure over seeded samples of [n_rows, n_dimensions] Gaussian noise.
 
-    Rows are dealt to slides in turn, for the pairs of alignment.
+    Rows are given to slides in turn, for the pairs of alignment.
 
     An encoder and its variants have the same shape, so that the noise is sampled once for them.
     """

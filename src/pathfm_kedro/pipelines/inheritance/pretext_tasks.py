@@ -18,7 +18,7 @@ Pitfalls
 - The robustness index is counted over all test tiles as they are and not on balanced subsamples:
   compare arms, not with the index of the encoders.
 - Stain jitter moves what colour augmentation of the contrastive arms moves too: that they stand it
-  is what they were told.
+  is what they were trained for.
 - Intervals are over patients. With several seeds figures are their mean; with one seed nothing is
   known of another start's spread.
 """

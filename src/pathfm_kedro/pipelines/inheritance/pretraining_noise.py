@@ -474,7 +474,7 @@ class Results:
         lost = self.loss(probe, kind, rate).estimate
         if lost.ci_low is None or lost.ci_low <= 0:
             raise Undefined(
-                f"the loss is {_shown(lost)}: a share of it can be told only where all of the interval "
+                f"the loss is {_shown(lost)}: a share of it is given only where all of the interval "
                 "lies above 0; add patients or seeds",
                 lost.n,
                 lost.n_patients,

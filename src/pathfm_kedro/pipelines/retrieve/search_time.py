@@ -37,7 +37,7 @@ NOT_MEASURED = (
 )
 NO_SEARCH_ALONE = (
     "what it learns on other patients and what it looks up are one step here: the time of a search "
-    "alone cannot be told"
+    "alone cannot be measured"
 )
 NO_SLIDES = "no slide was embedded, so that there is nothing to search"
 #: Families that compare vectors and learn nothing.

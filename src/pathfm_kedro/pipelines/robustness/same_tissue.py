@@ -73,8 +73,8 @@ from pathfm_kedro.views import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: What differs between the slides of a pair; any is all of them, and those of which nothing is told.
-ANY, SCANNER, STAIN, BOTH, UNTOLD = "any", "scanner", "stain", "both", "untold"
+#: What differs between the slides of a pair; any is all of them, and those of which nothing is known.
+ANY, SCANNER, STAIN, BOTH, UNKNOWN = "any", "scanner", "stain", "both", "unknown"
 KINDS = (ANY, SCANNER, STAIN, BOTH)
 #: Ten bins of confidence, as calibration errors are published.
 _BINS = 10
@@ -204,7 +204,7 @@ def _kind(row: dict[str, Any]) -> str:
         names = {row[column] or _UNSPECIFIED, row[f"{column}_second"] or _UNSPECIFIED}
         if len(names) > 1 and _UNSPECIFIED not in names:
             changed.append(column)
-    return BOTH if len(changed) > 1 else changed[0] if changed else UNTOLD
+    return BOTH if len(changed) > 1 else changed[0] if changed else UNKNOWN
 
 
 def _of_pair(
@@ -225,7 +225,7 @@ def _of_pair(
     first = both.row(0, named=True)
     for region in np.unique(regions):
         at = regions == region
-        told = at & known
+        answered = at & known
         yield {
             "kind": _kind(first),
             "first": first["slide_id"],
@@ -237,10 +237,10 @@ def _of_pair(
             "cosine_sum": float(own[at].sum()),
             "excess_sum": float((own - others)[at].sum()),
             "hits": [None if k_ >= n else float(hits[at, i].sum()) for i, k_ in enumerate(k)],
-            "n_probed": int(told.sum()),
-            "agree_sum": float(agree[told].sum()),
-            "agree_chance_sum": float(by_chance[told].sum()),
-            "bins": bins[told].sum(axis=0).ravel().tolist() if with_reference else [],
+            "n_probed": int(answered.sum()),
+            "agree_sum": float(agree[answered].sum()),
+            "agree_chance_sum": float(by_chance[answered].sum()),
+            "bins": bins[answered].sum(axis=0).ravel().tolist() if with_reference else [],
         }
 
 

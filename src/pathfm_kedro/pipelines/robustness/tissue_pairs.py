@@ -13,7 +13,7 @@ import polars as pl
 
 from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.slides.fields import side_of_tiles
-from pathfm_kedro.slides.files import SlideFiles, without_patient
+from pathfm_kedro.slides.files import SlideFiles, reason_for_table
 from pathfm_kedro.slides.registration import (
     Fit,
     Map,
@@ -132,9 +132,7 @@ def register_repeats(
         if outcome.reason is None:
             found.append(outcome.result)
             continue
-        reason = outcome.reason.removeprefix("SlideError: ").removeprefix("ValueError: ")
-        row = outcome.item.repeat
-        reason = without_patient(reason, row["path"] or "", row["patient_id"] or "")
+        reason = reason_for_table(outcome.reason, outcome.item.repeat)
         found.append(_row(outcome.item, reason=reason))
     return to_schema(found, TISSUE_PAIRS_SCHEMA)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.engine import EngineSettings, Note, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
-from pathfm_kedro.slides.files import SlideError, SlideFiles, without_patient
+from pathfm_kedro.slides.files import SlideError, SlideFiles, reason_for_table
 from pathfm_kedro.slides.mosaic import choose_mosaic, colour_clusters
 from pathfm_kedro.slides.readers import SlideReader, read_field
 from pathfm_kedro.slides.tissue import (
@@ -90,9 +90,7 @@ def cut_tiles(
     for outcome in outcomes:
         slide_id = outcome.item["slide_id"]
         if outcome.reason is not None:
-            reason = outcome.reason.removeprefix(f"{SlideError.__name__}: ")
-            reason = reason.removeprefix("ValueError: ")
-            reason = without_patient(reason, outcome.item["path"], outcome.item["patient_id"])
+            reason = reason_for_table(outcome.reason, outcome.item)
             tiling.append(_tiling_row(slide_id, None, 0.0, reason))
             continue
         found = outcome.result
