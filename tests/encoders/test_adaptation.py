@@ -9,17 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pathfm_kedro.encoders.adaptation import (
-    ARMS,
-    Adaptation,
-    Search,
-    Task,
-    add_lora,
-    frozen_vectors,
-    lora_targets,
-    merge_lora,
-)
+from pathfm_kedro.encoders.adaptation import ArmTrials, frozen_vectors
+from pathfm_kedro.encoders.adaptation_arms import ARMS, Search, Task
 from pathfm_kedro.encoders.architectures import SmallCNN
+from pathfm_kedro.encoders.lora import add_lora, lora_targets, merge_lora
 from pathfm_kedro.encoders.torch_encoder import Network
 from pathfm_kedro.encoders.training import InMemory
 
@@ -46,7 +39,7 @@ def bright_and_dark(n=32, labels=2):
 def adapted(arm, task, search=SEARCH, seed=0):
     start = network(seed)
     vectors = frozen_vectors(start, task.pixels, "cpu")
-    return Adaptation(ARMS[arm], task, search, start, vectors, seed, search.points(0), "cpu")
+    return ArmTrials(ARMS[arm], task, search, start, vectors, seed, search.points(0), "cpu")
 
 
 class Convolutions(nn.Module):
@@ -109,7 +102,7 @@ def test_the_linear_arm_is_a_logistic_regression():
         SEARCH, trials=1, head_epochs=150, patience=150, batch=60,
         head_learning_rates=(0.05, 0.05), weight_decays=(1e-9, 1e-9),
     )  # fmt: skip
-    fit = Adaptation(
+    fit = ArmTrials(
         ARMS["linear"], task, search, network(), vectors.astype(np.float32), 0,
         search.points(0), "cpu",
     )  # fmt: skip

@@ -10,16 +10,16 @@ import pytest
 import yaml
 from polars.testing import assert_frame_equal
 
-from pathfm_kedro.pipelines.inheritance.adaptation import (
-    ADAPTATION_SCHEMA,
-    adaptation_figures,
-    adaptation_statistics,
-)
+from pathfm_kedro.pipelines.inheritance.adaptation import adaptation_figures
 from pathfm_kedro.pipelines.inheritance.adaptation_fits import (
-    AdaptationSettings,
+    Adaptation,
     Split,
     adapted_tiles,
     plan_adaptation,
+)
+from pathfm_kedro.pipelines.inheritance.adaptation_statistics import (
+    ADAPTATION_SCHEMA,
+    adaptation_statistics,
 )
 from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, PRETRAIN
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline
@@ -38,7 +38,7 @@ def settings(**changes):
     quick |= {"input_pixels": 32, "groups": 4, "k": 3}
     search = {**DEFAULTS["adaptation"]["search"], "trials": 1, "epochs": 1, "head_epochs": 5}
     given = DEFAULTS["adaptation"] | quick | {"search": search} | changes
-    return read_parameters(AdaptationSettings, "adaptation", given)
+    return read_parameters(Adaptation, "adaptation", given)
 
 
 def pool(per_cell=8, tiles=2, organs=True):

@@ -19,12 +19,9 @@ from pathfm_kedro.pipelines.inheritance.noise_arms import (
     noise_arms,
     plan_noise_arms,
 )
-from pathfm_kedro.pipelines.inheritance.pretraining_noise import (
-    noise_figures,
-    noise_statistics,
-    page_trend,
-)
+from pathfm_kedro.pipelines.inheritance.pretraining_noise import noise_figures, noise_statistics
 from pathfm_kedro.statistics.figures import Undefined, measure
+from pathfm_kedro.statistics.page_trend import page_trend
 from pathfm_kedro.statistics.parameters import read_parameters
 
 PARAMETERS = {
@@ -216,9 +213,9 @@ def test_the_trend_is_the_mean_of_rank_correlations():
 
     values = np.random.default_rng(0).normal(size=(5, 4))
     mean = np.mean([spearmanr(row, range(4)).statistic for row in values])
-    assert page_trend(values).correlation == pytest.approx(mean)
+    assert page_trend(values, "").correlation == pytest.approx(mean)
     with pytest.raises(Undefined, match="2 and 2"):
-        page_trend(np.zeros((2, 2)))
+        page_trend(np.zeros((2, 2)), "add seeds")
 
 
 def test_a_fit_keeps_what_is_measured_and_goes_on_after_a_kill():

@@ -14,18 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.encoders.adaptation import (
-    ARMS,
-    Adaptation,
-    Arm,
-    Fitted,
-    Search,
-    Task,
-    frozen_vectors,
-    merge_lora,
-    starting_network,
-)
+from pathfm_kedro.encoders.adaptation import ArmTrials, Fitted, frozen_vectors, starting_network
+from pathfm_kedro.encoders.adaptation_arms import ARMS, Arm, Search, Task
 from pathfm_kedro.encoders.harmonised import Shards
+from pathfm_kedro.encoders.lora import merge_lora
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
@@ -51,7 +43,7 @@ LINEAR, RANDOM = "linear", "random_frozen"
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class AdaptationSettings(ExperimentParameters):
+class Adaptation(ExperimentParameters):
     """Parameters of the experiment.
 
     Attributes
@@ -59,7 +51,7 @@ class AdaptationSettings(ExperimentParameters):
     encoders
         That are adapted.
     arms
-        Names among :data:`~pathfm_kedro.encoders.adaptation.ARMS`; the linear probe is one of them.
+        Names among :data:`~pathfm_kedro.encoders.adaptation_arms.ARMS`, the linear probe among them.
     n_seeds
         Of weights and batches.
     folds
@@ -124,7 +116,7 @@ def not_adaptable(spec: EncoderSpec) -> str:
     return ""
 
 
-def learnt_labels(pool: pl.DataFrame, p: AdaptationSettings) -> list[str]:
+def learnt_labels(pool: pl.DataFrame, p: Adaptation) -> list[str]:
     """Labels with as many downstream patients as there are outer folds, and two at least in training.
 
     Raises
@@ -154,7 +146,7 @@ class Split:
     tested: Ints
 
     @classmethod
-    def of(cls, table: pl.DataFrame, fold: int, p: AdaptationSettings) -> Split:
+    def of(cls, table: pl.DataFrame, fold: int, p: Adaptation) -> Split:
         """The split of a table of downstream and held-out tiles.
 
         The inner fold has no label's last training patient.
@@ -175,7 +167,7 @@ class Split:
 
 
 def adapted_tiles(
-    pool: pl.DataFrame, tiles: Shards, p: AdaptationSettings
+    pool: pl.DataFrame, tiles: Shards, p: Adaptation
 ) -> tuple[pl.DataFrame, list[str]]:
     """Rows of the pool whose pixels were read and whose label is learnt, and these labels.
 
@@ -196,7 +188,7 @@ def plan_adaptation(
     shards: Shards,
     encoder: Mapping[str, Any],
     engine: Mapping[str, Any],
-    p: AdaptationSettings,
+    p: Adaptation,
     *,
     name: str,
 ) -> ShardPlan:
@@ -276,7 +268,7 @@ class FitArm(FitJob):
     shards: Shards
     data: str
     labels: tuple[str, ...]
-    p: AdaptationSettings
+    p: Adaptation
 
     @property
     def slide_id(self) -> str:
@@ -322,7 +314,7 @@ class FitArm(FitJob):
         vectors = frozen_vectors(network, tiles.pixels, device)
         operations = _operations(network)
         points = p.search.points(p.seed)
-        fitted = Adaptation(arm, task, p.search, network, vectors, self.seed, points, device).fit(
+        fitted = ArmTrials(arm, task, p.search, network, vectors, self.seed, points, device).fit(
             checkpoint
         )
         found: dict[str, NDArray[np.generic]] = {

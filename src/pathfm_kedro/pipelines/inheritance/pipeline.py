@@ -6,14 +6,12 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pathfm_kedro.pipelines.inheritance.adaptation import (
-    adaptation_figures,
-    adaptation_statistics,
-)
+from pathfm_kedro.pipelines.inheritance.adaptation import adaptation_figures
 from pathfm_kedro.pipelines.inheritance.adaptation_fits import (
-    AdaptationSettings,
+    Adaptation,
     plan_adaptation,
 )
+from pathfm_kedro.pipelines.inheritance.adaptation_statistics import adaptation_statistics
 from pathfm_kedro.pipelines.inheritance.arm_tiles import choose_arm_pool, plan_arm_tiles
 from pathfm_kedro.pipelines.inheritance.geometry import (
     Geometry,
@@ -90,7 +88,7 @@ EXPERIMENTS = [
 #: Of the encoders that are adapted.
 ADAPTATION = Experiment(
     "adaptation",
-    AdaptationSettings,
+    Adaptation,
     adaptation_statistics,
     adaptation_figures,
     [*ARM_DATA, "arms.adaptation.{e}", "params:encoders.{e}"],
@@ -256,9 +254,7 @@ def _arm_tiles(grids: TileGrids) -> list[Node]:
 def _adapted(e: str) -> Pipeline:
     """The fits of an encoder's arms."""
     fit = node(
-        named_partial(
-            with_parameters(AdaptationSettings, ADAPTATION.name, plan_adaptation), name=e
-        ),
+        named_partial(with_parameters(Adaptation, ADAPTATION.name, plan_adaptation), name=e),
         [*ARM_DATA, f"params:encoders.{e}", "params:engine", "params:adaptation"],
         f"arms.adaptation.{e}",
         name="fit_arms",
