@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+
+import polars as pl
 
 from pathfm_kedro.slides.fields import Box
 
@@ -72,7 +74,7 @@ def require_nested(fields: tuple[Size, ...]) -> tuple[Size, ...]:
     return fields
 
 
-def fields_around(fields: Sequence[Size], side: int) -> tuple[Size, ...]:
+def fields_around(fields: Sequence[Size], side: int | None) -> tuple[Size, ...]:
     """A tile, and those of the wider fields that lie around it with its centre px.
 
     Parameters
@@ -80,14 +82,46 @@ def fields_around(fields: Sequence[Size], side: int) -> tuple[Size, ...]:
     fields
         The first stands for the tile.
     side
-        Of the tile, px.
+        Of the tile, px; None where it is not known, which changes nothing.
 
     Examples
     --------
     >>> fields_around([(224, 224), (512, 512), (1025, 1025)], 256)
     ((256, 256), (512, 512))
     """
+    if side is None:
+        return tuple(fields)
     return ((side, side), *(field for field in fields[1:] if _is_around(field, side)))
+
+
+def places_with_room(
+    fields: Sequence[Size], places: pl.DataFrame, slide_ids: Collection[str]
+) -> Iterator[tuple[tuple[Size, ...], pl.DataFrame]]:
+    """Each field beyond the tile with those inside it, and the places that have room for it.
+
+    Parameters
+    ----------
+    fields
+        Nested, the tile first.
+    places
+        slide_id, and field: the largest that the place has room for.
+    slide_ids
+        Slides that were read; others are left out, and so are fields without a place.
+
+    Examples
+    --------
+    >>> places = pl.DataFrame({"slide_id": ["s", "t"], "field": ["512", "1024"]})
+    >>> fields = [(224, 224), (512, 512), (1024, 1024)]
+    >>> [(len(own), rows.height) for own, rows in places_with_room(fields, places, ["s", "t"])]
+    [(2, 2), (3, 1)]
+    """
+    for position in range(1, len(fields)):
+        names = [name_of(field) for field in fields[position:]]
+        rows = places.filter(
+            pl.col("field").is_in(names), pl.col("slide_id").is_in(list(slide_ids))
+        )
+        if rows.height:
+            yield tuple(fields[: position + 1]), rows
 
 
 def _is_around(field: Size, side: int) -> bool:

@@ -56,6 +56,7 @@ from pathfm_kedro.slides.nested_fields import (
     Size,
     fields_around,
     name_of,
+    places_with_room,
     require_nested,
     size_of,
 )
@@ -102,7 +103,7 @@ class MosaicField(SearchSettings):
 
     def fields_around(self, side: int | None) -> tuple[Size, ...]:
         """The fields, with the tile that is audited as the first, as of ``field_of_view``."""
-        return self.fields if side is None else fields_around(self.fields, side)
+        return fields_around(self.fields, side)
 
 
 def mosaic_field_matches(views: Embeddings, places: pl.DataFrame, p: MosaicField) -> pl.DataFrame:
@@ -121,13 +122,8 @@ def mosaic_field_matches(views: Embeddings, places: pl.DataFrame, p: MosaicField
     """
     fields = p.fields_around(side_of_tiles(places))
     tables = [pl.DataFrame(schema=_COLUMNS)]
-    for position in range(1, len(fields)):
-        names = [name_of(field) for field in fields[position:]]
-        rows = places.filter(
-            pl.col("field").is_in(names), pl.col("slide_id").is_in(list(views.slide_ids))
-        )
-        if rows.height:
-            tables += _of_field(views, rows, fields[: position + 1], p)
+    for nested, rows in places_with_room(fields, places, views.slide_ids):
+        tables += _of_field(views, rows, nested, p)
     return pl.concat(tables)
 
 

@@ -57,6 +57,7 @@ from pathfm_kedro.slides.nested_fields import (
     Size,
     fields_around,
     name_of,
+    places_with_room,
     require_nested,
     size_of,
 )
@@ -155,7 +156,7 @@ class FieldOfView(ExperimentParameters):
         side
             Of the tile, px; None where it is not known, which changes nothing.
         """
-        return self.fields if side is None else fields_around(self.fields, side)
+        return fields_around(self.fields, side)
 
 
 def field_of_view_statistics(views: Embeddings, pool: pl.DataFrame, p: FieldOfView) -> pl.DataFrame:
@@ -182,13 +183,8 @@ def field_of_view_statistics(views: Embeddings, pool: pl.DataFrame, p: FieldOfVi
     """
     fields = p.fields_around(side_of_tiles(pool))
     frames = [pl.DataFrame(schema=FIELD_OF_VIEW_SCHEMA)]
-    for position in range(1, len(fields)):
-        names = [name_of(field) for field in fields[position:]]
-        rows = pool.filter(
-            pl.col("field").is_in(names), pl.col("slide_id").is_in(list(views.slide_ids))
-        )
-        if rows.height:
-            frames += _at_field(views, rows, fields[: position + 1], p)
+    for nested, rows in places_with_room(fields, pool, views.slide_ids):
+        frames += _at_field(views, rows, nested, p)
     return pl.concat(frames)
 
 
