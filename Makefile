@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # What the tests use beside: their tools, and the extras.
 $(TESTING): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,cluster,features,models,adaptation]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs,cluster,features,models,adaptation]'
 	@touch $(TESTING)
 
 demo: $(DEMO)
