@@ -172,7 +172,7 @@ def patients_by_cell(design: pl.DataFrame) -> list[str]:
         filled = cells.filter(pl.col("n_patients") > 0)["n_patients"]
         return [
             f"  {len(filled)} of {len(cells)} cells of label and center have patients, "
-            f"{filled.min()} to {filled.max()} (median {filled.median():g})"
+            f"{min(filled)} to {max(filled)} (median {filled.median():g})"
         ]
     counts = {(a, b): n for a, b, n in cells.iter_rows()}
     rows = [["", *centers]]

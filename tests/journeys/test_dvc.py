@@ -156,3 +156,40 @@ def test_the_pinned_run_and_the_timestamped_run_agree(reproduced, tmp_path):
         }
         assert len(list(versions.iterdir())) == 2
         assert len(bytes_of) == 1
+
+
+def test_a_clone_pulls_what_was_pushed_and_has_nothing_to_do(reproduced, tmp_path):
+    folder = tmp_path / "first"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    dvc(folder, "remote", "add", "--default", "store", tmp_path / "store")
+    git(folder, "commit", "--quiet", "--all", "-m", "remote")
+    target = f"report@{COHORT}"
+    dvc(folder, "push", "--with-deps", target)
+    second = tmp_path / "second"
+    run(tmp_path, "git", "clone", "--quiet", folder, second)
+    dvc(second, "pull", "--with-deps", target)
+    report = Path("data", COHORT, "08_reporting/report.html/0-repro/report.html")
+    assert (second / report).read_bytes() == (folder / report).read_bytes()
+    assert ran(dvc(second, "repro", target).stdout) == []
+    assert git(second, "status", "--porcelain").stdout == ""
+
+
+def test_two_encoders_are_two_experiments(reproduced, tmp_path):
+    """The same entry with another model in it: what differs is shown as metrics and as curves."""
+    folder = tmp_path / "experiments"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    entry = f"conf/{COHORT}/parameters_encoders.yml:encoders.phantom_truth.model"
+    changed = f"{entry}=control:random_projection"
+    output = dvc(folder, "exp", "run", "-n", "projection", "-S", changed, f"report@{COHORT}").stdout
+    assert set(ran(output)) == {
+        "embed", "collect", "retrieve", "robustness", "inheritance", "report",
+    }  # fmt: skip
+    differences = json.loads(dvc(folder, "metrics", "diff", "HEAD", "--json").stdout)["diff"]
+    (figures,) = (found for path, found in differences.items() if f"data/{COHORT}/" in path)
+    own = {name.split(".")[0] for name in figures}
+    assert "phantom_truth" in own
+    curves = f"data/{COHORT}/08_reporting/curves/0-repro/curves"
+    dvc(folder, "plots", "diff", "HEAD", "--targets", curves, "-o", tmp_path / "plots")
+    page = (tmp_path / "plots" / "index.html").read_text()
+    assert {"HEAD", "workspace"} <= set(re.findall(r"HEAD|workspace", page))
+    assert "projection" in dvc(folder, "exp", "show", "--csv").stdout
