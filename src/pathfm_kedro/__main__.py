@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import click
 from kedro.framework.project import configure_project
 
 
@@ -19,7 +20,7 @@ def main(*arguments: str) -> Any:
     from pathfm_kedro.cli import cli
 
     given = list(arguments or sys.argv[1:])
-    named = bool(given) and (given[0] in cli.list_commands(None) or given[0] == "--help")
+    named = bool(given) and given[0] in {"--help", *cli.list_commands(click.Context(cli))}
     return cli.main(given if named else ["run", *given], prog_name="pathfm-kedro")
 
 

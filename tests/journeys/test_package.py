@@ -28,7 +28,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(project, tmp_path_factory):
-    """The wheel in a folder of its own, and an empty folder to work in with the packed configuration."""
+    """The wheel in a folder of its own, an empty folder to work in, and the wheel's file."""
     target, work = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("work")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     offline = ("--no-deps", "--no-index")
