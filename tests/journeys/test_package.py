@@ -8,13 +8,13 @@ import zipfile
 
 import pytest
 
-from tests.journeys.conftest import fresh_clone, kedro, newest, run
+from tests.journeys.conftest import fresh_clone, kedro, newest, run, write_parameters
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 COHORT = "mini"
 #: Eight slides, drawn and tiled in seconds.
-SMALL = "phantom.patients_per_cell=1,phantom.size_px=512,phantom.centers=[north,south]"
+SMALL = {"patients_per_cell": 1, "size_px": 512, "centers": ["north", "south"]}
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,7 @@ def project(tmp_path_factory):
     """A clone with a cohort of its own, and one whose manifest names patients."""
     folder = fresh_clone(tmp_path_factory)
     kedro(folder, "cohort", "new", COHORT, "--phantom")
+    write_parameters(folder, COHORT, "ingest", phantom=SMALL)
     (folder / "conf" / COHORT / "manifest.csv").write_text("patient_id\nsecret-patient\n")
     return folder
 
@@ -47,7 +48,7 @@ def test_the_wheel_runs_a_cohort_outside_of_the_project(project, installed):
     # -P: nothing of the working folder is imported.
     words = (sys.executable, "-P", "-m", "pathfm_kedro", "run", "--env", COHORT)
     output = run(
-        work, *words, "--pipelines", "ingest,tile", "--conf-source", archive, "--params", SMALL,
+        work, *words, "--pipelines", "ingest,tile", "--conf-source", archive,
         env={"PYTHONPATH": str(target)},
     ).stdout  # fmt: skip
     assert f"cohort {COHORT}: ingest, tile" in output
