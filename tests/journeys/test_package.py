@@ -10,7 +10,7 @@ import pytest
 
 from tests.journeys.conftest import fresh_clone, kedro, newest, run, write_parameters
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 COHORT = "mini"
 #: Eight slides, drawn and tiled in seconds.
