@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -169,10 +170,10 @@ def patients_by_cell(design: pl.DataFrame) -> list[str]:
     labels = cells["label"].unique(maintain_order=True).to_list()
     centers = cells["center"].unique().sort().to_list()
     if len(labels) > _MOST_LABELS or len(centers) > _MOST_CENTERS:
-        filled = cells.filter(pl.col("n_patients") > 0)["n_patients"]
+        filled = [int(n) for n in cells["n_patients"] if n]
         return [
             f"  {len(filled)} of {len(cells)} cells of label and center have patients, "
-            f"{min(filled)} to {max(filled)} (median {filled.median():g})"
+            f"{min(filled)} to {max(filled)} (median {median(filled):g})"
         ]
     counts = {(a, b): n for a, b, n in cells.iter_rows()}
     rows = [["", *centers]]
