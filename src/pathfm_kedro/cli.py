@@ -232,7 +232,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
-    from pathfm_kedro.estimate import estimate_lines, is_timed, tried_speed
+    from pathfm_kedro.estimate import estimate_lines, is_timed, networks_of_arms
+    from pathfm_kedro.estimate_speed import tried_small_network, tried_speed
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
     root = project_root()
@@ -254,11 +255,15 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
             entry = parameters["encoders"][encoder]
             if speed.seconds is None and is_timed(entry):
                 speeds[encoder] = tried_speed(encoder, entry, speed, pixels)
+        side = int(parameters["arms"]["side"])
+        for network in networks_of_arms(parameters, found):
+            speeds[network] = tried_small_network(network.partition(":")[2], side)
     click.echo(f"cohort {name}, " + "\n".join(estimate_lines(parameters, found, speeds)))
     for line in too_small_checks(parameters, found.patients):
         click.echo(line)
     untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
-    if any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+    arms = () if trial else networks_of_arms(parameters, found)
+    if arms or any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
         click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
 
 
