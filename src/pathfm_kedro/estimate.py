@@ -3,7 +3,7 @@
 A pass is one tile, or one changed tile, through the network. A step of an attack or of training is
 three: forward, and back at twice the cost. Hours come from the recorded cost of an encoder, else from
 its runtime's trial, else from a trial made now; statistics (neighbours, permutations, probes on
-vectors, and so label budgets) are not in them. Where training may end early, all its epochs are counted.
+vectors, and so label budgets) are not in them. Of training that may end early all epochs are counted.
 """
 
 from __future__ import annotations

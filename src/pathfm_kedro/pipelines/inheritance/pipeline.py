@@ -38,6 +38,7 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
     LinearProbe,
     linear_probe_figures,
     linear_probe_statistics,
+    pooled_probe_figures,
 )
 from pathfm_kedro.pipelines.inheritance.noise_arms import (
     BACKBONE,
@@ -75,7 +76,14 @@ ARM_DATA = ["arm_pool", "arm_tiles"]
 
 EXPERIMENTS = [
     Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
-    Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
+    Experiment(
+        "linear_probe",
+        LinearProbe,
+        linear_probe_statistics,
+        linear_probe_figures,
+        VECTORS,
+        pooled=pooled_probe_figures,
+    ),
     Experiment(
         "probe_calibration",
         ProbeCalibration,
@@ -140,6 +148,7 @@ def create_pipeline(
     bases: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     adapted: Sequence[str] = (),
+    splits: Mapping[str, Sequence[str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
 
@@ -155,6 +164,8 @@ def create_pipeline(
         The cohort's: which encoders are versions of one decides what is wired.
     adapted
         ``adaptation.encoders``.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
 
     Raises
     ------
@@ -171,7 +182,10 @@ def create_pipeline(
     names = [x.name for x in (*EXPERIMENTS, NOISE, PRETEXT_TASKS, INITIALISATION, *of_arms)]
     names += [*([CHANGE.name] if before else []), "comparison"]
     tables = [f"measurements.inheritance.{name}" for name in names]
-    parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
+    parts = [
+        experiment_pipeline("inheritance", x, encoders, grids=grids, splits=splits)
+        for x in EXPERIMENTS
+    ]
     tasks = PRETEXT_TASKS
     if _DRAWN in encoders and not (grids and grids.grid(_DRAWN)):
         tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
