@@ -56,6 +56,8 @@ def _adversarial(
     if network:
         steps = 1 + sum(p.pgd_steps)
         passes += tiles * LEARNT_PASS * len(p.epsilons) * steps
+        if p.published is not None:
+            passes += tiles * LEARNT_PASS * p.published.steps
         if p.universal is not None:
             fit = p.universal
             passes += 2 * len(fit.epsilons) * fit.tiles * fit.steps * LEARNT_PASS

@@ -1,0 +1,60 @@
+"""`dvc repro` of a cohort of features alone: nothing runs twice, and changed files are seen."""
+
+from __future__ import annotations
+
+import h5py
+import pytest
+
+from tests.journeys.conftest import (
+    SMALL_INHERITANCE,
+    SMALL_RETRIEVE,
+    dvc,
+    fresh_clone,
+    kedro,
+    newest,
+    write_parameters,
+)
+from tests.journeys.test_dvc import ran
+from tests.journeys.test_features import COHORT, write_features
+
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A clone in which two encoders' files were audited by `dvc repro`, from the manifest on."""
+    folder = fresh_clone(tmp_path_factory)
+    job = folder.parent / "job"
+    write_features(job)
+    kedro(
+        folder, "cohort", "new", COHORT, "--manifest", job / "slides.csv",
+        f"--features=uni={job / 'features_uni'}", f"--features=titan={job / 'features_titan'}",
+        "--size=quick",
+    )  # fmt: skip
+    write_parameters(folder, COHORT, "retrieve", **SMALL_RETRIEVE)
+    write_parameters(folder, COHORT, "inheritance", **SMALL_INHERITANCE)
+    first = dvc(folder, "repro", f"report@{COHORT}").stdout
+    return folder, job, first
+
+
+def test_the_whole_audit_is_made_and_nothing_runs_twice(reproduced):
+    folder, _, first = reproduced
+    assert {"ingest", "tile", "embed", "features", "collect", "retrieve", "report"} <= set(
+        ran(first)
+    )
+    assert newest(folder, COHORT, "08_reporting/report.html").is_file()
+    assert ran(dvc(folder, "repro", f"report@{COHORT}").stdout) == []
+
+
+def test_changed_files_of_features_are_changed_dependencies(reproduced):
+    folder, job, _ = reproduced
+    with h5py.File(job / "features_titan" / "s111.h5", "r+") as file:
+        file["features"][...] = -file["features"][...]
+    planned = ran(dvc(folder, "repro", "--dry", f"report@{COHORT}").stdout)
+    # The cohort's tiles are where uni's files have them: titan's own change no tile of it.
+    assert "features" in planned
+    assert not {"ingest", "tile"} & set(planned)
+    with h5py.File(job / "features_uni" / "s111.h5", "r+") as file:
+        file["features"][...] = -file["features"][...]
+    planned = ran(dvc(folder, "repro", "--dry", f"report@{COHORT}").stdout)
+    assert {"tile", "embed", "features"} <= set(planned)
