@@ -89,7 +89,7 @@ def _of_encoder(
         if rival.passes:
             hours = _hours(rival.passes, speed, parameters)
             yield Share(name, "training", rival.passes, hours, rival.pixel_bytes / 1e9)
-    others = [other for n, other in ran.items() if n != name and other.get("role") != "control"]
+    others = [n for n, other in ran.items() if n != name and _shows_others(other)]
     for experiment, whole, numbers, pixels in work_on_pixels(
         parameters, size, len(others), is_timed(entry)
     ):
@@ -100,6 +100,11 @@ def _of_encoder(
             if experiment == "embed" and parameters["embed"]["dtype"] == "float16":
                 stored /= 2
         yield Share(name, experiment, passes, _hours(passes, speed, parameters), stored)
+
+
+def _shows_others(entry: Mapping[str, Any]) -> bool:
+    """Whether tiles that are made against an encoder are shown to the others."""
+    return entry.get("role") != "control" and not str(entry["model"]).startswith(_TRAINED)
 
 
 def _of_arms(

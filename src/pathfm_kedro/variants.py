@@ -61,7 +61,8 @@ def _n_splits(entry: Any) -> int:
     folds = training.get("folds", _FOLDS)
     given = training.get("repeats", folds)
     # What is no number, or too many, is refused where the entry is read.
-    return given if isinstance(given, int) and given <= folds else 1
+    numbers = isinstance(given, int) and isinstance(folds, int)
+    return given if numbers and given <= folds else 1
 
 
 def _expand_splits(encoders: Mapping[str, Any]) -> dict[str, Any]:
