@@ -5,24 +5,20 @@ from __future__ import annotations
 import h5py
 import pytest
 
-from tests.journeys.conftest import (
-    SMALL_INHERITANCE,
-    SMALL_RETRIEVE,
-    dvc,
-    fresh_clone,
-    kedro,
-    newest,
-    write_parameters,
-)
+from tests.journeys.conftest import dvc, fresh_clone, kedro, newest
 from tests.journeys.test_dvc import ran
 from tests.journeys.test_features import COHORT, write_features
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
+#: All vectors and cards; what rests on them is as in a cohort of slides (test_dvc.py).
+VECTORS = f"collect@{COHORT}"
+
+
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    """A clone in which two encoders' files were audited by `dvc repro`, from the manifest on."""
+    """A clone in which `dvc repro` read two encoders' files, from the manifest on."""
     folder = fresh_clone(tmp_path_factory)
     job = folder.parent / "job"
     write_features(job)
@@ -31,9 +27,7 @@ def reproduced(tmp_path_factory):
         f"--features=uni={job / 'features_uni'}", f"--features=titan={job / 'features_titan'}",
         "--size=quick",
     )  # fmt: skip
-    write_parameters(folder, COHORT, "retrieve", **SMALL_RETRIEVE)
-    write_parameters(folder, COHORT, "inheritance", **SMALL_INHERITANCE)
-    first = dvc(folder, "repro", f"report@{COHORT}").stdout
+    first = dvc(folder, "repro", VECTORS).stdout
     return folder, job, first
 
 
@@ -43,18 +37,18 @@ def test_the_whole_audit_is_made_and_nothing_runs_twice(reproduced):
         ran(first)
     )
     assert newest(folder, COHORT, "08_reporting/report.html").is_file()
-    assert ran(dvc(folder, "repro", f"report@{COHORT}").stdout) == []
+    assert ran(dvc(folder, "repro", VECTORS).stdout) == []
 
 
 def test_changed_files_of_features_are_changed_dependencies(reproduced):
     folder, job, _ = reproduced
     with h5py.File(job / "features_titan" / "s111.h5", "r+") as file:
         file["features"][...] = -file["features"][...]
-    planned = ran(dvc(folder, "repro", "--dry", f"report@{COHORT}").stdout)
+    planned = ran(dvc(folder, "repro", "--dry", VECTORS).stdout)
     # The cohort's tiles are where uni's files have them: titan's own change no tile of it.
     assert "features" in planned
     assert not {"ingest", "tile"} & set(planned)
     with h5py.File(job / "features_uni" / "s111.h5", "r+") as file:
         file["features"][...] = -file["features"][...]
-    planned = ran(dvc(folder, "repro", "--dry", f"report@{COHORT}").stdout)
+    planned = ran(dvc(folder, "repro", "--dry", VECTORS).stdout)
     assert {"tile", "embed", "features"} <= set(planned)
