@@ -14,6 +14,7 @@ from pathfm_kedro.cohorts import (
     read_cohort_plan,
     seeds_of_rivals,
     shows_same_tissue,
+    subgroups_of,
     tiles_of_cohort,
 )
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
@@ -56,6 +57,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             grids=grids,
             same_as=tiles.same_as,
             same_tissue=shows_same_tissue(plan),
+            subgroups=bool(subgroups_of(plan)),
         ),
         "inheritance": inheritance(
             encoders,

@@ -103,6 +103,8 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
     stain_of_tiles,
     tile_stains,
 )
+from pathfm_kedro.pipelines.robustness.subgroup_statistics import subgroup_statistics
+from pathfm_kedro.pipelines.robustness.subgroups import Subgroups, subgroup_figures
 from pathfm_kedro.pipelines.robustness.texture import (
     Texture,
     texture_figures,
@@ -259,6 +261,20 @@ SAME_TISSUE = Experiment(
     beside=["tissue_pairs"],
 )
 
+#: Only where the cohort names columns of its manifest (cohort.subgroups).
+SUBGROUPS = Experiment(
+    "subgroups",
+    Subgroups,
+    subgroup_statistics,
+    subgroup_figures,
+    [*VECTORS, "params:cohort.subgroups"],
+    beside=[
+        "statistics.robustness.robustness_index.{e}",
+        "robustness_k",
+        "params:cohort.subgroups",
+    ],
+)
+
 #: The index and the margins rest on one search, and the index on the k of all encoders.
 INDEX = Experiment(
     "robustness_index",
@@ -307,6 +323,7 @@ def create_pipeline(
     grids: TileGrids | None = None,
     same_as: Mapping[str, str] | None = None,
     same_tissue: bool = False,
+    subgroups: bool = False,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -328,9 +345,12 @@ def create_pipeline(
         Of features that were brought, the encoder that should give the same.
     same_tissue
         Whether the cohort has slides that show the tissue of others again.
+    subgroups
+        Whether it names columns of subgroups.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
-    listed = EXPERIMENTS if experiments is None else experiments
+    listed = [*(EXPERIMENTS if experiments is None else experiments)]
+    listed += [SUBGROUPS] if subgroups else []
     again = [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
     judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
