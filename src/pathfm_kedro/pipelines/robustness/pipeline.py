@@ -93,6 +93,11 @@ from pathfm_kedro.pipelines.robustness.same_tissue import (
     same_tissue_statistics,
     view_of_same_tissue,
 )
+from pathfm_kedro.pipelines.robustness.slide_level import (
+    SlideLevel,
+    slide_level_figures,
+    slide_level_statistics,
+)
 from pathfm_kedro.pipelines.robustness.stain_probe import (
     StainProbe,
     stain_probe_figures,
@@ -155,6 +160,14 @@ EXPERIMENTS = [
         VECTORS,
     ),
     Experiment("center_auc", CenterAuc, center_auc_statistics, center_auc_figures, VECTORS),
+    Experiment(
+        "slide_level",
+        SlideLevel,
+        slide_level_statistics,
+        slide_level_figures,
+        VECTORS,
+        beside=[f"measurements.robustness.robustness_{x}.{{e}}" for x in ("index", "margins")],
+    ),
     Experiment(
         "rotation",
         Rotation,

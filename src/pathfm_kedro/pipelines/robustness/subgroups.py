@@ -15,8 +15,8 @@ Accuracies are means over the labels that all subgroups have, so that another mi
 ``largest_gap`` is the largest difference between two subgroups of a column
 (:mod:`~pathfm_kedro.statistics.group_gaps`). A gap is never below 0: its null is the gap with subgroups
 permuted over patients of the same label and center, and its p-value and interval allow for the number
-of columns. The null of a subgroup's own figure is where it lies under the same permutations: where so many
-other patients of these labels and centers would lie.
+of columns. The null of a subgroup's own figure is where it lies under the same permutations: where so
+many other patients of these labels and centers would lie.
 
 ``association`` is Cramér's V over patients, of subgroup and center, and of subgroup and label. Where
 fewer than half of the patients share label and center with a patient of another subgroup, the two are
