@@ -17,6 +17,7 @@ from pathfm_kedro.cohorts import (
     subgroups_of,
     tiles_of_cohort,
 )
+from pathfm_kedro.mitigations import mitigated_from
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -47,8 +48,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     aside = [*controls, *(name for name in seeds if name not in controls)]
     tiles = tiles_of_cohort(plan)
     grids = _grids(plan, tiles, bases)
+    mitigated = mitigated_from(plan.encoders)
     measured = {
-        "retrieve": retrieve(encoders, aside, grids, bases),
+        "retrieve": retrieve(encoders, aside, grids, bases, mitigated),
         "robustness": robustness(
             encoders,
             aside,
@@ -58,6 +60,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             same_as=tiles.same_as,
             same_tissue=shows_same_tissue(plan),
             subgroups=bool(subgroups_of(plan)),
+            mitigated=mitigated,
         ),
         "inheritance": inheritance(
             encoders,
@@ -66,6 +69,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             bases,
             plan.parameters,
             plan.parameters["adaptation"]["encoders"],
+            mitigated,
         ),
     }
     named = {

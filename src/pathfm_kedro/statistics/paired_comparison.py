@@ -54,6 +54,8 @@ Floats = NDArray[np.float64]
 Key = tuple[str, str, str]
 
 EXPERIMENT = "comparison"
+#: Of encoders with something done against their confounder, to the encoder without.
+MITIGATION = "mitigation"
 #: What is put behind the name of a figure.
 SUFFIX = "_difference"
 
@@ -142,29 +144,79 @@ def compare_encoders(
         other's (entry ``compared_with`` of the setting; ``of`` is the experiment). Of an encoder and a
         control the encoder's alone. All descriptive; the reason says whether they are distinguished.
     """
-    keys = list(dict.fromkeys(key for each in judged.values() for key in each.values))
     pairs = [p for p in itertools.combinations(sorted(judged), 2) if not set(p) <= set(controls)]
-    rows: list[dict[str, Any]] = []
-    for key in keys:
-        metric, stratum, setting = key
-        for name, other, found in _differences(key, pairs, judged):
-            if name in controls:
-                continue
-            same = grids is None or grids.get(name) == grids.get(other)
-            remark = "" if same else _OTHER_TILES.format(name, other)
-            rows.append(
-                measurement(
-                    experiment=EXPERIMENT,
-                    encoder=name,
-                    metric=f"{metric}{SUFFIX}",
-                    stratum=stratum,
-                    setting={**json.loads(setting), "of": experiment, "compared_with": other},
-                    estimate=found.estimate,
-                    null=found.null,
-                    reason="; ".join(filter(None, [found.reason, found.remark, remark])),
-                )
-            )
+    rows = (
+        _row(EXPERIMENT, key, experiment, name, other, found, grids)
+        for key in _keys(judged)
+        for name, other, found in _differences(key, pairs, judged)
+        if name not in controls
+    )
     return measurement_table(rows)
+
+
+def compare_with_bases(
+    judged: Mapping[str, Judged],
+    experiment: str,
+    bases: Mapping[str, tuple[str, str]],
+    grids: Mapping[str, str] | None = None,
+) -> pl.DataFrame:
+    """Differences between variants of encoders and the encoders themselves, on each judged figure.
+
+    Intervals and p-values allow for these pairs alone.
+
+    Parameters
+    ----------
+    judged, experiment, grids
+        As of :func:`compare_encoders`.
+    bases
+        Of each variant the encoder that it is held against, and what was done (entry ``mitigation`` of
+        the setting). Those that were not judged are passed over.
+
+    Returns
+    -------
+    DataFrame
+        Rows as of :func:`compare_encoders`, experiment ``mitigation``.
+    """
+    pairs = [
+        (name, base) for name, (base, _) in sorted(bases.items()) if {name, base} <= set(judged)
+    ]
+    rows = (
+        _row(MITIGATION, key, experiment, name, base, found, grids, mitigation=bases[name][1])
+        for key in _keys(judged)
+        for name, base, found in _differences(key, pairs, judged)
+        if (name, base) in pairs
+    )
+    return measurement_table(rows)
+
+
+def _keys(judged: Mapping[str, Judged]) -> list[Key]:
+    return list(dict.fromkeys(key for each in judged.values() for key in each.values))
+
+
+def _row(
+    table: str,
+    key: Key,
+    experiment: str,
+    name: str,
+    other: str,
+    found: Value,
+    grids: Mapping[str, str] | None,
+    **more: str,
+) -> dict[str, Any]:
+    """The difference of an encoder's figure and another's as a row."""
+    metric, stratum, setting = key
+    same = grids is None or grids.get(name) == grids.get(other)
+    remark = "" if same else _OTHER_TILES.format(name, other)
+    return measurement(
+        experiment=table,
+        encoder=name,
+        metric=f"{metric}{SUFFIX}",
+        stratum=stratum,
+        setting={**json.loads(setting), "of": experiment, "compared_with": other, **more},
+        estimate=found.estimate,
+        null=found.null,
+        reason="; ".join(filter(None, [found.reason, found.remark, remark])),
+    )
 
 
 def _differences(

@@ -140,6 +140,7 @@ def create_pipeline(
     bases: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     adapted: Sequence[str] = (),
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
 
@@ -155,6 +156,8 @@ def create_pipeline(
         The cohort's: which encoders are versions of one decides what is wired.
     adapted
         ``adaptation.encoders``.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def create_pipeline(
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
-    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
+    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids, mitigated)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
 

@@ -145,6 +145,7 @@ def create_pipeline(
     controls: Sequence[str],
     grids: TileGrids,
     bases: Mapping[str, str],
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -158,6 +159,8 @@ def create_pipeline(
         Which tiles each encoder has vectors of.
     bases
         Of each harmonised variant, the encoder whose vectors it takes.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
     tables = [f"measurements.retrieve.{name}" for name in names]
@@ -194,7 +197,7 @@ def create_pipeline(
         tags="index",
     )
     own = [grouped(e, _index(e, grids)) for e in encoders]
-    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids)
+    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids, mitigated)
     collect = collected(tables, "retrieve_measurements")
     return grouped("retrieve", [grouped("index", own), *parts, described, compared, collect])
 

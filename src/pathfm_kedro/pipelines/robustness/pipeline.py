@@ -337,6 +337,7 @@ def create_pipeline(
     same_as: Mapping[str, str] | None = None,
     same_tissue: bool = False,
     subgroups: bool = False,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -360,6 +361,8 @@ def create_pipeline(
         Whether the cohort has slides that show the tissue of others again.
     subgroups
         Whether it names columns of subgroups.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
     listed = [*(EXPERIMENTS if experiments is None else experiments)]
@@ -375,7 +378,7 @@ def create_pipeline(
         *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
-        comparison_pipeline("robustness", judged, encoders, controls, grids),
+        comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
     if same_tissue:
