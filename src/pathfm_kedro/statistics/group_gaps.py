@@ -231,6 +231,11 @@ class GroupGap:
         return max(values) - min(values)
 
     @property
+    def is_exchangeable(self) -> bool:
+        """Whether any patient could be of another subgroup: else there is no null."""
+        return bool((self.permuted != self.group).any())
+
+    @property
     def permuted_gaps(self) -> Floats:
         """[permutations] the largest gap with subgroups permuted."""
         gaps = np.ptp(self._permuted, axis=1)
@@ -261,4 +266,6 @@ class GroupGap:
     def named(self, names: Sequence[str]) -> str:
         """Which subgroups the gap lies between."""
         values = [figure.value for figure in self.figures]
+        if max(values) == min(values):
+            return "no gap"
         return f"{names[int(np.argmax(values))]} above {names[int(np.argmin(values))]}"

@@ -14,8 +14,8 @@ Figures at level ``tile`` are those of the two experiments, repeated to stand be
 
 What each level can tell: tiles show whether a search among tiles follows tissue or center; slides show
 what a search among slides, or a model of whole slides, starts from. The mean leaves out what varies
-within a slide, and keeps what all its tiles share: stain and scanner are among that, so that the index
-of slides is often the lower one. Slides of a patient are no neighbours of each other, and patients are
+within a slide, and keeps what all its tiles share: the tissue's label, and stain and scanner too, so
+that either level may follow the tissue more. Slides of a patient are no neighbours of each other, and patients are
 the samples: intervals are wider than those of tiles, and cells with few patients are left out.
 
 Pitfalls

@@ -73,6 +73,8 @@ _MOST_GROUPS = 12
 _LEAST_COUNTERPARTS = 0.5
 #: From here a subgroup goes with center or label more than it does not.
 _CONFOUNDED = 0.5
+#: A gap is called larger than chance below this p-value.
+_ALPHA = 0.05
 #: Of a label in a subgroup: one patient's recall is that patient's.
 _PATIENTS_PER_LABEL = 2
 
@@ -320,23 +322,30 @@ def largest_gap(compared: Compared) -> Value:
     if not np.isfinite(values).all():
         name = compared.names[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise Undefined(f"{compared.column} {name} has no such figure: see its own row")
-    p_value = gap.p_value(compared.n_columns)
-    among = f" allowing for {compared.n_columns} columns" if compared.n_columns > 1 else ""
-    larger = "larger than" if p_value < 0.05 else "no larger than"
     mixed = compared.members["group"].null_count()
     told = [
         compared.confounded,
-        f"{gap.named(compared.names)}, {larger} with subgroups permuted: p = {p_value:.2g}{among}",
+        f"{gap.named(compared.names)}{_against_chance(gap, compared.n_columns)}",
         f"without {mixed} patients whose slides are of several subgroups" if mixed else "",
     ]
     interval = gap.interval(compared.n_columns)
     n = int(gap.figure.n[gap.group >= 0].sum())
     return Value(
         Estimate(gap.value, *interval, n, compared.n_patients),
-        null_range(gap.permuted_gaps),
+        null_range(gap.permuted_gaps) if gap.is_exchangeable else Null(),
         caveat=compared.confounded,
         reason="; ".join(filter(None, told)),
     )
+
+
+def _against_chance(gap: GroupGap, n_columns: int) -> str:
+    """How the gap compares with permuted subgroups."""
+    if not gap.is_exchangeable:
+        return ", and no patient can change places with one of another subgroup"
+    p_value = gap.p_value(n_columns)
+    among = f" allowing for {n_columns} columns" if n_columns > 1 else ""
+    larger = "larger than" if p_value < _ALPHA else "no larger than"
+    return f", {larger} with subgroups permuted: p = {p_value:.2g}{among}"
 
 
 def _of_subgroups(compared: Compared) -> Iterator[Figure]:
@@ -363,7 +372,7 @@ def of_subgroup(compared: Compared, name: str) -> Value:
             "nothing of this subgroup's patients counts towards the figure: add patients"
         )
     permuted = figure.permuted[np.isfinite(figure.permuted)]
-    return Value(estimate, null_range(permuted) if len(permuted) else Null())
+    return Value(estimate, null_range(permuted) if gap.is_exchangeable else Null())
 
 
 def association(compared: Compared, tag: str) -> Value:
