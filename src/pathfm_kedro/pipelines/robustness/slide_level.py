@@ -14,8 +14,8 @@ Figures at level ``tile`` are those of the two experiments, repeated to stand be
 
 What each level can tell: tiles show whether a search among tiles follows tissue or center; slides show
 what a search among slides, or a model of whole slides, starts from. The mean leaves out what varies
-within a slide, and keeps what all its tiles share: the tissue's label, and stain and scanner too, so
-that either level may follow the tissue more. Slides of a patient are no neighbours of each other, and patients are
+within a slide, and keeps what all its tiles share: the label, and stain and scanner too, so that either
+level may follow the tissue more. Slides of a patient are no neighbours of each other, and patients are
 the samples: intervals are wider than those of tiles, and cells with few patients are left out.
 
 Pitfalls
@@ -166,10 +166,11 @@ def slide_level_statistics(
     vectors = SlideVectors(names, pooled.astype(np.float32))
     found = []
     for pooling in p.poolings:
+        tables: list[pl.DataFrame] = []
         if pooling == "mean":
-            tables = searched_statistics(slides, vectors.tiles, vectors, p, p.margins)
+            tables += searched_statistics(slides, vectors.tiles, vectors, p, p.margins)
         else:
-            tables = (_by_attention(slides, vectors, mosaic, p),)
+            tables.append(_by_attention(slides, vectors, mosaic, p))
         for table, rows in zip(("index", "margins"), tables, strict=False):
             tagged = rows.with_columns(pooling=pl.lit(pooling), table=pl.lit(table))
             found.append(to_schema(tagged, SLIDE_LEVEL_SCHEMA))
