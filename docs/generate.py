@@ -42,6 +42,7 @@ _OWN_PARAGRAPH = {"criteria", "calibration"}
 _OF_ALL = {
     "calibration": "pathfm_kedro.pipelines.robustness.calibration",
     "comparison": "pathfm_kedro.statistics.paired_comparison",
+    "mitigation": "pathfm_kedro.statistics.mitigation",
 }
 #: Indentation of a parameter below its block in conf/base.
 _OF_PARAMETER = 2

@@ -18,13 +18,9 @@ from kedro.pipeline import Node, Pipeline, node
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.figures import Figure, Subject, measure, undefined
 from pathfm_kedro.statistics.measurements import combine_measurements
+from pathfm_kedro.statistics.mitigation import MITIGATION, compare_with_bases
 from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
-from pathfm_kedro.statistics.paired_comparison import (
-    MITIGATION,
-    Judged,
-    compare_encoders,
-    compare_with_bases,
-)
+from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
 from pathfm_kedro.statistics.tables import KeptEmbeddings
 

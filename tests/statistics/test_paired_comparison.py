@@ -15,10 +15,10 @@ from pathfm_kedro.pipelines.robustness.robustness_index import choose_k
 from pathfm_kedro.statistics.bootstrap import bootstrap_weights, ratio_estimate
 from pathfm_kedro.statistics.figures import Criterion, Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.mitigation import compare_with_bases
 from pathfm_kedro.statistics.paired_comparison import (
     Judged,
     compare_encoders,
-    compare_with_bases,
     simultaneous_differences,
 )
 from tests.in_memory import InMemory

@@ -54,8 +54,6 @@ Floats = NDArray[np.float64]
 Key = tuple[str, str, str]
 
 EXPERIMENT = "comparison"
-#: Of encoders with something done against their confounder, to the encoder without.
-MITIGATION = "mitigation"
 #: What is put behind the name of a figure.
 SUFFIX = "_difference"
 
@@ -146,54 +144,20 @@ def compare_encoders(
     """
     pairs = [p for p in itertools.combinations(sorted(judged), 2) if not set(p) <= set(controls)]
     rows = (
-        _row(EXPERIMENT, key, experiment, name, other, found, grids)
-        for key in _keys(judged)
-        for name, other, found in _differences(key, pairs, judged)
+        difference_row(EXPERIMENT, key, experiment, name, other, found, grids)
+        for key in judged_keys(judged)
+        for name, other, found in differences(key, pairs, judged)
         if name not in controls
     )
     return measurement_table(rows)
 
 
-def compare_with_bases(
-    judged: Mapping[str, Judged],
-    experiment: str,
-    bases: Mapping[str, tuple[str, str]],
-    grids: Mapping[str, str] | None = None,
-) -> pl.DataFrame:
-    """Differences between variants of encoders and the encoders themselves, on each judged figure.
-
-    Intervals and p-values allow for these pairs alone.
-
-    Parameters
-    ----------
-    judged, experiment, grids
-        As of :func:`compare_encoders`.
-    bases
-        Of each variant the encoder that it is held against, and what was done (entry ``mitigation`` of
-        the setting). Those that were not judged are passed over.
-
-    Returns
-    -------
-    DataFrame
-        Rows as of :func:`compare_encoders`, experiment ``mitigation``.
-    """
-    pairs = [
-        (name, base) for name, (base, _) in sorted(bases.items()) if {name, base} <= set(judged)
-    ]
-    rows = (
-        _row(MITIGATION, key, experiment, name, base, found, grids, mitigation=bases[name][1])
-        for key in _keys(judged)
-        for name, base, found in _differences(key, pairs, judged)
-        if (name, base) in pairs
-    )
-    return measurement_table(rows)
-
-
-def _keys(judged: Mapping[str, Judged]) -> list[Key]:
+def judged_keys(judged: Mapping[str, Judged]) -> list[Key]:
+    """Figures that any encoder was asked for, in reading order."""
     return list(dict.fromkeys(key for each in judged.values() for key in each.values))
 
 
-def _row(
+def difference_row(
     table: str,
     key: Key,
     experiment: str,
@@ -201,7 +165,7 @@ def _row(
     other: str,
     found: Value,
     grids: Mapping[str, str] | None,
-    **more: str,
+    mitigation: str = "",
 ) -> dict[str, Any]:
     """The difference of an encoder's figure and another's as a row."""
     metric, stratum, setting = key
@@ -212,14 +176,15 @@ def _row(
         encoder=name,
         metric=f"{metric}{SUFFIX}",
         stratum=stratum,
-        setting={**json.loads(setting), "of": experiment, "compared_with": other, **more},
+        setting={**json.loads(setting), "of": experiment, "compared_with": other}
+        | ({"mitigation": mitigation} if mitigation else {}),
         estimate=found.estimate,
         null=found.null,
         reason="; ".join(filter(None, [found.reason, found.remark, remark])),
     )
 
 
-def _differences(
+def differences(
     key: Key, pairs: Sequence[tuple[str, str]], judged: Mapping[str, Judged]
 ) -> Iterator[tuple[str, str, Value]]:
     """Encoder, other and the difference, in both directions."""
