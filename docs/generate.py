@@ -258,7 +258,8 @@ def where(x: Documented) -> str:
     first = x.modules[0]
     source = f"Code: {', '.join(_link(module) for module in x.modules)}."
     run = f"`kedro run --namespaces {x.pipeline}.{x.name}`"
-    if x.name == "calibration":
+    # Measured by nodes of other experiments.
+    if x.name in ("calibration", "mitigation"):
         run = f"`kedro run --pipelines {x.pipeline} --tags {x.name}`"
     name = first.__name__.rpartition(".")[2]
     folders = (ROOT / "tests" / "pipelines" / x.pipeline, ROOT / "tests" / "statistics")
