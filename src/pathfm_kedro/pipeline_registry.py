@@ -14,8 +14,10 @@ from pathfm_kedro.cohorts import (
     read_cohort_plan,
     seeds_of_rivals,
     shows_same_tissue,
+    subgroups_of,
     tiles_of_cohort,
 )
+from pathfm_kedro.mitigations import mitigated_from
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -48,8 +50,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     splits = splits_of_rivals(plan.encoders)
     tiles = tiles_of_cohort(plan)
     grids = _grids(plan, tiles, bases)
+    mitigated = mitigated_from(plan.encoders)
     measured = {
-        "retrieve": retrieve(encoders, aside, grids, bases, splits),
+        "retrieve": retrieve(encoders, aside, grids, bases, splits, mitigated),
         "robustness": robustness(
             encoders,
             aside,
@@ -59,6 +62,8 @@ def register_pipelines() -> dict[str, Pipeline]:
             same_as=tiles.same_as,
             same_tissue=shows_same_tissue(plan),
             splits=splits,
+            subgroups=bool(subgroups_of(plan)),
+            mitigated=mitigated,
         ),
         "inheritance": inheritance(
             encoders,
@@ -68,6 +73,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             plan.parameters,
             plan.parameters["adaptation"]["encoders"],
             splits,
+            mitigated,
         ),
     }
     named = {

@@ -7,6 +7,8 @@ from typing import Any
 
 #: What the null of an encoder's architecture is called, after the encoder's name.
 RANDOM_WEIGHTS = "random_weights"
+#: Key of an entry: the encoder that a published, robustified one was made from.
+ROBUSTIFIED_FROM = "robustified_from"
 #: Models whose network can be built without its weights.
 _BUILT = ("timm", "hf-hub", "local-dir")
 #: Groups of patients of a rival where its entry gives none: as :class:`encoders.rivals.Training`.
@@ -146,7 +148,7 @@ def untrained_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         k: v
         for k, v in entry.items()
-        if k not in (RANDOM_WEIGHTS, "checkpoint", "seed", "sha256", "variants")
+        if k not in (RANDOM_WEIGHTS, ROBUSTIFIED_FROM, "checkpoint", "seed", "sha256", "variants")
     }
     kept |= {"role": "control"}
     seed = entry.get("seed") or 0

@@ -18,6 +18,7 @@ from kedro.pipeline import Node, Pipeline, node
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.figures import Figure, Subject, measure, undefined
 from pathfm_kedro.statistics.measurements import combine_measurements
+from pathfm_kedro.statistics.mitigation import MITIGATION, compare_with_bases
 from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
 from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
@@ -415,6 +416,7 @@ def comparison_pipeline(
     encoders: Sequence[str],
     controls: Sequence[str] = (),
     grids: TileGrids | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Nodes that compare encoders two by two on the judged figures of each experiment.
 
@@ -428,12 +430,19 @@ def comparison_pipeline(
         The cohort's, and those among them that are not compared with each other.
     grids
         Which tiles each encoder has vectors of; one grid for all where not given.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     tiles = grids or TileGrids()
     compared = [x for x in experiments if x.subject == "encoder" and x.only is None]
     nodes = [
         _comparison_node(
-            pipeline, x, [e for e in encoders if not tiles.needs_pixels(x, e)], controls, tiles
+            pipeline,
+            x,
+            [e for e in encoders if not tiles.needs_pixels(x, e)],
+            controls,
+            tiles,
+            mitigated or {},
         )
         for x in compared
     ]
@@ -448,6 +457,7 @@ def _comparison_node(
     encoders: Sequence[str],
     controls: Sequence[str],
     grids: TileGrids,
+    mitigated: Mapping[str, tuple[str, str]],
 ) -> Node:
     """A node that takes the statistics of all encoders and tables their differences."""
     beside = len(x.beside)
@@ -456,7 +466,11 @@ def _comparison_node(
         *data, parameters = inputs
         parts = [data[i : i + 1 + beside] for i in range(0, len(data), 1 + beside)]
         judged = {e: x.judged(*part, parameters) for e, part in zip(encoders, parts, strict=True)}
-        return compare_encoders(judged, x.name, controls, {e: grids.grid(e) for e in encoders})
+        tiles = {e: grids.grid(e) for e in encoders}
+        return combine_measurements(
+            compare_encoders(judged, x.name, controls, tiles),
+            compare_with_bases(judged, x.name, mitigated, tiles),
+        )
 
     data = [
         name
@@ -471,7 +485,7 @@ def _comparison_node(
         [*data, f"params:{x.name}"],
         f"measurements.{pipeline}.{COMPARISON}.{x.name}",
         name=f"compare_{x.name}",
-        tags=[COMPARISON, x.name],
+        tags=[COMPARISON, x.name, *([MITIGATION] if mitigated else [])],
     )
 
 

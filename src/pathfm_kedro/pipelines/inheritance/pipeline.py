@@ -149,6 +149,7 @@ def create_pipeline(
     parameters: Mapping[str, Any] | None = None,
     adapted: Sequence[str] = (),
     splits: Mapping[str, Sequence[str]] | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
 
@@ -166,6 +167,8 @@ def create_pipeline(
         ``adaptation.encoders``.
     splits
         Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
 
     Raises
     ------
@@ -201,7 +204,7 @@ def create_pipeline(
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
-    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
+    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids, mitigated)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
 

@@ -155,6 +155,7 @@ def create_pipeline(
     grids: TileGrids,
     bases: Mapping[str, str],
     splits: Mapping[str, Sequence[str]] | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -170,6 +171,8 @@ def create_pipeline(
         Of each harmonised variant, the encoder whose vectors it takes.
     splits
         Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
     tables = [f"measurements.retrieve.{name}" for name in names]
@@ -207,7 +210,7 @@ def create_pipeline(
         tags="index",
     )
     own = [grouped(e, _index(e, grids)) for e in encoders]
-    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids)
+    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids, mitigated)
     collect = collected(tables, "retrieve_measurements")
     return grouped("retrieve", [grouped("index", own), *parts, described, compared, collect])
 

@@ -94,6 +94,11 @@ from pathfm_kedro.pipelines.robustness.same_tissue import (
     same_tissue_statistics,
     view_of_same_tissue,
 )
+from pathfm_kedro.pipelines.robustness.slide_level import (
+    SlideLevel,
+    slide_level_figures,
+    slide_level_statistics,
+)
 from pathfm_kedro.pipelines.robustness.stain_probe import (
     StainProbe,
     stain_probe_figures,
@@ -104,6 +109,8 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
     stain_of_tiles,
     tile_stains,
 )
+from pathfm_kedro.pipelines.robustness.subgroup_statistics import subgroup_statistics
+from pathfm_kedro.pipelines.robustness.subgroups import Subgroups, subgroup_figures
 from pathfm_kedro.pipelines.robustness.texture import (
     Texture,
     texture_figures,
@@ -155,6 +162,14 @@ EXPERIMENTS = [
         VECTORS,
     ),
     Experiment("center_auc", CenterAuc, center_auc_statistics, center_auc_figures, VECTORS),
+    Experiment(
+        "slide_level",
+        SlideLevel,
+        slide_level_statistics,
+        slide_level_figures,
+        VECTORS,
+        beside=[f"measurements.robustness.robustness_{x}.{{e}}" for x in ("index", "margins")],
+    ),
     Experiment(
         "rotation",
         Rotation,
@@ -261,6 +276,20 @@ SAME_TISSUE = Experiment(
     beside=["tissue_pairs"],
 )
 
+#: Only where the cohort names columns of its manifest (cohort.subgroups).
+SUBGROUPS = Experiment(
+    "subgroups",
+    Subgroups,
+    subgroup_statistics,
+    subgroup_figures,
+    [*VECTORS, "params:cohort.subgroups"],
+    beside=[
+        "statistics.robustness.robustness_index.{e}",
+        "robustness_k",
+        "params:cohort.subgroups",
+    ],
+)
+
 #: The index and the margins rest on one search, and the index on the k of all encoders.
 INDEX = Experiment(
     "robustness_index",
@@ -311,6 +340,8 @@ def create_pipeline(
     same_as: Mapping[str, str] | None = None,
     same_tissue: bool = False,
     splits: Mapping[str, Sequence[str]] | None = None,
+    subgroups: bool = False,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -334,9 +365,14 @@ def create_pipeline(
         Whether the cohort has slides that show the tissue of others again.
     splits
         Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    subgroups
+        Whether it names columns of subgroups.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
-    listed = EXPERIMENTS if experiments is None else experiments
+    listed = [*(EXPERIMENTS if experiments is None else experiments)]
+    listed += [SUBGROUPS] if subgroups else []
     again = [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
     judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
@@ -348,7 +384,7 @@ def create_pipeline(
         *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids, splits=splits),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
-        comparison_pipeline("robustness", judged, encoders, controls, grids),
+        comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
     if same_tissue:
