@@ -278,6 +278,36 @@ class FoldedTiles:
             yield np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
+def embedded_vectors(
+    table: pl.DataFrame, tiles: pl.DataFrame, embeddings: Shards
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which rows of the pool an encoder has vectors of, and these.
+
+    Parameters
+    ----------
+    table
+        Rows of the pool, slide by slide.
+    tiles
+        The encoder's, in the order of its vectors.
+    embeddings
+        Its vectors.
+
+    Returns
+    -------
+    tuple
+        [n] bool, and float64 [m, d] of the m rows that it has.
+    """
+    numbered = tiles.select("tile_id", _row=pl.int_range(pl.len()).over("slide_id"))
+    rows = table.join(numbered, on="tile_id", how="left", maintain_order="left")
+    embedded = pl.col("slide_id").is_in(list(embeddings.slide_ids))
+    known = rows.select(embedded & pl.col("_row").is_not_null()).to_series().to_numpy()
+    parts = [
+        embeddings.load_slide(own["slide_id"][0])[own["_row"].to_numpy()]
+        for own in rows.filter(known).partition_by("slide_id", maintain_order=True)
+    ]
+    return known, np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, 1))
+
+
 def arm_data_digest(pool: pl.DataFrame, shards: Shards) -> str:
     """A digest of everything an arm can learn from: tiles, roles, labels, centers, pixels' headers."""
     import hashlib
