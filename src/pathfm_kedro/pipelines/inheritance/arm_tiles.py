@@ -247,8 +247,8 @@ class FoldedTiles:
             Whose ``probe.folds`` the reason names.
         """
         own = readable_tiles(pool, shards, *roles, HELD_OUT)
-        counted = own.filter(pl.col("role") != HELD_OUT).group_by("label")
-        counted = counted.agg(pl.col("patient_id").n_unique())
+        trains = own.filter(pl.col("role") != HELD_OUT)
+        counted = trains.group_by("label").agg(pl.col("patient_id").n_unique())
         enough = counted.filter(pl.col("patient_id") >= folds)["label"].sort().to_list()
         own = own.filter(pl.col("label").is_in(enough))
         inside = (own["role"] != HELD_OUT).to_numpy()

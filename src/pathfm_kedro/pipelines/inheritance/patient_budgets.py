@@ -177,8 +177,8 @@ class ResampledSums:
 
     def _by_label(self, column: str) -> Floats:
         table = self.of.table
-        size = table["n_predicted"].list.len().max()
-        return self._summed(table[column].to_numpy(), table["target"].to_numpy(), size=int(size))  # type: ignore[call-overload]
+        size = len(table["n_predicted"][0])
+        return self._summed(table[column].to_numpy(), table["target"].to_numpy(), size=size)
 
     def _summed(self, values: NDArray[Any], *codes: Ints, size: int) -> Floats:
         table = self.of.table

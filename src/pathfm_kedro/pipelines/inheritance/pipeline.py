@@ -57,6 +57,11 @@ from pathfm_kedro.pipelines.inheritance.probe_calibration import (
     probe_calibration_figures,
     probe_calibration_statistics,
 )
+from pathfm_kedro.pipelines.inheritance.slide_heads import (
+    SlideHeads,
+    slide_heads_figures,
+    slide_heads_statistics,
+)
 from pathfm_kedro.pipelines.inheritance.task_specific import (
     task_specific_figures,
     task_specific_statistics,
@@ -89,6 +94,7 @@ EXPERIMENTS = [
         VECTORS,
     ),
     Experiment("label_budget", LabelBudget, label_budget_statistics, label_budget_figures, VECTORS),
+    Experiment("slide_heads", SlideHeads, slide_heads_statistics, slide_heads_figures, VECTORS),
 ]
 #: Of each encoder, against networks that are trained once for all of them.
 TASK_SPECIFIC = Experiment(

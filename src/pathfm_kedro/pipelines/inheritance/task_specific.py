@@ -325,7 +325,7 @@ class _Curves:
         """From how many patients on the network stays ahead."""
         found, patients, sums = self.crossings()
         span = f"{patients[0]:.3g} to {patients[-1]:.3g} patients"
-        n = {"n": sums.of.n, "n_patients": sums.of.n_patients}
+        n = sums.of.n, sums.of.n_patients
         if not np.isfinite(found[0]):
             where = (
                 "probe is ahead at the largest"
@@ -336,7 +336,7 @@ class _Curves:
             raise Undefined(
                 f"no crossing within the budgets of {span}: the {where}; the curves of {share:.0%} of "
                 "resampled cohorts cross within them",
-                **n,
+                *n,
             )
         # No interpolation between draws: some lie at infinity.
         low, high = np.quantile(found[1:], (0.025, 0.975), method="inverted_cdf")
@@ -348,7 +348,7 @@ class _Curves:
                 "more" if high is None else f"{high:.3g}",
             ]
             remark += f"; the interval is open, from {' to '.join(shown)}"
-        return Value(Estimate(float(found[0]), low, high, **n), remark=remark)
+        return Value(Estimate(float(found[0]), low, high, *n), remark=remark)
 
     def outcome_share(self, outcome: str) -> Value:
         """Share of resampled cohorts whose curves lie so."""
