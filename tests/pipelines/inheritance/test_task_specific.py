@@ -11,7 +11,6 @@ import pytest
 from pathfm_kedro.encoders.training import InMemory
 from pathfm_kedro.pipelines.inheritance.task_specific import (
     TASK_SPECIFIC_SCHEMA,
-    crossings,
     task_specific_figures,
     task_specific_statistics,
 )
@@ -21,6 +20,7 @@ from pathfm_kedro.pipelines.inheritance.task_specific_fits import (
     folded,
     plan_task_specific,
 )
+from pathfm_kedro.statistics.crossings import crossings
 from pathfm_kedro.statistics.figures import measure
 from tests.pipelines.inheritance.test_pretext_tasks import Shards, pool, tiles_of
 
@@ -109,6 +109,7 @@ def test_no_crossing_is_an_answer_and_a_budget_below_a_patient_is_none():
         assert ahead in crossing["reason"]
         share = row(found, "outcome_share", tested="in_domain", outcome=ahead.split()[0] + "_ahead")
         assert share["value"] == 1
+    assert "undecidable" not in crossing["reason"]
     nothing = row(found, "macro_f1", tested="in_domain", model="probe", budget=0.01)
     assert nothing["verdict"] == "not_applicable"
     assert "is less than one" in nothing["reason"]
@@ -144,6 +145,7 @@ def test_vectors_that_know_nothing_lead_nobody():
         embeddings = vectors_of(table, 0.0, seed)
         _, found = run(lambda _: 0.5, table=table, embeddings=embeddings)
         leads.append(row(found, "lead", tested="in_domain", budget=1.0))
+    assert "does not beat a guess" in leads[0]["caveat"]
     assert sum(lead["ci_low"] <= 0 <= lead["ci_high"] for lead in leads) >= 5
 
 

@@ -19,6 +19,9 @@ Intervals: bootstrap over tested patients, given the models, widened for cross-v
 held-out center, whose models share their training patients). An end of the crossing's interval that
 lies outside the budgets is open. A budget of less than one patient of some label is not applicable.
 
+A network that at the largest budget does not beat a guess with its whole interval was not trained
+enough to be held against anything: then nothing of the comparison counts.
+
 Pitfalls
 --------
 - Neither is tuned: a budget is all labels that are spent, and none is left to choose by. With a search
@@ -49,6 +52,7 @@ from pathfm_kedro.pipelines.inheritance.task_specific_fits import (
     folded,
 )
 from pathfm_kedro.statistics.cross_validation import CROSS_VALIDATION_EFFECT, widened_interval
+from pathfm_kedro.statistics.crossings import crossings
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
@@ -260,6 +264,7 @@ class _Curves:
         self.of, self.p = of, p
         self.sums = cache(self._sums)
         self.crossings = cache(self._crossings)
+        self.untrained = cache(self._untrained)
 
     def _sums(self, model: str, budget: float) -> ResampledSums:
         return ResampledSums.read(self.of.at(model=model, budget=budget))
@@ -280,8 +285,21 @@ class _Curves:
     def lead(self, budget: float) -> Value:
         """The probe's macro-F1 minus the network's."""
         draws = self._leads(budget)
-        sums = self.sums(PROBE, budget)
-        return Value(_estimate(sums, draws, (-1.0, 1.0)), Null(0.0, 0.0))
+        sums, why = self.sums(PROBE, budget), self.untrained()
+        estimate = _estimate(sums, draws, (-1.0, 1.0))
+        return Value(estimate, Null(0.0, 0.0), caveat=why, remark=why)
+
+    def _untrained(self) -> str:
+        """Why the network may be held against nothing; empty where it may."""
+        found = self.macro_f1(NETWORK, self.p.budgets[-1])
+        low, guess = found.estimate.ci_low, found.null.high
+        if low is not None and guess is not None and low > guess:
+            return ""
+        return (
+            "undecidable: at the largest budget the network does not beat a guess with its whole "
+            "interval, so that it shows nothing of task-specific networks: raise "
+            "task_specific.training.steps, or add patients"
+        )
 
     def _leads(self, budget: float) -> Floats:
         """[1 + draws] the probe's macro-F1 minus the network's, of the same patients."""
@@ -324,6 +342,7 @@ class _Curves:
     def crossing(self) -> Value:
         """From how many patients on the network stays ahead."""
         found, patients, sums = self.crossings()
+        why = self.untrained()
         span = f"{patients[0]:.3g} to {patients[-1]:.3g} patients"
         n = sums.of.n, sums.of.n_patients
         if not np.isfinite(found[0]):
@@ -333,11 +352,11 @@ class _Curves:
                 else "network is ahead at all of them"
             )
             share = np.isfinite(found[1:]).mean()
-            raise Undefined(
+            said = (
                 f"no crossing within the budgets of {span}: the {where}; the curves of {share:.0%} of "
-                "resampled cohorts cross within them",
-                *n,
+                "resampled cohorts cross within them"
             )
+            raise Undefined("; ".join(filter(None, [why, said])), *n)
         # No interpolation between draws: some lie at infinity.
         low, high = np.quantile(found[1:], (0.025, 0.975), method="inverted_cdf")
         low, high = (float(end) if np.isfinite(end) else None for end in (low, high))
@@ -348,7 +367,8 @@ class _Curves:
                 "more" if high is None else f"{high:.3g}",
             ]
             remark += f"; the interval is open, from {' to '.join(shown)}"
-        return Value(Estimate(float(found[0]), low, high, *n), remark=remark)
+        remark = "; ".join(filter(None, [why, remark]))
+        return Value(Estimate(float(found[0]), low, high, *n), caveat=why, remark=remark)
 
     def outcome_share(self, outcome: str) -> Value:
         """Share of resampled cohorts whose curves lie so."""
@@ -359,42 +379,8 @@ class _Curves:
             PROBE_AHEAD: drawn == np.inf,
             NETWORK_AHEAD: drawn == -np.inf,
         }
-        share = float(so[outcome].mean())
-        return Value(Estimate(share, None, None, sums.of.n, sums.of.n_patients))
-
-
-def crossings(leads: Floats, patients: Floats) -> Floats:
-    """From how many patients on a lead stays below 0.
-
-    Parameters
-    ----------
-    leads
-        [m, budgets] of one over the other.
-    patients
-        [budgets], rising.
-
-    Returns
-    -------
-    ndarray
-        [m]; +∞ where the lead at the largest budget is 0 or more, −∞ where all are below 0.
-
-    Examples
-    --------
-    >>> leads = np.array([[0.2, -0.2, -0.4], [0.1, -0.1, 0.3], [-0.1, -0.2, -0.1]])
-    >>> crossings(leads, np.array([1.0, 4.0, 16.0])).tolist()
-    [2.0, inf, -inf]
-    """
-    ahead = leads >= 0
-    last = leads.shape[1] - 1 - ahead[:, ::-1].argmax(axis=1)
-    after = np.minimum(last + 1, leads.shape[1] - 1)
-    rows = np.arange(len(leads))
-    before_lead, after_lead = leads[rows, last], leads[rows, after]
-    between = ahead.any(axis=1) & ~ahead[:, -1]
-    share = before_lead / np.where(between, before_lead - after_lead, 1.0)
-    at = np.log(patients)
-    found = np.exp(at[last] + share * (at[after] - at[last]))
-    found = np.where(ahead[:, -1], np.inf, found)
-    return np.asarray(np.where(ahead.any(axis=1), found, -np.inf))
+        estimate = Estimate(float(so[outcome].mean()), None, None, sums.of.n, sums.of.n_patients)
+        return Value(estimate, caveat=self.untrained(), remark=self.untrained())
 
 
 def _estimate(sums: ResampledSums, values: Floats, limits: tuple[float, float]) -> Estimate:
