@@ -359,29 +359,28 @@ def _of_search(of: PatientStatistics, p: Adaptation, problem: Sequence[str]) -> 
             int(trials[name].sum() or 0) for name in ("n_diverged", "n_stopped", "epochs")
         )
         ran = n - diverged
-        for metric, value, of in (
+        for metric, value, fits in (
             ("divergence_rate", diverged, n),
             ("stopped_early", stopped, ran),
             ("epochs_run", epochs, ran),
         ):
-            share = value / of if of else None
+            share = value / fits if fits else None
             why = _ALL_DIVERGED if n else _NOT_FITTED
-            counted = partial(_counted, share, of, problem, why)
-            yield Figure(metric, counted, {"arm": arm}, n=of)
+            counted = partial(_counted, share, fits, problem, why)
+            yield Figure(metric, counted, {"arm": arm}, n=fits)
     for arm in p.arms:
         cost = of_costs.filter(arm=arm)
         for metric, why in _COSTS.items():
-            value, n = (cost[metric][0], cost["n_fits"][0]) if cost.height else (None, 0)
-            mean = None if value is None else value / n
+            n = int(cost["n_fits"].sum())
+            total = cost[metric][0] if n else None
+            mean = None if total is None else total / n
             if not p.measured:
                 why = _NOT_KEPT
             counted = partial(_counted, mean, n, problem, why if n else _NOT_FITTED)
             yield Figure(f"training_{metric}", counted, {"arm": arm}, n=n)
 
 
-def _counted(
-    value: float | None, n: int, problem: Sequence[str], why: str = "the arm could not be fitted"
-) -> Value:
+def _counted(value: float | None, n: int, problem: Sequence[str], why: str = _NOT_FITTED) -> Value:
     if problem:
         raise Undefined(problem[0])
     if value is None:
