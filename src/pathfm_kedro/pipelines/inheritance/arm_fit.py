@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 #: Raised with any change of what is computed from the same tiles.
-_REVISION = "1"
+_REVISION = "2"
 
 
 @dataclass(frozen=True)
