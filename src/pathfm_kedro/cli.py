@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.utils import LazyGroup
@@ -28,6 +30,10 @@ from pathfm_kedro.new_features import (
 )
 from pathfm_kedro.project import path_from, project_root
 from pathfm_kedro.screen import show_errors
+
+if TYPE_CHECKING:
+    from pathfm_kedro.estimate_sizes import CohortSize
+    from pathfm_kedro.estimate_speed import Speed
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -247,7 +253,7 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
-    from pathfm_kedro.estimate import estimate_lines, is_timed, tried_speed
+    from pathfm_kedro.estimate import estimate_lines, is_timed, networks_of_arms
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
     root = project_root()
@@ -263,18 +269,36 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
             f"the manifest of cohort {name} is not there: correct 'manifest' in "
             f"conf/{name}/globals.yml"
         )
-    if trial:
-        pixels = int(parameters["tile"]["pixels"])
-        for encoder, speed in speeds.items():
-            entry = parameters["encoders"][encoder]
-            if speed.seconds is None and is_timed(entry):
-                speeds[encoder] = tried_speed(encoder, entry, speed, pixels)
-    click.echo(f"cohort {name}, " + "\n".join(estimate_lines(parameters, found, speeds)))
+    try:
+        if trial:
+            speeds = _tried(parameters, found, speeds)
+        lines = estimate_lines(parameters, found, speeds)
+        arms = () if trial else networks_of_arms(parameters, found)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"cohort {name}, " + "\n".join(lines))
     for line in too_small_checks(parameters, found.patients):
         click.echo(line)
     untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
-    if any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+    if arms or any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
         click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
+
+
+def _tried(
+    parameters: Mapping[str, Any], size: CohortSize, speeds: Mapping[str, Speed]
+) -> dict[str, Speed]:
+    """Speeds with those of networks that have none yet, timed now."""
+    from pathfm_kedro.estimate import is_timed, networks_of_arms
+    from pathfm_kedro.estimate_speed import tried_small_network, tried_speed
+
+    pixels, side = int(parameters["tile"]["pixels"]), int(parameters["arms"]["side"])
+    found = dict(speeds)
+    for name, speed in speeds.items():
+        entry = parameters["encoders"][name]
+        if speed.seconds is None and is_timed(entry):
+            found[name] = tried_speed(name, entry, speed, pixels)
+    small = networks_of_arms(parameters, size)
+    return found | {n: tried_small_network(n.partition(":")[2], side) for n in small}
 
 
 @cohort.command("sync")

@@ -53,8 +53,9 @@ def stand_in(tmp_path_factory):
     (programs / "kedro").write_text(STAND_IN)
     (programs / "kedro").chmod(0o755)
     listed = (
-        "import json; from dvc.repo import Repo; print(json.dumps({s.cmd.partition('kedro ')[2]: "
-        "[o.def_path for o in s.outs] for s in Repo().index.stages}))"
+        "import json; from dvc.repo import Repo; stages = Repo().index.stages; "
+        "outs = {s.cmd.partition('kedro ')[2]: [o.def_path for o in s.outs] for s in stages}; "
+        "print(json.dumps(outs))"
     )
     stages = programs / "stages.json"
     stages.write_text(run(folder, sys.executable, "-c", listed).stdout.splitlines()[-1])
