@@ -75,6 +75,7 @@ from pathfm_kedro.pipelines.robustness.performance_drop import (
     performance_drop_figures,
     performance_drop_statistics,
 )
+from pathfm_kedro.pipelines.robustness.pooled_splits import pooled_index_figures
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     RobustnessIndex,
     choose_k,
@@ -135,6 +136,7 @@ from pathfm_kedro.wiring import (
     measurements_node,
     named_partial,
     node,
+    pooled_nodes,
     views_pipeline,
     with_parameters,
 )
@@ -296,6 +298,7 @@ INDEX = Experiment(
     robustness_index_figures,
     VECTORS,
     beside=["robustness_k"],
+    pooled=pooled_index_figures,
 )
 MARGINS = Experiment(
     "robustness_margins",
@@ -336,6 +339,7 @@ def create_pipeline(
     grids: TileGrids | None = None,
     same_as: Mapping[str, str] | None = None,
     same_tissue: bool = False,
+    splits: Mapping[str, Sequence[str]] | None = None,
     subgroups: bool = False,
     mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
@@ -359,6 +363,8 @@ def create_pipeline(
         Of features that were brought, the encoder that should give the same.
     same_tissue
         Whether the cohort has slides that show the tissue of others again.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
     subgroups
         Whether it names columns of subgroups.
     mitigated
@@ -375,7 +381,7 @@ def create_pipeline(
         *_in_grids(_pool, encoders, grids),
         *_in_grids(_field_pool, encoders, grids),
         _views(encoders, known, grids),
-        *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids),
+        *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids, splits=splits),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
@@ -503,6 +509,7 @@ def robustness_index_pipelines(
     controls: Sequence[str],
     *calibrations: Node | None,
     grids: TileGrids | None = None,
+    splits: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Pipeline]:
     """Index and margins: one search, one k for all.
 
@@ -512,7 +519,7 @@ def robustness_index_pipelines(
         As in :func:`create_pipeline`.
     calibrations
         Of the index and of the margins; None where the truth is not known.
-    grids
+    grids, splits
         As in :func:`create_pipeline`.
     """
     grids = grids or TileGrids()
@@ -543,6 +550,7 @@ def robustness_index_pipelines(
     own = [grouped(e, [measurements_node("robustness", INDEX, e)]) for e in encoders]
     of_margins = [grouped(e, [measurements_node("robustness", MARGINS, e)]) for e in encoders]
     of_index, of_margin = ([] if node is None else [node] for node in calibrations)
+    of_index += pooled_nodes("robustness", INDEX, splits or {}, grids)
     return [
         grouped("neighbours", [*found, common_k]),
         grouped(index, [*own, *of_index, _collect(index, encoders, of_index)]),
