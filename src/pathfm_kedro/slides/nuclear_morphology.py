@@ -75,7 +75,8 @@ def _count(nuclear: Bools) -> int:
     from skimage.feature import peak_local_max
 
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(nuclear), _BLUR)
-    peaks = peak_local_max(
+    peaks_of: Callable[..., NDArray[np.int64]] = peak_local_max
+    peaks = peaks_of(
         distance, min_distance=_APART, exclude_border=False, labels=nuclear.astype(np.int64)
     )
     return max(len(peaks), 1)
