@@ -167,6 +167,11 @@ class Split:
         tested = np.flatnonzero((outer == fold) | ~own)
         return cls(left[~within], left[within], tested)
 
+    @property
+    def n_tiles(self) -> int:
+        """Of all of them."""
+        return len(self.train) + len(self.inner) + len(self.tested)
+
 
 def adapted_tiles(
     pool: pl.DataFrame, tiles: Shards, p: Adaptation
@@ -281,6 +286,31 @@ class FitArm(FitJob):
     def slide_id(self) -> str:
         """Name of the shard."""
         return name_of_fit(self.arm, self.seed, self.fold)
+
+    @property
+    def network(self) -> str:
+        """Name of what is trained: the encoder, or the small network beside it."""
+        start = ARMS[self.arm].start
+        return f"trained:{start}" if start == "small_cnn" else self.spec.name
+
+    def split(self) -> Split:
+        """Who trains, selects and is tested in the fold, the same for every arm and seed."""
+        table = readable_tiles(self.pool, self.shards, DOWNSTREAM, HELD_OUT)
+        return Split.of(table, self.fold, self.p)
+
+    def stored(self, split: Split) -> int:
+        """Vectors that are kept, of the fold's split."""
+        kept = self.arm == LINEAR or ARMS[self.arm].changes_encoder
+        return min(self.p.forgetting_tiles, len(split.tested)) if kept else 0
+
+    def passes(self, split: Split) -> int:
+        """Forward passes of a tile, of the fold's split: at most, since patience may end a trial."""
+        arm, search = ARMS[self.arm], self.p.search
+        found = split.n_tiles
+        if arm.trains != "head":
+            each = arm.passes_of_step * len(split.train) + len(split.inner)
+            found += search.trials * (search.epochs * each + len(split.inner)) + len(split.tested)
+        return found + (self.stored(split) if arm.changes_encoder else 0)
 
     def header(self) -> dict[str, str]:
         """What the fit depends on: tiles, network, settings, software."""

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.nmtune import NMTuneSettings, predicted, strong_view, tuned_classifier
+from pathfm_kedro.encoders.operations import LEARNT_PASS
 from pathfm_kedro.encoders.pretraining import Backbone, PretrainingSettings
 from pathfm_kedro.encoders.rivals import turned
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
@@ -194,6 +195,23 @@ class NoisyPretraining(FitJob):
     def slide_id(self) -> str:
         """The arm's name."""
         return self.arm.name
+
+    @property
+    def stored(self) -> int:
+        """Vectors that are kept."""
+        return len(downstream(self.pool, self.tiles, self.parameters).fold)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a tile, one that is learnt from as three."""
+        p, below = self.parameters, downstream(self.pool, self.tiles, self.parameters)
+        upstream = Upstream.of(self.pool, self.tiles, p)
+        # Of the remedy: weak and strong views, and the tiles as they are once more.
+        found = 2 * len(below.fold) + 2 * p.nmtune.views * int((below.fold >= 0).sum())
+        if self.arm.kind != RANDOM:
+            found += LEARNT_PASS * p.pretraining.epochs * int(upstream.trains.sum())
+            found += len(upstream.trains)
+        return found
 
     def header(self) -> Mapping[str, str]:
         """What the shard depends on: tiles, software, settings."""

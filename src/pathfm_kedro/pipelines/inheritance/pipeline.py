@@ -38,6 +38,7 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
     LinearProbe,
     linear_probe_figures,
     linear_probe_statistics,
+    pooled_probe_figures,
 )
 from pathfm_kedro.pipelines.inheritance.noise_arms import (
     BACKBONE,
@@ -85,7 +86,14 @@ ARM_DATA = ["arm_pool", "arm_tiles"]
 
 EXPERIMENTS = [
     Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
-    Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
+    Experiment(
+        "linear_probe",
+        LinearProbe,
+        linear_probe_statistics,
+        linear_probe_figures,
+        VECTORS,
+        pooled=pooled_probe_figures,
+    ),
     Experiment(
         "probe_calibration",
         ProbeCalibration,
@@ -159,6 +167,8 @@ def create_pipeline(
     bases: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     adapted: Sequence[str] = (),
+    splits: Mapping[str, Sequence[str]] | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
 
@@ -174,6 +184,10 @@ def create_pipeline(
         The cohort's: which encoders are versions of one decides what is wired.
     adapted
         ``adaptation.encoders``.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
 
     Raises
     ------
@@ -191,7 +205,10 @@ def create_pipeline(
     names = [x.name for x in (*of_all, NOISE, PRETEXT_TASKS, INITIALISATION, *of_arms)]
     names += [*([CHANGE.name] if before else []), "comparison"]
     tables = [f"measurements.inheritance.{name}" for name in names]
-    parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
+    parts = [
+        experiment_pipeline("inheritance", x, encoders, grids=grids, splits=splits)
+        for x in EXPERIMENTS
+    ]
     tasks = PRETEXT_TASKS
     if _DRAWN in encoders and not (grids and grids.grid(_DRAWN)):
         tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
@@ -208,7 +225,7 @@ def create_pipeline(
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
-    compared = comparison_pipeline("inheritance", of_all, encoders, controls, grids)
+    compared = comparison_pipeline("inheritance", of_all, encoders, controls, grids, mitigated)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
 

@@ -152,13 +152,17 @@ def strata(
     styles: Mapping[str, Style],
     words: Words,
 ) -> go.Figure | None:
-    """A figure, or those that `y` lists, within each organ, label or center, at the usual setting."""
+    """A figure, or those that `y` lists, within each organ, label or center, at the usual setting.
+
+    Within every stratum where none is named.
+    """
     at = {**words.usual(measurements, experiment), **plot.at}
     shown = plot.y or [{"metric": plot.metric}]
     parts = [
         select(measurements, experiment, y["metric"], {**at, **y.get("at", {})}) for y in shown
     ]
-    rows = pl.concat(parts).filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
+    within = pl.col("stratum").str.starts_with(f"{plot.stratum}=")
+    rows = pl.concat(parts).filter(within if plot.stratum else pl.col("stratum") != "all")
     return interval_panels(rows, styles, words) if rows["stratum"].n_unique() > 1 else None
 
 
