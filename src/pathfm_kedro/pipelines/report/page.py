@@ -218,7 +218,7 @@ def _identity(slides: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
     n_controls = role.count("control")
     return [
         *([f"pathfm-kedro {version}"] if version else []),
-        f"slides {slides_digest(slides)}",
+        f"fingerprint of the slides {slides_digest(slides)}",
         count_of(len(role) - n_controls, "encoder"),
         count_of(n_controls, "control"),
     ]
