@@ -193,7 +193,10 @@ def test_the_line_below_the_title_tells_audits_apart(
     named = {**provenance, "versions": {**provenance["versions"], "pathfm-kedro": "9.8.7"}}
     text = Page(render_report(**{**report_inputs, "provenance": named})).text
     digest = slides_digest(report_inputs["slides"])
-    assert f"pathfm-kedro 9.8.7 · fingerprint of the slides {digest} · 2 encoders · 3 controls · " in text
+    assert (
+        f"pathfm-kedro 9.8.7 · fingerprint of the slides {digest} · 2 encoders · 3 controls · "
+        in text
+    )
     asked = report_inputs["controls"].filter(pl.col("behaves").is_not_null()).height
     assert f"{asked} of {asked} control checks behave" in text
 

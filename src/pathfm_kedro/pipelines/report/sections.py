@@ -263,7 +263,9 @@ def _notes(
     """What a reader must know to take an experiment's figures for what they are."""
     audited = [name for name in sorted(role) if role[name] == "encoder"]
     usual = words.usual(rows, experiment)
-    notes = (_note(rows, experiment, note, audited, usual, words) for note in words.of(experiment).notes)
+    notes = (
+        _note(rows, experiment, note, audited, usual, words) for note in words.of(experiment).notes
+    )
     return tuple(text for text in notes if text)
 
 

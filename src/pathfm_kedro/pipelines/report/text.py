@@ -97,7 +97,12 @@ def has_width(row: Row) -> bool:
     False
     """
     low, high = row["ci_low"], row["ci_high"]
-    return bool(row.get("counts")) or low is None or high is None or abs(high - low) > _NO_WIDTH * max(1.0, abs(high))
+    return (
+        bool(row.get("counts"))
+        or low is None
+        or high is None
+        or abs(high - low) > _NO_WIDTH * max(1.0, abs(high))
+    )
 
 
 def null_text(row: Row) -> str:

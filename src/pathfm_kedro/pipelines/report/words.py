@@ -187,6 +187,14 @@ class PlotWords:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ExampleWords:
+    """Of tiles that show how a check fails: what they are together, and each part of an example."""
+
+    title: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ExperimentWords:
     """How an experiment is described to somebody who never met it; see the head of a file of words."""
 
@@ -208,6 +216,7 @@ class ExperimentWords:
     plots: tuple[PlotWords, ...] = ()
     notes: tuple[NoteWords, ...] = ()
     controls: tuple[ControlWords, ...] = ()
+    examples: ExampleWords | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
