@@ -56,7 +56,8 @@ def test_the_reader_sees_tiles_alone_and_answers_are_read_back(cohort, tmp_path)
         assert hidden not in page
     assert page.count("<img src='data:image/jpeg;base64,") == 3 * 4
     known = pl.read_csv(key, infer_schema=False)
-    assert "SECRET" not in key.read_text() and not known["tile_id"].str.starts_with("=").any()
+    assert "SECRET" not in key.read_text()
+    assert not known["tile_id"].str.starts_with("=").any()
 
     blank = run("read", folder / "answers.csv", "--key", key)
     assert "not measured" in blank.output
@@ -87,10 +88,12 @@ def test_answers_that_cannot_be_read_say_what_to_do(cohort, tmp_path, answers, s
     path = tmp_path / "answers.csv"
     path.write_text(answers)
     done = run("read", path, "--key", tmp_path / "out-key.csv")
-    assert done.exit_code == 1 and said in done.output
+    assert done.exit_code == 1
+    assert said in done.output
 
 
 def test_the_key_never_lies_in_the_readers_folder(cohort, tmp_path):
     done = run("export", tmp_path / "out", "--key", tmp_path / "out" / "key.csv")
-    assert done.exit_code == 1 and "give another --key" in done.output
+    assert done.exit_code == 1
+    assert "give another --key" in done.output
     assert not (tmp_path / "out").exists()
