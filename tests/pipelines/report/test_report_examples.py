@@ -18,7 +18,7 @@ TILE = {"pixels": 32}
 
 
 @pytest.fixture
-def slides(tmp_path: Path) -> pl.DataFrame:
+def pictured(tmp_path: Path) -> pl.DataFrame:
     """Two pictures, left half dark, of patients whose names stand in the files' names."""
     pixels = np.full((32, 32, 3), 255, np.uint8)
     pixels[:, :16] = 0
@@ -50,37 +50,37 @@ def findings(encoder: str = "beta", verdict: str = "fail", role: str = "encoder"
     return pl.DataFrame([row])
 
 
-def test_a_turned_tile_is_shown_turned(slides, tmp_path) -> None:
+def test_a_turned_tile_is_shown_turned(pictured, tmp_path) -> None:
     files, allowed = SlideFiles(tmp_path), {"show_tiles": True}
-    (shown,) = draw_examples(examples(1), findings(), slides, files, allowed, TILE)
+    (shown,) = draw_examples(examples(1), findings(), pictured, files, allowed, TILE)
     still, turned = (picture(tile.source) for tile in shown.tiles)
     assert still[:, :14].mean() < 20 and still[:, 18:].mean() > 235  # noqa: PT018
     # Clockwise, what was left is above.
     assert turned[:14].mean() < 20 and turned[18:].mean() > 235  # noqa: PT018
 
 
-def test_a_check_shows_few_examples_of_those_that_fail_it(slides, tmp_path) -> None:
+def test_a_check_shows_few_examples_of_those_that_fail_it(pictured, tmp_path) -> None:
     files, allowed = SlideFiles(tmp_path), {"show_tiles": True}
     many = pl.concat([examples(3), examples(3, encoder="alpha")])
     failed = pl.concat([findings(), findings("alpha")])
-    shown = draw_examples(many, failed, slides, files, allowed, TILE)
+    shown = draw_examples(many, failed, pictured, files, allowed, TILE)
     assert [one.encoder for one in shown] == ["alpha", "beta", "alpha"]
     assert len(shown) == MAX_EXAMPLES
     for nobody in (findings(verdict="pass"), findings(role="control")):
-        assert draw_examples(many, nobody, slides, files, allowed, TILE) == []
+        assert draw_examples(many, nobody, pictured, files, allowed, TILE) == []
 
 
-def test_nothing_is_read_where_tiles_may_not_be_shown(slides) -> None:
+def test_nothing_is_read_where_tiles_may_not_be_shown(pictured) -> None:
     nowhere = SlideFiles(Path("nowhere"))
-    assert draw_examples(examples(1), findings(), slides, nowhere, {}, TILE) == []
+    assert draw_examples(examples(1), findings(), pictured, nowhere, {}, TILE) == []
     assert no_examples({"show_tiles": True}) == []
 
 
-def test_the_page_names_no_patient(slides, tmp_path, report_inputs: dict[str, Any]) -> None:
+def test_the_page_names_no_patient(pictured, tmp_path, report_inputs: dict[str, Any]) -> None:
     """Neither by a picture nor by the reason why there is none."""
     files, allowed = SlideFiles(tmp_path), {"show_tiles": True}
-    both = pl.concat([examples(1), examples(1, "PATIENT1-01").with_columns(example=2)])
-    shown = draw_examples(both, findings(), slides, files, allowed, TILE)
+    both = pl.concat([examples(1), examples(1, "PATIENT1-01").with_columns(example=pl.lit(2, pl.Int64))])
+    shown = draw_examples(both, findings(), pictured, files, allowed, TILE)
     page = render_report(**{**report_inputs, "examples": shown})
     assert "Tiles that fail it" in page
     assert page.count('<img src="data:image/jpeg;base64,') == 2
