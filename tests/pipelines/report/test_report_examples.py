@@ -79,7 +79,9 @@ def test_nothing_is_read_where_tiles_may_not_be_shown(pictured) -> None:
 def test_the_page_names_no_patient(pictured, tmp_path, report_inputs: dict[str, Any]) -> None:
     """Neither by a picture nor by the reason why there is none."""
     files, allowed = SlideFiles(tmp_path), {"show_tiles": True}
-    both = pl.concat([examples(1), examples(1, "PATIENT1-01").with_columns(example=pl.lit(2, pl.Int64))])
+    both = pl.concat(
+        [examples(1), examples(1, "PATIENT1-01").with_columns(example=pl.lit(2, pl.Int64))]
+    )
     shown = draw_examples(both, findings(), pictured, files, allowed, TILE)
     page = render_report(**{**report_inputs, "examples": shown})
     assert "Tiles that fail it" in page

@@ -377,7 +377,9 @@ def test_the_note_on_rotation_names_what_the_share_depends_on(
         null=Null(0.7, 0.7),
     )
     text = Page(render_report(**with_rows(report_inputs, [wider]))).text
-    assert "here 480 tiles (alpha 0.90 at 10 neighbours (chance 0.020), 0.95 at 50 neighbours" in text
+    assert (
+        "here 480 tiles (alpha 0.90 at 10 neighbours (chance 0.020), 0.95 at 50 neighbours" in text
+    )
     assert "published figures used 1,024 tiles. The threshold 0.8 is the one reported in" in text
 
 

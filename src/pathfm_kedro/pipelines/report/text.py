@@ -130,8 +130,9 @@ def _beside(row: Row, value: float | None, others: Sequence[float]) -> str:
         return f"{value:,.0f}".replace("-", "−")
     text = _with_decimals(value, max(map(abs, (value, *others))))
     threshold = row.get("threshold")
-    same = threshold is not None and value != threshold and text == _with_decimals(threshold, 1.0)
-    return number(value, 4) if same else text
+    if threshold is None or value == threshold or text != _with_decimals(threshold, 1.0):
+        return text
+    return number(value, 4 if number(value) == number(threshold) else 2)
 
 
 def _with_decimals(value: float, largest: float) -> str:
