@@ -29,7 +29,7 @@ document.getElementById("save").addEventListener("click", function () {
 _CHOICES = (("1", "candidate 1"), ("2", "candidate 2"), ("0", "neither more than the other"))
 
 
-def render_triplets(triplets: Sequence[tuple[int, tuple[str, str, str]]]) -> str:
+def render_triplets(triplets: Sequence[tuple[int, Sequence[str]]]) -> str:
     """One page that names no encoder, label, center, slide or patient.
 
     Parameters
@@ -51,7 +51,7 @@ def render_triplets(triplets: Sequence[tuple[int, tuple[str, str, str]]]) -> str
     )
 
 
-def _triplet(number: int, sources: tuple[str, str, str]) -> str:
+def _triplet(number: int, sources: Sequence[str]) -> str:
     names = ("the tile", "candidate 1", "candidate 2")
     pictures = "".join(
         f"<div><img src='{source}' alt='{name} of triplet {number}'>{name}</div>"
