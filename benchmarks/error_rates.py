@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from simulated_checks import SIMULATIONS, Simulated
+from simulated_checks import SIMULATIONS
+from simulated_cohorts import Simulated
 
 from pathfm_kedro.statistics.bootstrap import binomial_interval
 from pathfm_kedro.statistics.paired_comparison import SUFFIX
@@ -31,6 +32,8 @@ RESULTS = ROOT / "data/error_rates"
 _BATCH = 50
 #: Share of wrong verdicts that a check may have.
 _ALLOWED = 0.05
+#: Cohorts simulated before k was kept lack it.
+_NO_K = pl.DataFrame(schema={"k": pl.String})
 #: An interval narrower than this speaks of a figure at the end of its range.
 _NO_WIDTH = 1e-6
 #: Its truth is the range of the organs' expected figures: the range of figures that vary is larger.
@@ -53,8 +56,9 @@ Patients are those of the whole cohort: 4 labels at 3 centers, equally many in e
   interval. Near a threshold it is the verdict that the mean over cohorts belies.
 - **right**: share with the verdict that should be: the power. What is neither wrong nor right is open
   (`inconclusive`, `undecidable`, or without a figure).
-- **coverage**: how often the 95% interval holds the figure's mean over cohorts (of the range over
-  organs: the range of the organs' mean figures). "No width": at the end of its range the figure is the
+- **coverage**: how often the 95% interval holds the figure's mean over cohorts: those that read it at
+  the same number of neighbours, where each cohort chooses its own (of the range over organs: the range
+  of the organs' mean figures). "No width": at the end of its range the figure is the
   same in all resampled cohorts.
 - **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
   for noise of their own, see the same patients.
@@ -91,7 +95,7 @@ class Cell:
         rows_of = simulation.pair if self.paired else simulation.cohort
         return pl.concat(
             rows_of(self.encoder, self.patients, seed)
-            .select(*kept, "verdict")
+            .select(*kept, "verdict", k=pl.col("setting").str.json_path_match("$.k"))
             .with_columns(seed=pl.lit(seed))
             for seed in range(first, first + n)
         )
@@ -113,7 +117,7 @@ def read_cell(cell: Cell, results: Path, cohorts: int) -> pl.DataFrame | None:
     """Rows of a cell that are there."""
     files = [cell.file(results, first) for first in range(0, cohorts, _BATCH)]
     found = [pl.read_parquet(file) for file in files if file.exists()]
-    return pl.concat(found) if found else None
+    return pl.concat([_NO_K, *found], how="diagonal_relaxed") if found else None
 
 
 def rates(cell: Cell, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Iterator[dict[str, Any]]:
@@ -138,7 +142,7 @@ def rates(cell: Cell, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Iterato
             "n_wrong": verdicts.count(wrong) if wrong else None,
             "right": right,
             "n_right": verdicts.count(right) if right else None,
-            "coverage": _coverage(found, _truth(metric, rows, mean)),
+            "coverage": _coverage(found, _truth(metric, rows)),
             "difference": _of_difference(metric, pairs),
         }
 
@@ -152,12 +156,14 @@ def _verdicts(encoder: Simulated, rows: pl.DataFrame, mean: Any) -> tuple[str, s
     return ("fail" if right == "pass" else "pass"), right
 
 
-def _truth(metric: str, rows: pl.DataFrame, mean: Any) -> Any:
+def _truth(metric: Any, rows: pl.DataFrame) -> pl.Expr:
+    """What the intervals should hold: the mean of cohorts whose figure was read at the same k."""
     if metric != _RANGE:
-        return mean
+        return pl.col("value").mean().over("k")
     organs = rows.filter(pl.col("stratum").str.starts_with("organ="), metric=_OF_ORGAN)
     means = organs.group_by("stratum").agg(pl.col("value").mean())["value"]
-    return means.max() - means.min() if len(means) else None  # type: ignore[operator]
+    ends = (means.max(), means.min()) if len(means) else (None, None)
+    return pl.lit(ends[0], pl.Float64) - pl.lit(ends[1], pl.Float64)
 
 
 def _of_difference(metric: Any, pairs: pl.DataFrame | None) -> float | None:
@@ -165,17 +171,17 @@ def _of_difference(metric: Any, pairs: pl.DataFrame | None) -> float | None:
     if pairs is None:
         return None
     rows = pairs.filter(stratum="all", metric=f"{metric}{SUFFIX}")
-    return _coverage(rows.drop_nulls(["ci_low", "ci_high"]), 0.0)
+    return _coverage(rows.drop_nulls(["ci_low", "ci_high"]), pl.lit(0.0))
 
 
-def _coverage(rows: pl.DataFrame, truth: Any) -> float | None:
+def _coverage(rows: pl.DataFrame, truth: pl.Expr) -> float | None:
     """Share of intervals that hold the truth; None where intervals have no width."""
     wide = rows.filter(pl.col("ci_high") - pl.col("ci_low") > _NO_WIDTH).height
-    if truth is None or not rows.height or wide <= rows.height / 2:
+    if not rows.height or wide <= rows.height / 2:
         return None
-    slack = _NO_WIDTH
-    held = rows.filter(pl.col("ci_low") <= truth + slack, pl.col("ci_high") >= truth - slack)
-    return held.height / rows.height
+    low, high = pl.col("ci_low") - _NO_WIDTH, pl.col("ci_high") + _NO_WIDTH
+    held = rows.select(truth.is_between(low, high))
+    return held.to_series().mean()  # type: ignore[return-value]
 
 
 def page(found: Sequence[dict[str, Any]]) -> str:
