@@ -42,13 +42,13 @@ _RANGE, _OF_ORGAN = "f1_range_over_organs", "macro_f1"
 _HEAD = """\
 # Error rates of the judged checks
 
-Made by `make error-rates` from simulated cohorts; do not edit. A part of it is simulated by
+Made by `make calibrate` from simulated cohorts; do not edit. A part of it is simulated by
 `python benchmarks/error_rates.py --simulations rotation --cohorts 50`.
 
 Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
 dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the
 experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws and 100 permutations.
-What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py).
+What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and beside it.
 Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
 
 - **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing
@@ -62,6 +62,10 @@ Patients are those of the whole cohort: 4 labels at 3 centers, equally many in e
   same in all resampled cohorts.
 - **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
   for noise of their own, see the same patients.
+
+The interval of the clustering score holds for the clusters that were found. Other cohorts of such
+patients find other numbers of clusters, so that it holds the mean score more seldom than it should where
+an encoder knows the label; verdicts, which ask on which side of 0 it lies, are not wrong more often.
 
 Verdicts are those of the interval alone. The report then corrects for the number of checks, which
 makes passes and fails rarer, wrong ones too.
@@ -260,7 +264,7 @@ def _not_shown(table: pl.DataFrame) -> str:
         return ""
     return (
         f"In {few} of {len(ends)} cells the upper end still lies above {_ALLOWED:.0%}: with so few "
-        "cohorts it is not shown there; `make error-rates` simulates more."
+        "cohorts it is not shown there; `make calibrate` simulates more."
     )
 
 
