@@ -1,4 +1,4 @@
-"""One entry of ``encoders`` that stands for several: a model pooled in several ways, or on two grids."""
+"""One entry of ``encoders`` that stands for several: poolings of a model, or two sizes of its tiles."""
 
 from __future__ import annotations
 
