@@ -9,8 +9,8 @@ vectors and barcodes lie in temporary files that are mapped into memory, as thos
 and are read block by block. Queries are taken block after block; the query's own patient is left out of
 its five nearest. Where the time is up before the cohort is done, the share that was done is reported
 and the rest follows from pairs per second, which the growth curve over smaller cohorts shows to be
-constant or not. ``--minutes`` is for everything together, drawing aside; nothing is written but what is printed,
-and a JSON file of the same figures with ``--out``.
+constant or not. ``--minutes`` is for everything together, drawing aside; nothing is kept but what is
+printed, and a JSON file of the same figures with ``--out``.
 
 Beside it: `median_min` and `maxsim` as a share of the bare matrix product that they need, the same in
 FAISS per pair of slides, `barcode` against a NumPy loop over pairs, and 100,000 slides on paper: bytes
@@ -245,7 +245,8 @@ def _growth_row(done: Done) -> str:
     whole = "" if done.queries == done.slides else " (extrapolated)"
     return (
         f"| {done.slides:,} | {done.queries:,} ({done.queries / done.slides:.1%}) | "
-        f"{done.seconds:.1f} | {done.pairs:,.0f} | {hours:.3g}{whole} | {(done.pairs * ASKED) ** 0.5:,.0f} |"
+        f"{done.seconds:.1f} | {done.pairs:,.0f} | {hours:.3g}{whole} | "
+        f"{(done.pairs * ASKED) ** 0.5:,.0f} |"
     )
 
 
