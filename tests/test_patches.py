@@ -10,7 +10,7 @@ from pathfm_kedro.cohorts import CohortPlan, tiles_of_cohort, with_random_weight
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
-from pathfm_kedro.pipelines.tile.tiles import cut_grid
+from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import read_field
 from pathfm_kedro.statistics.parameters import read_parameters
@@ -85,8 +85,8 @@ def test_patches_of_1000_px_are_searched_as_yottixel_searches(tmp_path):
         {"mpp_bounds": [0.05, 10], "cramers_v_warning": 1},
         ENGINE,
     )
-    parameters = TILE | {"min_tissue_fraction": 0.0}
-    tiles, _ = cut_grid(slides, files, parameters, ENGINE, pixels=1000, mpp=0.5)
+    parameters = TILE | {"pixels": 1000, "min_tissue_fraction": 0.0}
+    tiles, _ = cut_tiles(slides, files, parameters, ENGINE)
     assert set(tiles["field_um"]) == {500.0}
     assert tiles.group_by("slide_id").len()["len"].to_list() == [4] * 4
     shards = {name: _profiles(name, tiles, files) for name in slides["slide_id"]}
@@ -131,7 +131,7 @@ def test_a_slide_smaller_than_a_patch_says_so(tmp_path):
         {"mpp_bounds": [0.05, 10], "cramers_v_warning": 1},
         ENGINE,
     )
-    tiles, tiling = cut_grid(slides, files, TILE, ENGINE, pixels=1000, mpp=0.5)
+    tiles, tiling = cut_tiles(slides, files, TILE | {"pixels": 1000}, ENGINE)
     assert tiles.is_empty()
     assert "larger than the slide" in tiling["reason"].item()
     assert tiles.schema["x"] == pl.Int64

@@ -26,6 +26,7 @@ from pathfm_kedro.statistics.tables import KeptEmbeddings
 #: What is made of tiles alone: of each of these there is one for every grid of tiles.
 _OF_TILES = frozenset(
     {
+        "slide_tiles",
         "tiles",
         "tiling",
         "tile_pool",
