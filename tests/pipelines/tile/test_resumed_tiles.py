@@ -101,7 +101,7 @@ def test_a_slide_that_fails_has_the_reason_that_it_has_without_shards(tmp_path, 
     assert_frame_equal(found, cut_tiles(slides, files, TILE, ENGINE)[1])
     assert found.filter(status="unusable")["slide_id"].to_list() == ["a", "d"]
     strict = ENGINE | {"max_failed_share": 0.3}
-    with pytest.raises(TooManyFailedError, match="2 of 4.*a: no file"):
+    with pytest.raises(TooManyFailedError, match=r"2 of 4.*a: no file"):
         collect_tiles(slides, dataset(tmp_path).load(), TILE, strict)
     with pytest.raises(DatasetError, match="1 of 4"):
         dataset(tmp_path).save(plan_tiles(slides, files, TILE, ENGINE | {"max_failed_share": 0.1}))
