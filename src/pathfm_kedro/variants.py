@@ -1,4 +1,4 @@
-"""One entry of ``encoders`` that stands for several: poolings of a model, or two sizes of its tiles."""
+"""One entry of ``encoders`` that stands for several: poolings, sizes of tiles, splits of patients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import Any
 
 #: What the null of an encoder's architecture is called, after the encoder's name.
 RANDOM_WEIGHTS = "random_weights"
+#: Key of an entry: the encoder that a published, robustified one was made from.
+ROBUSTIFIED_FROM = "robustified_from"
 #: Models whose network can be built without its weights.
 _BUILT = ("timm", "hf-hub", "local-dir")
 #: Key of an entry that is also shown tiles of another side.
 PATCH = "patch"
 #: Micrometres per pixel of these tiles: 20x, as of Yottixel's.
 _PATCH_MPP = 0.5
+#: Keys of an entry that say nothing of its network without weights.
+_NOT_OF_THE_NULL = frozenset(
+    {PATCH, RANDOM_WEIGHTS, ROBUSTIFIED_FROM, "checkpoint", "seed", "sha256", "variants"}
+)
+#: Groups of patients of a rival where its entry gives none: as :class:`encoders.rivals.Training`.
+_FOLDS = 2
 
 
 def variant_name(encoder: str, pooling: str) -> str:
@@ -26,11 +34,61 @@ def variant_name(encoder: str, pooling: str) -> str:
     return f"{encoder}__{pooling}"
 
 
+def split_name(encoder: str, number: int) -> str:
+    """Name of an encoder that is trained on the cohort, fitted to a further split of the patients.
+
+    Examples
+    --------
+    >>> split_name("small_cnn", 0), split_name("small_cnn", 1)
+    ('small_cnn', 'small_cnn__2')
+    """
+    return encoder if number == 0 else f"{encoder}__{number + 1}"
+
+
+def splits_of_rivals(encoders: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of each encoder that is trained on several splits of the patients the encoders of all splits.
+
+    Examples
+    --------
+    >>> splits_of_rivals({"cnn": {"model": "trained:small_cnn"}})
+    {'cnn': ['cnn', 'cnn__2']}
+    """
+    numbers = {name: _n_splits(entry) for name, entry in encoders.items()}
+    return {
+        name: [split_name(name, number) for number in range(n)]
+        for name, n in numbers.items()
+        if n > 1
+    }
+
+
+def _n_splits(entry: Any) -> int:
+    """Splits that a trained encoder is fitted to; unless told otherwise each patient is audited."""
+    if not isinstance(entry, Mapping) or not str(entry.get("model", "")).startswith("trained:"):
+        return 1
+    training = entry.get("training") or {}
+    if not isinstance(training, Mapping) or "audited_fold" in training:
+        return 1
+    folds = training.get("folds", _FOLDS)
+    given = training.get("repeats", folds)
+    # What is no number, or too many, is refused where the entry is read.
+    numbers = isinstance(given, int) and isinstance(folds, int)
+    return given if numbers and given <= folds else 1
+
+
+def _expand_splits(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    expanded = dict(encoders)
+    for name, splits in splits_of_rivals(encoders).items():
+        for number, split in enumerate(splits[1:], start=1):
+            training = {**(encoders[name].get("training") or {}), "audited_fold": number}
+            expanded[split] = {**encoders[name], "training": training}
+    return expanded
+
+
 def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries with ``patch`` and ``variants`` replaced by the entries that they stand for.
+    """Entries that stand for several replaced by these.
 
     ``variants`` gives one entry for each pooling, ``patch`` adds one of the same encoder on tiles of
-    that side (:func:`with_patches`). An entry that is written under the variant's own name adds to it.
+    that side (:func:`with_patches`), a rival has one for each split of the patients. An entry that is written under the variant's own name adds to it.
 
     Parameters
     ----------
@@ -49,7 +107,7 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
     """
     expanded: dict[str, Any] = {}
     encoders = with_patches(encoders)
-    for name, entry in encoders.items():
+    for name, entry in _expand_splits(encoders).items():
         if not isinstance(entry, Mapping) or entry.get("variants") is None:
             if name not in expanded:
                 expanded[name] = entry
@@ -143,15 +201,12 @@ def untrained_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = str(entry.get("model", ""))
     kind = model.partition(":")[0]
-    kept = {
-        k: v
-        for k, v in entry.items()
-        if k not in (PATCH, RANDOM_WEIGHTS, "checkpoint", "seed", "sha256", "variants")
-    }
+    kept = {k: v for k, v in entry.items() if k not in _NOT_OF_THE_NULL}
     kept |= {"role": "control"}
     seed = entry.get("seed") or 0
     if kind == "trained":
-        return kept | {"seed": seed, "training": {**(entry.get("training") or {}), "epochs": 0}}
+        training = {**(entry.get("training") or {}), "epochs": 0, "repeats": 1}
+        return kept | {"seed": seed, "training": training}
     if model == "package:efficientnet_lite0":
         kept["model"] = "timm:tf_efficientnet_lite0"
     elif kind not in _BUILT and "preset" not in entry:
