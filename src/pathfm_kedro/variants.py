@@ -88,7 +88,8 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
     """Entries that stand for several replaced by these.
 
     ``variants`` gives one entry for each pooling, ``patch`` adds one of the same encoder on tiles of
-    that side (:func:`with_patches`), a rival has one for each split of the patients. An entry that is written under the variant's own name adds to it.
+    that side (:func:`with_patches`), a rival has one for each split of the patients. An entry that is
+    written under the variant's own name adds to it.
 
     Parameters
     ----------
