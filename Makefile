@@ -5,7 +5,7 @@
 # make site      the documentation as a site, in site/
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
-# make error-rates  docs/error_rates.md anew from simulated cohorts: an hour on two cores
+# make calibrate  docs/error_rates.md anew from simulated cohorts: wrong verdicts, power, coverage; an hour on two cores
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow coverage lint docs site viz bench error-rates clean
+.PHONY: help install demo test test-slow coverage lint docs site viz bench calibrate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -85,7 +85,7 @@ bench: $(TESTING)
 	$(BIN)/python benchmarks/bench_memory.py
 
 # Goes on where it was interrupted; data/error_rates holds what was simulated.
-error-rates: $(INSTALLED)
+calibrate: $(INSTALLED)
 	$(BIN)/python benchmarks/error_rates.py
 
 clean:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from simulated_checks import SIMULATIONS, Simulated
+from simulated_checks import SIMULATIONS
+from simulated_cohorts import Simulated
 
 from pathfm_kedro.statistics.bootstrap import binomial_interval
 from pathfm_kedro.statistics.paired_comparison import SUFFIX
@@ -31,6 +32,8 @@ RESULTS = ROOT / "data/error_rates"
 _BATCH = 50
 #: Share of wrong verdicts that a check may have.
 _ALLOWED = 0.05
+#: Cohorts simulated before k was kept lack it.
+_NO_K = pl.DataFrame(schema={"k": pl.String})
 #: An interval narrower than this speaks of a figure at the end of its range.
 _NO_WIDTH = 1e-6
 #: Its truth is the range of the organs' expected figures: the range of figures that vary is larger.
@@ -39,13 +42,13 @@ _RANGE, _OF_ORGAN = "f1_range_over_organs", "macro_f1"
 _HEAD = """\
 # Error rates of the judged checks
 
-Made by `make error-rates` from simulated cohorts; do not edit. A part of it is simulated by
+Made by `make calibrate` from simulated cohorts; do not edit. A part of it is simulated by
 `python benchmarks/error_rates.py --simulations rotation --cohorts 50`.
 
 Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
 dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the
 experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws and 100 permutations.
-What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py).
+What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and beside it.
 Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
 
 - **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing
@@ -53,11 +56,16 @@ Patients are those of the whole cohort: 4 labels at 3 centers, equally many in e
   interval. Near a threshold it is the verdict that the mean over cohorts belies.
 - **right**: share with the verdict that should be: the power. What is neither wrong nor right is open
   (`inconclusive`, `undecidable`, or without a figure).
-- **coverage**: how often the 95% interval holds the figure's mean over cohorts (of the range over
-  organs: the range of the organs' mean figures). "No width": at the end of its range the figure is the
+- **coverage**: how often the 95% interval holds the figure's mean over cohorts: those that read it at
+  the same number of neighbours, where each cohort chooses its own (of the range over organs: the range
+  of the organs' mean figures). "No width": at the end of its range the figure is the
   same in all resampled cohorts.
 - **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
   for noise of their own, see the same patients.
+
+The interval of the clustering score holds for the clusters that were found. Other cohorts of such
+patients find other numbers of clusters, so that it holds the mean score more seldom than it should where
+an encoder knows the label; verdicts, which ask on which side of 0 it lies, are not wrong more often.
 
 Verdicts are those of the interval alone. The report then corrects for the number of checks, which
 makes passes and fails rarer, wrong ones too.
@@ -91,7 +99,7 @@ class Cell:
         rows_of = simulation.pair if self.paired else simulation.cohort
         return pl.concat(
             rows_of(self.encoder, self.patients, seed)
-            .select(*kept, "verdict")
+            .select(*kept, "verdict", k=pl.col("setting").str.json_path_match("$.k"))
             .with_columns(seed=pl.lit(seed))
             for seed in range(first, first + n)
         )
@@ -113,7 +121,7 @@ def read_cell(cell: Cell, results: Path, cohorts: int) -> pl.DataFrame | None:
     """Rows of a cell that are there."""
     files = [cell.file(results, first) for first in range(0, cohorts, _BATCH)]
     found = [pl.read_parquet(file) for file in files if file.exists()]
-    return pl.concat(found) if found else None
+    return pl.concat([_NO_K, *found], how="diagonal_relaxed") if found else None
 
 
 def rates(cell: Cell, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Iterator[dict[str, Any]]:
@@ -138,7 +146,7 @@ def rates(cell: Cell, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Iterato
             "n_wrong": verdicts.count(wrong) if wrong else None,
             "right": right,
             "n_right": verdicts.count(right) if right else None,
-            "coverage": _coverage(found, _truth(metric, rows, mean)),
+            "coverage": _coverage(found, _truth(metric, rows)),
             "difference": _of_difference(metric, pairs),
         }
 
@@ -152,12 +160,14 @@ def _verdicts(encoder: Simulated, rows: pl.DataFrame, mean: Any) -> tuple[str, s
     return ("fail" if right == "pass" else "pass"), right
 
 
-def _truth(metric: str, rows: pl.DataFrame, mean: Any) -> Any:
+def _truth(metric: Any, rows: pl.DataFrame) -> pl.Expr:
+    """What the intervals should hold: the mean of cohorts whose figure was read at the same k."""
     if metric != _RANGE:
-        return mean
+        return pl.col("value").mean().over("k")
     organs = rows.filter(pl.col("stratum").str.starts_with("organ="), metric=_OF_ORGAN)
     means = organs.group_by("stratum").agg(pl.col("value").mean())["value"]
-    return means.max() - means.min() if len(means) else None  # type: ignore[operator]
+    ends = (means.max(), means.min()) if len(means) else (None, None)
+    return pl.lit(ends[0], pl.Float64) - pl.lit(ends[1], pl.Float64)
 
 
 def _of_difference(metric: Any, pairs: pl.DataFrame | None) -> float | None:
@@ -165,17 +175,17 @@ def _of_difference(metric: Any, pairs: pl.DataFrame | None) -> float | None:
     if pairs is None:
         return None
     rows = pairs.filter(stratum="all", metric=f"{metric}{SUFFIX}")
-    return _coverage(rows.drop_nulls(["ci_low", "ci_high"]), 0.0)
+    return _coverage(rows.drop_nulls(["ci_low", "ci_high"]), pl.lit(0.0))
 
 
-def _coverage(rows: pl.DataFrame, truth: Any) -> float | None:
+def _coverage(rows: pl.DataFrame, truth: pl.Expr) -> float | None:
     """Share of intervals that hold the truth; None where intervals have no width."""
     wide = rows.filter(pl.col("ci_high") - pl.col("ci_low") > _NO_WIDTH).height
-    if truth is None or not rows.height or wide <= rows.height / 2:
+    if not rows.height or wide <= rows.height / 2:
         return None
-    slack = _NO_WIDTH
-    held = rows.filter(pl.col("ci_low") <= truth + slack, pl.col("ci_high") >= truth - slack)
-    return held.height / rows.height
+    low, high = pl.col("ci_low") - _NO_WIDTH, pl.col("ci_high") + _NO_WIDTH
+    held = rows.select(truth.is_between(low, high))
+    return held.to_series().mean()  # type: ignore[return-value]
 
 
 def page(found: Sequence[dict[str, Any]]) -> str:
@@ -254,7 +264,7 @@ def _not_shown(table: pl.DataFrame) -> str:
         return ""
     return (
         f"In {few} of {len(ends)} cells the upper end still lies above {_ALLOWED:.0%}: with so few "
-        "cohorts it is not shown there; `make error-rates` simulates more."
+        "cohorts it is not shown there; `make calibrate` simulates more."
     )
 
 

@@ -216,6 +216,18 @@ def test_white_that_fills_a_file_beside_tinted_glass_is_none_of_it(tint):
     assert mask.sum() < 1.05 * 90 * 90
 
 
+@pytest.mark.parametrize("pen", ["green", "blue", "red"])
+@pytest.mark.parametrize("tint", [(1, 0.96, 0.84), (0.87, 0.92, 1), (1, 0.88, 0.72), (1, 1, 1)])
+@pytest.mark.parametrize("grey", [True, False], ids=["grey noise", "coloured noise"])
+def test_noise_on_tinted_glass_is_no_tissue(grey, tint, pen):
+    """Of the cameras of old scanners: up to eight grey levels."""
+    clear = slide((40, 40, 100, uneven(100, TISSUE["eosin"])), (150, 20, 30, PENS[pen]), noise=0)
+    for sigma in (3, 5, 8):
+        noise = np.random.default_rng(1).normal(0, sigma, (200, 200, 1 if grey else 3))
+        noisy = (clear * np.array(tint) + noise).clip(0, 255).astype(np.uint8)
+        assert tissue_mask(noisy).mean() == pytest.approx(0.25, abs=0.006)
+
+
 def test_neutral_glass_changes_nothing():
     """What glass is like counts only from the saturation on at which it could be taken for tissue."""
     image = slide((40, 40, 120, uneven(120, TISSUE["eosin"])))

@@ -5,6 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from pathfm_kedro.statistics import pair_bootstrap as module
+from pathfm_kedro.statistics.bootstrap import bootstrap_weights
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, pair_variance, resampled_total
 
 
@@ -49,6 +50,22 @@ def test_variance_equals_one_with_every_patient_left_out_in_turn():
     second = (size - 1) / (size - 3) * (above - sum(s * s for s in sums) / (size - 2))
     expected = max(jackknife - max(second, 0.0), jackknife / 2)
     assert pair_variance(numerator, denominator) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_interval_of_a_ratio_of_few_holds_its_truth():
+    """Neighbours by random effects of both patients: most of the numerator lies with few of them."""
+    size, truth, held = 24, 2.0, []
+    for seed in range(150):
+        generator = np.random.default_rng(seed)
+        effect = generator.normal(0, 0.7, (2, size, 2))
+        rates = np.exp(effect[:, :, None, 0] + effect[:, None, :, 1])
+        numerator, denominator = generator.poisson(rates * np.array([1.0, 0.5])[:, None, None])
+        weights = bootstrap_weights(size, 100, 0)
+        drawn = np.stack([resampled_total(part, weights) for part in (numerator, denominator)])
+        found = pair_ratio(numerator, denominator, drawn, 1)
+        assert found.ci_low * found.ci_high == pytest.approx(found.value**2)
+        held.append(found.ci_low <= truth <= found.ci_high)
+    assert 0.91 <= np.mean(held) <= 0.99
 
 
 def test_sparse_equals_dense():

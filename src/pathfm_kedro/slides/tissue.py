@@ -25,6 +25,8 @@ _MOST_TINTED = 0.4
 #: Glass is flat: no colour differs by more than this within a window of so many px, 40 micrometres at
 #: the default resolution. Tissue is uneven there, but for a few lakes of mucin or colloid.
 _FLAT_RANGE, _FLAT_WINDOW = 12, 5
+#: Noise of eight grey levels differs by no more in means of so many px, tissue does.
+_SMOOTHED_RANGE, _SMOOTHED_PX = 8, 4
 #: Light only gets less on its way through tissue: apart from dust and edges nothing is brighter than
 #: glass.
 _BRIGHTER, _MOST_BRIGHTER = 8, 0.02
@@ -238,6 +240,8 @@ def tissue_share(image: Pixels, um_per_px: float) -> float:
 def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
     """Colour of a slide's bare glass: the brightest of what is flat, where there is enough of it.
 
+    Where noise leaves nothing flat, the means of a few px are looked at.
+
     Parameters
     ----------
     image
@@ -255,10 +259,24 @@ def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
     >>> glass_colour(image)
     (240, 230, 205)
     """
-    from scipy import ndimage
-
     if min(image.shape[:2]) < _MIN_SIDE_WITH_GLASS:
         return None
+    found = _flat_colour(image, _FLAT_RANGE)
+    return _flat_colour(_smoothed(image), _SMOOTHED_RANGE) if found is None else found
+
+
+def _smoothed(image: Pixels) -> Pixels:
+    """Means of a few px around each."""
+    from scipy import ndimage
+
+    means = [ndimage.uniform_filter(image[..., i], _SMOOTHED_PX) for i in range(3)]
+    return np.stack(means, axis=2)
+
+
+def _flat_colour(image: Pixels, flat_range: int) -> tuple[int, int, int] | None:
+    """The brightest of what differs by no more than the range, where there is enough of it."""
+    from scipy import ndimage
+
     spread = np.zeros(image.shape[:2], np.uint8)
     for channel in np.moveaxis(image, 2, 0):
         high = ndimage.maximum_filter(channel, _FLAT_WINDOW)
@@ -267,7 +285,7 @@ def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
     # White of one value is what fills a file where nothing was scanned.
     filled = (spread == 0) & (_lowest(image) >= 250)
     scanned = ~filled & (_highest(image) > 40)
-    flat = image[scanned & (spread <= _FLAT_RANGE)]
+    flat = image[scanned & (spread <= flat_range)]
     if not len(flat):
         return None
     # Of 8-bit colours there are few sums and values: tables of these take the place of floating-point

@@ -89,9 +89,38 @@ def resampled_ari(counts: Floats, tags: Ints, patients: Ints, weights: Floats) -
         _pairs(part.reshape(shape[0], -1), weights)
         for part in (cells, cells.sum(axis=2), cells.sum(axis=1), cells.sum(axis=(1, 2)))
     )
+    return _adjusted(both, by_tag, by_cluster, every)
+
+
+def permuted_ari(counts: Floats, tags: Ints) -> Floats:
+    """[permutations] adjusted Rand index of clusters and permuted tags, every patient once.
+
+    Parameters
+    ----------
+    counts
+        [u, K] tiles of each unit in each cluster.
+    tags
+        [u, permutations] label or center of each unit.
+
+    Examples
+    --------
+    >>> permuted_ari(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[0, 0], [1, 0]])).tolist()
+    [1.0, 0.0]
+    """
+    member = tags.T[:, None, :] == np.arange(int(tags.max(initial=0)) + 1)[:, None]
+    cells = member.astype(np.float64) @ counts
+    both, by_tag, by_cluster, every = (
+        (part * (part - 1) / 2).sum(axis=tuple(range(1, part.ndim)))
+        for part in (cells, cells.sum(axis=2), cells.sum(axis=1), cells.sum(axis=(1, 2)))
+    )
+    return _adjusted(both, by_tag, by_cluster, every)
+
+
+def _adjusted(both: Floats, by_tag: Floats, by_cluster: Floats, every: Floats) -> Floats:
+    """ARI from pairs that share cluster and tag, tag, cluster, or nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
         expected = by_tag * by_cluster / every
-        return (both - expected) / (0.5 * (by_tag + by_cluster) - expected)
+        return np.asarray((both - expected) / (0.5 * (by_tag + by_cluster) - expected))
 
 
 def _pairs(counts: Floats, weights: Floats) -> Floats:

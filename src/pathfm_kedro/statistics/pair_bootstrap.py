@@ -17,6 +17,12 @@ expectation at σ_g = 0, the smallest there is. The percentile interval of the t
 shrunk about the point by √(V/Var r*), which keeps its skewness. Pairs of a patient with itself
 weigh w_p, not w_p².
 
+A ratio without a largest value is skewed, the more the fewer neighbours its denominator counts, and
+the draws are more skewed than that: patients that are not drawn take all their neighbours away. Its
+interval is symmetric in log r, exp(log r ± t·√V/r) with the quantile of P − 1 degrees of freedom. In
+simulations it held the truth in 89 to 99% of cohorts, where percentiles of the draws did in 55 to 97%:
+whitened vectors of 24 patients that know nothing have a denominator of a fifth of their neighbours.
+
 Matrices are dense or sparse (``scipy.sparse``), [P, P], by the patient that asks and the one met.
 """
 
@@ -34,6 +40,9 @@ Floats = NDArray[np.float64]
 
 #: Fewer patients leave no degree of freedom for what two of them share.
 _SECOND_ORDER_PATIENTS = 4
+
+#: Chance of an error on one side of a 95% interval.
+_ONE_SIDE = 0.025
 
 #: Integers up to here are exact in float32.
 _EXACT_FLOAT32 = 2**24
@@ -81,7 +90,8 @@ def pair_ratio(
     n
         Queries behind the figure.
     most
-        Largest value that the ratio can have; the smallest is 0.
+        Largest value that the ratio can have; the smallest is 0. Without one the interval is
+        symmetric in the ratio's logarithm.
 
     Returns
     -------
@@ -95,7 +105,10 @@ def pair_ratio(
     value = float(numerator.sum()) / below
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = resampled[0] / resampled[1]
-    interval = scaled_interval(value, draws, pair_variance(numerator, denominator), 0.0, most)
+    variance = pair_variance(numerator, denominator)
+    interval = scaled_interval(value, draws, variance, 0.0, most)
+    if np.isinf(most) and value > 0 and interval[0] is not None:
+        interval = log_interval(value, variance, size - 1)
     return Estimate(value, *interval, n, size, draws)
 
 
@@ -128,6 +141,29 @@ def scaled_interval(
     spread = float(np.var(draws[np.isfinite(draws)]))
     scale = np.sqrt(variance / spread) if spread > 0 else 1.0
     return max(value + scale * (low - value), least), min(value + scale * (high - value), most)
+
+
+def log_interval(value: float, variance: float, freedom: int) -> tuple[float, float]:
+    """95% interval of a positive figure that is symmetric in its logarithm.
+
+    Parameters
+    ----------
+    value
+        The figure.
+    variance
+        That it has.
+    freedom
+        Degrees of freedom of the variance.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in log_interval(2.0, 0.04, 10**6)]
+    [1.644, 2.433]
+    """
+    from scipy.special import stdtrit
+
+    reach = np.exp(float(stdtrit(freedom, 1 - _ONE_SIDE)) * np.sqrt(variance) / value)
+    return float(value / reach), float(value * reach)
 
 
 def jackknife_variance(changes: Floats) -> float:

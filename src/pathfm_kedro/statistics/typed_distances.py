@@ -7,6 +7,7 @@ type under any labels, and without any one patient, are then found among these w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,8 @@ Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+#: Whether units met are kept, by permutation, unit met and unit of the query.
+_Kept = Callable[[Ints, Ints, Ints], Bools]
 
 #: Distances in memory at once: 32 MB.
 _BLOCK = 2**23
@@ -27,6 +30,10 @@ _EXACT_FLOAT32 = 2**24
 #: Under permuted labels the m tiles of a type are sought among this many times m · classes entries;
 #: e⁻⁸ of the queries find fewer and are left out of that permutation.
 _DEPTH = 8
+#: In this part of these entries nine of ten queries find them already.
+_NEARLY_ALL = 4
+#: Entries compared at once under permuted labels: they stay in the processor's cache.
+_PERMUTED_ENTRIES = 2**18
 
 
 @dataclass(frozen=True)
@@ -153,16 +160,32 @@ def _padded(units: Ints, m: int) -> Ints:
 def first_mean(distance: NDArray[np.floating], kept: Bools, m: int) -> Floats:
     """[...] mean of the first m kept distances along the last axis; infinite where there are fewer.
 
+    Parameters
+    ----------
+    distance
+        [..., t] nearest first, infinite where there is none.
+    kept
+        [..., t], of the shape that both have together.
+    m
+        How many are averaged.
+
     Examples
     --------
     >>> first_mean(np.array([[1.0, 2.0, 4.0]]), np.array([[True, False, True]]), 2).tolist()
     [2.5]
     """
-    kept = kept & np.isfinite(distance)
-    rank = np.cumsum(kept, axis=-1, dtype=np.int16)
-    chosen = kept & (rank <= m)
-    total = np.where(chosen, distance, 0).sum(axis=-1, dtype=np.float64)
-    return np.where(rank[..., -1] >= m, total / m, np.inf)
+    width = kept.shape[-1]
+    found = np.flatnonzero(kept)
+    # Where each row's kept entries begin and end among all that are kept.
+    ends = np.searchsorted(found, np.arange(1, kept.size // width + 1) * width)
+    starts = np.concatenate([[0], ends[:-1]])
+    there = np.flatnonzero(starts + m <= ends)
+    place = found[starts[there, None] + np.arange(m)]
+    if distance.shape != kept.shape[kept.ndim - distance.ndim :]:
+        distance = np.broadcast_to(distance, kept.shape)
+    mean = np.full(len(ends), np.inf)
+    mean[there] = distance.reshape(-1)[place % distance.size].sum(axis=1, dtype=np.float64) / m
+    return mean.reshape(kept.shape[:-1])
 
 
 def margin_of(near: Floats, far: Floats) -> Floats:
@@ -229,38 +252,83 @@ def split_by_center(entries: Entries, unit: Ints, label: Ints, center: Ints, m: 
 
 
 def margins_under(sample: Sample, labels: Ints, m: int) -> Floats:
-    """[q] margins if the units carried these labels.
+    """[permutations, q] margins if the units carried these labels.
 
     Parameters
     ----------
     labels
-        [U] label of each unit.
+        [U, permutations] label of each unit.
     m
         Tiles of each type whose distances are averaged.
     """
-    own = labels[sample.unit][:, None]
-    matching = first_mean(sample.far_center.distance, labels[sample.far_center.unit] == own, m)
-    clashing = first_mean(sample.near_center.distance, labels[sample.near_center.unit] != own, m)
+    of_labels = _Tags.of(labels)
+    matching = _first_means(sample.far_center, sample.unit, labels.shape[1], of_labels.same, m)
+    clashing = _first_means(sample.near_center, sample.unit, labels.shape[1], of_labels.other, m)
     return margin_of(matching, clashing)
 
 
 def margins_under_both(sample: Sample, labels: Ints, centers: Ints, m: int) -> Floats:
-    """[q] margins if the units carried these labels and centers, permuted together.
+    """[permutations, q] margins if the units carried these labels and centers, permuted together.
 
     Parameters
     ----------
     labels, centers
-        [U] of each unit.
+        [U, permutations] of each unit.
     m
         Tiles of each type whose distances are averaged.
     """
-    entries = sample.any_center
-    same_label, same_center = (
-        tags[entries.unit] == tags[sample.unit][:, None] for tags in (labels, centers)
+    of_labels, of_centers = _Tags.of(labels), _Tags.of(centers)
+
+    def matches(at: Ints, met: Ints, own: Ints) -> Bools:
+        return of_labels.same(at, met, own) & of_centers.other(at, met, own)
+
+    def clashes(at: Ints, met: Ints, own: Ints) -> Bools:
+        return of_labels.other(at, met, own) & of_centers.same(at, met, own)
+
+    matching, clashing = (
+        _first_means(sample.any_center, sample.unit, labels.shape[1], kept, m)
+        for kept in (matches, clashes)
     )
-    matching = first_mean(entries.distance, same_label & ~same_center, m)
-    clashing = first_mean(entries.distance, ~same_label & same_center, m)
     return margin_of(matching, clashing)
+
+
+@dataclass(frozen=True)
+class _Tags:
+    """[permutations, U] codes of the units, few bytes each."""
+
+    codes: NDArray[np.unsignedinteger]
+
+    @classmethod
+    def of(cls, tags: Ints) -> _Tags:
+        few = np.min_scalar_type(int(tags.max(initial=0)))
+        return cls(np.ascontiguousarray(tags.T.astype(few)))
+
+    def same(self, at: Ints, met: Ints, own: Ints) -> Bools:
+        """Whether the units met carry the tag of their query's unit in the permutations `at`."""
+        return np.asarray(self.codes[at, met] == self.codes[at, own])
+
+    def other(self, at: Ints, met: Ints, own: Ints) -> Bools:
+        """Whether they carry another."""
+        return ~self.same(at, met, own)
+
+
+def _first_means(entries: Entries, unit: Ints, n_permutations: int, kept: _Kept, m: int) -> Floats:
+    """[permutations, q] mean of the first m kept entries of each query.
+
+    Nearly all find them among the first few entries; the others are looked through whole.
+    """
+    few = max(entries.unit.shape[1] // _NEARLY_ALL, 1)
+    near, met = entries.distance[:, :few], entries.unit[:, :few]
+    step = max(_PERMUTED_ENTRIES // met.size, 1)
+    means = np.empty((n_permutations, len(unit)))
+    for start in range(0, n_permutations, step):
+        at = np.arange(start, min(start + step, n_permutations))
+        mean = first_mean(near, kept(at[:, None, None], met, unit[:, None]), m)
+        draw, query = np.nonzero(np.isinf(mean))
+        whole = kept(at[draw, None], entries.unit[query], unit[query, None])
+        mean[draw, query] = first_mean(entries.distance[query], whole, m)
+        means[at] = mean
+    return means
 
 
 def margins_without(

@@ -203,14 +203,15 @@ def test_margins_under_other_labels_and_without_a_patient_equal_plain_loops(m):
     vectors, patient, label, center = arrays(2, 2, patients=5)
     sample, first = sample_of(vectors, patient, label, center, m)
     # Vectors rounded to whole numbers: right to about 10⁻³ of a margin.
-    for seed in range(3):
-        order = np.random.default_rng(seed).permutation(len(first))
-        permuted = label[first][order]
-        expected = looped(vectors, patient, permuted[patient], center, m)
-        np.testing.assert_allclose(margins_under(sample, permuted, m), expected, atol=2e-3)
-        tags = label[first][order], center[first][order]
-        expected = looped(vectors, patient, *(each[patient] for each in tags), m)
-        np.testing.assert_allclose(margins_under_both(sample, *tags, m), expected, atol=2e-3)
+    orders = np.stack([np.random.default_rng(seed).permutation(len(first)) for seed in range(3)])
+    labels, centers = label[first][orders], center[first][orders]
+    under_labels = margins_under(sample, labels.T, m)
+    under_both = margins_under_both(sample, labels.T, centers.T, m)
+    for i in range(len(orders)):
+        expected = looped(vectors, patient, labels[i][patient], center, m)
+        np.testing.assert_allclose(under_labels[i], expected, atol=2e-3)
+        expected = looped(vectors, patient, labels[i][patient], centers[i][patient], m)
+        np.testing.assert_allclose(under_both[i], expected, atol=2e-3)
     margins, met, left = margins_without(sample, label[first], np.arange(len(first)), m)
     np.testing.assert_allclose(margins, looped(vectors, patient, label, center, m), atol=2e-3)
     for out in range(len(first)):

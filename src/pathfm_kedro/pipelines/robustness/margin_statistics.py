@@ -242,14 +242,14 @@ def _without_patients(
 
 def _permuted(sample: Sample, tags: PermutedTags, m: int) -> list[dict[str, Any]]:
     """Summaries of the sample's margins in each permutation of both kinds."""
-    both = zip(tags.label_together.T, tags.center_together.T, strict=True)
+    together = tags.label_together, tags.center_together
     margins = {
-        "permuted_together": [margins_under_both(sample, *each, m) for each in both],
-        "permuted_labels": [margins_under(sample, labels, m) for labels in tags.label.T],
+        "permuted_together": margins_under_both(sample, *together, m),
+        "permuted_labels": margins_under(sample, tags.label, m),
     }
     rows, none = [], np.zeros(0)
     for kind, each in margins.items():
-        found = summaries(np.array(each).reshape(len(each), -1), TAIL) if each else {}
+        found = summaries(each, TAIL) if len(each) else {}
         listed = {name: _without_nan(found.get(name, none)) for name in SUMMARIES}
         rows.append({"kind": kind, **listed})
     return rows
