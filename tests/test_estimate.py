@@ -174,6 +174,9 @@ def test_arms_are_counted_as_their_jobs_train_them(parameters):
     upstream = pretrain - 4 * each  # of each label one patient of four tells the upstream accuracy
     trained = 3 * noise["pretraining"]["epochs"] * upstream + pretrain
     assert shares[ARMS, "pretraining_noise"] == 3 * probed + 2 * trained
+    # Batches of 24 steps, in whole passes over a quarter of the patients and all of them.
+    trained = 4 * 24 * 16 + 24 * 16 + 2 * 32 * each
+    assert shares[ARMS, "task_specific"] == 3 * trained + 2 * (2 * downstream + held_out)
     assert networks_of_arms(given, cohort_size(given, slides, tiles)) == ("trained:small_cnn",)
 
 

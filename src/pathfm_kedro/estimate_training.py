@@ -25,6 +25,11 @@ from pathfm_kedro.pipelines.inheritance.noise_arms import (
     plan_noise_arms,
 )
 from pathfm_kedro.pipelines.inheritance.pretext_tasks import PretextTasks, plan_pretext_tasks
+from pathfm_kedro.pipelines.inheritance.task_specific_fits import (
+    NETWORK,
+    TaskSpecific,
+    plan_task_specific,
+)
 from pathfm_kedro.statistics.parameters import read_parameters
 
 _RGB = 3
@@ -95,7 +100,7 @@ def _tiles(slides: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def work_of_arms(parameters: Mapping[str, Any], slides: pl.DataFrame) -> Iterator[Trained]:
-    """What arms of pretraining noise, pretext tasks, initialisation and adaptation take.
+    """What every training on the tiles of arms takes, experiment by experiment.
 
     Parameters
     ----------
@@ -111,6 +116,9 @@ def work_of_arms(parameters: Mapping[str, Any], slides: pl.DataFrame) -> Iterato
     noise = read_parameters(PretrainingNoise, "pretraining_noise", parameters["pretraining_noise"])
     planned = plan_noise_arms(pool, tiles, engine, noise)
     yield _sum("pretraining_noise", f"trained:{BACKBONE}", planned.jobs, side)
+    task = read_parameters(TaskSpecific, "task_specific", parameters["task_specific"])
+    planned = plan_task_specific(pool, tiles, engine, task)
+    yield _sum("task_specific", f"trained:{NETWORK}", planned.jobs, side)
     tasks = read_parameters(PretextTasks, "pretext_tasks", parameters["pretext_tasks"])
     planned = plan_pretext_tasks(pool, tiles, engine, tasks)
     yield _sum("pretext_tasks", f"trained:{tasks.backbone}", planned.jobs, side)

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.harmonised import Shards
+from pathfm_kedro.encoders.operations import LEARNT_PASS
 from pathfm_kedro.encoders.pretraining import Backbone, PretrainingSettings
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
@@ -197,6 +198,17 @@ class NetworkFit(FitJob):
     def slide_id(self) -> str:
         """Name of the shard."""
         return self.split.name
+
+    @property
+    def stored(self) -> int:
+        """Rows of logits that are kept."""
+        return len(self.split.test)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a tile, one that is learnt from as three."""
+        n_tiles = len(self.split.train)
+        return LEARNT_PASS * self.p.training.on(n_tiles).epochs * n_tiles + self.stored
 
     def header(self) -> Mapping[str, str]:
         """What the shard depends on: tiles, software, settings."""
