@@ -236,7 +236,7 @@ def parts_of_mosaic_fields(parameters: Mapping[str, Any]) -> int:
 
     p = _read(MosaicField, "mosaic_field", parameters)
     fields = p.fields_around(int(parameters["tile"]["pixels"]))
-    return len(Layout.of(fields, p.same_tissue).parts)
+    return len(Layout.of(fields, p.same_tissue, p.coarser).parts)
 
 
 def _read(kind: Any, name: str, parameters: Mapping[str, Any]) -> Any:
