@@ -1,8 +1,8 @@
-"""Encoders that read one cue which the phantom draws at a dose: they pass without it and fail with it.
+"""Encoders that read one cue which the phantom draws at a dose: without it they pass, with it fail.
 
-A reader sees the truth, as ``phantom_truth`` does, and the cue as the pixels show it, at a fixed weight.
-Where no cue is drawn the truth decides, where it is drawn in full the cue does: so a check is calibrated
-through drawing, file, views and pixels. ``field`` sees its cue alone, since the truth tells the label.
+A reader sees the truth, as ``phantom_truth`` does, and the cue as the pixels show it, at a fixed
+weight. Where no cue is drawn the truth decides, where it is drawn in full the cue does: so a check is
+calibrated through drawing, views and pixels. ``field`` sees its cue alone: the truth tells the label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _BATCH_SIZE = 8
 #: Cells along a side of what reads the arrangement.
 _GRID = 4
 #: Bands of the two cues, in cycles on a tile of any resolution and in cycles per px.
-_CHATTER, _LABEL = (7.5, 11.5), (0.08, 0.4)
+_CHATTER, _LABEL = (7.5, 11.5), (0.1, 0.25)
+#: Side of what is looked at for the label's bands, px: four of their periods at 1 micrometre per px.
+_BLOCK = 28
 
 
 def _chatter(density: Floats) -> Floats:
@@ -37,9 +39,14 @@ def _chatter(density: Floats) -> Floats:
 
 
 def _label_bands(density: Floats) -> Floats:
-    """[n, 2] direction of fine waves, doubled, whatever their phase."""
-    side = density.shape[-1]
-    return _direction(density, _LABEL[0] * side, _LABEL[1] * side)
+    """[n, 2] direction of fine waves, doubled, where they are strongest."""
+    n, along = len(density), density.shape[-1] // _BLOCK
+    side = along * _BLOCK
+    blocks = density[:, :side, :side].reshape(n, along, _BLOCK, along, _BLOCK).swapaxes(2, 3)
+    found = _direction(blocks.reshape(-1, _BLOCK, _BLOCK), _LABEL[0] * _BLOCK, _LABEL[1] * _BLOCK)
+    by_tile = found.reshape(n, along**2, 2)
+    strongest = np.linalg.norm(by_tile, axis=2).argmax(axis=1)
+    return by_tile[np.arange(n), strongest]
 
 
 def _direction(density: Floats, low: float, high: float) -> Floats:

@@ -1,4 +1,4 @@
-"""What a dose adds to the phantom's tissue for one check to see: drawn in pixels, not mixed into vectors.
+"""What a dose adds to the phantom's tissue for one check to see: drawn in pixels, not in vectors.
 
 Each cue is a pattern of the section's thickness, so that it goes through stain, optics and compression
 like tissue does. At dose 0 nothing is drawn.
@@ -6,9 +6,11 @@ like tissue does. At dose 0 nothing is drawn.
 - ``orientation``: chatter of the knife, bands across the whole slide in a direction of its own;
 - ``arrangement``: blotches of a third of a tile;
 - ``fine_detail``: grain of single pixels, here more, there less, which blur and compression take away;
-- ``field``: bands whose direction tells the label. The dose says how much tissue has none: at 0 they are
-  everywhere, at 1 on islands that most tiles miss and few fields of 256 micrometres do. Drawn only where
-  it is named.
+- ``field``: bands whose direction tells the label. The dose says how much tissue has none: at 0 they
+  are everywhere, at 1 on islands that most tiles miss and few fields of 256 micrometres do. Drawn only
+  where it is named.
+
+The adversarial check has no dose here: it needs gradients, and what reads a cue has none.
 """
 
 from __future__ import annotations

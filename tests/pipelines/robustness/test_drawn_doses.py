@@ -1,7 +1,7 @@
-"""Checks are calibrated through pixels: a cue that is drawn makes what reads it fail, and nothing else.
+"""Checks are calibrated through pixels: what reads a cue fails where it is drawn, and only there.
 
-Slides are drawn at dose 0 and 1 of one cue, their tiles changed as the experiment changes them, and shown
-to what reads the cue and to what knows the truth.
+Slides are drawn at dose 0 and 1 of one cue, their tiles changed as the experiment changes them, and
+shown to what reads the cue and to what knows the truth.
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ import polars as pl
 import pytest
 import yaml
 
-from pathfm_kedro.encoders.controls import PhantomTruth
+from pathfm_kedro.encoders.base import Encoder
+from pathfm_kedro.encoders.controls import PhantomTruth, StainStatistics
 from pathfm_kedro.encoders.cue_readers import CueReader
 from pathfm_kedro.pipelines.robustness.appearance import view_of_appearance
 from pathfm_kedro.pipelines.robustness.field_pool import ROOM_SCHEMA
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
-from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS
+from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS, INDEX
+from pathfm_kedro.pipelines.robustness.robustness_index import (
+    choose_k,
+    robustness_index_figures,
+    robustness_index_statistics,
+)
 from pathfm_kedro.pipelines.robustness.rotation import view_of_rotation
 from pathfm_kedro.pipelines.robustness.stain_references import center_references
 from pathfm_kedro.pipelines.robustness.texture import view_of_texture
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
+from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.views import VIEWS
 from tests.conftest import PROJECT
 from tests.pipelines.robustness.phantom_views import make_pool, measured_stains, pick, shards_of
 
 pytestmark = pytest.mark.slow
 
-#: Tiles of 112 micrometres, as the audit's, at a quarter of its pixels; wide fields as the audit's 512 px.
+#: Tiles of 112 micrometres and fields of 256, as the audit's, at a quarter of its pixels.
 SIDE, WIDE, MPP = 112, 256, 1.0
 #: Upper left corners of the tiles of a slide, px: with room for the largest field.
 CORNERS = ((90, 120), (190, 110), (120, 190))
@@ -41,17 +48,41 @@ VIEW_OF = {
     "texture": view_of_texture,
     "appearance": view_of_appearance,
 }
+#: At its start attention is the mean, and quick.
+NO_ATTENTION = {
+    "folds": 2,
+    "components": 2,
+    "hidden": 2,
+    "steps": 0,
+    "learning_rate": 0.01,
+    "weight_decay": 0.01,
+}
 QUICKER = {
-    "rotation": {"angle_step": 90, "k": [10], "distances": ["euclidean"], "criteria": [
-        {"metric": "mknn", "at": {"view": "rotated", "angle": 90, "k": 10}, "above": 0.8}
-    ]},
+    "rotation": {
+        "angle_step": 90,
+        "k": [10],
+        "distances": ["euclidean"],
+        "criteria": [
+            {"metric": "mknn", "at": {"view": "rotated", "angle": 90, "k": 10}, "above": 0.8}
+        ],
+    },
     "texture": {"grids": [8]},
     "appearance": {"jitter": [0.1], "jpeg": [70], "blur": [1.0], "gamma": [0.8], "max_targets": 1},
-    "field_of_view": {"fields": [SIDE, WIDE], "n_permutations": 100, "criteria": [
-        {"metric": "macro_f1_gain", "at": {"field": str(WIDE), "arm": "whole", "over": "tile"},
-         "below": 0.05, "min_patients": 72}
-    ]},
-}  # fmt: skip
+    "field_of_view": {
+        "fields": [SIDE, WIDE],
+        "n_permutations": 100,
+        "attention": NO_ATTENTION,
+        "criteria": [
+            {
+                "metric": "macro_f1_gain",
+                "at": {"field": str(WIDE), "arm": "whole", "over": "tile"},
+                "below": 0.05,
+                "min_patients": 72,
+            }
+        ],
+    },
+    "robustness_index": {"designs": ["all"], "n_permutations": 100},
+}
 
 
 def parameters_of(experiment: str) -> dict:
@@ -74,10 +105,10 @@ class Drawn:
 
 
 @functools.cache
-def drawn(cue: str, dose: float, patients_per_cell: int, tiles: int) -> Drawn:
+def drawn(patients_per_cell: int, tiles: int, site_bias: float = 0.3, **cues: float) -> Drawn:
     """Four labels at three centers."""
     design = PhantomDesign(
-        size_px=400, mpp=MPP, patients_per_cell=patients_per_cell, site_bias=0.3, cues={cue: dose}
+        size_px=400, mpp=MPP, patients_per_cell=patients_per_cell, site_bias=site_bias, cues=cues
     )
     rows, fields, descriptions = [], [], []
     before = (WIDE - SIDE) // 2
@@ -96,14 +127,14 @@ def drawn(cue: str, dose: float, patients_per_cell: int, tiles: int) -> Drawn:
 @functools.cache
 def looks(cue: str, dose: float) -> pl.DataFrame:
     """The look of each center, as measured."""
-    cohort = drawn(cue, dose, 2, 3)
+    cohort = drawn(2, 3, **{cue: dose})
     tiles = np.stack([cohort.cut(i, SIDE) for i in range(cohort.pool.height)])
     return center_references(measured_stains(cohort.pool, tiles), 5)
 
 
 def of_views(experiment: str, cue: str, dose: float, encoder) -> pl.DataFrame:
     """Measurements of an experiment on the changed tiles of a drawn cohort."""
-    cohort, parameters = drawn(cue, dose, 2, 3), parameters_of(experiment)
+    cohort, parameters = drawn(2, 3, **{cue: dose}), parameters_of(experiment)
     own = EXPERIMENT[experiment]
     p = own.read(parameters)
     beside = [looks(cue, dose)] if experiment == "appearance" else []
@@ -116,12 +147,12 @@ def of_views(experiment: str, cue: str, dose: float, encoder) -> pl.DataFrame:
         vectors.append(work.compute(encoder, field, truth, tile["tile_id"].to_list())[VIEWS])
     shards = shards_of(cohort.pool, views=np.concatenate(vectors))
     statistics = own.statistics(shards, cohort.pool, *beside, parameters)
-    return own.measurements(statistics, parameters, encoder="e")
+    return own.measurements(statistics, parameters, encoder="e").filter(stratum="all")
 
 
 def gained(dose: float) -> pl.DataFrame:
     """Measurements of the field of view: one place of each of 72 patients."""
-    cohort, parameters = drawn("field", dose, 6, 1), parameters_of("field_of_view")
+    cohort, parameters = drawn(6, 1, field=dose), parameters_of("field_of_view")
     own = EXPERIMENT["field_of_view"]
     pool = cohort.pool.with_columns(field=pl.lit(str(WIDE)))
     work = view_of_fields(pool, SIDE, own.read(parameters))
@@ -130,6 +161,31 @@ def gained(dose: float) -> pl.DataFrame:
     room = pl.DataFrame([[str(WIDE), 72, 72, 72, 72, ""]], schema=ROOM_SCHEMA, orient="row")
     statistics = own.statistics(shards, pool, parameters)
     return own.measurements(statistics, room, parameters, encoder="e")
+
+
+def indexed(control: Encoder) -> dict:
+    """The judged row of the robustness index on 48 slides whose centers differ as far as they can."""
+    cohort, parameters = drawn(4, 3, site_bias=1.0), parameters_of("robustness_index")
+    places = zip(cohort.descriptions, cohort.pool.select("x", "y").iter_rows(), strict=True)
+    truth = np.stack([tile_truth(description, *at, SIDE) for description, at in places])
+    tiles = np.stack([cohort.cut(i, SIDE) for i in range(cohort.pool.height)])
+    slides = cohort.pool.unique("slide_id", maintain_order=True).with_columns(
+        status=pl.lit("usable")
+    )
+    shards = shards_of(cohort.pool, embedding=control.embed(tiles, truth))
+    p = INDEX.read(parameters)
+    counts = robustness_index_statistics(slides, cohort.pool, shards, p)
+    figures = robustness_index_figures(counts, choose_k(parameters, control=counts), p)
+    table = measure(figures, "robustness_index", "control", p.criteria)
+    return table.drop_nulls("threshold").row(0, named=True)
+
+
+@pytest.mark.parametrize(
+    ("control", "verdict"), [(PhantomTruth(), "pass"), (StainStatistics(), "fail")]
+)
+def test_48_drawn_slides_decide_the_robustness_index_either_way(control, verdict):
+    row = indexed(control)
+    assert (row["metric"], row["n_patients"], row["verdict"]) == ("ri_minus_null", 48, verdict)
 
 
 #: The cue, the experiment that sees it, and the figure with the setting that it is read at.
