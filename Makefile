@@ -2,6 +2,7 @@
 # make demo      audit the phantom cohort; ends at the report
 # make test      lint, types, import rules, tests; make test-slow the slow ones, coverage counts lines
 # make docs      docs/experiments.md anew from docstrings, parameters and words
+# make site      the documentation as a site, in site/
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
 # make error-rates  docs/error_rates.md anew from simulated cohorts: an hour on two cores
@@ -21,11 +22,11 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow coverage lint docs viz bench error-rates power clean
+.PHONY: help install demo test test-slow coverage lint docs site viz bench error-rates power clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n '/^# /!q;s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -70,6 +71,9 @@ test-slow: $(TESTING)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
+
+site: $(TESTING)
+	$(BIN)/python -m mkdocs build --strict
 
 viz: $(INSTALLED)
 	$(BIN)/kedro viz run

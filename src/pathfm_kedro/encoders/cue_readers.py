@@ -24,8 +24,8 @@ _BATCH_SIZE = 8
 #: Cells along a side of what reads the arrangement.
 _GRID = 4
 #: Bands of the two cues, in cycles on a tile of any resolution and in cycles per px.
-_CHATTER, _LABEL = (7.5, 11.5), (0.1, 0.25)
-#: Side of what is looked at for the label's bands, px: four of their periods at 1 micrometre per px.
+_CHATTER, _LABEL = (7.5, 11.5), (0.06, 0.25)
+#: Side of what is looked at for the label's bands, px: two periods at 0.5, four at 1 micrometre per px.
 _BLOCK = 28
 
 
@@ -35,7 +35,8 @@ def _chatter(density: Floats) -> Floats:
     Half of a direction's sine and cosine: a detector of some directions, not a compass, which would
     turn as one with all tiles and keep every neighbour.
     """
-    return np.maximum(_direction(density, *_CHATTER), 0)
+    found: Floats = np.maximum(_direction(density, *_CHATTER), 0)
+    return found
 
 
 def _label_bands(density: Floats) -> Floats:
@@ -46,7 +47,8 @@ def _label_bands(density: Floats) -> Floats:
     found = _direction(blocks.reshape(-1, _BLOCK, _BLOCK), _LABEL[0] * _BLOCK, _LABEL[1] * _BLOCK)
     by_tile = found.reshape(n, along**2, 2)
     strongest = np.linalg.norm(by_tile, axis=2).argmax(axis=1)
-    return by_tile[np.arange(n), strongest]
+    found_there: Floats = by_tile[np.arange(n), strongest]
+    return found_there
 
 
 def _direction(density: Floats, low: float, high: float) -> Floats:
@@ -69,13 +71,15 @@ def _arrangement(density: Floats) -> Floats:
     n, side = len(density), density.shape[-1] // _GRID * _GRID
     cut = density[:, :side, :side].reshape(n, _GRID, side // _GRID, _GRID, side // _GRID)
     cells = cut.mean(axis=(2, 4)).reshape(n, -1)
-    return cells - cells.mean(axis=1, keepdims=True)
+    relative: Floats = cells - cells.mean(axis=1, keepdims=True)
+    return relative
 
 
 def _fine_detail(density: Floats) -> Floats:
     """[n, 1] how much neighbouring pixels differ along both diagonals: what blur takes first."""
     corner = density[:, :-1, :-1] - density[:, :-1, 1:] - density[:, 1:, :-1] + density[:, 1:, 1:]
-    return np.sqrt((corner**2).mean(axis=(1, 2)))[:, None]
+    spread: Floats = np.sqrt((corner**2).mean(axis=(1, 2)))[:, None]
+    return spread
 
 
 @dataclass(frozen=True)

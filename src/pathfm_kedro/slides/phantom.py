@@ -271,8 +271,8 @@ def draw_slide(design: PhantomDesign, slide_id: str) -> PhantomSlide:
         morphology, seed, design.size_px, design.mpp, _rng(design, first, "tissue")
     )
     if design.cues:
-        place = sorted(design.labels).index(label) / len(design.labels)
-        tissue = with_cues(tissue, design.cues, place, design.mpp, _rng(design, first, "cues"))
+        share = sorted(design.labels).index(label) / len(design.labels)
+        tissue = with_cues(tissue, design.cues, share, design.mpp, _rng(design, first, "cues"))
     centers = list(design.centers)
     profile = center_profile(centers.index(center), len(centers), design.site_bias)
     stain = patient_stain(profile, _rng(design, patient, "stain"))

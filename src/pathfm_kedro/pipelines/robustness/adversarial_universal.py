@@ -122,8 +122,8 @@ def plan_universal_perturbation(
         ``pixels``: side of a tile.
     engine
         Where jobs run.
-    encoder, runtime
-        The entry of ``encoders`` and its recorded runtime.
+    encoder, runtimes
+        The entry of ``encoders`` and the recorded runtimes.
     p
         The parameters.
     name
