@@ -42,6 +42,7 @@ _OWN_PARAGRAPH = {"criteria", "calibration"}
 _OF_ALL = {
     "calibration": "pathfm_kedro.pipelines.robustness.calibration",
     "comparison": "pathfm_kedro.statistics.paired_comparison",
+    "mitigation": "pathfm_kedro.statistics.mitigation",
 }
 #: Indentation of a parameter below its block in conf/base.
 _OF_PARAMETER = 2
@@ -257,7 +258,8 @@ def where(x: Documented) -> str:
     first = x.modules[0]
     source = f"Code: {', '.join(_link(module) for module in x.modules)}."
     run = f"`kedro run --namespaces {x.pipeline}.{x.name}`"
-    if x.name == "calibration":
+    # Measured by nodes of other experiments.
+    if x.name in ("calibration", "mitigation"):
         run = f"`kedro run --pipelines {x.pipeline} --tags {x.name}`"
     name = first.__name__.rpartition(".")[2]
     folders = (ROOT / "tests" / "pipelines" / x.pipeline, ROOT / "tests" / "statistics")

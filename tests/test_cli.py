@@ -7,9 +7,11 @@ import tarfile
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import read_cohort_plan
@@ -88,13 +90,16 @@ def test_a_phantom_of_ones_own(project):
 
 
 def test_slides_with_problems_are_listed_and_the_rest_is_taken(project, slides):
+    (slides / "f.tiff").write_bytes(b"II*\x00 cut short")
     text = GOOD + "c,nowhere.svs,p3,A,x,I\nd,../../etc/passwd,p4,A,x,I\ne,b.tiff,p5,,x,I\n"
+    text += "f,f.tiff,p6,A,x,I\n"
     result = run("new", "clinic", "--manifest", write_manifest(slides, text))
     assert result.exit_code == 0
     assert "c: no file at 'nowhere.svs'" in result.output
     assert "d: path '../../etc/passwd' leads out" in result.output
     assert "e: row 6: 'center' is empty" in result.output
-    assert "5 slides (3 with problems" in result.output
+    assert "f: 'f.tiff' cannot be opened" in result.output
+    assert "6 slides (4 with problems" in result.output
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,11 @@ def test_neither_or_both_sources_are_refused(project, slides):
     assert "give either" in run("new", "x", "--phantom", "--manifest", manifest).output
 
 
+def save_image(path, side):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((side, side, 3), (220, 120, 170), np.uint8)).save(path)
+
+
 def fill(folder, *paths):
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -144,13 +154,22 @@ def fill(folder, *paths):
 
 
 def test_a_folder_becomes_a_manifest_that_a_new_cohort_takes(project, tmp_path):
-    images = fill(tmp_path / "images", "A/x/p1/a.png", "B/y/p2/b.png", "A/x/p1/a.json")
+    images = fill(tmp_path / "images", "A/x/p1/a.json")
+    for path in ("A/x/p1/a.png", "B/y/p2/b.png"):
+        save_image(images / path, side=128)
     result = run("manifest", images, "--mpp", 0.25)
     assert result.exit_code == 0, result.output
     assert "2 slides, 2 patients, 2 centers, 2 labels" in result.output
     assert "Warning: left out as no slides: 1 files (1 .json)" in result.output
     taken = run("new", "clinic", "--manifest", images / "slides.csv")
     assert "2 slides (every file is there)" in taken.output
+    # Cut beforehand: each becomes a tile, without an error first.
+    tile = yaml.safe_load((project / "conf/clinic/parameters_tile.yml").read_text())["tile"]
+    assert tile == {"pixels": 128, "mpp": 0.25, "min_tissue_fraction": 0.0}
+    assert "tile.pixels 128, tile.mpp 0.25" in taken.output
+    assert "  x  1  0\n  y  0  1\n" in taken.output
+    assert "cannot: robustness_index (all)" in taken.output
+    assert "undecidable: every check, since 2 patients are fewer than 8" in taken.output
     written = (project / "conf/clinic/manifest.csv").read_text().splitlines()
     assert written[1] == "A-x-p1-a,A/x/p1/a.png,p1,A,x,0.25"
 

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from docs import generate
+from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
 from pathfm_kedro.configuration import unknown_keys
 from pathfm_kedro.pipeline_registry import register_pipelines
@@ -40,12 +41,14 @@ PAGES = sorted(
         *(PROJECT / "docs").glob("*.md"),
         PROJECT / "README.md",
         PROJECT / "CHANGELOG.md",
+        PROJECT / "CONTRIBUTING.md",
+        PROJECT / "SECURITY.md",
         PROJECT / "conf" / "README.md",
         PROJECT / "data" / "README.md",
     ]
 )
 #: Cohorts of the examples that the project does not have.
-EXAMPLE_COHORTS = {"clinic", "clinic_ten"}
+EXAMPLE_COHORTS = {"clinic", "clinic_ten", "kidney"}
 EXAMPLE_ENCODERS = {"uni"}
 #: Programs that are not the project's: nothing here can say whether their options exist.
 OTHERS = {
@@ -359,12 +362,19 @@ def refuse_unknown_dvc(words: list[str], where: str) -> None:
     from dvc.cli.parser import get_main_parser
 
     parsed = get_main_parser().parse_args(words)
-    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    told = (PROJECT / "dvc.yaml").read_text()
+    stages = yaml.safe_load(told)["stages"]
     for target in getattr(parsed, "targets", None) or []:
+        if target.startswith("data/"):
+            assert target.replace("data/clinic/", "data/${key}/") in told, f"{where}: {target}"
+            continue
         assert target.partition("@")[0] in stages, f"{where}: no stage {target}"
 
 
 def refuse_unknown_script(words: list[str], where: str) -> None:
+    if words[:2] == ["-m", "pathfm_kedro"]:
+        assert words[2] in cli.list_commands(click.Context(cli)), where
+        return
     if words[:2] == ["-m", "pytest"]:
         assert all((PROJECT / word).exists() for word in words[2:] if not word.startswith("-")), (
             where
@@ -399,7 +409,7 @@ def test_linked_files_and_headings_exist():
 
 def test_paths_that_pages_name_exist():
     roots = ("src/", "tests/", "conf/", "docs/", "benchmarks/", "notebooks/", "pipelines/")
-    known = {"conf/clinic", "conf/local", "pipelines/inheritance/vector_length.py"}
+    known = {"conf/clinic", "conf/kidney", "conf/local", "pipelines/inheritance/vector_length.py"}
     for span, where in SPANS:
         path = span.rstrip("/")
         if not path.startswith(roots) or re.search(r"[<>*\s…{]", path):

@@ -8,28 +8,42 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
-from pathfm_kedro.estimate import (
-    CohortSize,
-    Speed,
-    cohort_size,
-    estimate,
-    estimate_lines,
-    passes_per_tile,
-    recorded_speed,
-    tried_speed,
-)
+from pathfm_kedro.estimate import ARMS, estimate, estimate_lines, networks_of_arms
+from pathfm_kedro.estimate_passes import passes_per_tile, tiles_of_same_tissue
+from pathfm_kedro.estimate_sizes import CohortSize, cohort_size
+from pathfm_kedro.estimate_speed import Speed, recorded_speed, tried_small_network, tried_speed
+from pathfm_kedro.pipelines.inheritance.adaptation_fits import plan_adaptation
+from pathfm_kedro.pipelines.inheritance.noise_arms import plan_noise_arms
+from pathfm_kedro.pipelines.inheritance.pretext_tasks import plan_pretext_tasks
 from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial
 from pathfm_kedro.pipelines.robustness.pipeline import VIEWS
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.parameters import read_parameters
 from tests.conftest import PROJECT
+from tests.pipelines.inheritance import test_adaptation as adaptation
+from tests.pipelines.inheritance import test_pretext_tasks as pretext
+from tests.pipelines.inheritance import test_pretraining_noise as noise
 from tests.pipelines.robustness.phantom_views import phantom_references
+
+
+def size_of(slides: int, patients: int, centers: int, tiles: int, basis: str = "") -> CohortSize:
+    """A cohort of which nothing but numbers is known, and so no arm is trained."""
+    columns = ("slide_id", "patient_id", "center", "organ", "label", "status", "same_tissue_as")
+    schema = dict.fromkeys(columns, pl.String()) | {"n_tiles": pl.Int64()}
+    return CohortSize(slides, patients, centers, tiles, basis, pl.DataFrame(schema=schema))
 
 
 @pytest.fixture(scope="module")
 def parameters() -> dict:
     loader = SizedConfigLoader(str(PROJECT / "conf"), env="phantom", **CONFIG_LOADER_ARGS)
     return loader["parameters"]
+
+
+def only(parameters: dict, **encoders: dict) -> dict:
+    """The parameters of a cohort with these encoders, none of which is adapted."""
+    given = copy.deepcopy(parameters) | {"encoders": encoders}
+    given["adaptation"]["encoders"] = []
+    return given
 
 
 #: How many tiles these take is known once slides are registered.
@@ -56,8 +70,8 @@ def test_every_experiment_on_pixels_is_estimated(parameters):
 
 
 def test_attacks_cost_three_passes_a_step(parameters):
-    size = CohortSize(10, 10, 2, 1000, "")
-    given = copy.deepcopy(parameters) | {"encoders": {"e": {"model": "timm:x"}}}
+    size = size_of(10, 10, 2, 1000, "")
+    given = only(parameters, e={"model": "timm:x"})
     given["adversarial"] |= {
         "universal": None,
         "max_tiles": 5,
@@ -72,8 +86,8 @@ def test_attacks_cost_three_passes_a_step(parameters):
 
 
 def test_hours_and_gigabytes_are_plain_arithmetic(parameters):
-    size = CohortSize(100, 100, 4, 7200, "")
-    given = copy.deepcopy(parameters) | {"encoders": {"e": {"model": "timm:x"}}}
+    size = size_of(100, 100, 4, 7200, "")
+    given = only(parameters, e={"model": "timm:x"})
     given["engine"] = given["engine"] | {"workers": 4}
     speed = Speed(2.0, "cpu", "", 1000)
     embed = estimate(given, size, {"e": speed})[0]
@@ -92,7 +106,8 @@ def test_before_tiles_are_cut_typical_ones_are_assumed_and_told(parameters):
     assert (found.slides, found.patients, found.centers, found.tiles) == (3, 2, 2, 3 * 256)
     assert "the manifest; tiles are not cut yet, 256 of each slide are assumed" in found.basis
     slides = listed.with_columns(status=pl.Series(["usable", "unusable", "usable"]))
-    cut = cohort_size(parameters, slides, pl.DataFrame({"tile_id": range(9)}))
+    tiles = pl.DataFrame({"tile_id": range(9), "slide_id": "s"})
+    cut = cohort_size(parameters, slides, tiles)
     assert (cut.slides, cut.tiles, cut.basis) == (2, 9, "tiles that were cut")
     drawn = cohort_size(parameters)
     assert (drawn.slides, drawn.patients, drawn.centers) == (48, 48, 3)
@@ -118,7 +133,7 @@ def test_a_trial_now_knows_speed_and_dimension():
 
 
 def test_lines_say_what_is_not_known_and_put_controls_apart(parameters):
-    size = CohortSize(48, 48, 3, 1091, "tiles that were cut")
+    size = size_of(48, 48, 3, 1091, "tiles that were cut")
     lines = estimate_lines(
         parameters, size, {"efficientnet_lite0": Speed(0.01, "cpu", "here", 1280)}
     )
@@ -129,4 +144,131 @@ def test_lines_say_what_is_not_known_and_put_controls_apart(parameters):
     assert lines[-1].startswith("controls: ")
     assert lines[-1].endswith("not timed")
     short = estimate_lines(parameters, size, {}, by_experiment=False)
-    assert len(short) == 3
+    assert len(short) == 4
+
+
+def phantom_slides(parameters: dict, each: int = 20) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Slides as the phantom will have, and as many tiles of each."""
+    slides = cohort_size(parameters).table.drop("n_tiles")
+    tiles = slides.select("slide_id", tile_id=pl.lit([str(i) for i in range(each)])).explode(
+        "tile_id"
+    )
+    return slides, tiles.with_columns(tile_id=pl.format("{}-{}", "slide_id", "tile_id"))
+
+
+def test_arms_are_counted_as_their_jobs_train_them(parameters):
+    given = copy.deepcopy(parameters)
+    slides, tiles = phantom_slides(given)
+    shares = {
+        (s.encoder, s.experiment): s.passes
+        for s in estimate(given, cohort_size(given, slides, tiles), {})
+    }
+    # One center of three is held out; of the other 32 patients half pretrain, half are downstream.
+    each = given["arms"]["tiles_per_slide"]
+    pretrain, downstream, held_out = (16 * each for _ in range(3))
+    tasks, noise = given["pretext_tasks"], given["pretraining_noise"]
+    views, clean = 6 * (downstream + held_out), tasks["epochs"] * pretrain
+    # SimCLR learns from two views, regression from one, each three passes; random from none.
+    assert shares[ARMS, "pretext_tasks"] == 3 * views + (6 + 3) * clean
+    probed = 2 * (downstream + held_out) + 2 * noise["nmtune"]["views"] * downstream
+    upstream = pretrain - 4 * each  # of each label one patient of four tells the upstream accuracy
+    trained = 3 * noise["pretraining"]["epochs"] * upstream + pretrain
+    assert shares[ARMS, "pretraining_noise"] == 3 * probed + 2 * trained
+    assert networks_of_arms(given, cohort_size(given, slides, tiles)) == ("trained:small_cnn",)
+
+
+def test_patients_that_train_a_rival_are_not_embedded(parameters):
+    entry = {"model": "trained:small_cnn", "training": {"folds": 4, "epochs": 3}}
+    given = only(parameters, cnn=entry)
+    slides, tiles = phantom_slides(given)
+    size = cohort_size(given, slides, tiles)
+    shares = {s.experiment: s.passes for s in estimate(given, size, {}) if s.encoder == "cnn"}
+    assert shares["training"] == 3 * 3 * 36 * 20
+    assert shares["embed"] == 12 * 20
+    untrained = only(parameters, cnn=entry | {"training": {"folds": 4, "epochs": 0}})
+    assert "training" not in {s.experiment for s in estimate(untrained, size, {})}
+
+
+def counted_passes(job) -> int:
+    """Tiles that a job shows its small network, three times where it learns from them."""
+    import torch
+
+    found = 0
+
+    def count(module, inputs):
+        nonlocal found
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            learns = torch.is_grad_enabled() and module.weight.requires_grad
+            found += len(inputs[0]) * (3 if learns else 1)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        job.compute()
+    finally:
+        handle.remove()
+    return found
+
+
+def jobs_of_arms():
+    for task in ("simclr", "dino", "masked"):
+        yield pytest.param("pretext", task, id=task)
+    yield pytest.param("noise", "symmetric", id="noise")
+    yield pytest.param("adaptation", "small_cnn", id="adaptation")
+
+
+@pytest.mark.parametrize(("experiment", "arm"), jobs_of_arms())
+def test_a_job_says_how_many_passes_it_takes(experiment, arm):
+    if experiment == "pretext":
+        half = pretext.pool(patients=12, per=2).with_columns(
+            role=pl.when(pl.col("slide_id") < "s06").then(pl.lit("pretrain")).otherwise("role")
+        )
+        p = pretext.parameters(tasks=(arm,), epochs=2)
+        jobs = plan_pretext_tasks(half, pretext.tiles_of(half), {"workers": 1}, p).jobs
+        (job,) = [job for job in jobs if job.task == arm]
+        passes = job.passes
+    elif experiment == "noise":
+        own = noise.pool_of()
+        p = noise.parameters()
+        jobs = plan_noise_arms(own, noise.Pixels(own), {"workers": 1}, p).jobs
+        job = next(job for job in jobs if job.arm.kind == arm)
+        passes = job.passes
+    else:
+        own = adaptation.pool()
+        p = adaptation.settings(arms=["linear", arm])
+        planned = plan_adaptation(
+            own, adaptation.Tiles(own), adaptation.TINY, {"workers": 1}, p, name="e"
+        )
+        job = next(job for job in planned.jobs if job.arm == arm)
+        passes = job.passes(job.split())
+    # Single tiles more, on which operations are counted and the size of a map is found.
+    assert counted_passes(job) - passes in (0, 1, 2)
+
+
+def test_same_tissue_takes_a_tile_for_each_place_on_each_slide(parameters):
+    given = copy.deepcopy(parameters)
+    given["phantom"] |= {"repeat_patients": 2, "repeat_changes": ["scanner", "stain"]}
+    given["cohort"] |= {"same_tissue": True}
+    given["same_tissue"]["max_places"] = 5
+    size = cohort_size(given)
+    assert size.slides == 48
+    assert tiles_of_same_tissue(given, size.table) == 2 * 3 * 5
+    shares = [s for s in estimate(given, size, {}) if s.experiment == "same_tissue"]
+    assert {s.passes for s in shares} == {30}
+
+
+def test_work_of_an_encoder_that_is_trained_goes_with_the_area_of_its_input(parameters):
+    given = copy.deepcopy(parameters)
+    slides, tiles = phantom_slides(given)
+    given["engine"] = given["engine"] | {"workers": 1}
+    size, speed = cohort_size(given, slides, tiles), Speed(0.01, "cpu", "", 1280)
+    (own,) = [
+        s
+        for s in estimate(given, size, {"efficientnet_lite0": speed})
+        if s.experiment == "adaptation"
+    ]
+    assert own.hours == pytest.approx(own.passes * 0.01 / 3600 * (48 / 224) ** 2)
+
+
+def test_the_small_network_of_arms_is_timed():
+    found = tried_small_network("small_cnn", 16)
+    assert (found.dimension, found.seconds > 0) == (128, True)

@@ -47,7 +47,7 @@ def test_everything_else_of_the_entry_is_kept():
 
 def test_the_null_of_a_rival_is_the_rival_before_training():
     drawn = null_of(model="trained:small_cnn", seed=3, training={"epochs": 20, "folds": 4})
-    assert drawn["training"] == {"epochs": 0, "folds": 4}
+    assert drawn["training"] == {"epochs": 0, "folds": 4, "repeats": 1}
     assert drawn["seed"] == 3
 
 

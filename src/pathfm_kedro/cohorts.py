@@ -37,6 +37,8 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
     },
 }
 
+#: Columns of a manifest that name a slide, or are compared in every cohort.
+_NO_SUBGROUPS = ("slide_id", "path", "patient_id", "center", "label", "organ", "mpp")
 #: Prefixes of ``model`` that are followed by a file or folder, and by one or the name of a hub's model.
 _FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx", "features")
 _FOLDERS_OR_HUB = ("transformers", "open_clip")
@@ -372,6 +374,34 @@ def shows_same_tissue(plan: CohortPlan) -> bool:
             "registered: bring the slides, or set it to false"
         )
     return given
+
+
+def subgroups_of(plan: CohortPlan) -> tuple[str, ...]:
+    """Columns of the manifest whose values are compared as subgroups of patients.
+
+    Raises
+    ------
+    ValueError
+        If ``cohort.subgroups`` is no list of columns, or names one that is compared anyway.
+
+    Examples
+    --------
+    >>> subgroups_of(CohortPlan("manifest", {}, {"cohort": {"subgroups": ["sex", "scanner"]}}))
+    ('sex', 'scanner')
+    """
+    given = (plan.parameters.get("cohort") or {}).get("subgroups") or []
+    plain = isinstance(given, list) and all(isinstance(name, str) and name for name in given)
+    if not plain or len(set(given)) < len(given):
+        raise ValueError(
+            f"cohort.subgroups is {given!r}: list columns of the manifest, each once, as [sex, scanner]"
+        )
+    other = [name for name in given if name in _NO_SUBGROUPS]
+    if other:
+        raise ValueError(
+            f"cohort.subgroups names '{other[0]}', which says which slide this is, or is compared "
+            "anyway: leave it out"
+        )
+    return tuple(given)
 
 
 def _same_as(features: Sequence[str], plan: CohortPlan) -> dict[str, str]:

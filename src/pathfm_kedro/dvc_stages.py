@@ -20,7 +20,7 @@ _NO_WEIGHTS = "src/pathfm_kedro/encoders/weights.py"
 #: The same where no file says where the cohort's tiles lie.
 _NO_PLACES = "src/pathfm_kedro/slides/mosaic.py"
 #: Folders of conf/ that are no cohorts.
-RESERVED = {"base", "local"}
+RESERVED = {"base", "local", "scenarios"}
 
 
 def dvc_parameters(root: Path) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def add(
 ) -> None:
     """Add the encoder NAME to a cohort: check its entry, write it, and let DVC know."""
     from pathfm_kedro.dvc_stages import sync_stages
+    from pathfm_kedro.encoders.rivals import Training
     from pathfm_kedro.encoders.spec import EncoderSpec
 
     if preset is None and model is None:
@@ -123,7 +124,9 @@ def add(
     root = project_root()
     try:
         for one, written in expand_variants({name: entry}).items():
-            EncoderSpec.from_parameters(one, written)
+            spec = EncoderSpec.from_parameters(one, written)
+            if spec.is_trained:
+                Training.of(spec)
         plan = read_cohort_plan(cohort, str(root / "conf"))
     except ValueError as error:
         raise click.ClickException(str(error)) from error

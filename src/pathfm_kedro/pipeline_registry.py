@@ -14,8 +14,10 @@ from pathfm_kedro.cohorts import (
     read_cohort_plan,
     seeds_of_rivals,
     shows_same_tissue,
+    subgroups_of,
     tiles_of_cohort,
 )
+from pathfm_kedro.mitigations import mitigated_from
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
@@ -23,6 +25,7 @@ from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
+from pathfm_kedro.variants import splits_of_rivals
 from pathfm_kedro.wiring import TileGrids
 
 #: Why an experiment on pixels has no figure of an encoder.
@@ -44,10 +47,12 @@ def register_pipelines() -> dict[str, Pipeline]:
     bases, seeds = harmonised_bases(plan.encoders), seeds_of_rivals(plan.encoders)
     # Rivals are audited on some of the patients only: they have no say in what holds for all.
     aside = [*controls, *(name for name in seeds if name not in controls)]
+    splits = splits_of_rivals(plan.encoders)
     tiles = tiles_of_cohort(plan)
     grids = _grids(plan, tiles, bases)
+    mitigated = mitigated_from(plan.encoders)
     measured = {
-        "retrieve": retrieve(encoders, aside, grids, bases),
+        "retrieve": retrieve(encoders, aside, grids, bases, splits, mitigated),
         "robustness": robustness(
             encoders,
             aside,
@@ -56,6 +61,9 @@ def register_pipelines() -> dict[str, Pipeline]:
             grids=grids,
             same_as=tiles.same_as,
             same_tissue=shows_same_tissue(plan),
+            splits=splits,
+            subgroups=bool(subgroups_of(plan)),
+            mitigated=mitigated,
         ),
         "inheritance": inheritance(
             encoders,
@@ -64,6 +72,8 @@ def register_pipelines() -> dict[str, Pipeline]:
             bases,
             plan.parameters,
             plan.parameters["adaptation"]["encoders"],
+            splits,
+            mitigated,
         ),
     }
     named = {

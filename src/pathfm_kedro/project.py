@@ -22,8 +22,12 @@ def find_project(start: Path) -> Path | None:
 
 
 def project_root() -> Path:
-    """The folder of the Kedro project this process works in, whichever of its folders it is in."""
-    return find_project(Path.cwd()) or _SOURCE
+    """The folder of the Kedro project this process works in, whichever of its folders it is in.
+
+    Outside of a project it is the project that holds this code; of an installed package there is none,
+    and the working folder stands in.
+    """
+    return find_project(Path.cwd()) or find_project(_SOURCE) or Path.cwd()
 
 
 def resolve_path(given: str) -> Path:

@@ -1,4 +1,4 @@
-"""One entry of ``encoders`` that stands for several: a model pooled in several ways."""
+"""One entry of ``encoders`` that stands for several: of several poolings, or splits of patients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 #: What the null of an encoder's architecture is called, after the encoder's name.
 RANDOM_WEIGHTS = "random_weights"
+#: Key of an entry: the encoder that a published, robustified one was made from.
+ROBUSTIFIED_FROM = "robustified_from"
 #: Models whose network can be built without its weights.
 _BUILT = ("timm", "hf-hub", "local-dir")
+#: Groups of patients of a rival where its entry gives none: as :class:`encoders.rivals.Training`.
+_FOLDS = 2
 
 
 def variant_name(encoder: str, pooling: str) -> str:
@@ -22,8 +26,58 @@ def variant_name(encoder: str, pooling: str) -> str:
     return f"{encoder}__{pooling}"
 
 
+def split_name(encoder: str, number: int) -> str:
+    """Name of an encoder that is trained on the cohort, fitted to a further split of the patients.
+
+    Examples
+    --------
+    >>> split_name("small_cnn", 0), split_name("small_cnn", 1)
+    ('small_cnn', 'small_cnn__2')
+    """
+    return encoder if number == 0 else f"{encoder}__{number + 1}"
+
+
+def splits_of_rivals(encoders: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of each encoder that is trained on several splits of the patients the encoders of all splits.
+
+    Examples
+    --------
+    >>> splits_of_rivals({"cnn": {"model": "trained:small_cnn"}})
+    {'cnn': ['cnn', 'cnn__2']}
+    """
+    numbers = {name: _n_splits(entry) for name, entry in encoders.items()}
+    return {
+        name: [split_name(name, number) for number in range(n)]
+        for name, n in numbers.items()
+        if n > 1
+    }
+
+
+def _n_splits(entry: Any) -> int:
+    """Splits that a trained encoder is fitted to; unless told otherwise each patient is audited."""
+    if not isinstance(entry, Mapping) or not str(entry.get("model", "")).startswith("trained:"):
+        return 1
+    training = entry.get("training") or {}
+    if not isinstance(training, Mapping) or "audited_fold" in training:
+        return 1
+    folds = training.get("folds", _FOLDS)
+    given = training.get("repeats", folds)
+    # What is no number, or too many, is refused where the entry is read.
+    numbers = isinstance(given, int) and isinstance(folds, int)
+    return given if numbers and given <= folds else 1
+
+
+def _expand_splits(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    expanded = dict(encoders)
+    for name, splits in splits_of_rivals(encoders).items():
+        for number, split in enumerate(splits[1:], start=1):
+            training = {**(encoders[name].get("training") or {}), "audited_fold": number}
+            expanded[split] = {**encoders[name], "training": training}
+    return expanded
+
+
 def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries with ``variants`` replaced by one entry for each pooling.
+    """Entries with ``variants`` replaced by one entry for each pooling; one for each split of rivals.
 
     An entry that is written under the variant's own name adds to it.
 
@@ -43,7 +97,7 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
     ['uni__class_token', 'uni__patch_mean']
     """
     expanded: dict[str, Any] = {}
-    for name, entry in encoders.items():
+    for name, entry in _expand_splits(encoders).items():
         if not isinstance(entry, Mapping) or entry.get("variants") is None:
             if name not in expanded:
                 expanded[name] = entry
@@ -94,12 +148,13 @@ def untrained_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         k: v
         for k, v in entry.items()
-        if k not in (RANDOM_WEIGHTS, "checkpoint", "seed", "sha256", "variants")
+        if k not in (RANDOM_WEIGHTS, ROBUSTIFIED_FROM, "checkpoint", "seed", "sha256", "variants")
     }
     kept |= {"role": "control"}
     seed = entry.get("seed") or 0
     if kind == "trained":
-        return kept | {"seed": seed, "training": {**(entry.get("training") or {}), "epochs": 0}}
+        training = {**(entry.get("training") or {}), "epochs": 0, "repeats": 1}
+        return kept | {"seed": seed, "training": training}
     if model == "package:efficientnet_lite0":
         kept["model"] = "timm:tf_efficientnet_lite0"
     elif kind not in _BUILT and "preset" not in entry:

@@ -18,11 +18,14 @@ from kedro.pipeline import Node, Pipeline, node
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.figures import Figure, Subject, measure, undefined
 from pathfm_kedro.statistics.measurements import combine_measurements
+from pathfm_kedro.statistics.mitigation import MITIGATION, compare_with_bases
 from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
 from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
 from pathfm_kedro.statistics.tables import KeptEmbeddings
 
+#: Entry of the setting of a figure that is pooled over splits of the patients: over how many.
+SPLITS = "pooled_splits"
 #: What is made of tiles alone: of each of these there is one for every grid of tiles.
 _OF_TILES = frozenset(
     {
@@ -119,6 +122,9 @@ class Experiment:
     dosed
         ``(truth, nuisance or None, dose, parameters, inputs) -> vectors`` of the calibration, where it
         is not the usual mix of two controls.
+    pooled
+        ``(statistics of each split, *beside, parameters) -> figures`` of an encoder that is trained on
+        several splits of the patients, counts pooled over them; None where they are not.
     """
 
     name: str
@@ -130,6 +136,7 @@ class Experiment:
     only: Sequence[str] | None = None
     subject: Subject = "encoder"
     dosed: Callable[..., Any] | None = None
+    pooled: Callable[..., Iterable[Figure]] | None = None
 
     def read(self, parameters: Mapping[str, Any]) -> Any:
         """The experiment's parameters, checked."""
@@ -154,6 +161,14 @@ class Experiment:
             figures = (replace(figure, compute=undefined(undefined_for)) for figure in figures)
         return measure(figures, self.name, encoder, p.criteria, self.subject)
 
+    def pooled_measurements(self, *inputs: Any, encoder: str, n_splits: int) -> Any:
+        """Compute the figures of all splits together, which are not judged."""
+        *data, parameters = inputs
+        assert self.pooled is not None
+        figures = self.pooled(data[:n_splits], *data[n_splits:], self.read(parameters))
+        marked = (replace(f, setting={**f.setting, SPLITS: n_splits}) for f in figures)
+        return measure(marked, self.name, encoder, (), self.subject)
+
     def judged(self, statistics: Any, *inputs: Any) -> Judged:
         """Compute the judged figures alone, to compare encoders; inputs as in :meth:`measurements`."""
         *beside, parameters = inputs
@@ -171,6 +186,7 @@ def experiment_pipeline(
     calibration: Node | None = None,
     grids: TileGrids | None = None,
     of_encoder: Callable[[str], Experiment] | None = None,
+    splits: Mapping[str, Sequence[str]] | None = None,
 ) -> Pipeline:
     """Nodes of one experiment: two for each encoder, and one that collects its table.
 
@@ -190,6 +206,8 @@ def experiment_pipeline(
         Which tiles each encoder has vectors of; one grid for all where not given.
     of_encoder
         The experiment as it is for one encoder, where its inputs are not the same for all.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
     """
     names = [e for e in encoders if experiment.only is None or e in experiment.only]
     own: list[Node | Pipeline] = [
@@ -203,6 +221,9 @@ def experiment_pipeline(
     if calibration is not None:
         own.append(calibration)
         tables += calibration.outputs
+    pooled = pooled_nodes(pipeline, experiment, splits or {}, grids)
+    own += pooled
+    tables += [output for each in pooled for output in each.outputs]
     output = f"measurements.{pipeline}.{experiment.name}"
     collect = collected(tables, output, tags=[experiment.name])
     return grouped(experiment.name, [*more, *own, collect])
@@ -361,12 +382,41 @@ def measurements_node(
     )
 
 
+def pooled_nodes(
+    pipeline: str,
+    x: Experiment,
+    splits: Mapping[str, Sequence[str]],
+    grids: TileGrids | None = None,
+) -> list[Node]:
+    """A node for each encoder of several splits that pools their counts; none where `x` does not."""
+    tiles = grids or TileGrids()
+    if x.pooled is None:
+        return []
+    return [
+        node(
+            named_partial(
+                _shown_as(x.pooled_measurements, x.pooled), encoder=e, n_splits=len(names)
+            ),
+            [
+                *(f"statistics.{pipeline}.{x.name}.{name}" for name in names),
+                *(tiles.dataset(name, e) for name in x.beside),
+                f"params:{x.name}",
+            ],
+            f"measurements.{pipeline}.{x.name}.{e}__splits",
+            name=f"pool_splits_of_{e}",
+            tags=[x.name, e],
+        )
+        for e, names in splits.items()
+    ]
+
+
 def comparison_pipeline(
     pipeline: str,
     experiments: Sequence[Experiment],
     encoders: Sequence[str],
     controls: Sequence[str] = (),
     grids: TileGrids | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Nodes that compare encoders two by two on the judged figures of each experiment.
 
@@ -380,12 +430,19 @@ def comparison_pipeline(
         The cohort's, and those among them that are not compared with each other.
     grids
         Which tiles each encoder has vectors of; one grid for all where not given.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     tiles = grids or TileGrids()
     compared = [x for x in experiments if x.subject == "encoder" and x.only is None]
     nodes = [
         _comparison_node(
-            pipeline, x, [e for e in encoders if not tiles.needs_pixels(x, e)], controls, tiles
+            pipeline,
+            x,
+            [e for e in encoders if not tiles.needs_pixels(x, e)],
+            controls,
+            tiles,
+            mitigated or {},
         )
         for x in compared
     ]
@@ -400,6 +457,7 @@ def _comparison_node(
     encoders: Sequence[str],
     controls: Sequence[str],
     grids: TileGrids,
+    mitigated: Mapping[str, tuple[str, str]],
 ) -> Node:
     """A node that takes the statistics of all encoders and tables their differences."""
     beside = len(x.beside)
@@ -408,7 +466,11 @@ def _comparison_node(
         *data, parameters = inputs
         parts = [data[i : i + 1 + beside] for i in range(0, len(data), 1 + beside)]
         judged = {e: x.judged(*part, parameters) for e, part in zip(encoders, parts, strict=True)}
-        return compare_encoders(judged, x.name, controls, {e: grids.grid(e) for e in encoders})
+        tiles = {e: grids.grid(e) for e in encoders}
+        return combine_measurements(
+            compare_encoders(judged, x.name, controls, tiles),
+            compare_with_bases(judged, x.name, mitigated, tiles),
+        )
 
     data = [
         name
@@ -423,7 +485,7 @@ def _comparison_node(
         [*data, f"params:{x.name}"],
         f"measurements.{pipeline}.{COMPARISON}.{x.name}",
         name=f"compare_{x.name}",
-        tags=[COMPARISON, x.name],
+        tags=[COMPARISON, x.name, *([MITIGATION] if mitigated else [])],
     )
 
 
@@ -573,6 +635,7 @@ __all__ = [
     "measurements_node",
     "named_partial",
     "node",
+    "pooled_nodes",
     "views_pipeline",
     "with_parameters",
 ]

@@ -19,6 +19,7 @@ from pathfm_kedro.encoders.attacks import (
     fgsm,
     gaussian_noise,
     pgd,
+    pgd_unrounded,
     project,
     quantise,
     sign_noise,
@@ -75,6 +76,16 @@ def test_fgsm_on_a_linear_probe_costs_epsilon_times_the_one_norm(levels):
     weight = objective.weight[objective.target] - objective.weight[1 - objective.target]
     cost = fgsm(objective, images, size(levels)).margin_loss - objective(images).margin_loss
     torch.testing.assert_close(cost, levels / 255 * weight.abs().sum(dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_steps_below_a_grey_level_cost_a_linear_probe_epsilon_times_the_one_norm():
+    images, objective = to_images(tiles()), linear(4)
+    weight = objective.weight[objective.target] - objective.weight[1 - objective.target]
+    found = pgd_unrounded(objective, images, 0.0015, 0.001, 5)
+    cost = objective(found).margin_loss - objective(images).margin_loss
+    torch.testing.assert_close(cost, 0.0015 * weight.abs().sum(dim=1), rtol=1e-4, atol=1e-5)
+    # A file could not hold it.
+    np.testing.assert_array_equal(to_tiles(found), tiles())
 
 
 @settings(max_examples=25, deadline=None)

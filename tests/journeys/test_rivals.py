@@ -112,7 +112,14 @@ def test_the_audit_reads_what_was_fitted_and_says_so(mini):
     rows = read_table(mini, COHORT, "08_reporting/measurements.parquet")
     assert {RIVAL, NULL, "stain_statistics"} <= set(rows["encoder"])
     probe = rows.filter(experiment="linear_probe", metric="balanced_accuracy", encoder=RIVAL)
-    assert probe["n_patients"].drop_nulls().max() <= 8
+    pooled = pl.col("setting").str.contains("splits")
+    assert probe.filter(~pooled)["n_patients"].drop_nulls().max() <= 8
+    # Another network is audited on the other half: together they know of every patient.
+    assert f"{RIVAL}__2" in set(rows["encoder"])
+    assert probe.filter(pooled)["n_patients"].max() == 16
+    index = rows.filter(pooled, experiment="robustness_index", metric="ri", encoder=RIVAL)
+    assert index["n_patients"].drop_nulls().max() == 16
+    assert rows.filter(pooled, experiment="retrieval", metric="macro_f1").height
     attacked = rows.filter(experiment="adversarial", encoder=RIVAL)
     assert attacked.height
     report = newest(mini, COHORT, "08_reporting/report.html").read_text()

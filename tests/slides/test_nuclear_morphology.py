@@ -9,6 +9,8 @@ from pathfm_kedro.slides.nuclear_morphology import (
     haematoxylin_orientation,
     nuclear_density_and_size,
 )
+from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest
+from pathfm_kedro.slides.phantom_morphology import ARCHETYPES
 from pathfm_kedro.slides.stain import COMMON_BASIS, stained
 
 
@@ -58,3 +60,34 @@ def test_orientation_turns_with_the_tile():
         np.testing.assert_allclose(turned, (-1) ** quarter * upright, atol=1e-12)
     mirrored = haematoxylin_orientation(tiles[:, :, ::-1])
     np.testing.assert_allclose(mirrored, upright * [1, -1], atol=1e-12)
+
+
+def test_touching_nuclei_are_two():
+    apart, touching = drawn([(30, 15), (30, 40)], 7), drawn([(30, 25), (30, 38)], 7)
+    (two, also_two) = nuclear_density_and_size(np.stack([apart, touching]))
+    assert also_two[0] == two[0] == pytest.approx(2 / 3.6)
+    assert also_two[1] == pytest.approx(two[1], abs=0.05)
+
+
+def test_drawn_tissues_rank_by_size_and_solid_ones_by_density():
+    """The truth is the phantom's; openings and stroma hold no nuclei, so that others are less dense."""
+    from scipy.stats import spearmanr
+
+    design = PhantomDesign(
+        labels=dict.fromkeys(ARCHETYPES, "o"), centers=("one",), patients_per_cell=1, size_px=1024
+    )
+    forms, found = [], []
+    for slide in phantom_manifest(design)["slide_id"]:
+        made = draw_slide(design, slide)
+        forms.append(made.description["phantom"]["morphology"])
+        corners = [(y, x) for y in (256, 512) for x in (256, 512)]
+        tiles = np.stack([made.pixels[y : y + 256, x : x + 256] for y, x in corners])
+        found.append(nuclear_density_and_size(tiles).mean(axis=0))
+    density, size = np.transpose(found)
+    assert spearmanr(size, [form["nuclear_um"] for form in forms]).statistic > 0.8
+    expected = np.array([1000 * (design.mpp / form["spacing_um"]) ** 2 for form in forms])
+    solid = np.array([form["opening"] < 0.1 for form in forms])
+    assert solid.sum() == 3
+    assert spearmanr(density[solid], expected[solid]).statistic == pytest.approx(1)
+    assert (density[solid] / expected[solid] > 0.5).all()
+    assert (density[solid] / expected[solid] < 1.3).all()

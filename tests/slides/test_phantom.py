@@ -24,7 +24,7 @@ def test_manifest_is_crossed_sorted_and_named_like_the_files():
     design = PhantomDesign(patients_per_cell=2, slides_per_patient=3)
     manifest = phantom_manifest(design)
     assert manifest.columns == [
-        "slide_id", "path", "patient_id", "center", "organ", "label", "scanner",
+        "slide_id", "path", "patient_id", "center", "organ", "label", "scanner", "sex",
     ]  # fmt: skip
     assert manifest["slide_id"].is_sorted()
     assert manifest["slide_id"].n_unique() == manifest.height == 4 * 3 * 2 * 3

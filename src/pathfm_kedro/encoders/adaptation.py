@@ -251,7 +251,7 @@ class ArmTrials:
         right = np.bincount(truth[logits.argmax(axis=1) == truth], minlength=self.task.n_labels)
         there = np.bincount(truth, minlength=self.task.n_labels)
         epochs = len(history.losses)
-        each = {"lora": 2, "network": 3}.get(self.arm.trains, 0) * len(self.task.train)
+        each = self.arm.passes_of_step * len(self.task.train)
         each += 0 if self._of_vectors else len(self.task.inner)
         return replace(
             trial,

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.operations import LEARNT_PASS
 from pathfm_kedro.statistics.parameters import STRICT
-
-if TYPE_CHECKING:
-    pass
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -58,6 +56,11 @@ class Arm:
     def changes_encoder(self) -> bool:
         """Whether the encoder's own weights end up different."""
         return self.start == "encoder" and self.trains != "head"
+
+    @property
+    def passes_of_step(self) -> int:
+        """Forward passes that a tile of a step counts as; LoRA needs no gradient of frozen weights."""
+        return {"head": 0, "lora": 2, "network": LEARNT_PASS}[self.trains]
 
 
 ARMS: Mapping[str, Arm] = {

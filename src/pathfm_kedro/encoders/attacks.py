@@ -182,6 +182,31 @@ def pgd(
     return best.stronger_of(evaluate(objective, images))
 
 
+def pgd_unrounded(
+    objective: AttackObjective, tiles: torch.Tensor, epsilon: float, step: float, steps: int
+) -> torch.Tensor:
+    """Projected gradient descent on images of real numbers, from the tiles: its last iterate.
+
+    What benchmarks print whose ε no image of 8 bits can hold.
+
+    Parameters
+    ----------
+    objective
+        The losses.
+    tiles
+        [n, 3, height, width].
+    epsilon, step
+        Radius of the ball and length of a step, on the scale 0 … 1.
+    steps
+        How many.
+    """
+    images = tiles
+    for _ in range(steps):
+        _, gradient = _loss_and_gradient(objective, images, lambda as_they_are: as_they_are)
+        images = project(images + step * gradient.sign(), tiles, epsilon)
+    return images
+
+
 def attack_series(
     objective: AttackObjective,
     tile: torch.Tensor,
@@ -425,13 +450,15 @@ def _to_pixels(values: NDArray[Any]) -> Pixels:
 
 
 def _loss_and_gradient(
-    objective: AttackObjective, images: torch.Tensor
+    objective: AttackObjective,
+    images: torch.Tensor,
+    stored: Callable[[torch.Tensor], torch.Tensor] = quantise,
 ) -> tuple[AttackLoss, torch.Tensor]:
-    """Losses of images, and the gradient of the loss with respect to them."""
+    """Losses of images as they are stored, and the gradient of the loss with respect to them."""
     import torch
 
     free = images.detach().requires_grad_(True)
-    found = objective(quantise(free))
+    found = objective(stored(free))
     (gradient,) = torch.autograd.grad(found.loss.sum(), free)
     _refuse_nan(gradient)
     return AttackLoss(found.loss.detach(), found.margin_loss.detach()), gradient

@@ -41,14 +41,12 @@ Bags = Sequence[NDArray[np.floating[Any]]] | NDArray[np.floating[Any]]
 Pooling = Literal["mean", "max", "attention"]
 
 
-@dataclass(frozen=True, config=STRICT)
-class AttentionSettings:
-    """Attention pooling (ABMIL) as it is fitted to training patients.
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AttentionTraining:
+    """How attention pooling (ABMIL) is fitted to the bags that train.
 
     Attributes
     ----------
-    folds
-        Groups of patients; each is pooled by attention fitted on the others.
     components
         Principal components of the instances' vectors that attention looks at.
     hidden
@@ -57,12 +55,24 @@ class AttentionSettings:
         Of Adam, on all training bags at once; 0 steps leave the mean.
     """
 
-    folds: Annotated[int, Field(ge=2)]
     components: Count
     hidden: Count
     steps: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AttentionSettings(AttentionTraining):
+    """Attention pooling of bags by models that never saw their patient.
+
+    Attributes
+    ----------
+    folds
+        Groups of patients; each is pooled by attention fitted on the others.
+    """
+
+    folds: Annotated[int, Field(ge=2)]
 
 
 @plain_dataclass(frozen=True)
@@ -193,7 +203,7 @@ class AttentionModel:
     bags: Bags
     targets: Ints
     train: Ints
-    settings: AttentionSettings
+    settings: AttentionTraining
     seed: int
 
     @cached_property

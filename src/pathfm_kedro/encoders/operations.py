@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 #: Passes of the network for one tile, where a mitigation takes more than one.
 _PASSES = {"rotation_average": 4}
+#: A forward pass that is learnt from: itself, and back at twice the cost.
+LEARNT_PASS = 3
+#: Forward passes of a tile in an epoch of a pretext task; of the others one, which is learnt from.
+_PASSES_OF_TASK = {"simclr": 2 * LEARNT_PASS, "dino": 4 * LEARNT_PASS + 2, "random": 0}
+
+
+def passes_of_task(task: str) -> int:
+    """Forward passes of one tile in one epoch of pretraining, one that is learnt from as three.
+
+    Examples
+    --------
+    >>> passes_of_task("supervised"), passes_of_task("dino")  # four views learn, two teach
+    (3, 14)
+    """
+    return _PASSES_OF_TASK.get(task, LEARNT_PASS)
 
 
 def count_operations(model: torch.nn.Module, batch: torch.Tensor) -> int:

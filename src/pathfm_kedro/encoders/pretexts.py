@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from pathfm_kedro.encoders.draws import drawn_from
-from pathfm_kedro.encoders.operations import count_operations
+from pathfm_kedro.encoders.operations import count_operations, passes_of_task
 from pathfm_kedro.encoders.rivals import turned
 from pathfm_kedro.encoders.training import History, Recipe, fit, shuffled_batches
 from pathfm_kedro.engine import FitCheckpoint
@@ -48,9 +48,6 @@ _HIDDEN, _PROJECTION, _PROTOTYPES = 128, 64, 256
 _GLOBAL, _LOCAL = (0.4, 1.0), (0.1, 0.4)
 #: Share of patches that are hidden: SimMIM's.
 _HIDDEN_SHARE = 0.6
-#: Forward passes of one tile in one epoch; a pass that is learnt from counts three.
-_PASSES = {"simclr": 6, "dino": 14, "random": 0}
-_LEARNT_PASS = 3
 #: Tiles of a pass that only reads.
 _READ = 64
 
@@ -397,11 +394,11 @@ def operations(backbone: nn.Module, task: str, side: int, n_tiles: int, epochs: 
 
     A backward pass counts as two forward ones; heads, small beside the backbone, do not count.
     """
-    if not epochs or not _PASSES.get(task, _LEARNT_PASS):
+    if not epochs or not passes_of_task(task):
         return 0.0
     device = next(backbone.parameters()).device
     once = count_operations(backbone, torch.zeros(1, 3, side, side, device=device))
-    return float(once) * _PASSES.get(task, _LEARNT_PASS) * n_tiles * epochs
+    return float(once) * passes_of_task(task) * n_tiles * epochs
 
 
 def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,11 @@ class Backbone:
 
     def classified(self, model: torch.nn.Module, pixels: Pixels) -> Ints:
         """[n] the most probable class of each tile."""
-        return np.asarray(self._mapped(model, pixels).argmax(axis=1), np.int64)
+        return np.asarray(self.logits(model, pixels).argmax(axis=1), np.int64)
+
+    def logits(self, model: torch.nn.Module, pixels: Pixels) -> NDArray[np.float32]:
+        """[n, labels] of tiles, by a model from :meth:`pretrain`."""
+        return self._mapped(model, pixels)
 
     def views(
         self, pixels: Pixels, view: Callable[[Pixels, np.random.Generator], Pixels], count: int

@@ -66,6 +66,9 @@ class Training:
     ----------
     folds, audited_fold
         Patients are split into so many groups; this one is audited, the others train.
+    repeats
+        Networks, each audited on another group and called ``<name>__2`` and so on; as many as folds
+        where not given, so that every patient is audited once. An entry with ``audited_fold`` is one.
     epochs
         Passes over the training tiles at most; none leaves the network as it is drawn.
     patience
@@ -81,12 +84,17 @@ class Training:
 
     folds: Annotated[int, Field(ge=2)] = 2
     audited_fold: Annotated[int, Field(ge=0)] = 0
+    repeats: Count | None = None
     epochs: Annotated[int, Field(ge=0)] = 30
     patience: Count | None = None
     tiles_per_slide: Count = 64
     batch: Count = 32
     learning_rate: Positive = 0.001
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+
+    def described(self) -> dict[str, Any]:
+        """What decides the weights: how often the split is repeated does not."""
+        return {key: value for key, value in asdict(self).items() if key != "repeats"}
 
     @classmethod
     def of(cls, spec: EncoderSpec) -> Training:
@@ -121,6 +129,11 @@ class Training:
             raise ValueError(
                 f"{where}.training.audited_fold is {found.audited_fold}: with {found.folds} folds give "
                 f"0 to {found.folds - 1}"
+            )
+        if (found.repeats or 1) > found.folds:
+            raise ValueError(
+                f"{where}.training.repeats is {found.repeats}: with {found.folds} folds a patient "
+                f"would be audited twice; give at most {found.folds}, or raise folds"
             )
         return found
 
@@ -253,7 +266,7 @@ class RivalFit:
             "model": self.spec.model,
             "revision": _REVISION,
             "seed": str(self.spec.seed or 0),
-            "training": json.dumps(asdict(Training.of(self.spec)), sort_keys=True),
+            "training": json.dumps(Training.of(self.spec).described(), sort_keys=True),
             "input_pixels": str(side_of(self.spec)),
             "data": hashlib.sha256(described.encode()).hexdigest(),
             "torch": torch.__version__.partition("+")[0],

@@ -32,8 +32,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 #: A checkpoint on the hub: ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
 HUB_FILE = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/([\w./-]+)")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-#: Key of an entry that asks for another entry beside it, and says nothing of its own encoder.
-_SIBLING = "random_weights"
+#: Keys of an entry that say how it stands to another entry, and nothing of its own encoder.
+_SIBLING, _ROBUSTIFIED_FROM = "random_weights", "robustified_from"
 #: Arguments of ``timm.create_model`` with which the result is no vector of features, by the one value
 #: that is.
 _MODEL_KWARGS: Mapping[str, tuple[Any, str]] = {
@@ -435,7 +435,7 @@ class EncoderSpec:
                 f"'  model: {parameters}'"
             )
         parameters = expanded(name, parameters)
-        known = {entry.name for entry in fields(cls)} - {"name"} | {_SIBLING}
+        known = {entry.name for entry in fields(cls)} - {"name"} | {_SIBLING, _ROBUSTIFIED_FROM}
         unknown = sorted(set(parameters) - known)
         if unknown:
             raise ValueError(
@@ -447,6 +447,11 @@ class EncoderSpec:
                 "a 'preset' ('kedro encoders list')"
             )
         values = dict(parameters)
+        if not isinstance(values.pop(_ROBUSTIFIED_FROM, ""), str):
+            raise ValueError(
+                f"encoders.{name}.{_ROBUSTIFIED_FROM} is {parameters[_ROBUSTIFIED_FROM]!r}: name "
+                "another entry of the cohort, or leave it out"
+            )
         if not isinstance(values.pop(_SIBLING, False), bool):
             raise ValueError(
                 f"encoders.{name}.{_SIBLING} is {parameters[_SIBLING]!r}: give true or false"

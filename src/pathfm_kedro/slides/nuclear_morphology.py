@@ -2,7 +2,11 @@ r"""Nuclei of a tile from its haematoxylin alone: how many, how large, and which
 
 Haematoxylin is unmixed in one common basis (:func:`~pathfm_kedro.slides.stain.stain_amounts`) and
 cut at the tile's own Otsu threshold, so that a stronger stain changes none of the figures. Touching
-nuclei count as one: where nuclei crowd, the count is too low and the size too high.
+nuclei are told apart by the peaks of the distance to their outline.
+
+On drawn slides of 0.5 µm per pixel (``tests/slides/test_nuclear_morphology.py``) sizes rank as drawn,
+too small where nuclei differ much among themselves. Counts rank as drawn in solid tissues and are up
+to two fifths too low where nuclei crowd. In smaller tiles of the same field more of them merge.
 """
 
 from __future__ import annotations
@@ -16,9 +20,13 @@ from pathfm_kedro.slides.stain import COMMON_BASIS, stain_amounts
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 #: Spots smaller than this are noise of the scanner, not nuclei, px.
 _LEAST_AREA = 4
+#: Blur of the distance to the outline, whose raggedness would make peaks, and least distance of two
+#: peaks, px: nuclei are some 10 px wide or more.
+_BLUR, _APART = 1.0, 3
 
 
 def nuclear_density_and_size(tiles: Pixels) -> Floats:
@@ -43,16 +51,34 @@ def nuclear_density_and_size(tiles: Pixels) -> Floats:
     >>> nuclear_density_and_size(tile).round(3).tolist()  # two in 400 px, ln 16
     [[5.0, 2.773]]
     """
-    from scipy import ndimage
-
     found = np.zeros((len(tiles), 2))
     for row, tile in zip(found, tiles, strict=True):
-        spots, _ = ndimage.label(_nuclear(tile))
-        areas = np.bincount(spots.ravel())[1:]
-        areas = areas[areas >= _LEAST_AREA]
-        if len(areas):
-            row[:] = 1000 * len(areas) / spots.size, np.log(areas.mean())
+        nuclear = _without_specks(_nuclear(tile))
+        if nuclear.any():
+            count = _count(nuclear)
+            row[:] = 1000 * count / nuclear.size, np.log(nuclear.sum() / count)
     return found
+
+
+def _without_specks(nuclear: Bools) -> Bools:
+    from scipy import ndimage
+
+    spots, _ = ndimage.label(nuclear)
+    large = np.bincount(spots.ravel()) >= _LEAST_AREA
+    large[0] = False
+    return np.asarray(large[spots])
+
+
+def _count(nuclear: Bools) -> int:
+    """Peaks of the distance to the outline."""
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(nuclear), _BLUR)
+    peaks = peak_local_max(  # type: ignore[no-untyped-call]
+        distance, min_distance=_APART, exclude_border=False, labels=nuclear.astype(np.int64)
+    )
+    return max(len(peaks), 1)
 
 
 def haematoxylin_orientation(tiles: Pixels) -> Floats:
@@ -90,7 +116,7 @@ def haematoxylin_orientation(tiles: Pixels) -> Floats:
     return np.asarray((parts[:2] / whole).T + 0.0)
 
 
-def _nuclear(tile: Pixels) -> NDArray[np.bool_]:
+def _nuclear(tile: Pixels) -> Bools:
     """Pixels with much haematoxylin; none in a tile of one colour."""
     from skimage.filters import threshold_otsu
 

@@ -185,6 +185,10 @@ class PhantomSlide:
     mpp: float
 
 
+#: Of every second patient of a label at a center.
+_SEXES = ("male", "female")
+
+
 def phantom_manifest(design: PhantomDesign) -> pl.DataFrame:
     """The cohort's manifest, one row per slide, sorted by slide_id.
 
@@ -192,7 +196,8 @@ def phantom_manifest(design: PhantomDesign) -> pl.DataFrame:
     -------
     polars.DataFrame
         slide_id, path (relative: ``slides/<slide_id>.tiff``), patient_id, center, organ, label,
-        scanner; where tissue is drawn again stain and same_tissue_as too.
+        scanner, sex (a name that changes nothing of what is drawn); where tissue is drawn again stain
+        and same_tissue_as too.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -203,6 +208,7 @@ def phantom_manifest(design: PhantomDesign) -> pl.DataFrame:
             "organ": organ,
             "label": label,
             "scanner": f"{center}-scanner",
+            "sex": _SEXES[int(patient.rpartition("-")[2]) % 2],
         }
         for patient, label, organ, center in _patients(design)
         for slide in range(1, design.slides_per_patient + 1)

@@ -142,32 +142,49 @@ def compare_encoders(
         other's (entry ``compared_with`` of the setting; ``of`` is the experiment). Of an encoder and a
         control the encoder's alone. All descriptive; the reason says whether they are distinguished.
     """
-    keys = list(dict.fromkeys(key for each in judged.values() for key in each.values))
     pairs = [p for p in itertools.combinations(sorted(judged), 2) if not set(p) <= set(controls)]
-    rows: list[dict[str, Any]] = []
-    for key in keys:
-        metric, stratum, setting = key
-        for name, other, found in _differences(key, pairs, judged):
-            if name in controls:
-                continue
-            same = grids is None or grids.get(name) == grids.get(other)
-            remark = "" if same else _OTHER_TILES.format(name, other)
-            rows.append(
-                measurement(
-                    experiment=EXPERIMENT,
-                    encoder=name,
-                    metric=f"{metric}{SUFFIX}",
-                    stratum=stratum,
-                    setting={**json.loads(setting), "of": experiment, "compared_with": other},
-                    estimate=found.estimate,
-                    null=found.null,
-                    reason="; ".join(filter(None, [found.reason, found.remark, remark])),
-                )
-            )
+    rows = (
+        difference_row(EXPERIMENT, key, experiment, name, other, found, grids)
+        for key in judged_keys(judged)
+        for name, other, found in differences(key, pairs, judged)
+        if name not in controls
+    )
     return measurement_table(rows)
 
 
-def _differences(
+def judged_keys(judged: Mapping[str, Judged]) -> list[Key]:
+    """Figures that any encoder was asked for, in reading order."""
+    return list(dict.fromkeys(key for each in judged.values() for key in each.values))
+
+
+def difference_row(
+    table: str,
+    key: Key,
+    experiment: str,
+    name: str,
+    other: str,
+    found: Value,
+    grids: Mapping[str, str] | None,
+    mitigation: str = "",
+) -> dict[str, Any]:
+    """The difference of an encoder's figure and another's as a row."""
+    metric, stratum, setting = key
+    same = grids is None or grids.get(name) == grids.get(other)
+    remark = "" if same else _OTHER_TILES.format(name, other)
+    return measurement(
+        experiment=table,
+        encoder=name,
+        metric=f"{metric}{SUFFIX}",
+        stratum=stratum,
+        setting={**json.loads(setting), "of": experiment, "compared_with": other}
+        | ({"mitigation": mitigation} if mitigation else {}),
+        estimate=found.estimate,
+        null=found.null,
+        reason="; ".join(filter(None, [found.reason, found.remark, remark])),
+    )
+
+
+def differences(
     key: Key, pairs: Sequence[tuple[str, str]], judged: Mapping[str, Judged]
 ) -> Iterator[tuple[str, str, Value]]:
     """Encoder, other and the difference, in both directions."""

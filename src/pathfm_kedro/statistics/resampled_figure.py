@@ -163,7 +163,7 @@ def exact_interval(share: float, n: float) -> tuple[float, float]:
     return binomial_interval(share * n, n)
 
 
-def range_interval(figures: Sequence[ResampledFigure]) -> Bounds:
+def range_interval(figures: Sequence[ResampledFigure], ranges: int = 1) -> Bounds:
     """95% interval of the largest figure minus the smallest.
 
     The range is the largest of the signed contrasts d = F_a − F_b over ordered pairs. Each contrast
@@ -182,6 +182,8 @@ def range_interval(figures: Sequence[ResampledFigure]) -> Bounds:
     ----------
     figures
         At least two, with draws of the same resampled cohorts.
+    ranges
+        How many ranges are looked at together: 95% holds for all of them (Bonferroni).
 
     References
     ----------
@@ -204,10 +206,13 @@ def range_interval(figures: Sequence[ResampledFigure]) -> Bounds:
     together = _correlation(np.stack([figure.draws for figure in figures]))
     down, up = _reach(below, above, together), _reach(above, below, together)
     pairs = len(figures) * (len(figures) - 1)
-    stretch = NormalDist().inv_cdf(1 - _ONE_SIDE / pairs) / _Z
+    stretch, reach = (
+        NormalDist().inv_cdf(1 - _ONE_SIDE / (times * ranges)) / _Z for times in (pairs, 1)
+    )
     contrasts = values[:, None] - values
     apart = ~np.eye(len(figures), dtype=bool)
-    lowest, highest = (contrasts - stretch * down)[apart].max(), (contrasts + up)[apart].max()
+    lowest = (contrasts - stretch * down)[apart].max()
+    highest = (contrasts + reach * up)[apart].max()
     return max(0.0, float(lowest)), float(highest)
 
 

@@ -351,6 +351,30 @@ def macro_f1(counts: Floats) -> Floats:
         return cast(Floats, np.nansum(scores, axis=-1) / np.isfinite(scores).sum(axis=-1))
 
 
+def macro_f1_of_guesses(true: Floats) -> tuple[float, float]:
+    """Least and largest macro-F1 of who knows nothing, by expected counts.
+
+    Guessed is every label equally often (``F1_c = 2 n_c / (n + K n_c)``), each as often as it occurs
+    (``F1_c = n_c / n``), or always the most frequent one (``2 n_m / (n + n_m)``, the others 0).
+
+    Parameters
+    ----------
+    true
+        [n_labels] rows of each label.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in macro_f1_of_guesses(np.array([6.0, 2.0]))]
+    [0.429, 0.5]
+    """
+    there = true[true > 0]
+    n = there.sum()
+    always = np.where(np.arange(len(there)) == there.argmax(), n, 0.0)
+    guesses = (np.full(len(there), n / len(there)), there, always)
+    reached = [macro_f1(np.stack([guess * there / n, there, guess])) for guess in guesses]
+    return float(min(reached)), float(max(reached))
+
+
 def never_found(counts: Floats) -> Floats:
     """Share of the labels that have queries whose F1 is 0; NaN where none has.
 

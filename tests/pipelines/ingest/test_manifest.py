@@ -183,3 +183,14 @@ def test_a_slide_id_stands_for_itself_unless_nothing_of_it_is_seen():
 )
 def test_a_name_that_only_looks_like_nothing_is_a_name(name):
     assert check_manifest(manifest(manifest_row("a", label=name)))["status"].item() == "listed"
+
+
+def test_columns_of_subgroups_are_checked_like_names_and_empty_cells_are_none():
+    rows = [manifest_row("a", sex="F"), manifest_row("b", sex="N/A"), manifest_row("c", sex="")]
+    assert check_manifest(manifest(*rows), ["sex"])["sex"].to_list() == ["F", None, None]
+    assert check_manifest(manifest(*rows))["sex"].to_list() == ["F", "N/A", ""]
+    other = manifest(*rows, manifest_row("d", sex="f"))
+    with pytest.raises(ManifestError, match=r"'F' .* and 'f' .* two subgroups"):
+        check_manifest(other, ["sex"])
+    with pytest.raises(ManifestError, match=r"names 'sexe', .* did you mean 'sex'"):
+        check_manifest(other, ["sexe"])

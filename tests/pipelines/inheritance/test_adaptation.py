@@ -76,7 +76,7 @@ class Tiles:
 class Fits:
     """What arms gave: given answers in place of training."""
 
-    def __init__(self, table, p, answer):
+    def __init__(self, table, p, answer, measured=(np.nan, np.nan)):
         self.given = {}
         rng = np.random.default_rng(0)
         tiles = table.filter(pl.col("role") != PRETRAIN).sort("slide_id", "place")
@@ -91,7 +91,7 @@ class Fits:
                         "rows": rows,
                         "logits": answer(arm, truth[rows], tiles[rows]),
                         "trials": np.array([[1e-3, 0.7, -0.5, 3.0]]),
-                        "cost": np.array([1e9, np.nan]),
+                        "cost": np.array([1e9, *measured]),
                         "vector_rows": rows,
                         "vectors": base[rows].astype(np.float32),
                     }
@@ -111,8 +111,8 @@ def answers(share_of):
     return answer
 
 
-def measured(table, p, answer):
-    fits = Fits(table, p, answer)
+def measured(table, p, answer, *cost):
+    fits = Fits(table, p, answer, *cost)
     statistics = adaptation_statistics(table, Tiles(table), fits, LITE0, p)
     assert dict(statistics.schema) == ADAPTATION_SCHEMA
     return measure(adaptation_figures(statistics, p), "adaptation", "e", p.criteria)
@@ -179,6 +179,20 @@ def test_an_encoder_that_stays_as_it_is_forgets_nothing():
     assert row(found, "mknn", arm="full")["value"] == 1
     assert row(found, "cka", arm="full")["value"] == pytest.approx(1)
     assert "adaptation.measured" in row(found, "training_seconds", arm="full")["reason"]
+
+
+def test_what_a_search_took_is_told_and_what_no_counter_counts_is_not():
+    search = {**DEFAULTS["adaptation"]["search"], "trials": 1}
+    p, right = settings(measured=True, search=search | {"epochs": 5}), dict.fromkeys(ARMS, 0.9)
+    found = measured(pool(), p, answers(right), (2.0, 30.0))
+    assert row(found, "training_seconds", arm="full")["value"] == 2
+    assert row(found, "training_joules", arm="full")["value"] == 30
+    assert row(found, "epochs_run", arm="full")["value"] == 3
+    assert row(found, "stopped_early", arm="full")["value"] == 1
+    found = measured(pool(), p, answers(right), (2.0, np.nan))
+    assert "engine.workers to 1" in row(found, "training_joules", arm="full")["reason"]
+    whole = measured(pool(), settings(search=search | {"epochs": 3}), answers(right))
+    assert row(whole, "stopped_early", arm="full")["value"] == 0
 
 
 def test_labels_that_say_nothing_make_no_arm_better():

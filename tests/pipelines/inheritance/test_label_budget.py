@@ -11,8 +11,8 @@ from pathfm_kedro.pipelines.inheritance.label_budget import (
     LabelBudget,
     label_budget_figures,
     label_budget_statistics,
-    sampled_patients,
 )
+from pathfm_kedro.pipelines.inheritance.patient_budgets import sampled_patients
 from pathfm_kedro.wiring import Experiment
 from tests.in_memory import InMemory
 from tests.pipelines.inheritance.test_probe_calibration import cohort

@@ -12,10 +12,10 @@ from pathfm_kedro.pipelines.inheritance.noise_arms import (
     CLEAN,
     RANDOM,
     Arm,
-    Downstream,
     NoisyPretraining,
     PretrainingNoise,
     Upstream,
+    downstream,
     noise_arms,
     plan_noise_arms,
 )
@@ -78,7 +78,7 @@ class Arms:
     """Shards without networks: vectors that carry the label as far as `signal` of an arm says."""
 
     def __init__(self, pool, tiles, p, signal, d=6):
-        below, upstream = Downstream.of(pool, tiles, p), Upstream.of(pool, tiles, p)
+        below, upstream = downstream(pool, tiles, p), Upstream.of(pool, tiles, p)
         self.made = {}
         names, owner = np.unique(below.table["patient_id"].to_numpy(), return_inverse=True)
         shared = np.random.default_rng([p.seed, 1]).normal(size=(len(names), d))[owner]
@@ -232,7 +232,7 @@ def test_a_fit_keeps_what_is_measured_and_goes_on_after_a_kill():
         job.fit(killed)
     resumed, whole = job.fit(InMemory(killed.saved)), job.compute()
     assert all(np.array_equal(resumed[name], whole[name]) for name in whole)
-    below, upstream = Downstream.of(pool, Pixels(pool), p), Upstream.of(pool, Pixels(pool), p)
+    below, upstream = downstream(pool, Pixels(pool), p), Upstream.of(pool, Pixels(pool), p)
     assert whole["vectors"].shape == (below.table.height, 128)
     assert whole["vectors"].dtype == np.float32
     assert (whole["nmtune"] >= 0).all()
@@ -243,7 +243,7 @@ def test_a_fit_keeps_what_is_measured_and_goes_on_after_a_kill():
 
 def test_no_patient_that_is_tested_trains_its_probe():
     pool, p = pool_of(), parameters()
-    below = Downstream.of(pool, Pixels(pool), p)
+    below = downstream(pool, Pixels(pool), p)
     tested = []
     for train, test in below.splits():
         patients = below.table["patient_id"].to_numpy()

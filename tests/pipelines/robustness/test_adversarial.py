@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ PARAMETERS = {
     "probe_tiles_per_slide": 3,
     "probe": {"folds": 3, "C": 0.1, "max_iter": 200},
     "tolerance": 0.05,
+    "published": {"epsilon": 0.0015, "step": 0.001, "steps": 5},
     "criteria": [{"metric": DROP, "at": {"epsilon": 2}, "below": 0.15}],
     "draws": 300,
     "seed": 0,
@@ -252,7 +254,7 @@ def test_stored_variants_are_what_their_names_say(experiment):
         "embedding": (n, variants, 192),
         "margin": (n, variants),
         "ssim": (n, variants),
-        "margin_unrounded": (n, 1 + 4),
+        "margin_unrounded": (n, 1 + 4 + 1),
         "attacked": (n, 1, SIDE, SIDE, 3),
     }
     assert attacks.load_slide(slide, "ssim")[0, 0] == 1
@@ -395,6 +397,32 @@ def drop(statistics: pl.DataFrame, entry=TINY, p=P) -> dict:
 
 ALL, NONE = list(range(40)), []
 BROKEN = {"fgsm": NONE, "pgd-2": NONE, "pgd-5": NONE}
+
+
+def test_the_published_attack_is_read_on_images_that_are_not_rounded(experiment):
+    pool, made = experiment
+    statistics = made["tiny"]["statistics"]
+    rows = statistics.filter(attack="published")
+    assert rows["n_tiles"].sum() == pool["attacked"].sum()
+    assert rows["n_correct"].null_count() == rows.height
+    clean = statistics.filter(attack="none")
+    lost = clean["n_correct_unrounded"].sum() - rows["n_correct_unrounded"].sum()
+    assert lost >= 0
+    assert made["stain"]["statistics"].filter(attack="published").is_empty()
+
+
+def test_the_published_drop_is_the_share_that_is_lost():
+    of = sums({"none": ALL})
+    attacked = of.filter(attack="none").with_columns(
+        attack=pl.lit("published"),
+        n_correct=pl.lit(None, pl.Int64),
+        n_correct_unrounded=(pl.col("patient_id") < "p10").cast(pl.Int64),
+    )
+    row = pick(measured(pl.concat([of, attacked])), "published_drop")
+    assert row["value"] == pytest.approx(30 / 40)
+    assert json.loads(row["setting"]) == {"epsilon_of_1": 0.0015, "step_of_1": 0.001, "steps": 5}
+    without = measured(of, p=parameters_with(published=None))
+    assert without.filter(metric="published_drop").is_empty()
 
 
 def test_the_drop_is_counted_beyond_that_of_noise():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -44,7 +45,7 @@ class ManifestError(ValueError):
     """A manifest that cannot be used as a whole."""
 
 
-def check_features_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
+def check_features_manifest(manifest: pl.DataFrame, subgroups: Sequence[str] = ()) -> pl.DataFrame:
     """As :func:`check_manifest`, of a cohort that has features and no slides: no path is needed.
 
     Examples
@@ -55,10 +56,11 @@ def check_features_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     """
     if "path" not in manifest.columns:
         manifest = manifest.with_columns(path=pl.lit(None, pl.String))
-    return _checked(manifest, tuple(name for name in REQUIRED_COLUMNS if name != "path"))
+    filled_in = tuple(name for name in REQUIRED_COLUMNS if name != "path")
+    return _checked(manifest, filled_in, subgroups)
 
 
-def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
+def check_manifest(manifest: pl.DataFrame, subgroups: Sequence[str] = ()) -> pl.DataFrame:
     """Bring a manifest into the form that ingest works on.
 
     Parameters
@@ -67,6 +69,8 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
         Every cell as text: slide_id, path, patient_id, center, label; optional organ, scanner, stain,
         mpp, same_tissue_as and the registration's columns
         (:mod:`~pathfm_kedro.pipelines.ingest.repeats`); further columns are kept.
+    subgroups
+        Further columns whose values are compared as subgroups of patients.
 
     Returns
     -------
@@ -79,7 +83,8 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     ------
     ManifestError
         If a column is missing or misspelt, there are no rows, a slide_id is empty or not the only
-        one of its kind, or a center, label, organ, scanner or patient_id is spelt in several ways.
+        one of its kind, or a center, label, organ, scanner, patient_id or subgroup is spelt in several
+        ways.
 
     Examples
     --------
@@ -87,12 +92,15 @@ def check_manifest(manifest: pl.DataFrame) -> pl.DataFrame:
     >>> check_manifest(pl.DataFrame([row]))["reason"].to_list()
     ["row 2: 'label' is empty: fill it in"]
     """
-    return _checked(manifest, REQUIRED_COLUMNS)
+    return _checked(manifest, REQUIRED_COLUMNS, subgroups)
 
 
-def _checked(manifest: pl.DataFrame, filled_in: Sequence[str]) -> pl.DataFrame:
+def _checked(
+    manifest: pl.DataFrame, filled_in: Sequence[str], subgroups: Sequence[str]
+) -> pl.DataFrame:
     """The manifest in the form that ingest works on; rows need a value in the columns `filled_in`."""
     _refuse_other_columns(manifest.columns)
+    _refuse_lacking_subgroups(manifest.columns, subgroups)
     # Row 1 is the header, as a spreadsheet counts.
     numbered = _without_reserved(manifest).with_row_index(_ROW, offset=2)
     # Spreadsheets write rows that somebody once touched and emptied.
@@ -102,7 +110,13 @@ def _checked(manifest: pl.DataFrame, filled_in: Sequence[str]) -> pl.DataFrame:
         raise ManifestError("the manifest has no rows: list one slide per row")
     _refuse_empty_ids(numbered)
     _refuse_duplicates(numbered)
-    _refuse_several_spellings(numbered)
+    _refuse_several_spellings(numbered, _NAMES | dict.fromkeys(subgroups, "two subgroups"))
+    numbered = numbered.with_columns(
+        # An empty cell is no subgroup.
+        pl.when(~_is_nothing(pl.col(name))).then(pl.col(name)).alias(name)
+        for name in subgroups
+        if name not in OPTIONAL_COLUMNS
+    )
     for name, default in OPTIONAL_COLUMNS.items():
         given = pl.col(name) if name in numbered.columns else pl.lit(None, pl.String)
         numbered = numbered.with_columns(
@@ -156,6 +170,17 @@ def _refuse_other_columns(columns: Sequence[str]) -> None:
         raise ManifestError(
             f"the manifest's column '{given[0]}' looks like a known one misspelt and would not be "
             f"used: {', '.join(hints)}, or give it a name less alike"
+        )
+
+
+def _refuse_lacking_subgroups(columns: Sequence[str], subgroups: Sequence[str]) -> None:
+    missing = [name for name in subgroups if name not in (*columns, *OPTIONAL_COLUMNS)]
+    if missing:
+        near = difflib.get_close_matches(missing[0], columns, 1)
+        meant = f"did you mean '{near[0]}'? It" if near else "it"
+        raise ManifestError(
+            f"cohort.subgroups names '{missing[0]}', and the manifest has no such column: {meant} has "
+            f"{', '.join(columns)}"
         )
 
 
@@ -224,9 +249,9 @@ def _file_name(slide_id: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", slide_id).casefold())
 
 
-def _refuse_several_spellings(numbered: pl.DataFrame) -> None:
+def _refuse_several_spellings(numbered: pl.DataFrame, names: Mapping[str, str]) -> None:
     """A name in two spellings would count as two centers, classes or patients without a word."""
-    for column, becomes in _NAMES.items():
+    for column, becomes in names.items():
         if column not in numbered.columns:
             continue
         filled = numbered.filter(~_is_nothing(pl.col(column))).select(_ROW, column)

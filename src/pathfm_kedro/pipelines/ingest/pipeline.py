@@ -28,7 +28,13 @@ def create_pipeline(source: str) -> Pipeline:
     check = check_features_manifest if without_files else check_manifest
     inputs = ["listed_slides", "slide_files", "params:ingest", "params:engine"]
     reading = [
-        node(check, "manifest", "listed_slides", name="check_manifest", tags="describe"),
+        node(
+            check,
+            ["manifest", "params:cohort.subgroups"],
+            "listed_slides",
+            name="check_manifest",
+            tags="describe",
+        ),
         node(
             list_slides if without_files else describe_slides,
             inputs[:1] if without_files else inputs,

@@ -15,12 +15,14 @@ same number of trials. Tiles of the held-out center are tested by every model.
   data, and the opposite of conventional networks. The remark says which of both is excluded; nothing
   is judged;
 - ``inner_accuracy`` of each trial by its learning rate, ``divergence_rate``: share of trials with a
-  loss that is not finite;
+  loss that is not finite; ``stopped_early``: share of the others that patience ended before their last
+  epoch, and ``epochs_run`` of them on average;
 - *forgetting*: ``forgotten``, how much worse a linear probe reads what was not tuned for (organ,
   center) after adaptation, ``mknn`` and ``cka`` of the vectors before and after;
 - *inheritance*: ``center_gap``, balanced accuracy in domain minus at the held-out center; the
   linear arm's is that of the frozen encoder;
-- ``training_operations``, and ``training_seconds`` where time is measured.
+- ``training_operations``, and ``training_seconds`` and ``training_joules`` where they are measured: of
+  the whole machine's counters (:mod:`~pathfm_kedro.encoders.energy`), idle draw included.
 
 Intervals are over patients. In domain they are widened for cross-validation
 (:func:`~pathfm_kedro.statistics.cross_validation.widened_interval`); of CKA they are from a jackknife
@@ -35,7 +37,8 @@ Pitfalls
 - Heads see frozen vectors of tiles as they are, what trains a network sees them turned and mirrored.
 - LoRA changes all linear layers, or where there is none all convolutions but depthwise ones.
 - The inner accuracy of a learning rate is that of the fits that did not diverge.
-- Operations are counted and seconds taken for the whole search, testing left out; energy is not.
+- Operations are counted, seconds and joules taken for the whole search, testing left out.
+- Joules are of fits that ran alone and whole: counters see the machine, not a thread of it.
 - Organ follows from the label where a label has one organ: what is forgotten of it is a lower bound.
 """
 
@@ -77,6 +80,22 @@ from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+_NOT_FITTED = "the arm could not be fitted"
+_ALL_DIVERGED = "all trials diverged: lower adaptation.search.learning_rates"
+_NOT_KEPT = "not kept, so that a run gives the same bytes again: set adaptation.measured to true"
+#: What a search costs, and why it is not known where time and energy are kept.
+_COSTS = {
+    "operations": "operations were not counted",
+    "seconds": "seconds were not taken",
+    "joules": (
+        "no energy is known of these fits: they ran side by side or went on after a kill (set "
+        "engine.workers to 1 and fit them again), or the counters of processor (powercap) and GPU "
+        "(NVML, from Volta on, no MIG) could not both be read: virtual machines and containers hide "
+        "them; run on the machine itself, where /sys/class/powercap/intel-rapl:*/energy_uj may be read"
+    ),
+}
 
 
 def adaptation_figures(statistics: pl.DataFrame, p: Adaptation) -> Iterator[Figure]:
@@ -327,6 +346,7 @@ def _refuse_nothing(
 
 def _of_search(of: PatientStatistics, p: Adaptation, problem: Sequence[str]) -> Iterator[Figure]:
     """Trials and cost of each arm; these are counts of fits and have no interval over patients."""
+    of_costs = of.table.filter(part="cost")
     for arm in p.arms:
         trials = of.table.filter(part="trials", arm=arm)
         for rate, accuracy, n in trials.select(
@@ -335,25 +355,34 @@ def _of_search(of: PatientStatistics, p: Adaptation, problem: Sequence[str]) -> 
             at = {"arm": arm, "log10_learning_rate": round(float(np.log10(rate)), 3)}
             yield Figure("inner_accuracy", partial(_counted, accuracy, n, problem), at, n=n)
         n = int(trials["n_fits"].sum() or 0)
-        share = int(trials["n_diverged"].sum() or 0) / n if n else None
-        yield Figure("divergence_rate", partial(_counted, share, n, problem), {"arm": arm}, n=n)
+        diverged, stopped, epochs = (
+            int(trials[name].sum() or 0) for name in ("n_diverged", "n_stopped", "epochs")
+        )
+        ran = n - diverged
+        for metric, value, fits in (
+            ("divergence_rate", diverged, n),
+            ("stopped_early", stopped, ran),
+            ("epochs_run", epochs, ran),
+        ):
+            share = value / fits if fits else None
+            why = _ALL_DIVERGED if n else _NOT_FITTED
+            counted = partial(_counted, share, fits, problem, why)
+            yield Figure(metric, counted, {"arm": arm}, n=fits)
     for arm in p.arms:
-        cost = of.table.filter(part="cost", arm=arm)
-        for metric in ("operations", "seconds"):
-            value, n = (cost[metric][0], cost["n_fits"][0]) if cost.height else (None, 0)
-            mean = None if value is None else value / n
-            yield Figure(
-                f"training_{metric}", partial(_counted, mean, n, problem), {"arm": arm}, n=n
-            )
+        cost = of_costs.filter(arm=arm)
+        for metric, why in _COSTS.items():
+            n = int(cost["n_fits"].sum())
+            total = cost[metric][0] if n else None
+            mean = None if total is None else total / n
+            if not p.measured:
+                why = _NOT_KEPT
+            counted = partial(_counted, mean, n, problem, why if n else _NOT_FITTED)
+            yield Figure(f"training_{metric}", counted, {"arm": arm}, n=n)
 
 
-def _counted(value: float | None, n: int, problem: Sequence[str]) -> Value:
+def _counted(value: float | None, n: int, problem: Sequence[str], why: str = _NOT_FITTED) -> Value:
     if problem:
         raise Undefined(problem[0])
     if value is None:
-        raise Undefined(
-            "not kept, so that a run gives the same bytes again: set adaptation.measured to true"
-            if n
-            else "the arm could not be fitted"
-        )
+        raise Undefined(why)
     return Value(Estimate(value, None, None, n, 0))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.adaptation import ArmTrials, Fitted, frozen_vectors, starting_network
 from pathfm_kedro.encoders.adaptation_arms import ARMS, Arm, Search, Task
+from pathfm_kedro.encoders.energy import CounterError, open_meter
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.lora import merge_lora
 from pathfm_kedro.encoders.spec import EncoderSpec
@@ -37,7 +39,7 @@ Ints = NDArray[np.int64]
 Count = Annotated[int, Field(ge=1)]
 
 #: Raised with any change of what an arm gives from the same tiles.
-_REVISION = "1"
+_REVISION = "2"
 #: The arm that others are held against, and the null.
 LINEAR, RANDOM = "linear", "random_frozen"
 
@@ -73,7 +75,7 @@ class Adaptation(ExperimentParameters):
     signature
         A linear probe that is better by more is said to be the printed sign.
     measured
-        Whether seconds are kept; they differ from run to run.
+        Whether seconds and joules are kept; they differ from run to run.
     """
 
     encoders: tuple[str, ...] = ()
@@ -165,6 +167,11 @@ class Split:
         tested = np.flatnonzero((outer == fold) | ~own)
         return cls(left[~within], left[within], tested)
 
+    @property
+    def n_tiles(self) -> int:
+        """Of all of them."""
+        return len(self.train) + len(self.inner) + len(self.tested)
+
 
 def adapted_tiles(
     pool: pl.DataFrame, tiles: Shards, p: Adaptation
@@ -219,13 +226,15 @@ def plan_adaptation(
     if any(ARMS[arm].start == "random" for arm in p.arms):
         untrained = EncoderSpec.from_parameters(name, untrained_entry(name, encoder))
     data = arm_data_digest(chosen, shards)
+    where = EngineSettings(**engine)
+    alone = where.scheduler != "dask" and where.n_workers == 1
     jobs = [
-        FitArm(arm, seed, fold, spec, untrained, chosen, shards, data, tuple(labels), p)
+        FitArm(arm, seed, fold, spec, untrained, chosen, shards, data, tuple(labels), p, alone)
         for fold in range(p.folds)
         for seed in range(p.n_seeds)
         for arm in p.arms
     ]
-    return ShardPlan(jobs, EngineSettings(**engine), title)
+    return ShardPlan(jobs, where, title)
 
 
 def name_of_fit(arm: str, seed: int, fold: int) -> str:
@@ -257,6 +266,8 @@ class FitArm(FitJob):
         That are learnt, sorted.
     p
         The experiment's parameters.
+    alone
+        Whether no other fit runs meanwhile, whose energy the machine's counters would count too.
     """
 
     arm: str
@@ -269,11 +280,37 @@ class FitArm(FitJob):
     data: str
     labels: tuple[str, ...]
     p: Adaptation
+    alone: bool = True
 
     @property
     def slide_id(self) -> str:
         """Name of the shard."""
         return name_of_fit(self.arm, self.seed, self.fold)
+
+    @property
+    def network(self) -> str:
+        """Name of what is trained: the encoder, or the small network beside it."""
+        start = ARMS[self.arm].start
+        return f"trained:{start}" if start == "small_cnn" else self.spec.name
+
+    def split(self) -> Split:
+        """Who trains, selects and is tested in the fold, the same for every arm and seed."""
+        table = readable_tiles(self.pool, self.shards, DOWNSTREAM, HELD_OUT)
+        return Split.of(table, self.fold, self.p)
+
+    def stored(self, split: Split) -> int:
+        """Vectors that are kept, of the fold's split."""
+        kept = self.arm == LINEAR or ARMS[self.arm].changes_encoder
+        return min(self.p.forgetting_tiles, len(split.tested)) if kept else 0
+
+    def passes(self, split: Split) -> int:
+        """Forward passes of a tile, of the fold's split: at most, since patience may end a trial."""
+        arm, search = ARMS[self.arm], self.p.search
+        found = split.n_tiles
+        if arm.trains != "head":
+            each = arm.passes_of_step * len(split.train) + len(split.inner)
+            found += search.trials * (search.epochs * each + len(split.inner)) + len(split.tested)
+        return found + (self.stored(split) if arm.changes_encoder else 0)
 
     def header(self) -> dict[str, str]:
         """What the fit depends on: tiles, network, settings, software."""
@@ -297,7 +334,8 @@ class FitArm(FitJob):
           the encoder or is the linear probe, whose are the encoder's own;
         - ``trials`` float64 [trials, 4]: learning rate that the arm's name stands for, inner accuracy
           and score (NaN where the trial diverged), epochs;
-        - ``cost`` float64 [2]: operations, and seconds (NaN where time is not kept).
+        - ``cost`` float64 [3]: operations, seconds (NaN where time is not kept), and joules (NaN where
+          they could not be read).
         """
         arm, p = ARMS[self.arm], self.p
         tiles = ArmTiles.read(self.pool, self.shards, DOWNSTREAM, HELD_OUT)
@@ -314,15 +352,16 @@ class FitArm(FitJob):
         vectors = frozen_vectors(network, tiles.pixels, device)
         operations = _operations(network)
         points = p.search.points(p.seed)
-        fitted = ArmTrials(arm, task, p.search, network, vectors, self.seed, points, device).fit(
-            checkpoint
-        )
+        trials = ArmTrials(arm, task, p.search, network, vectors, self.seed, points, device)
+        # What an earlier process spent on this fit is in no counter of this one.
+        counted = p.measured and self.alone and checkpoint.load() is None
+        fitted, joules = _with_joules(partial(trials.fit, checkpoint), device, counted)
         found: dict[str, NDArray[np.generic]] = {
             "rows": split.tested,
             "logits": fitted.logits(split.tested),
             "trials": _trials(arm, fitted),
             "cost": np.array(
-                [operations * fitted.passes, fitted.seconds if p.measured else np.nan]
+                [operations * fitted.passes, fitted.seconds if p.measured else np.nan, joules]
             ),
         }
         some = _some(split.tested, p.forgetting_tiles, [p.seed, self.fold])
@@ -341,6 +380,19 @@ def _device(spec: EncoderSpec) -> str:
 
     # What trains is PyTorch, whatever runs the network otherwise.
     return place(replace(spec, runtime="channels_last"))[1]
+
+
+def _with_joules(work: Callable[[], Fitted], device: str, counted: bool) -> tuple[Fitted, float]:
+    """A fit, and the energy of the machine meanwhile; NaN unless every counter can be read."""
+    meter = open_meter(gpu=device != "cpu")
+    if not counted or meter.problems:
+        return work(), np.nan
+    done: list[Fitted] = []
+    try:
+        spent = meter.measure(lambda: done.append(work()))
+    except CounterError:
+        return (done[0] if done else work()), np.nan
+    return done[0], sum(spent.joules.values())
 
 
 def _operations(network: Any) -> float:

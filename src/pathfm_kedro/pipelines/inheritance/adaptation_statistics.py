@@ -49,8 +49,9 @@ TARGETS = ("organ", "center")
 #:   before;
 #: - ``neighbours``: per patient: n_tiles, mknn_sum, chance_sum;
 #: - ``cka``: per group of patients that is left out (−1: none): cka;
-#: - ``trials``: per learning rate: n_fits, n_diverged, inner_accuracy;
-#: - ``cost``: n_fits, operations and seconds of all;
+#: - ``trials``: per learning rate: n_fits, n_diverged, n_stopped (before the last epoch), their epochs,
+#:   inner_accuracy;
+#: - ``cost``: n_fits, operations, seconds and joules of all;
 #: - ``problem``: why there is nothing.
 ADAPTATION_SCHEMA: dict[str, pl.DataType] = {
     "part": pl.String(),
@@ -69,9 +70,12 @@ ADAPTATION_SCHEMA: dict[str, pl.DataType] = {
     "learning_rate": pl.Float64(),
     "n_fits": pl.Int64(),
     "n_diverged": pl.Int64(),
+    "n_stopped": pl.Int64(),
+    "epochs": pl.Int64(),
     "inner_accuracy": pl.Float64(),
     "operations": pl.Float64(),
     "seconds": pl.Float64(),
+    "joules": pl.Float64(),
     "problem": pl.String(),
 }
 
@@ -114,7 +118,7 @@ def adaptation_statistics(
     keys = ["arm", "tested", "value", "patient_id"]
     accuracy = counted.group_by(keys).agg(pl.col("n_tiles").sum(), pl.col("n_correct").sum())
     parts = [accuracy.sort(keys).with_columns(part=pl.lit("accuracy"))]
-    parts += [*_forgetting(done, table, p), *_searched(done), *_costs(done)]
+    parts += [*_forgetting(done, table, p), *_searched(done, p), *_costs(done)]
     return _table(parts)
 
 
@@ -274,32 +278,36 @@ def _aligned(
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(arm=pl.lit(arm))
 
 
-def _searched(done: Sequence[_Fit]) -> Iterator[pl.DataFrame]:
+def _searched(done: Sequence[_Fit], p: Adaptation) -> Iterator[pl.DataFrame]:
     """Trials of each arm by their learning rate, the same for all folds and seeds."""
-    rows = [
-        (fit.arm, rate, accuracy, 1, int(np.isnan(score)))
-        for fit in done
-        for rate, accuracy, score, _ in fit("trials")
-    ]
-    columns = ["arm", "learning_rate", "inner_accuracy", "n_fits", "n_diverged"]
+    rows = []
+    for fit in done:
+        head = ARMS[fit.arm].trains == "head"
+        most = p.search.head_epochs if head else p.search.epochs
+        for rate, accuracy, score, epochs in fit("trials"):
+            stopped = 0 < epochs < most
+            rows.append(
+                (fit.arm, rate, accuracy, 1, int(np.isnan(score)), int(stopped), int(epochs))
+            )
+    counts = ["n_fits", "n_diverged", "n_stopped", "epochs"]
     yield (
-        pl.DataFrame(rows, schema=columns, orient="row")
+        pl.DataFrame(rows, schema=["arm", "learning_rate", "inner_accuracy", *counts], orient="row")
         .with_columns(pl.col("inner_accuracy").fill_nan(None))
         .group_by("arm", "learning_rate", maintain_order=True)
-        .agg(pl.col("inner_accuracy").mean(), pl.col("n_fits", "n_diverged").sum())
+        .agg(pl.col("inner_accuracy").mean(), pl.col(counts).sum())
         .with_columns(part=pl.lit("trials"))
     )
 
 
 def _costs(done: Sequence[_Fit]) -> Iterator[pl.DataFrame]:
-    """Operations and seconds of all fits of an arm."""
+    """Operations, seconds and joules of all fits of an arm; null where one fit lacks them."""
     rows = [(fit.arm, 1, *map(float, fit("cost"))) for fit in done]
-    columns = ["arm", "n_fits", "operations", "seconds"]
+    measured = ["operations", "seconds", "joules"]
     yield (
-        pl.DataFrame(rows, schema=columns, orient="row")
+        pl.DataFrame(rows, schema=["arm", "n_fits", *measured], orient="row")
         .group_by("arm", maintain_order=True)
-        .agg(pl.col("n_fits", "operations", "seconds").sum())
-        .with_columns(pl.col("seconds").fill_nan(None), part=pl.lit("cost"))
+        .agg(pl.col("n_fits", *measured).sum())
+        .with_columns(pl.col("seconds", "joules").fill_nan(None), part=pl.lit("cost"))
     )
 
 

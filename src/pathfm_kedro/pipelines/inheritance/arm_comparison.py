@@ -65,6 +65,8 @@ Vectors = NDArray[np.float32]
 VECTORS = "vectors"
 ROTATIONS = {"rotation_90": 1, "rotation_180": 2, "rotation_270": 3}
 STAIN, CROP, DRAWN = "stain", "local_crop", "drawn_morphology"
+#: Views of a test tile whose vectors an arm gives.
+VIEWS = (VECTORS, *ROTATIONS, STAIN, CROP)
 LABEL, HELD_OUT_LABEL, CENTER = "label", "label_held_out_center", "center"
 
 #: One row per arm, seed and

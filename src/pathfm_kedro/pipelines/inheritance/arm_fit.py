@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.harmonised import Shards
+from pathfm_kedro.encoders.operations import passes_of_task
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import FitCheckpoint, FitJob
 from pathfm_kedro.engine.versions import package_versions
@@ -20,6 +21,7 @@ from pathfm_kedro.pipelines.inheritance.arm_comparison import (
     ROTATIONS,
     STAIN,
     VECTORS,
+    VIEWS,
     ArmParameters,
     arm_shard,
 )
@@ -29,6 +31,7 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     PRETRAIN,
     ArmTiles,
     arm_data_digest,
+    readable_tiles,
 )
 from pathfm_kedro.slides.nuclear_morphology import (
     haematoxylin_orientation,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 #: Raised with any change of what is computed from the same tiles.
-_REVISION = "1"
+_REVISION = "2"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,17 @@ class PretrainedArm(FitJob):
     def slide_id(self) -> str:
         """What the shard is called."""
         return arm_shard(self.name, self.seed)
+
+    @property
+    def stored(self) -> int:
+        """Vectors that are kept."""
+        return len(VIEWS) * readable_tiles(self.pool, self.tiles, DOWNSTREAM, HELD_OUT).height
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a tile, one that is learnt from as three."""
+        trained = readable_tiles(self.pool, self.tiles, PRETRAIN).height
+        return self.epochs * passes_of_task(self.task) * trained + self.stored
 
     def header(self) -> dict[str, str]:
         """What the vectors depend on: data, settings, software."""

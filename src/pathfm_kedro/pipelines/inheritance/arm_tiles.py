@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.training_tiles import ReadTiles
 from pathfm_kedro.statistics.cross_validation import patient_folds
 from pathfm_kedro.statistics.sampling import shuffled_turns
+
+Ints = NDArray[np.int64]
 
 #: What a patient's tiles are for: to pretrain on, to adapt and probe on, and to test on as tiles of a
 #: center that nothing was trained on.
@@ -197,6 +199,113 @@ class ArmTiles:
             for slide in own["slide_id"].unique(maintain_order=True)
         ]
         return cls(own, np.concatenate(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedTiles:
+    """Tiles that something is trained and tested on, and who is tested by whom.
+
+    Attributes
+    ----------
+    table
+        Rows of the pool, of the roles that train and of the held-out center, whose label can be
+        probed.
+    labels
+        Their names, sorted.
+    fold
+        [n] fold of patients of each tile that can train; -1 in the held-out center.
+    problem
+        Why nothing can be trained; empty where it can.
+    """
+
+    table: pl.DataFrame
+    labels: tuple[str, ...]
+    fold: Ints
+    problem: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        pool: pl.DataFrame,
+        shards: Shards,
+        roles: Sequence[str],
+        folds: int,
+        seed: int,
+        experiment: str,
+    ) -> FoldedTiles:
+        """Tiles that could be read, of labels with as many patients that can train as there are folds.
+
+        Parameters
+        ----------
+        pool, shards
+            The arms' tiles and their pixels.
+        roles
+            Of the tiles that can train.
+        folds, seed
+            Groups of their patients.
+        experiment
+            Whose ``probe.folds`` the reason names.
+        """
+        own = readable_tiles(pool, shards, *roles, HELD_OUT)
+        trains = own.filter(pl.col("role") != HELD_OUT)
+        counted = trains.group_by("label").agg(pl.col("patient_id").n_unique())
+        enough = counted.filter(pl.col("patient_id") >= folds)["label"].sort().to_list()
+        own = own.filter(pl.col("label").is_in(enough))
+        inside = (own["role"] != HELD_OUT).to_numpy()
+        patients, labels = (own[name].to_numpy()[inside] for name in ("patient_id", "label"))
+        fold = np.full(len(inside), -1)
+        fold[inside] = patient_folds(patients, folds, seed, labels)
+        problem = (
+            f"{len(enough)} label(s) have {folds} patients that can train, two are needed to train and "
+            f"test a probe: add patients or lower {experiment}.probe.folds"
+            if len(enough) < 2
+            else ""
+        )
+        return cls(own, tuple(enough), fold, problem)
+
+    @property
+    def targets(self) -> Ints:
+        """[n] codes of the labels."""
+        codes = np.searchsorted(self.labels, self.table["label"].to_numpy())
+        return np.asarray(codes, np.int64)
+
+    def splits(self) -> Iterator[tuple[Ints, Ints]]:
+        """Rows that train and that are tested: fold by fold, then all for the held-out center."""
+        inside = self.fold >= 0
+        for fold in range(int(self.fold.max()) + 1):
+            yield np.flatnonzero(inside & (self.fold != fold)), np.flatnonzero(self.fold == fold)
+        if (~inside).any():
+            yield np.flatnonzero(inside), np.flatnonzero(~inside)
+
+
+def embedded_vectors(
+    table: pl.DataFrame, tiles: pl.DataFrame, embeddings: Shards
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which rows of the pool an encoder has vectors of, and these.
+
+    Parameters
+    ----------
+    table
+        Rows of the pool, slide by slide.
+    tiles
+        The encoder's, in the order of its vectors.
+    embeddings
+        Its vectors.
+
+    Returns
+    -------
+    tuple
+        [n] bool, and float64 [m, d] of the m rows that it has.
+    """
+    numbered = tiles.select("tile_id", _row=pl.int_range(pl.len()).over("slide_id"))
+    rows = table.join(numbered, on="tile_id", how="left", maintain_order="left")
+    embedded = pl.col("slide_id").is_in(list(embeddings.slide_ids))
+    known = rows.select(embedded & pl.col("_row").is_not_null()).to_series().to_numpy()
+    parts = [
+        embeddings.load_slide(own["slide_id"][0])[own["_row"].to_numpy()]
+        for own in rows.filter(known).partition_by("slide_id", maintain_order=True)
+    ]
+    return known, np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, 1))
 
 
 def arm_data_digest(pool: pl.DataFrame, shards: Shards) -> str:

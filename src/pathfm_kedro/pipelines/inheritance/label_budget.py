@@ -29,9 +29,8 @@ Pitfalls
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass as plain_dataclass
 from functools import cache, partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import polars as pl
@@ -39,6 +38,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.pipelines.inheritance.patient_budgets import (
+    ResampledSums,
+    counted,
+    refuse_less_than_a_patient,
+    sampled_patients,
+)
 from pathfm_kedro.statistics.bootstrap import patient_codes
 from pathfm_kedro.statistics.cross_validation import (
     ProbeSettings,
@@ -165,7 +170,7 @@ def _tested(tested: str, splits: Iterable[Split], own: ProbedTiles, p: LabelBudg
     for budget in p.budgets:
         try:
             for pool in pools:
-                refuse_less_than_a_patient(patients[pool], names[pool], budget)
+                refuse_less_than_a_patient(patients[pool], names[pool], budget, "label_budget")
         except Undefined as problem:
             frames.append(_problems([tested], [budget], str(problem)))
             continue
@@ -179,7 +184,8 @@ def _tested(tested: str, splits: Iterable[Split], own: ProbedTiles, p: LabelBudg
                 logits = probe_logits(own.vectors, targets, train, int(targets.max()) + 1, p.probe)[
                     split.test
                 ]
-                parts.append(_counted(logits, targets[split.test], tags[split.test], p.n_bins))
+                gaps = _gaps(logits, targets[split.test], p.n_bins)
+                parts.append(counted(logits, targets[split.test], tags[split.test], {"gaps": gaps}))
                 spent.append(len(taken))
             found = pl.concat(parts).with_columns(
                 tested=pl.lit(tested),
@@ -191,80 +197,10 @@ def _tested(tested: str, splits: Iterable[Split], own: ProbedTiles, p: LabelBudg
     return pl.concat(frames)
 
 
-def refuse_less_than_a_patient(patients: NDArray[Any], labels: NDArray[Any], budget: float) -> None:
-    """Refuse a budget that is less than one patient of a label.
-
-    Raises
-    ------
-    Undefined
-        Naming the label, its patients and the budget.
-
-    Examples
-    --------
-    >>> refuse_less_than_a_patient(np.arange(9), np.repeat("x", 9), 0.1)
-    Traceback (most recent call last):
-    ...
-    pathfm_kedro.statistics.figures.Undefined: 10% of the 9 patient(s) of x that can train is less ...
-    """
-    for label in np.unique(labels):
-        n = len(np.unique(patients[labels == label]))
-        if budget * n < 1 - 1e-9:
-            raise Undefined(
-                f"{budget:.0%} of the {n} patient(s) of {label} that can train is less than one: add "
-                "patients, or leave the budget out of label_budget.budgets"
-            )
-
-
-def sampled_patients(
-    patients: Ints, targets: Ints, budget: float, seed: np.random.SeedSequence
-) -> Ints:
-    """A share of each label's patients, at least one; those of a smaller share are among them.
-
-    Parameters
-    ----------
-    patients, targets
-        [n] codes; a patient of several labels is sampled with each.
-    budget
-        Share, 0 … 1.
-    seed
-        Of the order in which patients are taken.
-
-    Examples
-    --------
-    >>> patients = np.arange(20)
-    >>> chosen = sampled_patients(patients, patients % 2, 0.25, np.random.SeedSequence(0))
-    >>> len(chosen), int((chosen % 2).sum())
-    (6, 3)
-    """
-    generator = np.random.default_rng(seed)
-    taken = []
-    for target in np.unique(targets):
-        own = generator.permutation(np.unique(patients[targets == target]))
-        taken.append(own[: max(1, int(budget * len(own) + 0.5))])
-    return np.unique(np.concatenate(taken))
-
-
-def _counted(logits: Floats, targets: Ints, tags: pl.DataFrame, n_bins: int) -> pl.DataFrame:
-    """What one model says of its tested tiles, one row per patient and label."""
-    n_classes = logits.shape[1]
+def _gaps(logits: Floats, targets: Ints, n_bins: int) -> Floats:
+    """[n, bins] true minus stated, in the bin of what is stated."""
     stated, true = stated_and_true(np.exp(log_probabilities(logits)), targets)
-    predicted = logits.argmax(axis=1)
-    columns = {
-        "n_tiles": np.ones(len(targets)),
-        "n_correct": predicted == targets,
-        **{f"predicted_{k}": predicted == k for k in range(n_classes)},
-    }
-    gaps = sums_in_bins(true - stated, fixed_width_bins(stated, n_bins), n_bins)
-    columns |= {f"gap_{b}": gaps[:, b] for b in range(n_bins)}
-    frame = tags.select("patient_id").with_columns(
-        target=pl.Series(targets),
-        **{name: pl.Series(values, dtype=pl.Float64()) for name, values in columns.items()},
-    )
-    grouped = frame.group_by("patient_id", "target").agg(pl.all().sum())
-    return grouped.sort("patient_id", "target").with_columns(
-        n_predicted=pl.concat_list([f"predicted_{k}" for k in range(n_classes)]),
-        gaps=pl.concat_list([f"gap_{b}" for b in range(n_bins)]),
-    )
+    return sums_in_bins(true - stated, fixed_width_bins(stated, n_bins), n_bins)
 
 
 def label_budget_figures(statistics: pl.DataFrame, p: LabelBudget) -> Iterator[Figure]:
@@ -280,7 +216,7 @@ def label_budget_figures(statistics: pl.DataFrame, p: LabelBudget) -> Iterator[F
     for tested in TESTED:
         for budget in p.budgets:
             of = PatientStatistics(statistics, p).at(tested=tested, budget=budget)
-            sums = cache(partial(resampled_sums, of))
+            sums = cache(partial(ResampledSums.read, of))
             for metric, reduce in FIGURES.items():
                 yield of.figure(metric, partial(_reduced, sums=sums, reduce=reduce))
 
@@ -293,88 +229,33 @@ def _reduced(
     return reduce(sums())
 
 
-@plain_dataclass(frozen=True, eq=False)
-class ResampledSums:
-    """Sums over tested patients [1 + draws, repeats, …]: of the patients themselves, then resampled.
-
-    Attributes
-    ----------
-    correct, tested, predicted
-        Tiles by label.
-    gaps
-        True minus stated, by bin.
-    of
-        The rows that they are sums of.
-    """
-
-    correct: Floats
-    tested: Floats
-    predicted: Floats
-    gaps: Floats
-    of: PatientStatistics
-
-    def estimate(self, values: Floats) -> Estimate:
-        """Mean over repeats of [1 + draws, repeats] shares, with its interval."""
-        means = np.clip(values.mean(axis=1), 0.0, 1.0)  # rounding may pass 1
-        interval = widened_interval(float(means[0]), means[1:], (0.0, 1.0))
-        return Estimate(float(means[0]), *interval, self.of.n, self.of.n_patients, means[1:])
-
-
-def resampled_sums(of: PatientStatistics) -> ResampledSums:
-    """Sums of one budget.
-
-    Raises
-    ------
-    Undefined
-        If nothing is tested, with the reason; or one patient is.
-    """
-    rows = of.where(pl.col("problem").is_null()).mean_over("repeat")
-    problems = of.table["problem"].drop_nulls()
-    if rows.table.is_empty():
-        reason = str(problems[0]) if len(problems) else "no tile is tested: embed more slides"
-        raise Undefined(reason, 0, 0)
-    if rows.n_patients < 2:
-        raise Undefined("tiles of one patient are tested: an interval needs two; add patients")
-    table = rows.table
-    predicted, gaps = (np.array(table[name].to_list()) for name in ("n_predicted", "gaps"))
-    patients, n_patients = patient_codes(table["patient_id"].to_numpy())
-    repeats, targets = (table[name].to_numpy() for name in ("repeat", "target"))
-    n_repeats, n_classes = int(repeats.max()) + 1, predicted.shape[1]
-    weights = np.vstack([np.ones(n_patients), rows.weights])
-
-    def summed(values: NDArray[Any], *codes: Ints, size: int) -> Floats:
-        out = np.zeros((n_patients, n_repeats, size))
-        np.add.at(out, (patients, repeats, *codes), values)
-        return np.tensordot(weights, out, axes=1)
-
-    return ResampledSums(
-        summed(table["n_correct"].to_numpy(), targets, size=n_classes),
-        summed(table["n_tiles"].to_numpy(), targets, size=n_classes),
-        summed(predicted, size=n_classes),
-        summed(gaps, size=gaps.shape[1]),
-        rows,
-    )
+def _estimate(sums: ResampledSums, values: Floats) -> Estimate:
+    """Mean over repeats of [1 + draws, repeats] shares, with its interval."""
+    means = np.clip(values.mean(axis=1), 0.0, 1.0)  # rounding may pass 1
+    interval = widened_interval(float(means[0]), means[1:], (0.0, 1.0))
+    return Estimate(float(means[0]), *interval, sums.of.n, sums.of.n_patients, means[1:])
 
 
 def budget_accuracy(sums: ResampledSums) -> Value:
     """Balanced accuracy; null 1 / number of labels that are tested."""
     chance = 1 / int((sums.tested[0, 0] > 0).sum())
     accuracies = balanced_accuracy(sums.correct, sums.tested)
-    spent = float(sums.of.table["n_training_patients"].mean())  # type: ignore[arg-type]
-    remark = f"{spent:.3g} patients train"
-    return Value(sums.estimate(accuracies), Null(chance, chance), remark=remark)
+    remark = f"{sums.training_patients:.3g} patients train"
+    return Value(_estimate(sums, accuracies), Null(chance, chance), remark=remark)
 
 
 def budget_error(sums: ResampledSums) -> Value:
     """Expected calibration error."""
-    return Value(sums.estimate(expected_calibration_error(sums.gaps, sums.tested.sum(axis=-1))))
+    return Value(
+        _estimate(sums, expected_calibration_error(sums.lists("gaps"), sums.tested.sum(axis=-1)))
+    )
 
 
 def budget_degeneracy(sums: ResampledSums) -> Value:
     """Share of tiles in the label that is predicted most; reference: the most frequent label's."""
     shares = sums.predicted.max(axis=-1) / sums.tested.sum(axis=-1)
     reference = float(sums.tested[0, 0].max() / sums.tested[0, 0].sum())
-    return Value(sums.estimate(shares), Null(reference, reference))
+    return Value(_estimate(sums, shares), Null(reference, reference))
 
 
 FIGURES = {

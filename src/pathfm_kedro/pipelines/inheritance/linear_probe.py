@@ -20,7 +20,7 @@ Pitfalls
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated
@@ -137,6 +137,23 @@ def linear_probe_figures(statistics: pl.DataFrame, p: LinearProbe) -> Iterator[F
                 named = replace(of_class, stratum=of_class.stratum.replace("value", target))
                 yield named.figure(METRIC, partial(left_out, folds=p.probe.folds))
         yield of_target.figure(METRIC, accuracy)
+
+
+def pooled_probe_figures(splits: Sequence[pl.DataFrame], p: LinearProbe) -> Iterator[Figure]:
+    """Figures of the counts of several splits together, each of other patients and of its own model.
+
+    Parameters
+    ----------
+    splits
+        From :func:`linear_probe_statistics`, of each split; one that could not be probed is left out
+        where others could.
+    p
+        The parameters.
+    """
+    parts = pl.concat(splits)
+    could = (pl.col("problem").fill_null("") == "").any().over("target")
+    kept = parts.filter(~could | (pl.col("problem").fill_null("") == ""))
+    yield from (f for f in linear_probe_figures(kept, p) if f.stratum == "all")
 
 
 def accuracy(target: PatientStatistics) -> Value:

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.nmtune import NMTuneSettings, predicted, strong_view, tuned_classifier
+from pathfm_kedro.encoders.operations import LEARNT_PASS
 from pathfm_kedro.encoders.pretraining import Backbone, PretrainingSettings
 from pathfm_kedro.encoders.rivals import turned
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
@@ -24,6 +25,7 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     HELD_OUT,
     PRETRAIN,
     ArmTiles,
+    FoldedTiles,
     arm_data_digest,
     readable_tiles,
 )
@@ -114,63 +116,9 @@ def noise_arms(p: PretrainingNoise) -> Iterator[Arm]:
             yield from (Arm(kind, rate, seed) for rate in p.rates if rate > 0)
 
 
-@plain_dataclass(frozen=True)
-class Downstream:
-    """Tiles that frozen vectors are probed on, and who is tested by whom.
-
-    Attributes
-    ----------
-    table
-        Rows of the pool, downstream and of the held-out center, whose label can be probed.
-    labels
-        Their names, sorted.
-    fold
-        [n] fold of patients of each downstream tile; -1 in the held-out center.
-    problem
-        Why nothing can be probed; empty where it can.
-    """
-
-    table: pl.DataFrame
-    labels: tuple[str, ...]
-    fold: Ints
-    problem: str = ""
-
-    @classmethod
-    def of(cls, pool: pl.DataFrame, shards: Shards, p: PretrainingNoise) -> Downstream:
-        """Tiles that could be read, of labels with as many downstream patients as there are folds."""
-        own = readable_tiles(pool, shards, DOWNSTREAM, HELD_OUT)
-        counted = own.filter(role=DOWNSTREAM).group_by("label").agg(pl.col("patient_id").n_unique())
-        enough = counted.filter(pl.col("patient_id") >= p.probe.folds)["label"].sort().to_list()
-        own = own.filter(pl.col("label").is_in(enough))
-        inside = (own["role"] == DOWNSTREAM).to_numpy()
-        fold = np.full(len(inside), -1)
-        fold[inside] = patient_folds(
-            own["patient_id"].to_numpy()[inside],
-            p.probe.folds,
-            p.seed,
-            own["label"].to_numpy()[inside],
-        )
-        problem = (
-            f"{len(enough)} label(s) have {p.probe.folds} downstream patients, two are needed to train "
-            "and test a probe: add patients or lower pretraining_noise.probe.folds"
-            if len(enough) < 2
-            else ""
-        )
-        return cls(own, tuple(enough), fold, problem)
-
-    @property
-    def targets(self) -> Ints:
-        """[n] codes of the labels."""
-        codes = np.searchsorted(self.labels, self.table["label"].to_numpy())
-        return np.asarray(codes, np.int64)
-
-    def splits(self) -> Iterator[tuple[Ints, Ints]]:
-        """Rows that train and that are tested: fold by fold, then all for the held-out center."""
-        inside = self.fold >= 0
-        for fold in range(int(self.fold.max()) + 1):
-            yield np.flatnonzero(inside & (self.fold != fold)), np.flatnonzero(self.fold == fold)
-        if (~inside).any():
-            yield np.flatnonzero(inside), np.flatnonzero(~inside)
+def downstream(pool: pl.DataFrame, shards: Shards, p: PretrainingNoise) -> FoldedTiles:
+    """Tiles that frozen vectors are probed on, and who is tested by whom."""
+    return FoldedTiles.of(pool, shards, [DOWNSTREAM], p.probe.folds, p.seed, "pretraining_noise")
 
 
 @plain_dataclass(frozen=True)
@@ -248,6 +196,23 @@ class NoisyPretraining(FitJob):
         """The arm's name."""
         return self.arm.name
 
+    @property
+    def stored(self) -> int:
+        """Vectors that are kept."""
+        return len(downstream(self.pool, self.tiles, self.parameters).fold)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a tile, one that is learnt from as three."""
+        p, below = self.parameters, downstream(self.pool, self.tiles, self.parameters)
+        upstream = Upstream.of(self.pool, self.tiles, p)
+        # Of the remedy: weak and strong views, and the tiles as they are once more.
+        found = 2 * len(below.fold) + 2 * p.nmtune.views * int((below.fold >= 0).sum())
+        if self.arm.kind != RANDOM:
+            found += LEARNT_PASS * p.pretraining.epochs * int(upstream.trains.sum())
+            found += len(upstream.trains)
+        return found
+
     def header(self) -> Mapping[str, str]:
         """What the shard depends on: tiles, software, settings."""
         import torch
@@ -267,13 +232,13 @@ class NoisyPretraining(FitJob):
         Returns
         -------
         dict
-            ``vectors`` float32 [n, d] of the tiles of :class:`Downstream`; ``nmtune`` [n] the class
+            ``vectors`` float32 [n, d] of the tiles of :func:`downstream`; ``nmtune`` [n] the class
             that the published remedy gives each; ``given`` and ``upstream`` [m] given and predicted
             class of each tile of :class:`Upstream` (-1 for random weights); ``losses`` of each epoch.
         """
         p, arm = self.parameters, self.arm
         upstream = Upstream.of(self.pool, self.tiles, p)
-        below = Downstream.of(self.pool, self.tiles, p)
+        below = downstream(self.pool, self.tiles, p)
         pixels = ArmTiles.read(self.pool, self.tiles, PRETRAIN).pixels
         backbone = Backbone(BACKBONE, pixels.shape[1], arm.seed)
         given = upstream.targets
@@ -302,7 +267,7 @@ class NoisyPretraining(FitJob):
         kind: Kind = "center" if self.arm.kind == "center" else "symmetric"
         return flipped(targets, len(upstream.labels), centers, kind, self.arm.rate, self.arm.seed)
 
-    def _nmtuned(self, backbone: Backbone, pixels: NDArray[np.uint8], of: Downstream) -> Ints:
+    def _nmtuned(self, backbone: Backbone, pixels: NDArray[np.uint8], of: FoldedTiles) -> Ints:
         settings = self.parameters.nmtune
         found = np.full(len(pixels), -1)
         if of.problem:
@@ -343,7 +308,7 @@ def plan_noise_arms(
     """
     upstream = Upstream.of(pool, tiles, p)
     jobs: list[NoisyPretraining] = []
-    if not upstream.problem and not Downstream.of(pool, tiles, p).problem:
+    if not upstream.problem and not downstream(pool, tiles, p).problem:
         digest = arm_data_digest(pool, tiles)
         one_center = upstream.table.filter(pl.Series(upstream.trains))["center"].n_unique() < 2
         jobs = [

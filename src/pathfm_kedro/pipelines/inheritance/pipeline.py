@@ -38,6 +38,7 @@ from pathfm_kedro.pipelines.inheritance.linear_probe import (
     LinearProbe,
     linear_probe_figures,
     linear_probe_statistics,
+    pooled_probe_figures,
 )
 from pathfm_kedro.pipelines.inheritance.noise_arms import (
     BACKBONE,
@@ -57,6 +58,16 @@ from pathfm_kedro.pipelines.inheritance.probe_calibration import (
     probe_calibration_figures,
     probe_calibration_statistics,
 )
+from pathfm_kedro.pipelines.inheritance.slide_heads import (
+    SlideHeads,
+    slide_heads_figures,
+    slide_heads_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.task_specific import (
+    task_specific_figures,
+    task_specific_statistics,
+)
+from pathfm_kedro.pipelines.inheritance.task_specific_fits import TaskSpecific, plan_task_specific
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
@@ -75,7 +86,14 @@ ARM_DATA = ["arm_pool", "arm_tiles"]
 
 EXPERIMENTS = [
     Experiment("geometry", Geometry, geometry_statistics, geometry_figures, VECTORS),
-    Experiment("linear_probe", LinearProbe, linear_probe_statistics, linear_probe_figures, VECTORS),
+    Experiment(
+        "linear_probe",
+        LinearProbe,
+        linear_probe_statistics,
+        linear_probe_figures,
+        VECTORS,
+        pooled=pooled_probe_figures,
+    ),
     Experiment(
         "probe_calibration",
         ProbeCalibration,
@@ -84,7 +102,16 @@ EXPERIMENTS = [
         VECTORS,
     ),
     Experiment("label_budget", LabelBudget, label_budget_statistics, label_budget_figures, VECTORS),
+    Experiment("slide_heads", SlideHeads, slide_heads_statistics, slide_heads_figures, VECTORS),
 ]
+#: Of each encoder, against networks that are trained once for all of them.
+TASK_SPECIFIC = Experiment(
+    "task_specific",
+    TaskSpecific,
+    task_specific_statistics,
+    task_specific_figures,
+    ["tiles", "embeddings.{e}", *ARM_DATA, "arms.task_specific"],
+)
 #: Of the encoders that are adapted.
 ADAPTATION = Experiment(
     "adaptation",
@@ -140,6 +167,8 @@ def create_pipeline(
     bases: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     adapted: Sequence[str] = (),
+    splits: Mapping[str, Sequence[str]] | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders; two controls are not compared.
 
@@ -155,6 +184,10 @@ def create_pipeline(
         The cohort's: which encoders are versions of one decides what is wired.
     adapted
         ``adaptation.encoders``.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
 
     Raises
     ------
@@ -168,17 +201,22 @@ def create_pipeline(
         )
     of_arms = [replace(ADAPTATION, only=tuple(adapted))] if adapted else []
     before = versions_before(encoders, bases or {}, parameters or {}, grids or TileGrids())
-    names = [x.name for x in (*EXPERIMENTS, NOISE, PRETEXT_TASKS, INITIALISATION, *of_arms)]
+    of_all = [*EXPERIMENTS, TASK_SPECIFIC]
+    names = [x.name for x in (*of_all, NOISE, PRETEXT_TASKS, INITIALISATION, *of_arms)]
     names += [*([CHANGE.name] if before else []), "comparison"]
     tables = [f"measurements.inheritance.{name}" for name in names]
-    parts = [experiment_pipeline("inheritance", x, encoders, grids=grids) for x in EXPERIMENTS]
+    parts = [
+        experiment_pipeline("inheritance", x, encoders, grids=grids, splits=splits)
+        for x in EXPERIMENTS
+    ]
     tasks = PRETEXT_TASKS
     if _DRAWN in encoders and not (grids and grids.grid(_DRAWN)):
         tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
     parts += [
-        _trained(NOISE, BACKBONE, plan_noise_arms),
-        _trained(tasks, ARMS, plan_pretext_tasks),
-        _trained(INITIALISATION, ARMS, plan_initialisation, "params:encoders"),
+        _trained(TASK_SPECIFIC, encoders, plan_task_specific, grids=grids),
+        _trained(NOISE, [BACKBONE], plan_noise_arms),
+        _trained(tasks, [ARMS], plan_pretext_tasks),
+        _trained(INITIALISATION, [ARMS], plan_initialisation, "params:encoders"),
     ]
     parts += [
         experiment_pipeline("inheritance", x, encoders, *map(_adapted, adapted), grids=grids)
@@ -187,7 +225,7 @@ def create_pipeline(
     if before:
         parts.append(change_pipeline(encoders, before))
     arms = grouped("arms", _arm_tiles(grids or TileGrids()))
-    compared = comparison_pipeline("inheritance", EXPERIMENTS, encoders, controls, grids)
+    compared = comparison_pipeline("inheritance", of_all, encoders, controls, grids, mitigated)
     collect = collected(tables, "inheritance_measurements")
     return grouped("inheritance", [arms, *parts, compared, collect])
 
@@ -263,7 +301,13 @@ def _adapted(e: str) -> Pipeline:
     return grouped(e, [fit])
 
 
-def _trained(x: Experiment, of: str, plan: Callable[..., Any], *beside: str) -> Pipeline:
+def _trained(
+    x: Experiment,
+    of: Sequence[str],
+    plan: Callable[..., Any],
+    *beside: str,
+    grids: TileGrids | None = None,
+) -> Pipeline:
     """An experiment on networks of its own, which it trains; `beside` is what their plan takes more."""
     fit = node(
         with_parameters(x.parameters, x.name, plan),
@@ -272,4 +316,4 @@ def _trained(x: Experiment, of: str, plan: Callable[..., Any], *beside: str) -> 
         name="train",
         tags=[x.name, "arms"],
     )
-    return experiment_pipeline("inheritance", x, [of], fit)
+    return experiment_pipeline("inheritance", x, of, fit, grids=grids)

@@ -43,7 +43,12 @@ from pathfm_kedro.pipelines.inheritance.arm_comparison import (
     arm_statistics,
 )
 from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm
-from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, readable_tiles
+from pathfm_kedro.pipelines.inheritance.arm_tiles import (
+    DOWNSTREAM,
+    HELD_OUT,
+    embedded_vectors,
+    readable_tiles,
+)
 from pathfm_kedro.statistics.figures import Figure
 from pathfm_kedro.statistics.parameters import STRICT
 
@@ -132,15 +137,8 @@ def drawn_on(
     drawn
         Vectors of what was drawn.
     """
-    if tested.is_empty() or not set(tested["slide_id"]) <= set(drawn.slide_ids):
-        return None
-    numbered = tiles.select("tile_id", _row=pl.int_range(pl.len()).over("slide_id"))
-    rows = tested.join(numbered, on="tile_id", how="left", maintain_order="left")
-    parts = [
-        drawn.load_slide(own["slide_id"][0])[own["_row"].to_numpy()]
-        for own in rows.partition_by("slide_id", maintain_order=True)
-    ]
-    return np.concatenate(parts)
+    known, vectors = embedded_vectors(tested, tiles, drawn)
+    return vectors if len(vectors) and known.all() else None
 
 
 def pretext_figures(statistics: pl.DataFrame, p: PretextTasks) -> Iterator[Figure]:

@@ -54,6 +54,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.harmonised import Shards
+from pathfm_kedro.pipelines.inheritance.arm_tiles import FoldedTiles
 from pathfm_kedro.pipelines.inheritance.geometry import (
     moments,
     power_sums,
@@ -64,9 +65,9 @@ from pathfm_kedro.pipelines.inheritance.noise_arms import (
     CLEAN,
     RANDOM,
     Arm,
-    Downstream,
     PretrainingNoise,
     Upstream,
+    downstream,
     noise_arms,
 )
 from pathfm_kedro.pipelines.inheritance.noise_results import (
@@ -131,7 +132,7 @@ def noise_statistics(
     DataFrame
         Columns :data:`NOISE_SCHEMA`.
     """
-    upstream, below = Upstream.of(pool, tiles, p), Downstream.of(pool, tiles, p)
+    upstream, below = Upstream.of(pool, tiles, p), downstream(pool, tiles, p)
     trained = [arm for arm in noise_arms(p) if arm.name in set(arms.slide_ids)]
     problem = upstream.problem or below.problem
     if problem or not trained:
@@ -155,7 +156,7 @@ def noise_statistics(
 
 
 def _probed(
-    arms: Shards, arm: Arm, below: Downstream, p: PretrainingNoise
+    arms: Shards, arm: Arm, below: FoldedTiles, p: PretrainingNoise
 ) -> Iterator[pl.DataFrame]:
     vectors = arms.load_slide(arm.name, "vectors").astype(np.float64)
     remedies: dict[str, Ints] = {
@@ -169,7 +170,9 @@ def _probed(
             yield counted.with_columns(measure=pl.lit(measure), remedy=pl.lit(remedy))
 
 
-def probe_predictions(vectors: Floats, below: Downstream, remedy: str, p: PretrainingNoise) -> Ints:
+def probe_predictions(
+    vectors: Floats, below: FoldedTiles, remedy: str, p: PretrainingNoise
+) -> Ints:
     """The class that a probe without the tested patients gives each tile.
 
     Parameters
@@ -224,7 +227,7 @@ def _counted(
 
 
 def _shape(
-    arms: Shards, arm: Arm, trained: Sequence[Arm], below: Downstream, p: PretrainingNoise
+    arms: Shards, arm: Arm, trained: Sequence[Arm], below: FoldedTiles, p: PretrainingNoise
 ) -> pl.DataFrame:
     """Figures of the downstream tiles' vectors, of all and without each group of patients."""
     from threadpoolctl import threadpool_limits

@@ -124,8 +124,10 @@ def _first_clause(row: Row) -> str:
 def patients_needed(row: Row, needed: float) -> int:
     """Patients at which the check would be decided, if nothing but the width of its interval changed.
 
-    ``n · (needed · s / |value − threshold|)²`` with ``s`` the standard error, half of the interval that
-    faces the threshold over 1.96; to two significant digits, :data:`MANY_PATIENTS` + 1 at most.
+    ``n² / (n − 1) · (needed · s / |value − threshold|)²``, since a bootstrap of n patients spreads as
+    n − 1 do. The standard error ``s`` is, over 1.96, the half of the interval that faces the threshold,
+    or half of the whole where that is more: an interval loses its skew as patients are added. To two
+    significant digits, :data:`MANY_PATIENTS` + 1 at most.
 
     Parameters
     ----------
@@ -138,13 +140,15 @@ def patients_needed(row: Row, needed: float) -> int:
     --------
     >>> row = {"value": 0.5, "ci_low": 0.3, "ci_high": 0.7, "threshold": 0.4, "n_patients": 20}
     >>> patients_needed(row, needed=1.959964)
-    80
+    85
     """
     value, threshold = row["value"], row["threshold"]
     distance = abs(value - threshold)
-    half = value - row["ci_low"] if value > threshold else row["ci_high"] - value
+    facing = value - row["ci_low"] if value > threshold else row["ci_high"] - value
+    half = max(facing, (row["ci_high"] - row["ci_low"]) / 2)
     if distance * 1000 <= half:
         return MANY_PATIENTS + 1
-    exact: float = row["n_patients"] * (half / TWO_SIDED_95 * needed / distance) ** 2
+    n = row["n_patients"]
+    exact: float = n**2 / max(n - 1, 1) * (half / TWO_SIDED_95 * needed / distance) ** 2
     digits: int = 10 ** max(len(f"{exact:.0f}") - 2, 0)
     return min(round(math.ceil(round(exact / digits, 6)) * digits), MANY_PATIENTS + 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.calibration_plot import plot_calibration
+from pathfm_kedro.pipelines.report.curve_places import add_marked, curve_points
 from pathfm_kedro.pipelines.report.figure_parts import (
     AXIS,
     Style,
@@ -52,7 +53,7 @@ def curve(
 ) -> go.Figure | None:
     """A figure over an entry of its setting with interval bands; one curve an encoder."""
     at = {**words.usual_of_check(measurements, experiment), **plot.at}
-    rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
+    rows = curve_points(measurements, experiment, plot.metric, plot.x, at)
     if rows.is_empty():
         return None
     figure = figure_of(height=460)
@@ -65,8 +66,12 @@ def curve(
         add_curve(figure, own, name, styles[name])
     if plot.beside:
         _add_beside(figure, measurements, experiment, plot, at, styles)
+    if plot.marked:
+        add_marked(figure, measurements, experiment, plot, at, styles)
     if plot.published is not None:
         _add_published(figure, rows, plot.published)
+    if isinstance(plot.x, Mapping) and plot.x.get("log"):
+        figure.update_xaxes(type="log")
     title_axes(figure, plot.x_title, plot.y_title)
     if plot.x_ticks:
         ticks = list(range(0, 361, plot.x_ticks))
@@ -86,7 +91,7 @@ def curve_table(measurements: pl.DataFrame, experiment: str, words: Words) -> pl
     for plot in words.of(experiment).plots:
         if plot.kind == "curve":
             at = {**words.usual_of_check(measurements, experiment), **plot.at}
-            rows = _points(measurements, experiment, plot.metric, str(plot.x), at)
+            rows = curve_points(measurements, experiment, plot.metric, plot.x, at)
             return rows.select(columns)
     return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64()) | {"encoder": pl.String()})
 
@@ -147,13 +152,17 @@ def strata(
     styles: Mapping[str, Style],
     words: Words,
 ) -> go.Figure | None:
-    """A figure, or those that `y` lists, within each organ, label or center, at the usual setting."""
+    """A figure, or those that `y` lists, within each organ, label or center, at the usual setting.
+
+    Within every stratum where none is named.
+    """
     at = {**words.usual(measurements, experiment), **plot.at}
     shown = plot.y or [{"metric": plot.metric}]
     parts = [
         select(measurements, experiment, y["metric"], {**at, **y.get("at", {})}) for y in shown
     ]
-    rows = pl.concat(parts).filter(pl.col("stratum").str.starts_with(f"{plot.stratum}="))
+    within = pl.col("stratum").str.starts_with(f"{plot.stratum}=")
+    rows = pl.concat(parts).filter(within if plot.stratum else pl.col("stratum") != "all")
     return interval_panels(rows, styles, words) if rows["stratum"].n_unique() > 1 else None
 
 
@@ -348,21 +357,6 @@ KINDS: dict[str, Plot] = {
 }
 
 
-def _points(
-    measurements: pl.DataFrame, experiment: str, metric: str, x: str, at: Mapping[str, Any]
-) -> pl.DataFrame:
-    """Rows with the entry `x` of their setting as a column, sorted by encoder and x."""
-    fixed = {key: value for key, value in at.items() if key != x}
-    rows = select(measurements, experiment, metric, fixed).filter(stratum="all").drop_nulls("value")
-    places = [entry.get(x) for entry in settings_of(rows)]
-    numbers = [float(p) if isinstance(p, int | float) else None for p in places]
-    return (
-        rows.with_columns(pl.Series("x", numbers, pl.Float64()))
-        .drop_nulls("x")
-        .sort("encoder", "x")
-    )
-
-
 def _null_points(
     measurements: pl.DataFrame,
     experiment: str,
@@ -374,7 +368,7 @@ def _null_points(
     metric = plot.null_band.get("metric")
     if metric is None:
         return rows
-    own = _points(measurements, experiment, metric, str(plot.x), at)
+    own = curve_points(measurements, experiment, metric, plot.x, at)
     return own.with_columns(null_low=pl.col("value"), null_high=pl.col("value"))
 
 
@@ -447,7 +441,7 @@ def _add_beside(
     styles: Mapping[str, Style],
 ) -> None:
     """A control of the same figure, thin and dashed in the colour of each audited encoder."""
-    rows = _points(measurements, experiment, plot.metric, str(plot.x), {**at, **plot.beside["at"]})
+    rows = curve_points(measurements, experiment, plot.metric, plot.x, {**at, **plot.beside["at"]})
     step, upto = plot.beside.get("repeat"), plot.beside.get("upto", 0)
     if step:  # the control is the same in every period
         repeats = [rows.with_columns(pl.col("x") + step * i) for i in range(upto // step)]

@@ -179,6 +179,7 @@ class PlotWords:
     null_band: Mapping[str, str] = field(default_factory=dict)
     threshold: str = ""
     beside: Mapping[str, Any] = field(default_factory=dict)
+    marked: Mapping[str, str] = field(default_factory=dict)
     published: PublishedWords | None = None
     stratum: str = ""
     each: str = ""

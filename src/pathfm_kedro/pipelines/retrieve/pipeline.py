@@ -41,6 +41,7 @@ from pathfm_kedro.pipelines.retrieve.mosaic_views import (
     choose_mosaic_places,
     view_of_mosaic_fields,
 )
+from pathfm_kedro.pipelines.retrieve.pooled_splits import pooled_retrieval_figures
 from pathfm_kedro.pipelines.retrieve.sampling_density import (
     SamplingDensity,
     density_figures,
@@ -77,7 +78,15 @@ INDEXES = [f"slide_index.{kind}.{{e}}" for kind in INDEX_TYPES]
 TIMES = "search_times.{e}"
 
 EXPERIMENTS = [
-    Experiment("retrieval", Retrieval, search_slides, retrieval_figures, VECTORS, SLIDES),
+    Experiment(
+        "retrieval",
+        Retrieval,
+        search_slides,
+        retrieval_figures,
+        VECTORS,
+        SLIDES,
+        pooled=pooled_retrieval_figures,
+    ),
     Experiment(
         "sampling_density", SamplingDensity, density_matches, density_figures, VECTORS, SLIDES
     ),
@@ -145,6 +154,8 @@ def create_pipeline(
     controls: Sequence[str],
     grids: TileGrids,
     bases: Mapping[str, str],
+    splits: Mapping[str, Sequence[str]] | None = None,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -158,6 +169,10 @@ def create_pipeline(
         Which tiles each encoder has vectors of.
     bases
         Of each harmonised variant, the encoder whose vectors it takes.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     names = (*(x.name for x in (*EXPERIMENTS, BASELINES, CAPACITY)), "comparison")
     tables = [f"measurements.retrieve.{name}" for name in names]
@@ -171,6 +186,7 @@ def create_pipeline(
                 encoders,
                 *(views if x.name == FIELDS.experiment else []),
                 grids=grids,
+                splits=splits,
             )
             for x in EXPERIMENTS
         ),
@@ -194,7 +210,7 @@ def create_pipeline(
         tags="index",
     )
     own = [grouped(e, _index(e, grids)) for e in encoders]
-    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids)
+    compared = comparison_pipeline("retrieve", EXPERIMENTS, encoders, controls, grids, mitigated)
     collect = collected(tables, "retrieve_measurements")
     return grouped("retrieve", [grouped("index", own), *parts, described, compared, collect])
 

@@ -12,6 +12,9 @@ probe that saw no tile of the patient says which label a tile has
   tile. Null: the share of the most frequent label. ``accuracy_unrounded``: before rounding to 8 bits;
 - ``accuracy_drop_beyond_noise``: accuracy under sign noise − accuracy under PGD of most steps, of
   the same size on the same tiles. Null: 0, what noise takes;
+- ``published_drop``: accuracy of clean tiles − accuracy under PGD as another benchmark has it
+  (THUNDER: ε = 0.0015 of 1, steps of 0.001, 5 of them), on images that are not rounded, since no image
+  of 8 bits holds half a grey level. Null: 0;
 - ``embedding_cosine`` of clean and changed tile; null: of tiles of two patients;
 - ``ssim``: structural similarity of clean and changed tile (Wang et al. 2004), how visible it is;
 - ``transfer_accuracy``, ``transfer_cosine``: of tiles made against another encoder, which need no
@@ -49,8 +52,10 @@ from numpy.typing import NDArray
 from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     CLEAN,
     FGSM,
+    PUBLISHED,
     SIGN_NOISE,
     Adversarial,
+    Variant,
     attacked_tiles,
     pgd_name,
 )
@@ -167,6 +172,15 @@ def _own_variants(
             ssim_sum=pl.Series(ssim[:, i]),
             cosine_between_sum=pl.Series(between),
         )
+    published = column_of.get(Variant(PUBLISHED, 0))
+    if published is not None:
+        yield tiles.select(
+            "patient_id",
+            attack=pl.lit(PUBLISHED),
+            epsilon=pl.lit(0),
+            made_against=pl.lit(None, pl.String),
+            n_correct_unrounded=pl.Series(unrounded[:, published] > 0),
+        )
 
 
 def _transferred(
@@ -209,6 +223,7 @@ def adversarial_figures(
     if clean.n_patients >= 2:
         yield from _of_variants(own, clean, p)
         yield from _of_transfer(of, clean, p)
+        yield from _of_published(own.at(attack=PUBLISHED), clean, p)
         checks = attack_checks(of, p) if attacked.n else {}
     for rule, broken in checks.items():
         yield clean.with_setting(rule=rule).figure("attack_check", partial(_exact, value=broken))
@@ -254,6 +269,34 @@ def _of_transfer(
         accuracy = partial(mean, of="n_correct", null=_chance(clean))
         yield rows.figure("transfer_accuracy", accuracy)
         yield rows.figure("transfer_cosine", partial(mean, of="cosine_sum"))
+
+
+def _of_published(
+    attacked: PatientStatistics, clean: PatientStatistics, p: Adversarial
+) -> Iterator[Figure]:
+    """Accuracy lost to the attack of another benchmark, to be held against what it prints."""
+    if p.published is not None and attacked.n:
+        setting = {
+            "epsilon_of_1": p.published.epsilon,
+            "step_of_1": p.published.step,
+            "steps": p.published.steps,
+        }
+        compute = partial(published_drop, attacked=attacked)
+        yield clean.with_setting(**setting).figure("published_drop", compute)
+
+
+def published_drop(clean: PatientStatistics, attacked: PatientStatistics) -> Value:
+    """Accuracy of clean tiles minus accuracy under attack, neither rounded; null 0.
+
+    Raises
+    ------
+    Undefined
+        If the probe reads nothing from clean tiles that could be lost.
+    """
+    _require_something_to_lose(clean)
+    lost = clean.sums("n_correct_unrounded") - attacked.sums("n_correct_unrounded")
+    estimate = at_least_binomial(attacked.ratio(lost, attacked.sums("n_tiles")))
+    return Value(estimate, Null(0.0, 0.0))
 
 
 def mean(rows: PatientStatistics, of: str, null: Null | None = None) -> Value:

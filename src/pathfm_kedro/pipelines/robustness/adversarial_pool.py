@@ -24,6 +24,8 @@ from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 #: Attacks. PGD's name has its number of steps: :func:`pgd_name`.
 CLEAN, FGSM, UNIVERSAL = "none", "fgsm", "universal"
 SIGN_NOISE, GAUSSIAN_NOISE = "sign_noise", "gaussian_noise"
+#: PGD as another benchmark has it, on images that are not rounded.
+PUBLISHED = "published"
 
 #: Largest size: the grey levels of an int8 perturbation.
 _MAX_EPSILON = 127
@@ -80,6 +82,23 @@ class UniversalSettings:
     batch: PositiveInt
 
 
+@dataclass(frozen=True, config=STRICT)
+class PublishedAttack:
+    """Projected gradient descent as another benchmark has it, on images that are not rounded.
+
+    Attributes
+    ----------
+    epsilon, step
+        Radius of the ball and length of a step, on the scale 0 to 1.
+    steps
+        How many.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1)]
+    step: Annotated[float, Field(gt=0, le=1)]
+    steps: PositiveInt
+
+
 def _measured(size: Any, info: ValidationInfo) -> Any:
     """Refuse a size that is not one of the experiment's."""
     known = info.data.get("epsilons")
@@ -121,6 +140,8 @@ class Adversarial(ExperimentParameters):
         Of the label.
     tolerance
         Accuracy by which a rule of a sound attack may be broken.
+    published
+        An attack as another benchmark has it; None leaves it out.
 
     Examples
     --------
@@ -139,6 +160,7 @@ class Adversarial(ExperimentParameters):
     probe_tiles_per_slide: PositiveInt
     probe: ProbeSettings
     tolerance: Annotated[float, Field(ge=0)] = 0.05
+    published: PublishedAttack | None = None
 
     @property
     def strongest(self) -> str:
@@ -165,8 +187,9 @@ class Adversarial(ExperimentParameters):
 
     @property
     def unrounded(self) -> tuple[Variant, ...]:
-        """Variants that are also read before they are rounded to 8 bits."""
-        return (Variant(CLEAN, 0), *self.pgd)
+        """Variants that are also, or only, read without being rounded to 8 bits."""
+        published = () if self.published is None else (Variant(PUBLISHED, 0),)
+        return (Variant(CLEAN, 0), *self.pgd, *published)
 
 
 def pgd_name(steps: int) -> str:

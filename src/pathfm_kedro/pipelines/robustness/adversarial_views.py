@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pathfm_kedro.encoders.attacks import (
     add_perturbation,
     attack_series,
     gaussian_noise,
+    pgd_unrounded,
     sign_noise,
     to_images,
     to_tiles,
@@ -109,6 +110,7 @@ class AttackTiles:
             self.probe.digest(),
             self.targets,
             hashlib.sha256(self.universal.tobytes()).hexdigest(),
+            *([] if p.published is None else [asdict(p.published)]),
         ]
 
     def compute(
@@ -197,7 +199,13 @@ class AttackTiles:
         ]
         moved = [add_perturbation(tile, delta)[None] for delta in self.universal[:sizes]]
         images = np.concatenate([*map(to_tiles, series), *moved])
-        return images, _margins(gradients, probe, target, [clean, *series[1:]])
+        unrounded = [clean, *series[1:]]
+        if p.published is not None:
+            published = p.published
+            unrounded.append(
+                pgd_unrounded(objective, clean, published.epsilon, published.step, published.steps)
+            )
+        return images, _margins(gradients, probe, target, unrounded)
 
 
 def _objective(

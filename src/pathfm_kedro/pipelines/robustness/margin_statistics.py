@@ -92,7 +92,7 @@ def index_and_margin_statistics(
     """
     index = read_parameters(RobustnessIndex, "robustness_index", parameters)
     p = read_parameters(RobustnessMargins, "robustness_margins", margin_parameters)
-    return _searched(slides, tiles, embeddings, index, p)
+    return searched_statistics(slides, tiles, embeddings, index, p)
 
 
 def robustness_margins_statistics(
@@ -106,17 +106,20 @@ def robustness_margins_statistics(
     index = read_parameters(RobustnessIndex, "robustness_index", parameters)
     designs = tuple(d for d in index.designs if d == index.k_design or p.measures(d))
     quick = replace(index, designs=designs, n_permutations=0)
-    return _searched(slides, tiles, embeddings, quick, p)[1]
+    return searched_statistics(slides, tiles, embeddings, quick, p)[1]
 
 
-def _searched(
+def searched_statistics(
     slides: pl.DataFrame,
     tiles: pl.DataFrame,
     embeddings: Embeddings,
     index: RobustnessIndex,
     p: RobustnessMargins,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Both statistics; margins in the designs that they are asked for in."""
+    """As :func:`index_and_margin_statistics`, of parameters that were read.
+
+    Margins are measured in the designs that they are asked for in.
+    """
     sampled = balanced_subsamples(slides, tiles, embeddings, index, index.seed)
     cohort, scopes = sampled.cohort, sampled.scopes
 

@@ -75,6 +75,7 @@ from pathfm_kedro.pipelines.robustness.performance_drop import (
     performance_drop_figures,
     performance_drop_statistics,
 )
+from pathfm_kedro.pipelines.robustness.pooled_splits import pooled_index_figures
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     RobustnessIndex,
     choose_k,
@@ -93,6 +94,11 @@ from pathfm_kedro.pipelines.robustness.same_tissue import (
     same_tissue_statistics,
     view_of_same_tissue,
 )
+from pathfm_kedro.pipelines.robustness.slide_level import (
+    SlideLevel,
+    slide_level_figures,
+    slide_level_statistics,
+)
 from pathfm_kedro.pipelines.robustness.stain_probe import (
     StainProbe,
     stain_probe_figures,
@@ -103,6 +109,8 @@ from pathfm_kedro.pipelines.robustness.stain_references import (
     stain_of_tiles,
     tile_stains,
 )
+from pathfm_kedro.pipelines.robustness.subgroup_statistics import subgroup_statistics
+from pathfm_kedro.pipelines.robustness.subgroups import Subgroups, subgroup_figures
 from pathfm_kedro.pipelines.robustness.texture import (
     Texture,
     texture_figures,
@@ -128,6 +136,7 @@ from pathfm_kedro.wiring import (
     measurements_node,
     named_partial,
     node,
+    pooled_nodes,
     views_pipeline,
     with_parameters,
 )
@@ -153,6 +162,14 @@ EXPERIMENTS = [
         VECTORS,
     ),
     Experiment("center_auc", CenterAuc, center_auc_statistics, center_auc_figures, VECTORS),
+    Experiment(
+        "slide_level",
+        SlideLevel,
+        slide_level_statistics,
+        slide_level_figures,
+        VECTORS,
+        beside=[f"measurements.robustness.robustness_{x}.{{e}}" for x in ("index", "margins")],
+    ),
     Experiment(
         "rotation",
         Rotation,
@@ -259,6 +276,20 @@ SAME_TISSUE = Experiment(
     beside=["tissue_pairs"],
 )
 
+#: Only where the cohort names columns of its manifest (cohort.subgroups).
+SUBGROUPS = Experiment(
+    "subgroups",
+    Subgroups,
+    subgroup_statistics,
+    subgroup_figures,
+    [*VECTORS, "params:cohort.subgroups"],
+    beside=[
+        "statistics.robustness.robustness_index.{e}",
+        "robustness_k",
+        "params:cohort.subgroups",
+    ],
+)
+
 #: The index and the margins rest on one search, and the index on the k of all encoders.
 INDEX = Experiment(
     "robustness_index",
@@ -267,6 +298,7 @@ INDEX = Experiment(
     robustness_index_figures,
     VECTORS,
     beside=["robustness_k"],
+    pooled=pooled_index_figures,
 )
 MARGINS = Experiment(
     "robustness_margins",
@@ -307,6 +339,9 @@ def create_pipeline(
     grids: TileGrids | None = None,
     same_as: Mapping[str, str] | None = None,
     same_tissue: bool = False,
+    splits: Mapping[str, Sequence[str]] | None = None,
+    subgroups: bool = False,
+    mitigated: Mapping[str, tuple[str, str]] | None = None,
 ) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
@@ -328,9 +363,16 @@ def create_pipeline(
         Of features that were brought, the encoder that should give the same.
     same_tissue
         Whether the cohort has slides that show the tissue of others again.
+    splits
+        Of each encoder that is trained on several splits of the patients the encoders of all splits.
+    subgroups
+        Whether it names columns of subgroups.
+    mitigated
+        Of each variant the encoder that it is held against, and what was done.
     """
     known, values, grids = bases or {}, parameters or {}, grids or TileGrids()
-    listed = EXPERIMENTS if experiments is None else experiments
+    listed = [*(EXPERIMENTS if experiments is None else experiments)]
+    listed += [SUBGROUPS] if subgroups else []
     again = [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
     judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
@@ -339,10 +381,10 @@ def create_pipeline(
         *_in_grids(_pool, encoders, grids),
         *_in_grids(_field_pool, encoders, grids),
         _views(encoders, known, grids),
-        *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids),
+        *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids, splits=splits),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
-        comparison_pipeline("robustness", judged, encoders, controls, grids),
+        comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
     if same_tissue:
@@ -467,6 +509,7 @@ def robustness_index_pipelines(
     controls: Sequence[str],
     *calibrations: Node | None,
     grids: TileGrids | None = None,
+    splits: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Pipeline]:
     """Index and margins: one search, one k for all.
 
@@ -476,7 +519,7 @@ def robustness_index_pipelines(
         As in :func:`create_pipeline`.
     calibrations
         Of the index and of the margins; None where the truth is not known.
-    grids
+    grids, splits
         As in :func:`create_pipeline`.
     """
     grids = grids or TileGrids()
@@ -507,6 +550,7 @@ def robustness_index_pipelines(
     own = [grouped(e, [measurements_node("robustness", INDEX, e)]) for e in encoders]
     of_margins = [grouped(e, [measurements_node("robustness", MARGINS, e)]) for e in encoders]
     of_index, of_margin = ([] if node is None else [node] for node in calibrations)
+    of_index += pooled_nodes("robustness", INDEX, splits or {}, grids)
     return [
         grouped("neighbours", [*found, common_k]),
         grouped(index, [*own, *of_index, _collect(index, encoders, of_index)]),

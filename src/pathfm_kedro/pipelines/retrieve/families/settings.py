@@ -56,4 +56,6 @@ class FamilySettings(ExperimentParameters):
     tokens: Count = 4
     fused: tuple[str, ...] = ("mean", "bm25")
     candidates: Annotated[int, Field(ge=2)] = 100
-    attention: AttentionSettings = AttentionSettings(5, 32, 16, 100, 0.01, 0.01)
+    attention: AttentionSettings = AttentionSettings(
+        folds=5, components=32, hidden=16, steps=100, learning_rate=0.01, weight_decay=0.01
+    )
