@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from simulated_searches import PLANTED
+from planted_checks import PLANTED
 
 from pathfm_kedro.pipelines.retrieve.accuracy import GAIN
 from pathfm_kedro.statistics.bootstrap import binomial_interval
@@ -52,7 +52,7 @@ What is not right is almost always open (`inconclusive` or `undecidable`); how o
 Cohorts go through the experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws
 and 100 permutations: one slide a patient, 4 labels at 3 centers, vectors of 32 dimensions. What the
 encoders are made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and
-[simulated_searches.py](../benchmarks/simulated_searches.py).
+[planted_checks.py](../benchmarks/planted_checks.py).
 
 What the table cannot say: real faults may be weaker than planted ones, and then take more patients;
 patients of one institution may differ more than simulated ones; with fewer centers or labels than
