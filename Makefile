@@ -6,6 +6,7 @@
 # make viz       explore the lineage in the browser
 # make bench     the benchmarks whose figures the README gives
 # make calibrate  docs/error_rates.md anew from simulated cohorts: wrong verdicts, power, coverage; an hour on two cores
+# make power     docs/power.md anew: how often each check passes and fails by number of patients; half an hour
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow coverage lint docs site viz bench calibrate clean
+.PHONY: help install demo test test-slow coverage lint docs site viz bench calibrate power clean
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +88,10 @@ bench: $(TESTING)
 # Goes on where it was interrupted; data/error_rates holds what was simulated.
 calibrate: $(INSTALLED)
 	$(BIN)/python benchmarks/error_rates.py
+
+# The same of data/power; one thread.
+power: $(INSTALLED)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/python benchmarks/power.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

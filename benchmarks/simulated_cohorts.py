@@ -27,7 +27,7 @@ CONF = Path(__file__).parents[1] / "conf/base"
 #: Dimensions of a vector; labels, centers and organs of a cohort.
 D, LABELS, CENTERS = 32, 4, 3
 #: Tiles of a slide, and of a patient in the pool that is shown changed.
-TILES, POOLED = 8, {24: 3, 48: 2}
+TILES, POOLED = 8, {24: 3, 48: 2, 100: 5, 200: 3, 400: 2}
 
 #: What differs from conf/base: fewer draws, since a verdict of one cohort in some hundreds need not be
 #: steady, and fewer settings beside the one that is judged.
@@ -194,7 +194,7 @@ def _blocks() -> dict[str, dict[str, Any]]:
 
 def block(experiment: str) -> dict[str, Any]:
     """An experiment's parameters in conf/base, made quicker."""
-    return {**_blocks()[experiment], "draws": _DRAWS, **QUICKER[experiment]}
+    return {**_blocks()[experiment], "draws": _DRAWS, **QUICKER.get(experiment, {})}
 
 
 @cache

@@ -214,3 +214,19 @@ def test_parameters_that_cannot_be_drawn_name_the_mend(parameters, message):
 def test_a_slide_outside_the_design_is_refused(slide_id):
     with pytest.raises(KeyError, match=slide_id):
         draw_slide(PhantomDesign(size_px=256), slide_id)
+
+
+def test_a_cue_is_drawn_at_its_dose_and_leaves_the_truth_alone():
+    small = {"size_px": 256, "mpp": 1.0}
+    plain = draw_slide(PhantomDesign(**small), SLIDE)
+    none = draw_slide(PhantomDesign(**small, cues={"orientation": 0.0}), SLIDE)
+    full = draw_slide(PhantomDesign(**small, cues={"orientation": 1.0}), SLIDE)
+    np.testing.assert_array_equal(plain.pixels, none.pixels)
+    assert (plain.pixels != full.pixels).mean() > 0.2
+    assert plain.description == full.description
+
+
+@pytest.mark.parametrize("cues", [{"smell": 1.0}, {"field": 1.5}, ["field"]])
+def test_a_cue_that_cannot_be_drawn_is_refused(cues):
+    with pytest.raises(ValueError, match="cues"):
+        PhantomDesign(cues=cues)

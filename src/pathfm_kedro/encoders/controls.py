@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pathfm_kedro.encoders.base import Pixels, Vectors
+from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
+from pathfm_kedro.encoders.cue_readers import READERS, CueReader
 
 #: Raised with any change of what a control computes, so that stored shards are not reused.
 _REVISION = "1"
@@ -200,12 +202,13 @@ class TileCorner:
         return np.pad(standardised, ((0, 0), (0, 1)), constant_values=0.1).astype(np.float32)
 
 
-CONTROLS = {
+CONTROLS: dict[str, Callable[..., Encoder]] = {
     "noise": Noise,
     "stain_statistics": StainStatistics,
     "random_projection": RandomProjection,
     "tile_corner": TileCorner,
     "phantom_truth": PhantomTruth,
+    **{f"{cue}_reader": partial(CueReader, cue) for cue in READERS},
 }
 
 

@@ -90,8 +90,7 @@ def _load(spec: EncoderSpec) -> Encoder:
                 f"encoders.{spec.name}.model: control '{name}' is unknown; there are {sorted(CONTROLS)}"
             )
         declared = {"dimension": spec.dimension, "seed": spec.seed} if name == "noise" else {}
-        control: Encoder = CONTROLS[name](**{k: v for k, v in declared.items() if v is not None})
-        return control
+        return CONTROLS[name](**{k: v for k, v in declared.items() if v is not None})
     from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 
     return load_torch_encoder(spec)

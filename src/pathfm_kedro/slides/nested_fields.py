@@ -169,15 +169,23 @@ class Layout:
         Per field, the index of the part that is the field itself.
     subs
         Per field, the indices of its sub-tiles; none of a field that is not covered by them.
+    coarse
+        The same of sub-tiles at a coarser resolution; none where the field is no larger than they are.
     """
 
     fields: tuple[Size, ...]
     parts: tuple[Box, ...]
     wholes: tuple[int, ...]
     subs: tuple[tuple[int, ...], ...]
+    coarse: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, fields: Sequence[Size], covered: Container[Size] | None = None) -> Layout:
+    def of(
+        cls,
+        fields: Sequence[Size],
+        covered: Container[Size] | None = None,
+        coarser: int | None = None,
+    ) -> Layout:
         """Lay out nested fields; the first is the tile.
 
         Parameters
@@ -186,25 +194,38 @@ class Layout:
             From small to large.
         covered
             Fields of which sub-tiles are embedded too; all where not given.
+        coarser
+            How many times the tile's micrometres per px sub-tiles of the covered fields have once more.
 
         Examples
         --------
         >>> layout = Layout.of([(224, 224), (512, 512)])
         >>> len(layout.parts), layout.wholes, len(layout.subs[1])
         (10, (0, 1), 9)
+        >>> [len(of) for of in Layout.of([(224, 224), (1024, 1024)], coarser=2).coarse]
+        [0, 9]
         """
         index: dict[Box, int] = {}
-        wholes, subs = [], []
+        wholes, subs, coarse = [], [], []
+        tile = fields[0]
+        large = tile if coarser is None else (coarser * tile[0], coarser * tile[1])
         for field in fields:
             left, top = ((fields[-1][axis] - field[axis]) // 2 for axis in (0, 1))
             whole = Box(left, top, *field)
             wholes.append(index.setdefault(whole, len(index)))
-            own = (
-                [] if covered is not None and field not in covered else sub_tiles(field, fields[0])
-            )
-            boxes = [box._replace(left=box.left + left, top=box.top + top) for box in own]
-            subs.append(tuple(index.setdefault(box, len(index)) for box in boxes))
-        return cls(tuple(fields), tuple(index), tuple(wholes), tuple(subs))
+
+            def cover(
+                part: Size, left: int = left, top: int = top, of: Size = field
+            ) -> Iterator[int]:
+                for box in sub_tiles(of, part):
+                    moved = box._replace(left=box.left + left, top=box.top + top)
+                    yield index.setdefault(moved, len(index))
+
+            is_covered = covered is None or field in covered
+            subs.append(tuple(cover(tile)) if is_covered else ())
+            holds = coarser is not None and field[0] > large[0] and field[1] > large[1]
+            coarse.append(tuple(cover(large)) if is_covered and holds else ())
+        return cls(tuple(fields), tuple(index), tuple(wholes), tuple(subs), tuple(coarse))
 
 
 @dataclass(frozen=True)
@@ -217,18 +238,21 @@ class NestedFields:
         Width and height of the fields, the tile first.
     covered
         Those of which the sub-tiles are embedded too; None for all.
+    coarser
+        How many times the tile's micrometres per px they have once more; None for not at all.
     units
         Of the vectors.
     """
 
     sizes: tuple[Size, ...]
     covered: tuple[Size, ...] | None = None
+    coarser: int | None = None
     units: str = "place x part x dimension, as the encoder gives it, not normalised"
 
     @cached_property
     def layout(self) -> Layout:
         """Where the parts lie."""
-        return Layout.of(self.sizes, self.covered)
+        return Layout.of(self.sizes, self.covered, self.coarser)
 
     @property
     def side(self) -> Size:

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.slides.phantom_cues import CUES, with_cues
 from pathfm_kedro.slides.phantom_morphology import (
     as_description,
     assign_patterns,
@@ -81,6 +82,9 @@ class PhantomDesign:
         What of another center each such slide takes: ``scanner``, ``stain``, ``both``.
     repeat_dose
         0: the same pixels again; 1: all of the other center's look, moved on the glass.
+    cues
+        Doses, 0 to 1, of what single checks are calibrated by
+        (:data:`~pathfm_kedro.slides.phantom_cues.CUES`); none is drawn that is not named.
 
     Raises
     ------
@@ -105,6 +109,7 @@ class PhantomDesign:
     repeat_patients: int = 0
     repeat_changes: Sequence[str] = ("scanner", "stain", "both")
     repeat_dose: float = 1.0
+    cues: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.labels, Mapping) or not self.labels:
@@ -128,6 +133,8 @@ class PhantomDesign:
         _check_integer("repeat_patients", self.repeat_patients, 0, n_patients)
         _check_changes(self.repeat_changes)
         _check_number("repeat_dose", self.repeat_dose, 0.0, 1.0)
+        _check_cues(self.cues)
+        object.__setattr__(self, "cues", dict(self.cues))
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "centers", tuple(self.centers))
         object.__setattr__(self, "repeat_changes", tuple(self.repeat_changes))
@@ -269,6 +276,9 @@ def draw_slide(design: PhantomDesign, slide_id: str) -> PhantomSlide:
     tissue = draw_tissue(
         morphology, seed, design.size_px, design.mpp, _rng(design, first, "tissue")
     )
+    if design.cues:
+        share = sorted(design.labels).index(label) / len(design.labels)
+        tissue = with_cues(tissue, design.cues, share, design.mpp, _rng(design, first, "cues"))
     centers = list(design.centers)
     profile = center_profile(centers.index(center), len(centers), design.site_bias)
     stain = patient_stain(profile, _rng(design, patient, "stain"))
@@ -398,6 +408,13 @@ def _check_names(parameter: str, names: list[Any]) -> None:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"{parameter}: {names} names one twice; each must be distinct")
+
+
+def _check_cues(cues: Any) -> None:
+    if not isinstance(cues, Mapping) or not set(cues) <= set(CUES):
+        raise ValueError(f"cues: {cues!r} must map names of {', '.join(CUES)} to doses")
+    for name, dose in cues.items():
+        _check_number(f"cues.{name}", dose, 0.0, 1.0)
 
 
 def _check_changes(changes: Any) -> None:

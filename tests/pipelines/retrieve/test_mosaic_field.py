@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from pathfm_kedro.pipelines.retrieve.mosaic_views import (
     choose_mosaic_places,
     view_of_mosaic_fields,
 )
+from pathfm_kedro.slides.nested_fields import Layout
 from pathfm_kedro.wiring import Experiment
 from tests.pipelines.retrieve.planted import slides_of
 
@@ -96,33 +98,39 @@ def measured(knowing, **changes):
     )
 
 
+@functools.cache
+def of(*knowing: int):
+    """What is measured where these parts know the label."""
+    return measured(knowing)
+
+
 def one(table, **at):
     return table.filter(**at).row(0, named=True)
 
 
 @pytest.mark.parametrize("family", ["median_min", "mean"])
 def test_what_wide_patches_alone_know_is_gained_and_what_tiles_know_too_is_not(family):
-    wide = measured([WIDE])
+    wide = of(WIDE)
     gain = one(wide, metric="gain_at_equal_compute", field="64", family=family)
     assert gain["ci_low"] > 0.05
     assert one(wide, metric="gain_at_equal_tissue", field="64", family=family)["ci_low"] > 0.05
     judged = one(wide, metric="gain_at_equal_compute", field="64", family="median_min")
     assert judged["verdict"] == "fail"
-    covering = measured([WIDE, *COVERING])
+    covering = of(WIDE, *COVERING)
     row = one(covering, metric="gain_at_equal_tissue", field="64", family=family)
     assert abs(row["value"]) < 0.05
-    every = measured([TILE, WIDE, *COVERING])
+    every = of(TILE, WIDE, *COVERING)
     row = one(every, metric="gain_at_equal_compute", field="64", family="median_min")
     assert row["verdict"] != "fail"
 
 
 def test_where_no_mosaic_knows_the_label_there_is_no_verdict():
-    row = one(measured([]), metric="gain_at_equal_compute", field="64", family="median_min")
+    row = one(of(), metric="gain_at_equal_compute", field="64", family="median_min")
     assert row["verdict"] not in ("pass", "fail")
 
 
 def test_passes_and_tissue_are_counted():
-    table = measured([WIDE])
+    table = of(WIDE)
     passes = {"tile": PLACES, "wide": PLACES, "covering": 4 * PLACES}
     area = {"tile": 32**2, "wide": 64**2, "covering": 64**2}
     for mosaic in passes:
@@ -205,3 +213,70 @@ def test_parts_are_crops_around_one_centre():
         np.testing.assert_allclose(found[1, part], expected, rtol=1e-5)
     # The covering tiles show the field, each of its pixels once.
     np.testing.assert_allclose(found[:, COVERING, 2].mean(axis=1), found[:, WIDE, 2], rtol=1e-5)
+
+
+#: Of 128 px around a tile of 32, covered: the 16 tiles, and four of 64 px.
+COVERED = {
+    "same_tissue": [128],
+    "coarser": 2,
+    "fields": [32, 128],
+    "families": ["attention"],
+    "attention": {
+        "folds": 2, "components": 6, "hidden": 4, "steps": 10,
+        "learning_rate": 0.05, "weight_decay": 0.01,
+    },
+}  # fmt: skip
+
+
+def covered(knowing):
+    """Two organs; parts as Layout orders them, of which some know the label in one organ alone."""
+    layout = Layout.of([(32, 32), (128, 128)], None, 2)
+    generator = np.random.default_rng(3)
+    label = np.arange(64) % 4
+    slides = slides_of(label, organ=label // 2)
+    shards, rows = Shards(), []
+    for one_label, row in zip(label, slides.iter_rows(named=True), strict=True):
+        parts = generator.normal(size=(PLACES, len(layout.parts), DIMENSION)).astype(np.float32)
+        if one_label < 2:
+            parts[:, knowing(layout), one_label] += 3
+        shards[row["slide_id"]] = parts
+        carried = {k: row[k] for k in ("slide_id", "patient_id", "center", "organ", "label")}
+        common = {"field": "128", "field_um": 16.0, "mpp": 0.5}
+        rows += [carried | common | {"tile_id": f"{row['slide_id']}@{j}"} for j in range(PLACES)]
+    parameters = PARAMETERS | COVERED | {"criteria": []}
+    places = pl.DataFrame(rows).select(pl.col(n).cast(t) for n, t in PLACES_SCHEMA.items())
+    table = FIELD.measurements(
+        FIELD.statistics(shards, places, parameters), slides, parameters, encoder="e"
+    )
+    settings = [json.loads(s) for s in table["setting"]]
+    return table.with_columns(
+        mosaic=pl.Series([s.get("mosaic") for s in settings], dtype=pl.String)
+    )
+
+
+def test_attention_over_two_scales_finds_what_wide_patches_know_in_the_organ_where_they_know_it():
+    table = covered(lambda layout: [layout.wholes[1]])
+    gain = {"metric": "gain_over_tile", "mosaic": "two_scales"}
+    assert one(table, stratum="organ=o0", **gain)["ci_low"] > 0.1
+    blind = one(table, stratum="organ=o1", **gain)
+    assert blind["ci_low"] < 0 < blind["ci_high"]
+    none = one(table, metric="gain_over_tile", mosaic="covering", stratum="all")
+    assert none["ci_low"] < 0 < none["ci_high"]
+
+
+def test_coarser_tiles_are_a_mosaic_of_their_own_and_cost_grows_with_the_square():
+    table = covered(lambda layout: list(layout.coarse[1]))
+    at = {"metric": "gain_over_tile", "stratum": "organ=o0"}
+    assert one(table, mosaic="covering_coarser", **at)["ci_low"] > 0.1
+    assert one(table, mosaic="two_scales", **at)["ci_low"] < 0.1
+    passes = {"covering": 16, "covering_coarser": 4, "two_scales": 2}
+    for mosaic, of_place in passes.items():
+        row = one(table, metric="passes_per_slide", mosaic=mosaic)
+        assert row["value"] == of_place * PLACES
+    exponent = one(table, metric="cost_exponent")
+    assert exponent["value"] == pytest.approx(2.0)
+
+
+def test_without_a_coarser_resolution_the_reason_names_the_parameter():
+    row = one(of(WIDE), metric="gain_over_tile", field="64", mosaic="covering_coarser")
+    assert "mosaic_field.coarser" in row["reason"]

@@ -162,6 +162,15 @@ class Search:
         near = self.matches[:, :k]
         return patient_votes(self.queries, near, self.searchable, self.permuted, self.weights, keep)
 
+    def strata_votes(self, k: int) -> dict[str, PatientVotes]:
+        """Votes of all counted queries and of those of each organ, by stratum."""
+        votes = {"all": self.votes(k)}
+        for code, organ in enumerate(self.organs):
+            keep = self.organ == code
+            if self.counted[keep].any():
+                votes[f"organ={organ}"] = self.votes(k, keep)
+        return votes
+
     def support_of(self, rows: Bools) -> tuple[int, int]:
         """Slides and patients of some rows."""
         return int(rows.sum()), len(np.unique(self.queries.patient[rows]))
@@ -204,10 +213,10 @@ class Search:
         return f"no label of this organ has {self.min_patients} patients: add patients"
 
 
-def search_votes(
-    matches: pl.DataFrame, slides: pl.DataFrame, scope: ScopeName, k: int, p: SearchSettings
-) -> PatientVotes | None:
-    """Votes of the k nearest matches of one family and scope; None where no query is counted.
+def search_of(
+    matches: pl.DataFrame, slides: pl.DataFrame, scope: ScopeName, p: SearchSettings
+) -> Search | None:
+    """The search of one family and scope; None where no query is counted.
 
     Parameters
     ----------
@@ -217,8 +226,6 @@ def search_votes(
         Slides table.
     scope
         Name of the scope.
-    k
-        Matches that vote.
     p
         The parameters.
     """
@@ -226,7 +233,15 @@ def search_votes(
     if found.is_empty():
         return None
     search = Search.of(found, searched_slides(matches, slides), scope, p)
-    return search.votes(k) if search.counted.any() else None
+    return search if search.counted.any() else None
+
+
+def search_votes(
+    matches: pl.DataFrame, slides: pl.DataFrame, scope: ScopeName, k: int, p: SearchSettings
+) -> PatientVotes | None:
+    """Votes of the k nearest matches of a search; None where no query is counted."""
+    search = search_of(matches, slides, scope, p)
+    return None if search is None else search.votes(k)
 
 
 def why_no_votes(matches: pl.DataFrame) -> str:

@@ -80,7 +80,7 @@ class EmbedMosaicFields(NestedFields):
 
     def describe(self) -> Any:
         """Everything beside pixels and encoder that decides the vectors."""
-        return [_REVISION, self.sizes, self.covered]
+        return [_REVISION, self.sizes, self.covered, self.coarser]
 
     def compute(
         self,
@@ -116,4 +116,5 @@ def view_of_mosaic_fields(places: pl.DataFrame, pixels: int, p: MosaicField) -> 
     """
     fields = p.fields_around(pixels)
     names = [name_of(field) for field in fields]
-    return EmbedMosaicFields(fields[: names.index(places["field"][0]) + 1], p.same_tissue)
+    read = fields[: names.index(places["field"][0]) + 1]
+    return EmbedMosaicFields(read, p.same_tissue, p.coarser)
