@@ -48,7 +48,8 @@ Made by `make calibrate` from simulated cohorts; do not edit. A part of it is si
 Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
 dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the
 experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws and 100 permutations.
-What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and beside it.
+What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and the
+files beside it.
 Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
 
 - **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing
@@ -64,8 +65,8 @@ Patients are those of the whole cohort: 4 labels at 3 centers, equally many in e
   for noise of their own, see the same patients.
 
 The interval of the clustering score holds for the clusters that were found. Other cohorts of such
-patients find other numbers of clusters, so that it holds the mean score more seldom than it should where
-an encoder knows the label; verdicts, which ask on which side of 0 it lies, are not wrong more often.
+patients find other numbers of clusters, so that it holds the mean score more seldom than it should
+where an encoder knows the label; verdicts, which ask on which side of 0 it lies, are not wrong more often.
 
 Verdicts are those of the interval alone. The report then corrects for the number of checks, which
 makes passes and fails rarer, wrong ones too.
