@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,11 @@ def defaults() -> dict[str, Any]:
 
 
 def run_stages(
-    root: Path, manifest: pl.DataFrame, encoder: Mapping[str, Any], engine: Mapping[str, Any]
+    root: Path,
+    manifest: pl.DataFrame,
+    encoder: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    more: Mapping[str, Callable[[pl.DataFrame, pl.DataFrame, Any], object]] | None = None,
 ) -> dict[str, Any]:
     """Describe, tile and embed; seconds and peak memory after each.
 
@@ -195,6 +199,8 @@ def run_stages(
         An entry of ``encoders``.
     engine
         Where the jobs run.
+    more
+        Further stages by name, each of slides, tiles and vectors.
     """
     from kedro.io.core import Version
 
@@ -241,6 +247,10 @@ def run_stages(
     start = _now()
     pool_slides(slides, tiles, data.load())
     done("pool")
+    for name, stage in (more or {}).items():
+        start = _now()
+        stage(slides, tiles, data.load())
+        done(name)
     return found | {"slides": slides.height, "tiles": tiles.height}
 
 

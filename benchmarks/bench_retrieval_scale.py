@@ -1,28 +1,35 @@
 """Every slide of a large cohort searched among those of other patients: time, memory and growth.
 
     python benchmarks/bench_retrieval_scale.py [--slides 11444] [--minutes 20] [--threads 2]
+    python benchmarks/bench_retrieval_scale.py --minutes 6 --out results
+    python benchmarks/bench_retrieval_scale.py --minutes 6 --dask 2
 
 A synthetic cohort of so many slides, 50 patches of 1024 numbers each, two slides a patient. Its float32
-vectors and barcodes lie in files that are mapped into memory, as those of a real index would, and are
-read block by block. Queries are taken block after block; the query's own patient is left out of its
-five nearest. Where the time is up before the cohort is done, the share that was done is reported and
-the rest follows from pairs per second, which the growth curve over smaller cohorts shows to be constant
-or not.
+vectors and barcodes lie in temporary files that are mapped into memory, as those of a real index would,
+and are read block by block. Queries are taken block after block; the query's own patient is left out of
+its five nearest. Where the time is up before the cohort is done, the share that was done is reported
+and the rest follows from pairs per second, which the growth curve over smaller cohorts shows to be
+constant or not. ``--minutes`` is for everything together, drawing aside; nothing is kept but what is
+printed, and a JSON file of the same figures with ``--out``.
 
 Beside it: `median_min` and `maxsim` as a share of the bare matrix product that they need, the same in
 FAISS per pair of slides, `barcode` against a NumPy loop over pairs, and 100,000 slides on paper: bytes
 and seconds per query by each type of index, computed from what was measured and never measured itself.
+
+With ``--dask`` the same blocks of queries are jobs of the project's engine on so many Dask workers of
+one thread each, which map the files themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +45,7 @@ from benchmarks.bench_retrieval import (
     numpy_loop,
     product_speed,
 )
+from pathfm_kedro.engine import EngineSettings, run_each
 from pathfm_kedro.pipelines.retrieve.families.barcode import hamming_median_min
 from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min
@@ -59,8 +67,12 @@ BLOCK = 20
 NEIGHBOURS = 5
 #: Slides whose vectors are drawn and written at once.
 _DRAWN = 200
-#: Shares of the cohort of the growth curve, and of the time that each of them gets.
-GROWTH, GROWTH_TIME = (0.1, 0.3, 1.0), 0.1
+#: Shares of the cohort of the growth curve.
+GROWTH = (0.1, 0.3, 1.0)
+#: Shares of the time: of each point of the curve but the last, of the last, and of a ceiling.
+POINT_TIME, WHOLE_TIME, CEILING_TIME = 0.02, 0.18, 0.03
+#: What two cores do in this many seconds is asked of them.
+ASKED = 1200
 FLOAT = FamilySettings(precision="float32")
 
 
@@ -116,6 +128,11 @@ def synthetic(folder: Path, n: int, patches: int, dimension: int) -> Cohort:
         codes[rows] = barcodes(vectors[rows])
     vectors.flush()
     codes.flush()
+    return opened(folder, n, patches)
+
+
+def opened(folder: Path, n: int, patches: int) -> Cohort:
+    """The files of :func:`synthetic`, mapped."""
     read = partial(np.load, mmap_mode="r")
     return Cohort(read(folder / "vectors.npy"), read(folder / "codes.npy"), n, patches)
 
@@ -135,6 +152,7 @@ def by_barcodes(cohort: Cohort, queries: slice) -> Any:
 #: How slides are compared at this scale.
 SEARCHES: dict[str, Callable[[Cohort, slice], Any]] = {
     "median_min": partial(by_vectors, family=median_min),
+    "maxsim": partial(by_vectors, family=maxsim),
     "barcode": by_barcodes,
 }
 
@@ -157,13 +175,51 @@ def search_all(cohort: Cohort, search: Callable[[Cohort, slice], Any], seconds: 
     """Search slide after slide, the query's patient left out, until done or the time is up."""
     start, done = time.perf_counter(), 0
     for queries in _blocks(cohort.n):
-        rows = np.arange(queries.start, queries.stop)
-        allowed = cohort.patients[rows][:, None] != cohort.patients
-        rank_matches(search(cohort, queries), allowed, NEIGHBOURS)
+        search_block(cohort, search, queries)
         done = queries.stop
         if time.perf_counter() - start > seconds:
             break
     return Done(done, time.perf_counter() - start, cohort.n)
+
+
+def search_block(cohort: Cohort, search: Callable[[Cohort, slice], Any], queries: slice) -> Any:
+    """The nearest slides of other patients of a block of queries."""
+    rows = np.arange(queries.start, queries.stop)
+    allowed = cohort.patients[rows][:, None] != cohort.patients
+    return rank_matches(search(cohort, queries), allowed, NEIGHBOURS)
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """A block of queries as a job: the worker maps the files, and gives back matches alone."""
+
+    folder: Path
+    n: int
+    patches: int
+    name: str
+
+    def __call__(self, start: int) -> Any:
+        """The nearest slides of the queries from there on."""
+        cohort = opened(self.folder, self.n, self.patches)
+        queries = slice(start, min(start + BLOCK, self.n))
+        return search_block(cohort, SEARCHES[self.name], queries)
+
+
+def search_on_dask(cohort: Cohort, folder: Path, name: str, workers: int, seconds: float) -> Done:
+    """As :func:`search_all`, by the engine's workers."""
+    engine = EngineSettings(scheduler="dask", workers=workers)
+    job, starts = BlockJob(folder, cohort.n, cohort.patches, name), range(0, cohort.n, BLOCK)
+    first, ended = 0.0, 0
+    for outcome in run_each(job, starts, engine, "searching"):
+        if outcome.reason is not None:
+            raise RuntimeError(outcome.reason)
+        if not first:  # workers start and import before it
+            first = time.perf_counter()
+            continue
+        ended += 1
+        if time.perf_counter() - first > seconds:
+            break
+    return Done(min(ended * BLOCK, cohort.n), time.perf_counter() - first, cohort.n)
 
 
 def _blocks(n: int) -> Iterator[slice]:
@@ -171,56 +227,67 @@ def _blocks(n: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, n))
 
 
-def growth(cohort: Cohort, name: str, seconds: float) -> Done:
-    """Print pairs a second over the size of the cohort; the last, largest one is given back."""
-    print(f"| {name}: slides | queries done | seconds | pairs/s | h for all queries |")
-    print("|---|---|---|---|---|")
+def growth(cohort: Cohort, name: str, seconds: float) -> list[Done]:
+    """Print pairs a second over the size of the cohort; the largest is the last."""
+    print(f"\n| {name}: slides | queries done | seconds | pairs/s | h for all queries |", end="")
+    print(f" slides in {ASKED / 60:.0f} min |\n|---|---|---|---|---|---|")
+    curve = []
     for share in GROWTH:
         part = cohort.first(max(BLOCK, round(share * cohort.n)))
-        done = search_all(part, SEARCHES[name], seconds * (1 if share == 1 else GROWTH_TIME))
-        hours = part.n**2 / done.pairs / 3600
-        whole = "" if done.queries == part.n else " (extrapolated)"
-        print(
-            f"| {part.n:,} | {done.queries:,} | {done.seconds:.1f} | {done.pairs:,.0f} | "
-            f"{hours:.3g}{whole} |",
-            flush=True,
-        )
-    return done
+        time_given = seconds * (WHOLE_TIME if share == 1 else POINT_TIME)
+        curve.append(search_all(part, SEARCHES[name], time_given))
+        print(_growth_row(curve[-1]), flush=True)
+    return curve
 
 
-def ceilings(cohort: Cohort) -> None:
+def _growth_row(done: Done) -> str:
+    hours = done.slides**2 / done.pairs / 3600
+    whole = "" if done.queries == done.slides else " (extrapolated)"
+    return (
+        f"| {done.slides:,} | {done.queries:,} ({done.queries / done.slides:.1%}) | "
+        f"{done.seconds:.1f} | {done.pairs:,.0f} | {hours:.3g}{whole} | "
+        f"{(done.pairs * ASKED) ** 0.5:,.0f} |"
+    )
+
+
+def ceilings(cohort: Cohort, seconds: float) -> dict[str, float]:
     """Shares of what the families need alone, and times what a loop does."""
     part = cohort.first(min(cohort.n, 400))
     mosaic = part.mosaic(slice(0, part.n))
     product, loop = product_speed(mosaic, "float32"), numpy_loop(mosaic, "float32")
     faiss = faiss_per_pair(mosaic)
     print(
-        f"product alone {product:,.0f} pairs/s, NumPy loop {loop:,.0f}, FAISS per pair {faiss:,.0f}"
+        f"\nproduct alone {product:,.0f} pairs/s, NumPy loop {loop:,.0f}, FAISS per pair {faiss:,.0f}"
     )
-    # Symmetrised between two sets, the product is needed twice.
-    for family, needed in ((median_min, 1), (maxsim, 2)):
-        speed = search_all(part, partial(by_vectors, family=family), 10).pairs
+    found = {"product": product, "numpy_loop": loop, "faiss_per_pair": faiss}
+    # One product serves both directions of maxsim.
+    for family in (median_min, maxsim):
+        speed = search_all(part, partial(by_vectors, family=family), seconds).pairs
+        found[family.__name__] = speed
         print(
-            f"{family.__name__}: {speed:,.0f} pairs/s, {needed * speed / product:.0%} of the product "
+            f"{family.__name__}: {speed:,.0f} pairs/s, {speed / product:.0%} of the product "
             f"(aim 70%), {speed / loop:.1f} times the loop, {speed / faiss:.1f} times FAISS per pair"
         )
-    speed, loop = search_all(part, by_barcodes, 10).pairs, barcode_loop(mosaic)
-    read = speed * part.patches * part.codes.shape[1] / BLOCK / 1e9
+    speed, loop = search_all(part, by_barcodes, seconds).pairs, barcode_loop(mosaic)
+    found |= {"barcode": speed, "barcode_loop": loop, "memory_gb_s": memory_speed()}
+    compared = speed * part.patches**2 * part.codes.shape[1] / 1e9
     print(
-        f"barcode: {speed:,.0f} pairs/s, {speed / loop:.1f} times the loop (aim 10); codes are read at "
-        f"{read:.3f} GB/s where memory gives {memory_speed():.1f}: the counting of bits is the limit"
+        f"barcode: {speed:,.0f} pairs/s, {speed / loop:.1f} times the loop (aim 10); {compared:.1f} GB "
+        f"of codes are compared a second where memory gives {found['memory_gb_s']:.1f}"
     )
+    return found
 
 
 def on_paper(cohort: Cohort, measured: dict[str, Done]) -> None:
     """Bytes and seconds per query of 100,000 slides, from what was measured here."""
-    print(f"{ON_PAPER:,} slides, computed and not measured:")
+    print(f"\n{ON_PAPER:,} slides, computed and not measured:")
     print("| what | bytes per slide | GB | seconds per query | follows from |")
     print("|---|---|---|---|---|")
     each = {
         "median_min": cohort.vectors.itemsize * cohort.vectors.shape[1] * cohort.patches,
         "barcode": cohort.codes.shape[1] * cohort.patches,
     }
+    each["maxsim"] = each["median_min"]
     for name, done in measured.items():
         _row(name, each[name], ON_PAPER / done.pairs, "pairs a second, linear in slides")
     n = min(cohort.n, 5_000)
@@ -267,11 +334,11 @@ def main() -> None:
     options.add_argument("--slides", type=int, default=SLIDES)
     options.add_argument("--patches", type=int, default=PATCHES)
     options.add_argument("--dimension", type=int, default=DIMENSION)
-    options.add_argument(
-        "--minutes", type=float, default=20.0, help="of each way to compare slides"
-    )
+    options.add_argument("--minutes", type=float, default=20.0, help="for everything")
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--dask", type=int, default=0, metavar="WORKERS", help="also on Dask")
     options.add_argument("--folder", type=Path, help="for the vectors, 205 kB a slide")
+    options.add_argument("--out", type=Path, help="folder of retrieval_scale.json")
     asked = options.parse_args()
     import faiss
 
@@ -279,12 +346,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder, threadpool_limits(asked.threads):
         cohort = synthetic(Path(folder), asked.slides, asked.patches, asked.dimension)
         print(f"{asked.slides:,} slides x {asked.patches} patches x {asked.dimension} numbers")
-        measured = {name: growth(cohort, name, 60 * asked.minutes) for name in SEARCHES}
-        ceilings(cohort)
-        on_paper(cohort, measured)
+        measured = measure(cohort, Path(folder), 60 * asked.minutes, asked.dask)
     # Pages of a mapped file count as resident and are given back when others need them.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"largest resident memory {peak:.2f} GiB, mapped files included (limit 4 GB)")
+    print(f"\nlargest resident memory {peak:.2f} GiB, mapped files included (limit 4 GB)")
+    if asked.out is not None:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        written = json.dumps(measured | {"peak_gib": peak}, indent=1) + "\n"
+        (asked.out / "retrieval_scale.json").write_text(written)
+
+
+def measure(cohort: Cohort, folder: Path, seconds: float, workers: int) -> dict[str, Any]:
+    """Print every table; figures by name."""
+    curves = {name: growth(cohort, name, seconds) for name in SEARCHES}
+    found: dict[str, Any] = {
+        name: [asdict(done) | {"pairs": done.pairs} for done in curve]
+        for name, curve in curves.items()
+    }
+    if workers:
+        print(f"\non Dask, {workers} workers of one thread")
+        for name in SEARCHES:
+            done = search_on_dask(cohort, folder, name, workers, seconds * CEILING_TIME)
+            print(f"{name} {_growth_row(done)}")
+            found[f"{name}_dask"] = asdict(done) | {"pairs": done.pairs}
+    found["ceilings"] = ceilings(cohort, seconds * CEILING_TIME)
+    on_paper(cohort, {name: curve[-1] for name, curve in curves.items()})
+    return found
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python benchmarks/bench_scale.py                    # 10 and 100 slides, then 1 and 2 workers
     python benchmarks/bench_scale.py --full             # also 1,000 slides
+    python benchmarks/bench_scale.py --only cost --sizes 10 100 1000 --minutes 20
 
-Drawing is not timed. Every size runs in a process of its own, on one worker, with the two controls that
-read pixels. Processor time is printed beside wall time: where other work shares the machine, only the
-former says whether cost is linear.
+Drawing is not timed. Every size runs in a process of its own, on one worker: ingest, tile, embed with
+EfficientNet-Lite0, slides' vectors, robustness index with interval and null. Processor time is printed
+beside wall time: where other work shares the machine, only the former says whether cost is linear. A
+size that would not be done within ``--minutes``, going by the one before, is left out and said so.
 
 Workers are compared on the network with PyTorch's eager runtime, one thread per worker, in turns. On
 Dask the workers are started before the clock, and each has loaded the network. Beside the ratio of wall
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.bench_memory import RUNTIME, defaults, run_stages
 
 SIZE_PX = 768
-CONTROLS = ("stain_statistics", "noise")
-_STAGES = ("ingest", "tile", "embed", "pool")
+LITE0 = {"model": "package:efficientnet_lite0"}
+_STAGES = ("ingest", "tile", "embed", "pool", "index")
 
 
 def draw(root: Path, n_slides: int) -> None:
@@ -64,43 +66,53 @@ def cost_of(root: Path, n_slides: int) -> dict[str, Any]:
 
 
 def child(root: Path, n_slides: int) -> None:
-    """Run the stages with each control and print what they cost."""
+    """Run the stages and print what they cost."""
     manifest = pl.read_csv(root / "manifest.csv").head(n_slides)
-    runs = [
-        run_stages(root, manifest, {"model": f"control:{name}", "role": "control"}, {"workers": 1})
-        for name in CONTROLS
-    ]
-    cost = {
-        kind: {
-            stage: statistics.mean(run[kind][stage] for run in runs)
-            if stage in ("ingest", "tile")
-            else sum(run[kind][stage] for run in runs)
-            for stage in _STAGES
-        }
-        for kind in ("seconds", "cpu")
-    }
-    peak = max(run["peak"]["pool"] for run in runs)
-    print(json.dumps(cost | {"tiles": runs[0]["tiles"], "peak": peak}))
+    found = run_stages(root, manifest, LITE0, {"workers": 1}, {"index": index})
+    print(json.dumps(found | {"peak": max(found["peak"].values())}))
 
 
-def cost_table(found: Mapping[int, Mapping[str, Any]]) -> str:
-    """Markdown: a row per number of slides; per stage wall and processor milliseconds per slide."""
+def index(slides: pl.DataFrame, tiles: pl.DataFrame, vectors: Any) -> pl.DataFrame:
+    """The robustness index with its interval and nulls, as the audit has it."""
+    from pathfm_kedro.pipelines.robustness.robustness_index import (
+        RobustnessIndex,
+        choose_k,
+        robustness_index_figures,
+        robustness_index_statistics,
+    )
+    from pathfm_kedro.statistics.figures import measure
+    from pathfm_kedro.statistics.parameters import read_parameters
+
+    parameters = defaults()["robustness_index"]
+    p = read_parameters(RobustnessIndex, "robustness_index", parameters)
+    counts = robustness_index_statistics(slides, tiles, vectors, p)
+    figures = robustness_index_figures(counts, choose_k(parameters, lite0=counts), p)
+    return measure(figures, "robustness_index", "lite0")
+
+
+def cost_tables(root: Path, sizes: Sequence[int], seconds: float) -> None:
+    """Print, per number of slides, wall and processor milliseconds of each stage per slide."""
     head = [f"{stage}, s | wall / cpu per slide, ms" for stage in _STAGES]
-    lines = [
-        "| slides | tiles | " + " | ".join(head) + " | all cpu per slide, ms | peak, MB |",
-        "|---" * (2 + 2 * len(_STAGES) + 2) + "|",
+    print("| slides | tiles | " + " | ".join(head) + " | all cpu per slide, ms | peak, MB |")
+    print("|---" * (2 + 2 * len(_STAGES) + 2) + "|")
+    start, before, took = time.perf_counter(), 0, 0.0
+    for n in sorted(sizes):
+        begun = time.perf_counter()
+        if before and begun - start + took * n / before > seconds:
+            print(f"{n} slides were left out: they would take {took * n / before / 60:.0f} minutes")
+            break
+        print(_cost_row(n, cost_of(root, n)), flush=True)
+        before, took = n, time.perf_counter() - begun
+
+
+def _cost_row(n: int, cost: Mapping[str, Any]) -> str:
+    cells = [
+        f"{cost['seconds'][stage]:.1f} | {1e3 * cost['seconds'][stage] / n:.0f} / "
+        f"{1e3 * cost['cpu'][stage] / n:.0f}"
+        for stage in _STAGES
     ]
-    for n, cost in found.items():
-        cells = [
-            f"{cost['seconds'][stage]:.1f} | {1e3 * cost['seconds'][stage] / n:.0f} / "
-            f"{1e3 * cost['cpu'][stage] / n:.0f}"
-            for stage in _STAGES
-        ]
-        total = 1e3 * sum(cost["cpu"].values()) / n
-        lines.append(
-            f"| {n} | {cost['tiles']} | {' | '.join(cells)} | {total:.0f} | {cost['peak']:.0f} |"
-        )
-    return "\n".join(lines)
+    total = 1e3 * sum(cost["cpu"].values()) / n
+    return f"| {n} | {cost['tiles']} | {' | '.join(cells)} | {total:.0f} | {cost['peak']:.0f} |"
 
 
 class _Embedding:
@@ -130,9 +142,8 @@ class _Embedding:
         data = ShardedTensorDataset(
             filepath=(self.root / version / "lite0").as_posix(), version=Version(version, version)
         )
-        encoder = {"model": "package:efficientnet_lite0"}
         plan = plan_embedding(
-            self.slides, self.tiles, self.files, encoder, RUNTIME, self.parameters["tile"],
+            self.slides, self.tiles, self.files, LITE0, RUNTIME, self.parameters["tile"],
             self.parameters["embed"], engine, name="lite0",
         )  # fmt: skip
         cpu, start = _processor_seconds(engine), time.perf_counter()
@@ -227,16 +238,20 @@ def main() -> None:
     options.add_argument("--scaling-slides", type=int, default=48)
     options.add_argument("--repeat", type=int, default=3)
     options.add_argument("--only", choices=("cost", "scaling"))
+    options.add_argument("--sizes", type=int, nargs="+", help="slides of the table of costs")
+    options.add_argument("--minutes", type=float, default=60.0, help="of the table of costs")
     told = options.parse_args()
-    sizes = [10, 100, 1000] if told.full else [10, 100]
-    wanted = told.scaling_slides if told.only == "scaling" else max(*sizes, told.scaling_slides)
+    sizes = told.sizes or ([10, 100, 1000] if told.full else [10, 100])
+    wanted = told.scaling_slides if told.only == "scaling" else max(sizes)
+    if told.only is None:
+        wanted = max(wanted, told.scaling_slides)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw(root, wanted)
         if told.only != "scaling":
-            print(cost_table({n: cost_of(root, n) for n in sizes}), "\n", flush=True)
+            cost_tables(root, sizes, 60 * told.minutes)
         if told.only != "cost":
-            print(scaling(root, told.scaling_slides, told.repeat))
+            print("\n" + scaling(root, told.scaling_slides, told.repeat))
 
 
 if __name__ == "__main__":

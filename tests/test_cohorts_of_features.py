@@ -184,7 +184,8 @@ def test_an_encoder_of_other_tiles_has_pools_of_its_own(project, monkeypatch):
     registered = register_pipelines()
     whole = {n.name: n for n in registered["__default__"].nodes}
     grid = "512px_0_5mpp"
-    assert whole[f"tile.{grid}.cut_{grid}"].outputs == [f"tiles.{grid}", f"tiling.{grid}"]
+    tables = [f"tiles.{grid}", f"tiling.{grid}"]
+    assert whole[f"tile.{grid}.collect_{grid}_tiles"].outputs == tables
     for name in ("views.rotation.big", "views.appearance.big", "views.fields.big"):
         (made,) = [n for n in registered["robustness"].nodes if name in n.outputs]
         assert f"tiles.{grid}" in made.inputs

@@ -67,14 +67,14 @@ def cohort(tmp_path_factory):
         for slide, fields in slide_fields(slides, tiles, files, 64)
     }
     archive = read_mosaic(slides, tiles, InMemory(shards))
-    return search_command._Cohort(
+    return search_command.EmbeddedCohort(
         "mine", "stain_statistics", slides, tiles, files, archive, p, None
     )
 
 
 @pytest.fixture
 def run(cohort, monkeypatch):
-    monkeypatch.setattr(search_command._Cohort, "open", lambda *given: cohort)
+    monkeypatch.setattr(search_command.EmbeddedCohort, "open", lambda *given: cohort)
     return lambda *words: CliRunner().invoke(search_command.search, [*map(str, words)])
 
 

@@ -60,6 +60,7 @@ def cohort() -> None:
         "encoders": "pathfm_kedro.encoders_cli.encoders",
         "features": "pathfm_kedro.feature_commands.features",
         "search": "pathfm_kedro.search_command.search",
+        "triplets": "pathfm_kedro.triplet_commands.triplets",
     },
 )
 def cli() -> None:

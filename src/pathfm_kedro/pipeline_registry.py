@@ -81,7 +81,9 @@ def register_pipelines() -> dict[str, Pipeline]:
         "tile": tile(tiles.at, tiles.sizes, grids),
         "embed": embed(encoders, bases, seeds, tiles.features, grids),
         **measured,
-        "report": report(_experiments(measured.values()), encoders),
+        "report": report(
+            _experiments(measured.values()), encoders, without_slides=grids.without_slides
+        ),
     }
     return named | {"__default__": sum(named.values(), start=Pipeline([]))}
 

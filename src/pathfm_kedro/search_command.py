@@ -66,7 +66,7 @@ def search(
     from pathfm_kedro.statistics.figures import Undefined
 
     try:
-        cohort = _Cohort.open(env, encoder)
+        cohort = EmbeddedCohort.open(env, encoder)
         asked = cohort.ask(query, mpp)
         found = cohort.search(asked, family, scope, top)
     except (Undefined, ValueError, RuntimeError) as error:
@@ -121,7 +121,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Cohort:
+class EmbeddedCohort:
     """A cohort whose slides were embedded.
 
     Attributes
@@ -150,7 +150,7 @@ class _Cohort:
     runtime: Mapping[str, Any] | None
 
     @classmethod
-    def open(cls, env: str | None, encoder: str | None) -> _Cohort:
+    def open(cls, env: str | None, encoder: str | None) -> EmbeddedCohort:
         """Read the tables and vectors that the pipelines made."""
         from kedro.io.core import DatasetError
 
@@ -374,13 +374,11 @@ def _tile(
 ) -> Picture:
     """A tile of a mosaic, by its place among the slide's in the order of their names."""
     from pathfm_kedro.search_page import Picture
-    from pathfm_kedro.slides.fields import TileFields
+    from pathfm_kedro.slides.thumbnails import read_tile
 
     row = tiles.filter(slide_id=slide["slide_id"]).sort("tile_id").row(place, named=True)
-    side = row["field_um"] / slide["mpp"]
     try:
-        fields = TileFields(files, slide["path"], (row["x"],), (row["y"],), side, pixels)
-        return Picture(next(fields.batches(1))[0][0])
+        return Picture(read_tile(files, slide, row, pixels))
     except (OSError, ValueError) as error:
         return Picture(None, _without_path(error, slide))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -121,9 +119,6 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 def _image(picture: Picture) -> str:
     if picture.pixels is None:
         return f"<span class='none'>no picture: {escape(picture.reason)}</span>"
-    from PIL import Image
+    from pathfm_kedro.slides.thumbnails import jpeg_source
 
-    buffer = io.BytesIO()
-    Image.fromarray(picture.pixels).save(buffer, format="JPEG", quality=85)
-    content = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"<img alt='' src='data:image/jpeg;base64,{content}'>"
+    return f"<img alt='' src='{jpeg_source(picture.pixels)}'>"

@@ -1,4 +1,4 @@
-"""One entry of ``encoders`` that stands for several: of several poolings, or splits of patients."""
+"""One entry of ``encoders`` that stands for several: poolings, sizes of tiles, splits of patients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ RANDOM_WEIGHTS = "random_weights"
 ROBUSTIFIED_FROM = "robustified_from"
 #: Models whose network can be built without its weights.
 _BUILT = ("timm", "hf-hub", "local-dir")
+#: Key of an entry that is also shown tiles of another side.
+PATCH = "patch"
+#: Micrometres per pixel of these tiles: 20x, as of Yottixel's.
+_PATCH_MPP = 0.5
+#: Keys of an entry that say nothing of its network without weights.
+_NOT_OF_THE_NULL = frozenset(
+    {PATCH, RANDOM_WEIGHTS, ROBUSTIFIED_FROM, "checkpoint", "seed", "sha256", "variants"}
+)
 #: Groups of patients of a rival where its entry gives none: as :class:`encoders.rivals.Training`.
 _FOLDS = 2
 
@@ -77,9 +85,11 @@ def _expand_splits(encoders: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries with ``variants`` replaced by one entry for each pooling; one for each split of rivals.
+    """Entries that stand for several replaced by these.
 
-    An entry that is written under the variant's own name adds to it.
+    ``variants`` gives one entry for each pooling, ``patch`` adds one of the same encoder on tiles of
+    that side (:func:`with_patches`), a rival has one for each split of the patients. An entry that is
+    written under the variant's own name adds to it.
 
     Parameters
     ----------
@@ -89,7 +99,7 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If ``variants`` is no list of poolings, naming the entry.
+        If ``variants`` is no list of poolings or ``patch`` no side of a tile, naming the entry.
 
     Examples
     --------
@@ -97,6 +107,7 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
     ['uni__class_token', 'uni__patch_mean']
     """
     expanded: dict[str, Any] = {}
+    encoders = with_patches(encoders)
     for name, entry in _expand_splits(encoders).items():
         if not isinstance(entry, Mapping) or entry.get("variants") is None:
             if name not in expanded:
@@ -125,6 +136,52 @@ def expand_variants(encoders: Mapping[str, Any]) -> dict[str, Any]:
     return expanded
 
 
+def with_patches(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with ``<name>_patch<side>`` for each that says ``patch: <side>``.
+
+    The added encoder is the same one on tiles of that side in px at 20x, with a grid, colour clusters
+    and a mosaic of their own. With ``patch: 1000`` the search by ``barcode`` is Yottixel as published.
+
+    Raises
+    ------
+    ValueError
+        If it is no side of a tile, the entry has a ``tile`` too, or the name is taken.
+
+    Examples
+    --------
+    >>> with_patches({"r": {"model": "timm:resnet18", "patch": 1000}})["r_patch1000"]
+    {'model': 'timm:resnet18', 'tile': {'pixels': 1000, 'mpp': 0.5}}
+
+    References
+    ----------
+    Kalra et al., Yottixel, Medical Image Analysis 65 (2020).
+    """
+    found: dict[str, Any] = {}
+    for name, entry in encoders.items():
+        if not isinstance(entry, Mapping) or PATCH not in entry:
+            found.setdefault(name, entry)
+            continue
+        side = entry[PATCH]
+        if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+            raise ValueError(
+                f"encoders.{name}.{PATCH} is {side!r}: give the side of a tile in px at 20x, as 1000"
+            )
+        if "tile" in entry:
+            raise ValueError(
+                f"encoders.{name} has tile and {PATCH}: write an entry for each size of tiles"
+            )
+        sibling = f"{name}_{PATCH}{side}"
+        if sibling in encoders:
+            raise ValueError(
+                f"encoders.{sibling} is there already, and encoders.{name}.{PATCH} adds it: leave "
+                "out one of them"
+            )
+        own = {key: value for key, value in entry.items() if key not in (PATCH, RANDOM_WEIGHTS)}
+        found[name] = {key: value for key, value in entry.items() if key != PATCH}
+        found[sibling] = own | {"tile": {"pixels": side, "mpp": _PATCH_MPP}}
+    return found
+
+
 def untrained_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Entry of an encoder's architecture with random weights.
 
@@ -145,11 +202,7 @@ def untrained_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = str(entry.get("model", ""))
     kind = model.partition(":")[0]
-    kept = {
-        k: v
-        for k, v in entry.items()
-        if k not in (RANDOM_WEIGHTS, ROBUSTIFIED_FROM, "checkpoint", "seed", "sha256", "variants")
-    }
+    kept = {k: v for k, v in entry.items() if k not in _NOT_OF_THE_NULL}
     kept |= {"role": "control"}
     seed = entry.get("seed") or 0
     if kind == "trained":

@@ -29,6 +29,7 @@ SPLITS = "pooled_splits"
 #: What is made of tiles alone: of each of these there is one for every grid of tiles.
 _OF_TILES = frozenset(
     {
+        "slide_tiles",
         "tiles",
         "tiling",
         "tile_pool",

@@ -1,7 +1,7 @@
 """What DVC makes of the project's stages: shared by a remote, compared, varied as experiments.
 
-A stand-in for kedro writes what each stage must leave behind, so that an experiment takes seconds; that the
-stages themselves give the same bytes again is asked in ``test_dvc.py``.
+A stand-in for kedro writes what each stage must leave behind, so that an experiment takes seconds;
+that the stages themselves give the same bytes again is asked in ``test_dvc.py``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FINDINGS = f"data/{COHORT}/08_reporting/findings.json/0-repro/findings.json"
 CURVES = f"data/{COHORT}/08_reporting/curves/0-repro/curves"
 ENTRIES = f"conf/{COHORT}/parameters_encoders.yml"
 
-#: Writes the outputs of the stage whose command it is given; what stands in them follows from the entries
-#: of the encoders.
+#: Writes the outputs of the stage whose command it is given; what stands in them follows from the
+#: entries of the encoders.
 STAND_IN = f"""#!{sys.executable}
 import hashlib, json, os, pathlib, sys
 outputs = json.loads(pathlib.Path(os.environ["STAGES"]).read_text())[" ".join(sys.argv[1:])]
@@ -54,7 +54,8 @@ def stand_in(tmp_path_factory):
     (programs / "kedro").chmod(0o755)
     listed = (
         "import json; from dvc.repo import Repo; stages = Repo().index.stages; "
-        "print(json.dumps({s.cmd.partition('kedro ')[2]: [o.def_path for o in s.outs] for s in stages}))"
+        "outs = {s.cmd.partition('kedro ')[2]: [o.def_path for o in s.outs] for s in stages}; "
+        "print(json.dumps(outs))"
     )
     stages = programs / "stages.json"
     stages.write_text(run(folder, sys.executable, "-c", listed).stdout.splitlines()[-1])

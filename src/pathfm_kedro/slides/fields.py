@@ -35,6 +35,11 @@ _MPP_ROUNDING = 1.02
 _CORNER_ROUNDING_PX = 1.0
 
 
+def decoders_of(path: PurePath) -> tuple[str, ...]:
+    """Packages whose versions decide about the pixels that a file gives."""
+    return _DECODERS.get(path.suffix.lower(), _ANY_DECODER)
+
+
 class Box(NamedTuple):
     """A part of a field, in px of the field as read, counted from its upper left."""
 
@@ -117,7 +122,7 @@ class TileFields:
             self.y,
             round(self.side, 6),
             self.pixels,
-            package_versions(_DECODERS.get(PurePath(self.path).suffix.lower(), _ANY_DECODER)),
+            package_versions(decoders_of(PurePath(self.path))),
         ]
         if self.rows is not None:
             described.append(self.rows)

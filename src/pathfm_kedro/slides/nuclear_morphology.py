@@ -75,7 +75,7 @@ def _count(nuclear: Bools) -> int:
     from skimage.feature import peak_local_max
 
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(nuclear), _BLUR)
-    peaks = peak_local_max(
+    peaks = peak_local_max(  # type: ignore[no-untyped-call]
         distance, min_distance=_APART, exclude_border=False, labels=nuclear.astype(np.int64)
     )
     return max(len(peaks), 1)

@@ -180,6 +180,7 @@ def test_encoders_of_other_patients_and_failed_fits_say_so():
     ]
 
 
+@pytest.mark.slow
 def test_a_fit_learns_what_shows_and_goes_on_after_a_kill():
     table, p = pool(24), parameters(budgets=(1.0,), repeats=1)
     pixels = tiles_of(table, side=16)

@@ -308,6 +308,7 @@ def report_inputs(
         "provenance": provenance,
         "parameters": PARAMETERS,
         "words": WORDS,
+        "examples": [],
         "findings_plot": plot_findings(findings, provenance, WORDS),
         "design_plot": plot_design(design),
     }

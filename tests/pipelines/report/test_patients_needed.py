@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -84,10 +83,10 @@ def share_decided(drawn: Drawn, n: int, threshold: float, cohorts: int) -> float
 def asked_for(drawn: Drawn, n: int, threshold: float, cohorts: int) -> int:
     """Patients that the card asks for where the figure is what it is on average, and as uncertain."""
     found = [drawn(np.random.default_rng(1000 + seed), n) for seed in range(cohorts)]
-    middle: list[Any] = [
+    value, low, high = (
         float(np.mean([getattr(e, end) for e in found])) for end in ("value", "ci_low", "ci_high")
-    ]
-    findings = findings_of(Estimate(*middle, n, n), threshold)
+    )
+    findings = findings_of(Estimate(value, low, high, n, n), threshold)
     row = findings.filter(metric="x").row(0, named=True)
     assert row["verdict"] == "inconclusive"
     return patients_needed(row, critical_distance(findings, 0.05))

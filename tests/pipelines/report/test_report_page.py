@@ -193,7 +193,10 @@ def test_the_line_below_the_title_tells_audits_apart(
     named = {**provenance, "versions": {**provenance["versions"], "pathfm-kedro": "9.8.7"}}
     text = Page(render_report(**{**report_inputs, "provenance": named})).text
     digest = slides_digest(report_inputs["slides"])
-    assert f"pathfm-kedro 9.8.7 · slides {digest} · 2 encoders · 3 controls · " in text
+    assert (
+        f"pathfm-kedro 9.8.7 · fingerprint of the slides {digest} · 2 encoders · 3 controls · "
+        in text
+    )
     asked = report_inputs["controls"].filter(pl.col("behaves").is_not_null()).height
     assert f"{asked} of {asked} control checks behave" in text
 
@@ -270,7 +273,7 @@ def test_what_is_exactly_nothing_is_not_above_nothing(report_inputs: dict[str, A
     inputs = with_rows(report_inputs, [none], measurements=table.filter(~same))
     told = claim(render_report(**inputs), "Encoders are sensitive")
     row = next(line for line in told.splitlines() if ">alpha<" in line)
-    assert "0 [0, 0] †</span> did not hold" in row
+    assert "0.00 [0.00, 0.00] †</span> did not hold" in row
     assert row.count("did not hold") == 2
 
 
@@ -374,7 +377,9 @@ def test_the_note_on_rotation_names_what_the_share_depends_on(
         null=Null(0.7, 0.7),
     )
     text = Page(render_report(**with_rows(report_inputs, [wider]))).text
-    assert "here 480 tiles (alpha 0.90 at k = 10 (chance 0.020), 0.95 at k = 50" in text
+    assert (
+        "here 480 tiles (alpha 0.90 at 10 neighbours (chance 0.020), 0.95 at 50 neighbours" in text
+    )
     assert "published figures used 1,024 tiles. The threshold 0.8 is the one reported in" in text
 
 

@@ -19,7 +19,12 @@ from pathfm_kedro.pipelines.report.plots import (
     styles_of,
 )
 from pathfm_kedro.pipelines.report.words import Words
-from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
+from pathfm_kedro.statistics.measurements import (
+    MEASUREMENT_SCHEMA,
+    Estimate,
+    measurement,
+    measurement_table,
+)
 from tests.pipelines.report.conftest import WORDS, judged
 
 READ = Words.read(WORDS)
@@ -259,3 +264,33 @@ def test_the_calibration_has_a_panel_for_each_check_and_a_sign_for_each_verdict(
     assert len({(trace.marker.symbol, trace.marker.color) for trace in shown}) == 3
     assert sum(trace.showlegend for trace in shown) == 3
     assert plot_calibration(measurement_table([]), plot, READ) is None
+
+
+def test_a_curve_lies_at_the_patients_of_each_budget_and_its_crossing_is_marked() -> None:
+    rows = []
+    for budget, patients, probe, network in ((0.25, 4.0, 0.6, 0.3), (1.0, 16.0, 0.7, 0.9)):
+        for metric, value, more in (
+            ("macro_f1", probe, {"model": "probe"}),
+            ("macro_f1", network, {"model": "small_cnn"}),
+            ("training_patients", patients, {}),
+        ):
+            setting = {"tested": "in_domain", "budget": budget, **more}
+            rows.append((metric, value, setting))
+    rows.append(("crossing_patients", 9.0, {"tested": "in_domain"}))
+    table = measurement_table(
+        measurement(
+            experiment="task_specific",
+            encoder="e",
+            metric=metric,
+            estimate=Estimate(value, value, value, 9, 9),
+            setting=setting,
+        )
+        for metric, value, setting in rows
+    )
+    ((_, figure),) = experiment_plots(table, "task_specific", encoder_styles(["e"], {}), READ)
+    assert figure.layout.xaxis.type == "log"
+    traces = {trace.name: trace for trace in figure.data}
+    assert (tuple(traces["e"].x), tuple(traces["e"].y)) == ((4.0, 16.0), (0.6, 0.7))
+    dashed = next(t for t in figure.data if t.line.dash == "dash" and t.y and t.y[0] is not None)
+    assert (tuple(dashed.x), tuple(dashed.y)) == ((4.0, 16.0), (0.3, 0.9))
+    assert set(traces["the network overtakes: e"].x) == {9.0}

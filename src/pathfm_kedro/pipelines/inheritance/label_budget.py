@@ -48,10 +48,9 @@ from pathfm_kedro.statistics.bootstrap import patient_codes
 from pathfm_kedro.statistics.cross_validation import (
     ProbeSettings,
     balanced_accuracy,
-    widened_interval,
 )
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
-from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.measurements import Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.probability_error import (
@@ -229,33 +228,25 @@ def _reduced(
     return reduce(sums())
 
 
-def _estimate(sums: ResampledSums, values: Floats) -> Estimate:
-    """Mean over repeats of [1 + draws, repeats] shares, with its interval."""
-    means = np.clip(values.mean(axis=1), 0.0, 1.0)  # rounding may pass 1
-    interval = widened_interval(float(means[0]), means[1:], (0.0, 1.0))
-    return Estimate(float(means[0]), *interval, sums.of.n, sums.of.n_patients, means[1:])
-
-
 def budget_accuracy(sums: ResampledSums) -> Value:
     """Balanced accuracy; null 1 / number of labels that are tested."""
     chance = 1 / int((sums.tested[0, 0] > 0).sum())
     accuracies = balanced_accuracy(sums.correct, sums.tested)
     remark = f"{sums.training_patients:.3g} patients train"
-    return Value(_estimate(sums, accuracies), Null(chance, chance), remark=remark)
+    return Value(sums.estimate(accuracies.mean(axis=1)), Null(chance, chance), remark=remark)
 
 
 def budget_error(sums: ResampledSums) -> Value:
     """Expected calibration error."""
-    return Value(
-        _estimate(sums, expected_calibration_error(sums.lists("gaps"), sums.tested.sum(axis=-1)))
-    )
+    errors = expected_calibration_error(sums.lists("gaps"), sums.tested.sum(axis=-1))
+    return Value(sums.estimate(errors.mean(axis=1)))
 
 
 def budget_degeneracy(sums: ResampledSums) -> Value:
     """Share of tiles in the label that is predicted most; reference: the most frequent label's."""
     shares = sums.predicted.max(axis=-1) / sums.tested.sum(axis=-1)
     reference = float(sums.tested[0, 0].max() / sums.tested[0, 0].sum())
-    return Value(_estimate(sums, shares), Null(reference, reference))
+    return Value(sums.estimate(shares.mean(axis=1)), Null(reference, reference))
 
 
 FIGURES = {

@@ -199,12 +199,12 @@ class NoisyPretraining(FitJob):
     @property
     def stored(self) -> int:
         """Vectors that are kept."""
-        return len(Downstream.of(self.pool, self.tiles, self.parameters).fold)
+        return len(downstream(self.pool, self.tiles, self.parameters).fold)
 
     @property
     def passes(self) -> int:
         """Forward passes of a tile, one that is learnt from as three."""
-        p, below = self.parameters, Downstream.of(self.pool, self.tiles, self.parameters)
+        p, below = self.parameters, downstream(self.pool, self.tiles, self.parameters)
         upstream = Upstream.of(self.pool, self.tiles, p)
         # Of the remedy: weak and strong views, and the tiles as they are once more.
         found = 2 * len(below.fold) + 2 * p.nmtune.views * int((below.fold >= 0).sum())

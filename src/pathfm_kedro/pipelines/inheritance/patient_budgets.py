@@ -12,8 +12,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.bootstrap import patient_codes
+from pathfm_kedro.statistics.cross_validation import widened_interval
 from pathfm_kedro.statistics.figures import Undefined
+from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.votes import macro_f1
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -169,6 +172,18 @@ class ResampledSums:
         """Sums of a column of lists."""
         values = np.array(self.of.table[column].to_list())
         return self._summed(values, size=values.shape[1])
+
+    @cached_property
+    def macro_f1(self) -> Floats:
+        """[1 + draws] mean over repeats of macro-F1."""
+        counts = np.stack([self.correct, self.tested, self.predicted], axis=-2)
+        return np.asarray(np.nanmean(macro_f1(counts), axis=1))
+
+    def estimate(self, values: Floats, limits: tuple[float, float] = (0.0, 1.0)) -> Estimate:
+        """A figure [1 + draws] of these patients, its interval widened for cross-validation."""
+        clipped = np.clip(values, *limits)  # rounding may pass a limit
+        interval = widened_interval(float(clipped[0]), clipped[1:], limits)
+        return Estimate(float(clipped[0]), *interval, self.of.n, self.of.n_patients, clipped[1:])
 
     @property
     def training_patients(self) -> float:

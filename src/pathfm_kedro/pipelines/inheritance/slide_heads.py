@@ -44,10 +44,9 @@ from pathfm_kedro.pipelines.inheritance.patient_budgets import ResampledSums, co
 from pathfm_kedro.statistics.cross_validation import (
     ProbeSettings,
     patient_folds,
-    widened_interval,
 )
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
-from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.measurements import Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.probe_splits import (
@@ -269,19 +268,13 @@ def _sums(of: PatientStatistics, head: str) -> ResampledSums:
     return ResampledSums.read(of.at(head=head))
 
 
-def _scores(sums: ResampledSums) -> Floats:
-    """[1 + draws] macro-F1."""
-    counts = np.stack([sums.correct, sums.tested, sums.predicted], axis=-2)
-    return np.asarray(macro_f1(counts)[:, 0])
-
-
 def _macro_f1(sums_of: Callable[[str], ResampledSums], head: str, _: PatientStatistics) -> Value:
     """Of one head, beside what guessing reaches."""
     sums = sums_of(head)
     chosen = sorted(set(sums.of.table["chosen"][0]))
     remark = f"C {', '.join(f'{strength:g}' for strength in chosen)}"
     null = Null(*macro_f1_of_guesses(sums.tested[0, 0]))
-    return Value(_estimate(sums, _scores(sums), (0.0, 1.0)), null, remark=remark)
+    return Value(sums.estimate(sums.macro_f1), null, remark=remark)
 
 
 def _difference(
@@ -289,9 +282,4 @@ def _difference(
 ) -> Value:
     """One head's macro-F1 minus another's, on the same slides."""
     one, other = sums_of(head), sums_of(against)
-    return Value(_estimate(one, _scores(one) - _scores(other), (-1.0, 1.0)), Null(0.0, 0.0))
-
-
-def _estimate(sums: ResampledSums, values: Floats, limits: tuple[float, float]) -> Estimate:
-    interval = widened_interval(float(values[0]), values[1:], limits)
-    return Estimate(float(values[0]), *interval, sums.of.n, sums.of.n_patients, values[1:])
+    return Value(one.estimate(one.macro_f1 - other.macro_f1, (-1.0, 1.0)), Null(0.0, 0.0))

@@ -51,14 +51,14 @@ from pathfm_kedro.pipelines.inheritance.task_specific_fits import (
     budget_splits,
     folded,
 )
-from pathfm_kedro.statistics.cross_validation import CROSS_VALIDATION_EFFECT, widened_interval
+from pathfm_kedro.statistics.cross_validation import CROSS_VALIDATION_EFFECT
 from pathfm_kedro.statistics.crossings import crossings
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.probe_splits import TESTED, probe_logits
 from pathfm_kedro.statistics.tables import to_schema
-from pathfm_kedro.statistics.votes import macro_f1, macro_f1_of_guesses
+from pathfm_kedro.statistics.votes import macro_f1_of_guesses
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -269,24 +269,18 @@ class _Curves:
     def _sums(self, model: str, budget: float) -> ResampledSums:
         return ResampledSums.read(self.of.at(model=model, budget=budget))
 
-    def _scores(self, model: str, budget: float) -> Floats:
-        """[1 + draws] macro-F1, mean over repeats."""
-        sums = self.sums(model, budget)
-        counts = np.stack([sums.correct, sums.tested, sums.predicted], axis=-2)
-        return np.asarray(np.nanmean(macro_f1(counts), axis=1))
-
     def macro_f1(self, model: str, budget: float) -> Value:
         """Of one model at one budget, beside what guessing reaches."""
-        sums, scores = self.sums(model, budget), self._scores(model, budget)
+        sums = self.sums(model, budget)
         remark = f"{sums.training_patients:.3g} patients train"
         null = Null(*macro_f1_of_guesses(sums.tested[0, 0]))
-        return Value(_estimate(sums, scores, (0.0, 1.0)), null, remark=remark)
+        return Value(sums.estimate(sums.macro_f1), null, remark=remark)
 
     def lead(self, budget: float) -> Value:
         """The probe's macro-F1 minus the network's."""
         draws = self._leads(budget)
         sums, why = self.sums(PROBE, budget), self.untrained()
-        estimate = _estimate(sums, draws, (-1.0, 1.0))
+        estimate = sums.estimate(draws, (-1.0, 1.0))
         return Value(estimate, Null(0.0, 0.0), caveat=why, remark=why)
 
     def _untrained(self) -> str:
@@ -306,7 +300,7 @@ class _Curves:
         probe, network = (self.sums(model, budget) for model in MODELS)
         if probe.of.patients != network.of.patients:
             raise Undefined("the two were not tested on the same patients")
-        return self._scores(PROBE, budget) - self._scores(NETWORK, budget)
+        return np.asarray(probe.macro_f1 - network.macro_f1)
 
     def training_patients(self, budget: float) -> Value:
         """How many patients train at a budget."""
@@ -381,8 +375,3 @@ class _Curves:
         }
         estimate = Estimate(float(so[outcome].mean()), None, None, sums.of.n, sums.of.n_patients)
         return Value(estimate, caveat=self.untrained(), remark=self.untrained())
-
-
-def _estimate(sums: ResampledSums, values: Floats, limits: tuple[float, float]) -> Estimate:
-    interval = widened_interval(float(values[0]), values[1:], limits)
-    return Estimate(float(values[0]), *interval, sums.of.n, sums.of.n_patients, values[1:])

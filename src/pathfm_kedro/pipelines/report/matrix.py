@@ -155,4 +155,5 @@ def _cell(
             Badge(DESCRIBED, "·", short_value(row)), interval_text(row), row["reason"] or ""
         )
     badge = badge_of(row, is_control, controls, row["experiment"])
-    return Cell(badge, interval_text(row), row["reason"] or "")
+    figure = "" if row["value"] is None else interval_text(row)
+    return Cell(badge, figure, row["reason"] or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from itertools import count
@@ -31,6 +31,7 @@ from pathfm_kedro.pipelines.report.cohort import (
     lost_slides,
 )
 from pathfm_kedro.pipelines.report.controls import roles
+from pathfm_kedro.pipelines.report.examples import Example
 from pathfm_kedro.pipelines.report.findings import ALPHA, label_is_read
 from pathfm_kedro.pipelines.report.matrix import matrix_of
 from pathfm_kedro.pipelines.report.plots import (
@@ -65,6 +66,7 @@ def render_report(
     provenance: Mapping[str, Any],
     parameters: Mapping[str, Any],
     words: Mapping[str, Any],
+    examples: Sequence[Example],
     findings_plot: Any,
     design_plot: Any,
     *first_plots: Any,
@@ -90,6 +92,8 @@ def render_report(
         The report's own parameters: ``alpha``.
     words
         From :func:`~pathfm_kedro.pipelines.report.words.gather_words`.
+    examples
+        Tiles that show how checks fail, from :mod:`.examples`.
     findings_plot, design_plot, first_plots
         Figures that were plotted before; the first plot of each of `experiments`.
     experiments
@@ -131,6 +135,11 @@ def render_report(
         may_not=_may_not(findings, controls, audited, design_summary, provenance, wording),
         overview=_shown(findings_plot, FINDINGS_CAPTION, boxes) if findings.height else (),
         sections=sections,
+        examples={
+            section.experiment: [e for e in examples if e.experiment == section.experiment]
+            for section in sections
+        },
+        example_words={x: wording.of(x).examples for x in {e.experiment for e in examples}},
         controls=[_control(row, wording) for row in controls.iter_rows(named=True)],
         claims=claims_of(measurements, role, wording),
         cohort=cohort_facts(audited, tiles),
@@ -218,7 +227,7 @@ def _identity(slides: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
     n_controls = role.count("control")
     return [
         *([f"pathfm-kedro {version}"] if version else []),
-        f"slides {slides_digest(slides)}",
+        f"fingerprint of the slides {slides_digest(slides)}",
         count_of(len(role) - n_controls, "encoder"),
         count_of(n_controls, "control"),
     ]

@@ -6,6 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.report.controls import check_controls
 from pathfm_kedro.pipelines.report.cost import Cost, cost_figures, cost_statistics
+from pathfm_kedro.pipelines.report.examples import draw_examples, no_examples
 from pathfm_kedro.pipelines.report.findings import collect_findings
 from pathfm_kedro.pipelines.report.outputs import findings_for_programs, findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.page import render_report
@@ -32,7 +33,9 @@ _TABLES = [
 ]
 
 
-def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipeline:
+def create_pipeline(
+    experiments: Sequence[str], encoders: Sequence[str], *, without_slides: bool = False
+) -> Pipeline:
     """Wire the pipeline for the cohort's encoders.
 
     Parameters
@@ -41,6 +44,8 @@ def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipe
         Those of other pipelines whose plot is a dataset of its own.
     encoders
         All encoders of the cohort.
+    without_slides
+        Whether the cohort has no pixels.
     """
     experiments = [*experiments, COST]
     judged = ["measurements", "controls", "provenance", "params:report", "words"]
@@ -57,6 +62,7 @@ def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipe
         "provenance",
         "params:report",
         "words",
+        "examples",
         "findings_plot",
         "design_plot",
     ]
@@ -86,6 +92,7 @@ def create_pipeline(experiments: Sequence[str], encoders: Sequence[str]) -> Pipe
                 name="verdict_by_encoder",
             ),
             grouped("plots", _plots(experiments)),
+            _without_examples() if without_slides else _examples(),
             node(
                 named_partial(render_report, experiments=tuple(experiments)),
                 [*page, *(f"{experiment}_plot" for experiment in experiments)],
@@ -129,6 +136,27 @@ def _cost(encoders: Sequence[str]) -> Pipeline:
         parts.append(grouped(e, encoder_nodes("report", x, e)))
     tables = [f"measurements.report.{COST}.{e}" for e in encoders]
     return grouped(COST, [*parts, collected(tables, f"measurements.report.{COST}", tags=[COST])])
+
+
+def _examples() -> Node:
+    """Tiles that show how checks fail."""
+    return node(
+        draw_examples,
+        [
+            "robustness_examples",
+            "findings",
+            "slides",
+            "slide_files",
+            "params:report",
+            "params:tile",
+        ],
+        "examples",
+        name="draw_examples",
+    )
+
+
+def _without_examples() -> Node:
+    return node(no_examples, "params:report", "examples", name="draw_examples")
 
 
 def _plots(experiments: Sequence[str]) -> list[Node]:

@@ -263,7 +263,9 @@ def _notes(
     """What a reader must know to take an experiment's figures for what they are."""
     audited = [name for name in sorted(role) if role[name] == "encoder"]
     usual = words.usual(rows, experiment)
-    notes = (_note(rows, experiment, note, audited, usual) for note in words.of(experiment).notes)
+    notes = (
+        _note(rows, experiment, note, audited, usual, words) for note in words.of(experiment).notes
+    )
     return tuple(text for text in notes if text)
 
 
@@ -273,6 +275,7 @@ def _note(
     note: NoteWords,
     audited: Sequence[str],
     usual: Mapping[str, Any],
+    words: Words,
 ) -> str:
     """The note with the audited encoders' figures; empty where there are none."""
     at = {k: v for k, v in {**usual, **note.at}.items() if k not in (note.over, note.tell)}
@@ -289,7 +292,7 @@ def _note(
             zip(settings_of(mine), mine.iter_rows(named=True), strict=True),
             key=lambda pair: pair[0].get(note.over) or 0,
         )
-        values = [_note_value(setting, row, note) for setting, row in entries]
+        values = [_note_value(setting, row, note, words) for setting, row in entries]
         if values:
             listed[name] = ", ".join(values)
     # What is one for the cohort is said once.
@@ -300,10 +303,11 @@ def _note(
     return note.text.format(values="; ".join(parts), n=f"{int(own['n'].to_numpy().max()):,}")
 
 
-def _note_value(setting: Mapping[str, Any], row: Row, note: NoteWords) -> str:
+def _note_value(setting: Mapping[str, Any], row: Row, note: NoteWords, words: Words) -> str:
     if note.tell != "value":
         return str(setting.get(note.tell, "n/a"))
-    where = f" at {note.over} = {setting.get(note.over)}" if note.over else ""
+    over = words.setting_text(row["experiment"], {note.over: setting.get(note.over)})
+    where = f" at {over.removeprefix('at ')}" if note.over and over else ""
     chance = "" if row["null_low"] is None else f" (chance {null_text(row)})"
     return f"{value_text(row)}{where}{chance}"
 

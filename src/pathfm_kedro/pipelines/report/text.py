@@ -14,8 +14,6 @@ Row = Mapping[str, Any]
 _FOLDERS = re.compile(
     r"""(?:(?<=[\s'"(=\[,:;])|^)(?:file://)?(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])+"""
 )
-#: Far below what two decimals show; spelled out, its digits would hide the figures beside it.
-_TINY = 0.0005
 #: Ends of an interval closer than this differ by rounding alone.
 _NO_WIDTH = 1e-9
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
@@ -78,9 +76,13 @@ def interval_text(row: Row) -> str:
     '0.50 [0.40, 0.61]'
     >>> interval_text({"value": -0.2, "ci_low": -0.33, "ci_high": 6.03e-6})
     '−0.20 [−0.33, 0.00]'
+    >>> interval_text({"value": -0.0084, "ci_low": -0.022, "ci_high": 0.0067})
+    '−0.008 [−0.022, 0.007]'
     """
     value, ends = row["value"], (row["ci_low"], row["ci_high"])
-    if value is None or None in ends:
+    # What is counted comes out the same in every resampled cohort.
+    counted = row.get("counts") and ends[0] == ends[1]
+    if value is None or None in ends or counted:
         return value_text(row)
     low, high = (_beside(row, end, (value, *ends)) for end in ends)
     return f"{_beside(row, value, ends)} [{low}, {high}]"
@@ -95,7 +97,12 @@ def has_width(row: Row) -> bool:
     False
     """
     low, high = row["ci_low"], row["ci_high"]
-    return low is None or high is None or abs(high - low) > _NO_WIDTH * max(1.0, abs(high))
+    return (
+        bool(row.get("counts"))
+        or low is None
+        or high is None
+        or abs(high - low) > _NO_WIDTH * max(1.0, abs(high))
+    )
 
 
 def null_text(row: Row) -> str:
@@ -113,7 +120,7 @@ def null_text(row: Row) -> str:
 
 
 def _beside(row: Row, value: float | None, others: Sequence[float]) -> str:
-    """A number as it is read beside others: what is tiny next to them is 0.00.
+    """A number as it is read beside others: all with as many decimals as the largest of them.
 
     One that differs from its threshold keeps the digit that shows it.
     """
@@ -121,12 +128,31 @@ def _beside(row: Row, value: float | None, others: Sequence[float]) -> str:
         return number(value)
     if row.get("counts"):
         return f"{value:,.0f}".replace("-", "−")
-    largest = max((abs(other) for other in others), default=0.0)
-    if 0 < abs(value) < _TINY and abs(value) < largest / 100:
+    text = _with_decimals(value, max(map(abs, (value, *others))))
+    threshold = row.get("threshold")
+    if threshold is None or value == threshold or text != _with_decimals(threshold, 1.0):
+        return text
+    return number(value, 4 if number(value) == number(threshold) else 2)
+
+
+def _with_decimals(value: float, largest: float) -> str:
+    """A number with the decimals that :func:`number` gives the largest beside it.
+
+    Examples
+    --------
+    >>> [_with_decimals(-0.0012, largest) for largest in (0.0, 0.5, 0.034, 41.0)]
+    ['−0.0012', '0.00', '−0.001', '−0.0012']
+    """
+    if value == 0 == largest:
         return "0.00"
-    threshold, text = row.get("threshold"), number(value)
-    same = threshold is not None and value != threshold and text == number(threshold)
-    return number(value, 4) if same else text
+    # Large numbers stand for themselves: what is small beside them may still be of interest.
+    if not 0 < largest < 10:
+        return number(value)
+    shown = number(largest)
+    if "e" in shown:
+        return number(value)
+    text = f"{value:.{len(shown.partition('.')[2])}f}"
+    return text.removeprefix("-" if float(text) == 0 else "").replace("-", "−")
 
 
 def threshold_text(row: Row) -> str:

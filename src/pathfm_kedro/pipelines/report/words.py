@@ -23,6 +23,8 @@ _STRICT = ConfigDict(extra="forbid")
 _PREFIX = "words_"
 #: The block that belongs to the report as a whole.
 _REPORT = "words_report"
+#: Stands for every value of a setting that has no words of its own; ``{}`` in its words is the value.
+ANY = "*"
 #: Settings that are counted: `5 neighbours`.
 _COUNTED = {"k": "neighbour", "n_tiles": "tile", "m": "nearest tile"}
 
@@ -186,6 +188,14 @@ class PlotWords:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ExampleWords:
+    """Of tiles that show how a check fails: what they are together, and each part of an example."""
+
+    title: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ExperimentWords:
     """How an experiment is described to somebody who never met it; see the head of a file of words."""
 
@@ -207,6 +217,7 @@ class ExperimentWords:
     plots: tuple[PlotWords, ...] = ()
     notes: tuple[NoteWords, ...] = ()
     controls: tuple[ControlWords, ...] = ()
+    examples: ExampleWords | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -443,7 +454,9 @@ class Words:
         return text[:1].upper() + text[1:]
 
     def held_against(self, row: Row) -> str:
-        """A figure beside what it must be."""
+        """A figure beside what it must be; without one, why."""
+        if row["value"] is None:
+            return str(row["reason"] or "").split("; ")[0]
         shown = {**row, "counts": self.metric(row).counts}
         return f"{value_text(shown)}, must be {threshold_text(row)}"
 
@@ -541,13 +554,16 @@ def settings_of(rows: pl.DataFrame) -> Sequence[dict[str, Any]]:
 def _entry_text(key: str, value: Any, known: Mapping[str, Mapping[str, str]]) -> str:
     if value is None:
         return ""
-    if isinstance(value, str) and value in known.get(key, {}):
-        return known[key][value]
+    words = known.get(key, {})
+    if isinstance(value, str) and value in words:
+        return words[value]
+    if ANY in words:
+        return words[ANY].format(value)
     if key == "angle":
         return f"at {value:g}°" if isinstance(value, int | float) else f"at {value}"
     if key in _COUNTED and isinstance(value, int):
         return f"{value:,} {_COUNTED[key]}{'' if value == 1 else 's'}"
     if isinstance(value, list):
-        return " and ".join(str(entry) for entry in value)
+        return ", ".join(words.get(str(entry), str(entry)) for entry in value)
     shown = value if isinstance(value, str | int | float) else json.dumps(value)
     return f"{key.replace('_', ' ')} {shown}"

@@ -13,8 +13,8 @@ slides, over the slides whose mosaic has room for it:
 
 Gains are paired: by the same queries and draws
 (:func:`~pathfm_kedro.statistics.vote_gain.macro_f1_gain`). A mosaic of 1000-px patches with its own
-grid and clusters, Yottixel as published, is an encoder's entry with ``tile: {pixels: 1000}``, which
-goes through ``retrieval`` beside that of 224 px.
+grid and clusters, Yottixel as published, is an encoder's entry with ``patch: 1000``, which goes through
+``retrieval`` twice, on the cohort's tiles and on those of 1000 px.
 
 Pitfalls
 --------

@@ -49,6 +49,11 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     cue_conflict_figures,
     cue_conflict_statistics,
 )
+from pathfm_kedro.pipelines.robustness.examples import (
+    center_examples,
+    combine_examples,
+    rotation_examples,
+)
 from pathfm_kedro.pipelines.robustness.feature_agreement import (
     FeatureAgreement,
     feature_agreement_figures,
@@ -385,6 +390,7 @@ def create_pipeline(
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
+        examples_pipeline([e for e in encoders if e not in controls], grids),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
     if same_tissue:
@@ -562,6 +568,38 @@ def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> N
     tables = [f"measurements.robustness.{name}.{e}" for e in encoders]
     tables += [output for extra in more for output in extra.outputs]
     return collected(tables, f"measurements.robustness.{name}", tags=[name])
+
+
+def examples_pipeline(encoders: Sequence[str], grids: TileGrids) -> Pipeline:
+    """Tiles that show how checks fail, of encoders that are no controls."""
+    of_center, parts, tables = [INDEX.name, MARGINS.name], [], []
+    rotation = next(x for x in EXPERIMENTS if x.name == "rotation")
+    for e in encoders:
+        own = [
+            node(
+                named_partial(center_examples, name=e, experiment=x),
+                [grids.dataset(name, e) for name in VECTORS],
+                f"examples.{x}.{e}",
+                name=x,
+                tags=[x, e],
+            )
+            for x in of_center
+        ]
+        if not grids.needs_pixels(rotation, e):
+            inputs = [grids.dataset(name, e) for name in rotation.inputs]
+            own.append(
+                node(
+                    named_partial(rotation_examples, name=e),
+                    [*inputs, "params:rotation"],
+                    f"examples.rotation.{e}",
+                    name="rotation",
+                    tags=["rotation", e],
+                )
+            )
+        tables += [output for part in own for output in part.outputs]
+        parts.append(grouped(e, own))
+    collect = node(combine_examples, tables, "robustness_examples", name="collect")
+    return grouped("examples", [*parts, collect])
 
 
 def same_tissue_pipeline(

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.fields import TileFields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import resize
+from pathfm_kedro.slides.thumbnails import read_tile
 
 _GAP = 4
 
@@ -51,11 +51,8 @@ def draw_gallery(
         if row["label"] in labels and row["center"] in centers:
             top = _GAP + labels.index(row["label"]) * step
             left = _GAP + centers.index(row["center"]) * step
-            side = row["field_um"] / row["slide_mpp"]
-            fields = TileFields(
-                files, row["path"], (row["x"],), (row["y"],), side, int(parameters["pixels"])
-            )
-            tile = next(fields.batches(1))[0][0]
+            slide = {"path": row["path"], "mpp": row["slide_mpp"]}
+            tile = read_tile(files, slide, row, int(parameters["pixels"]))
             image[top : top + cell, left : left + cell] = resize(tile, cell, cell)
     return image
 

@@ -7,9 +7,9 @@ from kedro.pipeline import Node, Pipeline
 from pathfm_kedro.encoders.features.cohort import tiles_of_features
 from pathfm_kedro.pipelines.tile.contact_sheet import draw_contact_sheet, sheet_without_pixels
 from pathfm_kedro.pipelines.tile.gallery import draw_gallery, no_gallery
-from pathfm_kedro.pipelines.tile.tiles import cut_grid, cut_tiles
+from pathfm_kedro.pipelines.tile.tiles import collect_tiles, plan_tiles
 from pathfm_kedro.slides.mosaic import choose_mosaic
-from pathfm_kedro.wiring import TileGrids, grouped, named_partial, node
+from pathfm_kedro.wiring import TileGrids, grouped, named_partial, no_views, node
 
 
 def create_pipeline(
@@ -31,39 +31,46 @@ def create_pipeline(
     grids = grids or TileGrids()
     shown = _without_pictures() if grids.without_slides else _pictures()
     more = [
-        grouped(grid, [_cut(grid, pixels, mpp, grids)])
-        for grid, (pixels, mpp) in (sizes or {}).items()
+        grouped(grid, _cut(grid, size, grids, f"{grid}_tiles"))
+        for grid, size in (sizes or {}).items()
     ]
-    return grouped("tile", [_brought(of_features) if of_features else _found(), *shown, *more])
+    found = _brought(of_features) if of_features else _cut("", None, grids, "tiles")
+    return grouped("tile", [*found, *shown, *more])
 
 
-def _found() -> Node:
-    return node(
-        cut_tiles,
-        ["slides", "slide_files", "params:tile", "params:engine"],
-        ["tiles", "tiling"],
-        name="cut_tiles",
+def _brought(encoder: str) -> list[Node]:
+    """Tiles where an encoder's files have vectors; no slide is searched for tissue."""
+    return [
+        node(no_views, "params:engine", "slide_tiles", name="no_slide_tiles"),
+        node(
+            named_partial(tiles_of_features, name=encoder, choose_mosaic=choose_mosaic),
+            ["slides", f"params:encoders.{encoder}", "params:tile", "params:engine"],
+            ["tiles", "tiling"],
+            name="tiles_of_features",
+        ),
+    ]
+
+
+def _cut(grid: str, size: tuple[int, float] | None, grids: TileGrids, named: str) -> list[Node]:
+    """Tiles of tissue, slide by slide, and the tables of all; of a size that a grid has."""
+    bound = {} if size is None else {"size": size}
+    shards, *tables = (
+        grids.in_grid(name, grid) if grid else name for name in ("slide_tiles", "tiles", "tiling")
     )
-
-
-def _brought(encoder: str) -> Node:
-    """Tiles where an encoder's files have vectors."""
-    return node(
-        named_partial(tiles_of_features, name=encoder, choose_mosaic=choose_mosaic),
-        ["slides", f"params:encoders.{encoder}", "params:tile", "params:engine"],
-        ["tiles", "tiling"],
-        name="tiles_of_features",
-    )
-
-
-def _cut(grid: str, pixels: int, mpp: float, grids: TileGrids) -> Node:
-    """Tiles of another size."""
-    return node(
-        named_partial(cut_grid, pixels=pixels, mpp=mpp),
-        ["slides", "slide_files", "params:tile", "params:engine"],
-        [grids.in_grid(table, grid) for table in ("tiles", "tiling")],
-        name=f"cut_{grid}",
-    )
+    return [
+        node(
+            named_partial(plan_tiles, **bound),
+            ["slides", "slide_files", "params:tile", "params:engine"],
+            shards,
+            name=f"cut_{named}",
+        ),
+        node(
+            named_partial(collect_tiles, **bound),
+            ["slides", shards, "params:tile", "params:engine"],
+            tables,
+            name=f"collect_{named}",
+        ),
+    ]
 
 
 def _pictures() -> list[Node]:

@@ -1,30 +1,31 @@
-"""Cut every usable slide into tiles of tissue and choose its mosaic."""
+"""Cut every usable slide into tiles of tissue and choose its mosaic.
+
+Each slide is a job that leaves a shard, so that a run that was killed finds no slide's tissue twice;
+the tables of the cohort are put together from the shards.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.engine import EngineSettings, Note, map_in_order
+from pathfm_kedro.engine import EngineSettings, Note, ShardPlan, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
-from pathfm_kedro.slides.files import SlideError, SlideFiles, reason_for_table
-from pathfm_kedro.slides.mosaic import choose_mosaic, colour_clusters
-from pathfm_kedro.slides.readers import SlideReader, read_field
+from pathfm_kedro.engine.versions import package_versions
+from pathfm_kedro.pipelines.tile.found_tiles import Found, SlideTiles, tiles_of_one, why_no_tile
+from pathfm_kedro.slides.fields import decoders_of
+from pathfm_kedro.slides.files import SlideFiles, reason_for_table
 from pathfm_kedro.slides.tissue import (
-    TileGrid,
     TissueSettings,
-    read_overview,
-    sharpness,
-    tile_grid,
-    tissue_mask,
 )
-from pathfm_kedro.statistics.sampling import tiles_of_slide
 from pathfm_kedro.statistics.tables import TILES_SCHEMA
 
 _TILING_SCHEMA: dict[str, pl.DataType] = {
@@ -37,13 +38,127 @@ _TILING_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
+#: Parameters that decide about the tiles of a slide.
+_DECIDING = (
+    "pixels",
+    "mpp",
+    "min_tissue_fraction",
+    "max_tiles_per_slide",
+    "overview_mpp",
+    "tissue",
+    "mosaic",
+    "seed",
+)
+#: Raised with any change of how tiles are found.
+_REVISION = "1"
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """The tiles of one slide.
+
+    Attributes
+    ----------
+    row
+        Of the slides table.
+    files
+        The cohort's folder.
+    parameters
+        Of :func:`cut_tiles`.
+    """
+
+    row: Mapping[str, Any]
+    files: SlideFiles
+    parameters: Mapping[str, Any]
+
+    @property
+    def slide_id(self) -> str:
+        """The slide whose tiles these are."""
+        return str(self.row["slide_id"])
+
+    def header(self) -> dict[str, str]:
+        """What the tiles depend on: slide, parameters, software."""
+        packages = (*decoders_of(PurePath(self.row["path"])), "numpy", "scikit-learn", "scipy")
+        described = {
+            "revision": _REVISION,
+            "parameters": {name: self.parameters.get(name) for name in _DECIDING},
+            "size": [self.row[name] for name in ("width", "height", "mpp")],
+            "packages": package_versions(packages),
+        }
+        return {
+            "slide": str(self.row["fingerprint"]),
+            "tiles": json.dumps(described, sort_keys=True),
+        }
+
+    def compute(self) -> dict[str, NDArray[np.generic]]:
+        """A tensor [n_tiles] for each of the grid's columns, and ``facts`` about the slide."""
+        return self.found().tensors()
+
+    def found(self) -> Found:
+        """What the slide gives."""
+        from threadpoolctl import threadpool_limits
+
+        # k-means adds up in the order of its threads: with one, the mosaic does not depend on the
+        # machine.
+        with threadpool_limits(1):
+            return tiles_of_one(self.row, self.files, self.parameters)
+
+
+def plan_tiles(
+    slides: pl.DataFrame,
+    files: SlideFiles,
+    parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *,
+    size: tuple[int, float] | None = None,
+) -> ShardPlan:
+    """Plan the tiles of every usable slide; the dataset runs the jobs.
+
+    Parameters
+    ----------
+    slides, files, parameters, engine
+        As of :func:`cut_tiles`.
+    size
+        Pixels and micrometres per pixel of a tile, where they are not those of the parameters.
+    """
+    jobs = _jobs(slides, files, _sized(parameters, size))
+    return ShardPlan(jobs, EngineSettings(**engine), "finding tissue")
+
+
+def collect_tiles(
+    slides: pl.DataFrame,
+    slide_tiles: SlideTiles,
+    parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    *,
+    size: tuple[int, float] | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Tables of the cohort from the shards of its slides; results are those of :func:`cut_tiles`.
+
+    Parameters
+    ----------
+    slides
+        The slides table.
+    slide_tiles
+        What :func:`plan_tiles` left.
+    parameters, engine, size
+        As of :func:`plan_tiles`.
+    """
+    parameters, failed = _sized(parameters, size), slide_tiles.failures
+    found: list[tuple[Mapping[str, Any], Found | str]] = [
+        (row, failed.get(row["slide_id"]) or Found.read(slide_tiles, row["slide_id"]))
+        for row in _usable(slides)
+    ]
+    return _tables(found, parameters, EngineSettings(**engine))
+
+
 def cut_tiles(
     slides: pl.DataFrame,
     files: SlideFiles,
     parameters: Mapping[str, Any],
     engine: Mapping[str, Any],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Tiles of tissue of every usable slide.
+    """Tiles of tissue of every usable slide, at once and without shards.
 
     Parameters
     ----------
@@ -72,57 +187,68 @@ def cut_tiles(
     TooManyFailedError
         If more slides give no tile than ``engine.max_failed_share`` allows.
     """
-    from threadpoolctl import threadpool_limits
-
-    _refuse_bad_parameters(parameters)
-    rows = slides.filter(pl.col("status") == "usable").sort("slide_id").to_dicts()
     settings = EngineSettings(**engine)
-    # k-means adds up in the order of its threads: with one, the mosaic does not depend on the machine.
-    with threadpool_limits(1):
-        outcomes = map_in_order(
-            lambda row: _tile_slide(row, files, parameters),
-            rows,
-            settings,
-            "finding tissue",
-            lambda found: Note(found.table.height, reason=_why_no_tile(found, parameters)),
-        )
-    tables, tiling = [], []
-    for outcome in outcomes:
-        slide_id = outcome.item["slide_id"]
-        if outcome.reason is not None:
-            reason = reason_for_table(outcome.reason, outcome.item)
-            tiling.append(_tiling_row(slide_id, None, 0.0, reason))
-            continue
-        found = outcome.result
-        tables.append(found.table)
-        tiling.append(
-            _tiling_row(slide_id, found.table, found.tissue_mm2, _why_no_tile(found, parameters))
-        )
-    reasons = {row["slide_id"]: row["reason"] for row in tiling if row["reason"]}
-    refuse_too_many_failed(reasons, len(rows), settings)
-    empty = pl.DataFrame(schema=TILES_SCHEMA)
-    return pl.concat([empty, *tables]), pl.DataFrame(tiling, schema=_TILING_SCHEMA)
+    outcomes = map_in_order(
+        TileJob.found,
+        _jobs(slides, files, parameters),
+        settings,
+        "finding tissue",
+        lambda found: Note(len(found.x), reason=why_no_tile(found, parameters)),
+    )
+    found = [(outcome.item.row, outcome.reason or outcome.result) for outcome in outcomes]
+    return _tables(found, parameters, settings)
 
 
-def cut_grid(
-    slides: pl.DataFrame,
-    files: SlideFiles,
+def _sized(parameters: Mapping[str, Any], size: tuple[int, float] | None) -> Mapping[str, Any]:
+    return parameters if size is None else {**parameters, "pixels": size[0], "mpp": size[1]}
+
+
+def _usable(slides: pl.DataFrame) -> list[dict[str, Any]]:
+    return slides.filter(pl.col("status") == "usable").sort("slide_id").to_dicts()
+
+
+def _jobs(
+    slides: pl.DataFrame, files: SlideFiles, parameters: Mapping[str, Any]
+) -> Sequence[TileJob]:
+    _refuse_bad_parameters(parameters)
+    return [TileJob(row, files, parameters) for row in _usable(slides)]
+
+
+def _tables(
+    found: Iterable[tuple[Mapping[str, Any], Found | str]],
     parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    *,
-    pixels: int,
-    mpp: float,
+    engine: EngineSettings,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """As :func:`cut_tiles`, of tiles of another size than the cohort's.
+    """Tiles and tiling of slides, each with what it gave or why its job failed."""
+    tables, tiling = [pl.DataFrame(schema=TILES_SCHEMA)], []
+    for row, own in found:
+        if isinstance(own, str):
+            tiling.append(_tiling_row(row["slide_id"], None, reason_for_table(own, row)))
+            continue
+        tables.append(_table(row["slide_id"], own, parameters))
+        tiling.append(_tiling_row(row["slide_id"], own, why_no_tile(own, parameters)))
+    reasons = {row["slide_id"]: row["reason"] for row in tiling if row["reason"]}
+    refuse_too_many_failed(reasons, len(tiling), engine)
+    return pl.concat(tables), pl.DataFrame(tiling, schema=_TILING_SCHEMA)
 
-    Parameters
-    ----------
-    slides, files, parameters, engine
-        As of :func:`cut_tiles`.
-    pixels, mpp
-        Side of a tile and its resolution.
-    """
-    return cut_tiles(slides, files, {**parameters, "pixels": pixels, "mpp": mpp}, engine)
+
+def _table(slide_id: str, found: Found, parameters: Mapping[str, Any]) -> pl.DataFrame:
+    pixels, mpp = int(parameters["pixels"]), float(parameters["mpp"])
+    n = len(found.x)
+    return pl.DataFrame(
+        {
+            "tile_id": [f"{slide_id}@{x}_{y}" for x, y in zip(found.x, found.y, strict=True)],
+            "slide_id": [slide_id] * n,
+            "x": found.x,
+            "y": found.y,
+            "field_um": np.full(n, pixels * mpp),
+            "mpp": np.full(n, mpp),
+            "tissue_fraction": found.tissue_fraction,
+            "in_mosaic": found.in_mosaic,
+            "colour_cluster": found.colour_cluster,
+        },
+        schema=TILES_SCHEMA,
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -164,150 +290,12 @@ def _refuse_bad_parameters(parameters: Mapping[str, Any]) -> None:
     TissueSettings.from_parameters(parameters.get("tissue", {}))
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a slide gave.
-
-    Attributes
-    ----------
-    table
-        Its tiles.
-    tissue_mm2
-        Area of its tissue.
-    most
-        Largest tissue fraction of any tile.
-    pen_share
-        Of what is coloured, the share that was left out as pen; looked at where there is no tile.
-    most_with_pen
-        Largest tissue fraction of any tile, had no pen been left out.
-    """
-
-    table: pl.DataFrame
-    tissue_mm2: float
-    most: float
-    pen_share: float = 0.0
-    most_with_pen: float = 0.0
-
-
-def _tile_slide(row: Mapping[str, Any], files: SlideFiles, parameters: Mapping[str, Any]) -> _Found:
-    pixels, mpp = int(parameters["pixels"]), float(parameters["mpp"])
-    field_um = pixels * mpp
-    side = field_um / row["mpp"]
-    # Two per cent cover rounding in vendors' figures (0.2527 for 0.25); more would invent detail.
-    if row["mpp"] > mpp * 1.02:
-        raise SlideError(
-            f"the slide has {row['mpp']:g} micrometres per pixel, coarser than the tiles' {mpp:g}: "
-            "raise tile.mpp for this cohort or rescan"
-        )
-    if side > min(row["width"], row["height"]) + 0.5:
-        raise SlideError(
-            f"a tile of {field_um:g} micrometres is larger than the slide: lower tile.pixels or "
-            "tile.mpp for this cohort"
-        )
-    tissue = TissueSettings.from_parameters(parameters.get("tissue", {}))
-    # A slide that lacks part of a px for one tile has that tile.
-    fitting = min(side, row["width"], row["height"])
-    with files.open(row["path"]) as reader:
-        overview = read_overview(reader, row["mpp"], float(parameters["overview_mpp"]))
-        um_per_px = overview.scale * row["mpp"]
-        mask = tissue_mask(overview.image, tissue, um_per_px)
-        grid = tile_grid(overview, mask, row["width"], row["height"], fitting)
-        most = float(grid.tissue_fraction.max())
-        grid = grid.where(grid.tissue_fraction >= float(parameters["min_tissue_fraction"]))
-        grid = _in_focus(grid, reader, pixels, tissue.min_sharpness)
-    area_mm2 = float(mask.sum()) * (um_per_px / 1000) ** 2
-    grid = _capped(grid, parameters["max_tiles_per_slide"], row["slide_id"], parameters["seed"])
-    clusters, chosen = _mosaic(grid, parameters)
-    ids = [f"{row['slide_id']}@{x}_{y}" for x, y in zip(grid.x, grid.y, strict=True)]
-    table = pl.DataFrame(
-        {
-            "tile_id": ids,
-            "slide_id": [row["slide_id"]] * len(ids),
-            "x": grid.x,
-            "y": grid.y,
-            "field_um": np.full(len(ids), field_um),
-            "mpp": np.full(len(ids), mpp),
-            "tissue_fraction": grid.tissue_fraction,
-            "in_mosaic": chosen,
-            "colour_cluster": clusters,
-        },
-        schema=TILES_SCHEMA,
-    )
-    found = _Found(table, area_mm2, most)
-    if table.height or not tissue.leave_out_pen:
-        return found
-    with_pen = tissue_mask(overview.image, replace(tissue, leave_out_pen=False), um_per_px)
-    coloured = int(with_pen.sum())
-    shares = tile_grid(overview, with_pen, row["width"], row["height"], fitting).tissue_fraction
-    return replace(
-        found,
-        pen_share=1 - int((mask & with_pen).sum()) / coloured if coloured else 0.0,
-        most_with_pen=float(shares.max()),
-    )
-
-
-def _why_no_tile(found: _Found, parameters: Mapping[str, Any]) -> str:
-    """Why a slide gives no tile, from what :func:`_tile_slide` found; empty where it gives some."""
-    if found.table.height:
-        return ""
-    area, most, least = found.tissue_mm2, found.most, float(parameters["min_tissue_fraction"])
-    if found.pen_share > 0 and most < least <= found.most_with_pen:
-        return (
-            f"pen marks were left out, {found.pen_share:.0%} of what is coloured on this slide, and no "
-            f"tile is tissue to {least:.0%} without them: if that colour is a stain (green, or strong "
-            "blue or red), set tile.tissue.leave_out_pen to false for this cohort"
-        )
-    if area == 0:
-        return "no tissue was found on this slide"
-    if most >= least:
-        return (
-            f"every tile is less sharp than {parameters['tissue']['min_sharpness']:g}: scan the slide "
-            "again, or lower tile.tissue.min_sharpness for this cohort"
-        )
-    return (
-        f"no tile is tissue to {least:.0%}, the most is {most:.0%}: lower tile.min_tissue_fraction for "
-        "this cohort"
-    )
-
-
-def _in_focus(grid: TileGrid, reader: SlideReader, pixels: int, least: float | None) -> TileGrid:
-    """The tiles that are sharp enough; read one by one, since all of a slide do not fit in memory."""
-    if least is None:
-        return grid
-    fields = (
-        read_field(reader, x, y, grid.side, pixels) for x, y in zip(grid.x, grid.y, strict=True)
-    )
-    return grid.where(np.array([sharpness(field) >= least for field in fields], bool))
-
-
-def _capped(grid: TileGrid, limit: int | None, slide_id: str, seed: int) -> TileGrid:
-    """At most `limit` tiles, sampled at random with a seed of the slide's own, in grid order."""
-    if limit is None or len(grid.x) <= limit:
-        return grid
-    keep = np.zeros(len(grid.x), bool)
-    keep[tiles_of_slide(len(grid.x), limit, slide_id, seed)] = True
-    return grid.where(keep)
-
-
-def _mosaic(
-    grid: TileGrid, parameters: Mapping[str, Any]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    if not len(grid.x):
-        return np.zeros(0, np.int64), np.zeros(0, bool)
-    mosaic, seed = parameters["mosaic"], int(parameters["seed"])
-    clusters = colour_clusters(grid.mean_rgb, int(mosaic["colour_clusters"]), seed)
-    positions = np.stack([grid.x, grid.y], axis=1)
-    return clusters, choose_mosaic(clusters, positions, float(mosaic["share"]), seed)
-
-
-def _tiling_row(
-    slide_id: str, table: pl.DataFrame | None, area: float, reason: str
-) -> dict[str, Any]:
+def _tiling_row(slide_id: str, found: Found | None, reason: str) -> dict[str, Any]:
     return {
         "slide_id": slide_id,
-        "n_tiles": 0 if table is None else table.height,
-        "n_mosaic": 0 if table is None else int(table["in_mosaic"].sum()),
-        "tissue_mm2": area,
+        "n_tiles": 0 if found is None else len(found.x),
+        "n_mosaic": 0 if found is None else int(found.in_mosaic.sum()),
+        "tissue_mm2": 0.0 if found is None else found.facts.tissue_mm2,
         "status": "unusable" if reason else "tiled",
         "reason": reason,
     }

@@ -107,10 +107,11 @@ def test_blocks_change_nothing(monkeypatch, name, entries):
     np.testing.assert_array_equal(blocked, whole)
 
 
-def test_packed_bits_are_those_of_plain_python():
-    mosaic = mosaic_of(dimension=21)
+@pytest.mark.parametrize("dimension", [2, 21, 330, 1024])
+def test_packed_bits_are_those_of_plain_python(dimension):
+    mosaic = mosaic_of(dimension=dimension)
     packed = barcodes(mosaic.vectors)
-    unpacked = np.unpackbits(packed, axis=1)[:, :20]
+    unpacked = np.unpackbits(packed, axis=1)[:, : dimension - 1]
     assert unpacked.tolist() == [bits(row) for row in mosaic.vectors]
     expected = (unpacked[:, None] != unpacked).sum(axis=2)
     np.testing.assert_array_equal(hamming(packed, packed), expected)

@@ -6,17 +6,11 @@ twice the distance of ``maxsim``; what it adds is the length of the vectors.
 
 from __future__ import annotations
 
-from functools import partial
-
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
-from pathfm_kedro.pipelines.retrieve.families.vectors import mean_by_slide, set_to_set, symmetrised
+from pathfm_kedro.pipelines.retrieve.families.vectors import mean_by_slide, set_to_set_both_ways
 from pathfm_kedro.statistics.mosaic import Mosaic
 
 
 def chamfer(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     """Mean squared distance to the nearest patch, in both directions: [n_queries, n_archive]."""
-    return symmetrised(partial(_directed, p=p), queries, archive)
-
-
-def _directed(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
-    return set_to_set(queries, archive, "euclidean", mean_by_slide, p.precision)
+    return set_to_set_both_ways(queries, archive, "euclidean", mean_by_slide, p.precision)

@@ -7,15 +7,12 @@ median.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
 from pathfm_kedro.pipelines.retrieve.families.vectors import (
     mean_by_slide,
-    set_to_set,
-    symmetrised,
+    set_to_set_both_ways,
 )
 from pathfm_kedro.statistics.mosaic import Mosaic
 from pathfm_kedro.statistics.mutual_knn import unit
@@ -28,14 +25,14 @@ def maxsim(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     ----------
     Khattab & Zaharia, ColBERT, SIGIR 2020.
     """
-    return symmetrised(partial(_directed, p=p), queries, archive)
+    return set_to_set_both_ways(queries, archive, "cosine", mean_by_slide, p.precision)
 
 
 def maxsim_pooled(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     """Late interaction of at most ``tokens`` vectors per slide, see :func:`pooled_patches`."""
     left = pooled_patches(queries, p.tokens)
     right = left if queries is archive else pooled_patches(archive, p.tokens)
-    return symmetrised(partial(_directed, p=p), left, right)
+    return maxsim(left, right, p)
 
 
 def pooled_patches(mosaic: Mosaic, tokens: int) -> Mosaic:
@@ -57,7 +54,3 @@ def pooled_patches(mosaic: Mosaic, tokens: int) -> Mosaic:
         parts.append(rows.astype(np.float32))
     sizes = np.array([len(part) for part in parts])
     return Mosaic(mosaic.slides, np.concatenate(parts), np.cumsum(sizes) - sizes)
-
-
-def _directed(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
-    return set_to_set(queries, archive, "cosine", mean_by_slide, p.precision)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
-import numpy as np
-
-from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
+from pathfm_kedro.pipelines.retrieve.families.settings import (
+    Distance,
+    FamilySettings,
+    Floats,
+    Ints,
+)
 from pathfm_kedro.pipelines.retrieve.families.vectors import (
     as_distance,
     median_by_slide,
-    nearest_patches,
-    symmetrised,
+    set_to_set,
+    set_to_set_both_ways,
 )
 from pathfm_kedro.statistics.mosaic import Mosaic
 
@@ -40,17 +43,15 @@ def median_min(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     >>> median_min(mosaic, mosaic, FamilySettings(distance="euclidean")).tolist()
     [[0.0, 1.5], [1.0, 0.0]]
     """
-    return _median_min(queries, archive, p)
+    return set_to_set(queries, archive, p.distance, _median_of(p.distance), p.precision)
 
 
 def median_min_symmetric(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
     """Mean of Yottixel's distance in both directions: ``(D(q, c) + D(c, q)) / 2``."""
-    return symmetrised(partial(_median_min, p=p), queries, archive)
+    reduce = _median_of(p.distance)
+    return set_to_set_both_ways(queries, archive, p.distance, reduce, p.precision)
 
 
-def _median_min(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
-    result = np.empty((len(queries.starts), len(archive.starts)))
-    for some, nearest in nearest_patches(queries, archive, p.distance, p.precision):
-        # The root before the median: of an even number of patches it is a mean of two.
-        result[some] = median_by_slide(as_distance(nearest, p.distance), queries.sizes[some]).T
-    return result
+def _median_of(distance: Distance) -> Callable[[Floats, Ints], Floats]:
+    # The root before the median: of an even number of patches it is a mean of two.
+    return lambda values, sizes: median_by_slide(as_distance(values, distance), sizes)

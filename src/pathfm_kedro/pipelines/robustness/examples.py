@@ -1,0 +1,176 @@
+"""Tiles that show how a check fails, for the report to draw: their places alone, no pixels.
+
+- ``rotation``: the tiles that lose most of their neighbours when all are rotated by 90°, the neighbours
+  that they lose and those that take their place;
+- ``robustness_index`` and ``robustness_margins``: the tiles whose nearest of another label in the same
+  center is nearer than the nearest of the same label in another center by most (cosine similarity).
+
+Neighbours are of other patients. Examples of one encoder are of different patients. They are the worst
+cases and no sample: how often they occur is what the check measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pathfm_kedro.pipelines.robustness.rotation import (
+    QUARTER_TURN,
+    ROTATED,
+    Rotation,
+    rotation_views,
+)
+from pathfm_kedro.statistics.bootstrap import patient_codes
+from pathfm_kedro.statistics.mutual_knn import candidate_counts, nearest, shared, unit
+from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
+from pathfm_kedro.views import embedded_views
+
+Ints = NDArray[np.int64]
+
+#: One row per tile of an example. part: what it is in the example; angle: by which it is shown rotated;
+#: similarity: cosine to the example's first tile, null where neighbours are ranked by another distance.
+EXAMPLES_SCHEMA: dict[str, pl.DataType] = {
+    "experiment": pl.String(),
+    "encoder": pl.String(),
+    "example": pl.Int64(),
+    "part": pl.String(),
+    "tile_id": pl.String(),
+    "slide_id": pl.String(),
+    "x": pl.Int64(),
+    "y": pl.Int64(),
+    "field_um": pl.Float64(),
+    "angle": pl.Int64(),
+    "similarity": pl.Float64(),
+}
+#: Examples of an encoder: more are not looked at.
+N_EXAMPLES = 3
+#: Neighbours shown of those lost, and of those in their place.
+_SHOWN = 2
+#: Tiles among which examples are looked for: every pair of them is compared.
+_MOST_TILES = 2_000
+
+
+def rotation_examples(
+    views: Embeddings, pool: pl.DataFrame, parameters: dict[str, Any], *, name: str
+) -> pl.DataFrame:
+    """Tiles that keep fewest neighbours when they are rotated by 90°.
+
+    Parameters
+    ----------
+    views
+        Vectors of the rotated tiles.
+    pool
+        The tiles.
+    parameters
+        Of the experiment ``rotation``.
+    name
+        The encoder.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`EXAMPLES_SCHEMA`.
+    """
+    p = read_parameters(Rotation, "rotation", parameters)
+    found = embedded_views(views, pool, rotation_views(p, 1).settings, "rotation")
+    k, tiles = p.k[0], found.tiles
+    patients, _ = patient_codes(tiles["patient_id"].to_numpy())
+    if tiles.is_empty() or candidate_counts(patients).min() < k:
+        return pl.DataFrame(schema=EXAMPLES_SCHEMA)
+    before, after = (
+        nearest(found.at(ROTATED, angle=angle), patients, k, p.distances[0])
+        for angle in (0, QUARTER_TURN)
+    )
+    kept = shared(before, after)
+    rows: list[dict[str, Any]] = []
+    for number, tile in enumerate(_worst(-kept, patients, kept < 1), 1):
+        lost = [i for i in before[tile] if i not in after[tile]][:_SHOWN]
+        gained = [i for i in after[tile] if i not in before[tile]][:_SHOWN]
+        parts = [("tile", tile, 0), ("turned", tile, QUARTER_TURN)]
+        parts += [("lost", i, 0) for i in lost] + [("gained", i, QUARTER_TURN) for i in gained]
+        rows += [
+            {**_place(tiles, i), "example": number, "part": part, "angle": angle}
+            for part, i, angle in parts
+        ]
+    return _table(rows, "rotation", name)
+
+
+def center_examples(
+    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, *, name: str, experiment: str
+) -> pl.DataFrame:
+    """Tiles to which their own center is nearer than their label elsewhere.
+
+    Parameters
+    ----------
+    slides, tiles, embeddings
+        The tables, and vectors of all tiles.
+    name
+        The encoder.
+    experiment
+        Which check they are shown with.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`EXAMPLES_SCHEMA`.
+    """
+    rows = tile_rows(slides, tiles, embeddings.slide_ids)
+    n = min(rows.height, _MOST_TILES)
+    chosen = np.unique(np.linspace(0, rows.height - 1, n).astype(np.int64)) if n else np.arange(0)
+    vectors = unit(chosen_vectors(rows, chosen, embeddings))
+    own = rows[chosen]
+    codes = {
+        name: patient_codes(own[name].fill_null("").to_numpy().astype(str))[0]
+        for name in ("patient_id", "center", "label")
+    }
+    other, center, label = (
+        codes["patient_id"][:, None] != codes["patient_id"],
+        codes["center"][:, None] == codes["center"],
+        codes["label"][:, None] == codes["label"],
+    )
+    similarity = vectors @ vectors.T
+    beside = np.where(other & center & ~label, similarity, -np.inf)
+    elsewhere = np.where(other & ~center & label, similarity, -np.inf)
+    both = np.isfinite(beside).any(axis=1) & np.isfinite(elsewhere).any(axis=1)
+    excess = np.full(len(own), -np.inf)
+    excess[both] = beside[both].max(axis=1) - elsewhere[both].max(axis=1)
+    shown: list[dict[str, Any]] = []
+    for number, tile in enumerate(_worst(excess, codes["patient_id"], excess > 0), 1):
+        shown.append({**_place(own, tile), "example": number, "part": "tile", "angle": 0})
+        for part, near in (("same_center", beside), ("same_label", elsewhere)):
+            i = int(near[tile].argmax())
+            told = {"example": number, "part": part, "angle": 0, "similarity": near[tile, i]}
+            shown.append({**_place(own, i), **told})
+    return _table(shown, experiment, name)
+
+
+def combine_examples(*tables: pl.DataFrame) -> pl.DataFrame:
+    """Examples of all experiments and encoders, one below the other."""
+    return pl.concat([pl.DataFrame(schema=EXAMPLES_SCHEMA), *tables])
+
+
+def _worst(
+    badness: NDArray[np.floating[Any]], patients: Ints, fails: NDArray[np.bool_]
+) -> Iterator[int]:
+    """The worst tiles that fail, of different patients; ties in the order of rows."""
+    seen: set[int] = set()
+    for i in np.argsort(-badness, kind="stable"):
+        if len(seen) == N_EXAMPLES or not fails[i]:
+            return
+        if int(patients[i]) not in seen:
+            seen.add(int(patients[i]))
+            yield int(i)
+
+
+def _place(tiles: pl.DataFrame, row: int) -> dict[str, Any]:
+    return tiles.select("tile_id", "slide_id", "x", "y", "field_um").row(row, named=True)
+
+
+def _table(rows: Sequence[dict[str, Any]], experiment: str, encoder: str) -> pl.DataFrame:
+    told = {"experiment": experiment, "encoder": encoder}
+    return to_schema([{**row, **told} for row in rows], EXAMPLES_SCHEMA)

@@ -1,0 +1,175 @@
+"""``kedro triplets``: ask a pathologist whether what an encoder finds alike is alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pathfm_kedro.search_command import EmbeddedCohort
+
+_DRAWS = 2_000
+_ANSWERS = ("0", "1", "2", "")
+
+
+@click.group(name="triplets")
+def triplets() -> None:
+    """Blinded triplets of tiles for a pathologist, and what the answers say."""
+
+
+@triplets.command("export")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--env", "-e", default=None, help="The cohort; phantom by default.")
+@click.option("--encoder", help="Whose nearest tiles are shown; the cohort's first by default.")
+@click.option("--key", type=click.Path(path_type=Path, dir_okay=False),
+              help="The key, not for readers; FOLDER-key.csv beside FOLDER by default.")  # fmt: skip
+@click.option("--n", "wanted", type=click.IntRange(1), default=30, show_default=True,
+              help="Triplets.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all choices.")
+def export(
+    folder: Path, env: str | None, encoder: str | None, key: Path | None, wanted: int, seed: int
+) -> None:
+    """Write FOLDER/triplets.html and FOLDER/answers.csv for a reader, and the key elsewhere."""
+    import polars as pl
+
+    from pathfm_kedro.search_command import EmbeddedCohort
+    from pathfm_kedro.statistics.triplets import choose_triplets
+    from pathfm_kedro.triplet_page import render_triplets
+
+    key = key or folder.with_name(f"{folder.resolve().name}-key.csv")
+    if key.resolve().is_relative_to(folder.resolve()):
+        raise click.ClickException(f"{key} lies in {folder}, which readers get: give another --key")
+    for path in (folder, key):
+        if path.exists():
+            raise click.ClickException(f"{path} exists: give another name or remove it first")
+    cohort = EmbeddedCohort.open(env, encoder)
+    mosaic = cohort.archive
+    slide_of = mosaic.slide_of_patch
+    patients = mosaic.slides["patient"].to_numpy()[slide_of]
+    try:
+        chosen = choose_triplets(mosaic.vectors, patients, wanted, seed)
+        shown = [
+            (row["triplet"], tuple(_source(cohort, row[part]) for part in _PARTS))
+            for row in chosen.iter_rows(named=True)
+        ]
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    folder.mkdir(parents=True)
+    (folder / "triplets.html").write_text(render_triplets(shown), encoding="utf-8")
+    chosen.select("triplet", answer=pl.lit("")).write_csv(folder / "answers.csv")
+    key.parent.mkdir(parents=True, exist_ok=True)
+    _key(chosen, cohort).write_csv(key)
+    click.echo(
+        f"{folder} written for the reader: {chosen.height} triplets of "
+        f"{chosen['patient'].n_unique()} patients\n{key} is the key: keep it from the reader\n"
+        f"Then: kedro triplets read {folder / 'answers.csv'} --key {key}"
+    )
+
+
+@triplets.command("read")
+@click.argument("answers", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
+              help="The key that was written with the triplets.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+def read(answers: Path, key: Path, seed: int) -> None:
+    """Say how often ANSWERS chose the encoder's nearest tile, with a 95% interval over patients."""
+    from pathfm_kedro.pipelines.report.text import interval_text
+    from pathfm_kedro.statistics.triplets import CHANCE, agreement_with_reader
+
+    table, known = _answers(answers), _table(key, ("triplet", "nearest", "patient", "encoder"))
+    strange = table.join(known, on="triplet", how="anti")
+    if strange.height:
+        raise click.ClickException(
+            f"{answers}: triplet {strange['triplet'][0]} is not in {key}: give the key that was "
+            "written with these triplets"
+        )
+    found = agreement_with_reader(known, table, _DRAWS, seed)
+    if found.value is None:
+        click.echo(
+            f"Agreement with {known['encoder'][0]}: not measured, since nothing was answered"
+        )
+        return
+    row = {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+    low = 0.0 if found.ci_low is None else found.ci_low
+    high = 1.0 if found.ci_high is None else found.ci_high
+    said = "above" if low > CHANCE else "below" if high < CHANCE else "not told from"
+    click.echo(
+        f"Agreement with {known['encoder'][0]}: {interval_text(row)}, {said} chance ({CHANCE:.2f}); "
+        f"{found.n} answers on tiles of {found.n_patients} patients, "
+        f"{known.height - found.n} triplets undecided"
+    )
+
+
+_PARTS = ("tile", "first", "second")
+
+
+def _source(cohort: EmbeddedCohort, patch: int) -> str:
+    """The picture of a patch of the mosaic."""
+    from pathfm_kedro.slides.thumbnails import jpeg_source, read_tile
+
+    slide, tile = _slide_and_tile(cohort, patch)
+    return jpeg_source(
+        read_tile(cohort.files, slide, tile, int(cohort.parameters["tile"]["pixels"]))
+    )
+
+
+def _slide_and_tile(
+    cohort: EmbeddedCohort, patch: int
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    mosaic = cohort.archive
+    at = int(mosaic.slide_of_patch[patch])
+    slide_id = mosaic.slides["slide_id"][at]
+    slide = cohort.slides.filter(slide_id=slide_id).row(0, named=True)
+    own = cohort.tiles.filter("in_mosaic", slide_id=slide_id).sort("tile_id")
+    return slide, own.row(patch - int(mosaic.starts[at]), named=True)
+
+
+def _key(chosen: pl.DataFrame, cohort: EmbeddedCohort) -> pl.DataFrame:
+    """What each triplet is: no cell can be read as a formula, patients are numbers."""
+    import polars as pl
+
+    from pathfm_kedro.pipelines.report.text import safe_cells
+
+    named = {
+        f"{part}_id": pl.Series([_slide_and_tile(cohort, i)[1]["tile_id"] for i in chosen[part]])
+        for part in _PARTS
+    }
+    told = chosen.select("triplet", "nearest", "patient", encoder=pl.lit(cohort.encoder))
+    return safe_cells(told.with_columns(**named))
+
+
+def _answers(path: Path) -> pl.DataFrame:
+    table = _table(path, ("triplet", "answer"))
+    for row in table.iter_rows(named=True):
+        if row["answer"] not in _ANSWERS:
+            raise click.ClickException(
+                f"{path}: triplet {row['triplet']} has the answer '{row['answer']}': give 1, 2, 0 for "
+                "neither, or nothing"
+            )
+    twice = table.filter(table["triplet"].is_duplicated())
+    if twice.height:
+        raise click.ClickException(
+            f"{path}: triplet {twice['triplet'][0]} is answered twice: keep one of the rows"
+        )
+    return table
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+    """A CSV with these columns, as text."""
+    import polars as pl
+
+    try:
+        table = pl.read_csv(path, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise click.ClickException(f"{path} cannot be read as CSV: {error}") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise click.ClickException(
+            f"{path} has no column {missing[0]}: it needs {', '.join(columns)}"
+        )
+    return table.select(pl.col(columns).fill_null("").str.strip_chars())

@@ -1,0 +1,57 @@
+"""Blinded triplets: the nearest is the nearest, and chance is chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pathfm_kedro.statistics.triplets import agreement_with_reader, choose_triplets
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(60, 5)), np.repeat([f"p{i:02d}" for i in range(20)], 3)
+
+
+def test_one_candidate_is_the_nearest_of_another_patient(cohort):
+    vectors, patients = cohort
+    for row in choose_triplets(vectors, patients, 60, seed=1).iter_rows(named=True):
+        own, first, second = (patients[row[name]] for name in ("tile", "first", "second"))
+        assert len({own, first, second}) == 3
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[row["tile"]])
+        cosine = vectors @ vectors[row["tile"]] / lengths
+        cosine[patients == own] = -2
+        nearest = row["first"] if row["nearest"] == "1" else row["second"]
+        assert nearest == cosine.argmax()
+
+
+def test_every_patient_is_asked_once_before_any_is_asked_twice(cohort):
+    found = choose_triplets(*cohort, 20, seed=2)
+    assert found["patient"].n_unique() == 20
+    assert found.equals(choose_triplets(*cohort, 20, seed=2))
+
+
+def test_a_reader_who_sees_as_the_encoder_does_agrees_and_one_who_guesses_does_not(cohort):
+    key = choose_triplets(*cohort, 60, seed=3)
+    same = key.select("triplet", answer="nearest")
+    exact = agreement_with_reader(key, same, draws=200, seed=0)
+    # Twenty patients of twenty: the exact binomial interval, not none.
+    assert (exact.value, exact.n, exact.n_patients) == (1.0, 60, 20)
+    assert exact.ci_low == pytest.approx(0.025 ** (1 / 20))
+    always_first = key.select("triplet", answer=pl.lit("1"))
+    guessed = agreement_with_reader(key, always_first, draws=200, seed=0)
+    assert guessed.value == pytest.approx((key["nearest"] == "1").mean())
+    assert guessed.ci_low < 0.5 < guessed.ci_high
+
+
+def test_without_answers_nothing_is_said(cohort):
+    key = choose_triplets(*cohort, 10, seed=3)
+    blank = key.select("triplet", answer=pl.lit(""))
+    assert agreement_with_reader(key, blank, draws=10, seed=0).value is None
+
+
+def test_two_patients_make_no_triplet():
+    with pytest.raises(ValueError, match="three patients"):
+        choose_triplets(np.eye(4), np.array(list("ppqq")), 4, seed=0)
