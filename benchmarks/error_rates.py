@@ -66,7 +66,8 @@ Patients are those of the whole cohort: 4 labels at 3 centers, equally many in e
 
 The interval of the clustering score holds for the clusters that were found. Other cohorts of such
 patients find other numbers of clusters, so that it holds the mean score more seldom than it should
-where an encoder knows the label; verdicts, which ask on which side of 0 it lies, are not wrong more often.
+where an encoder knows the label. Verdicts ask on which side of 0 it lies: those are not wrong more
+often.
 
 Verdicts are those of the interval alone. The report then corrects for the number of checks, which
 makes passes and fails rarer, wrong ones too.
