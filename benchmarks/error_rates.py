@@ -48,8 +48,9 @@ Made by `make calibrate` from simulated cohorts; do not edit. A part of it is si
 Vectors are sums of effects of label, center and patient and of each tile's own noise, in 32
 dimensions; of changed tiles also of how far a change moves them. Every cohort goes through the
 experiments themselves, with the criteria of `conf/base`, 400 bootstrap draws and 100 permutations.
-What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and
-beside it. Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
+What each encoder is made of stands in [simulated_checks.py](../benchmarks/simulated_checks.py) and the
+files beside it.
+Patients are those of the whole cohort: 4 labels at 3 centers, equally many in each cell.
 
 - **wrong**: share of cohorts with a verdict that must not be (a pass of an encoder that knows nothing
   or follows the center, a fail of one that knows the label), and the upper end of its exact 95%
@@ -57,15 +58,16 @@ beside it. Patients are those of the whole cohort: 4 labels at 3 centers, equall
 - **right**: share with the verdict that should be: the power. What is neither wrong nor right is open
   (`inconclusive`, `undecidable`, or without a figure).
 - **coverage**: how often the 95% interval holds the figure's mean over cohorts: those that read it at
-  the same number of neighbours, where each cohort chooses its own (of the range over organs: the
-  range of the organs' mean figures). "No width": at the end of its range the figure is the
+  the same number of neighbours, where each cohort chooses its own (of the range over organs: the range
+  of the organs' mean figures). "No width": at the end of its range the figure is the
   same in all resampled cohorts.
 - **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
   for noise of their own, see the same patients.
 
 The interval of the clustering score holds for the clusters that were found. Other cohorts of such
 patients find other numbers of clusters, so that it holds the mean score more seldom than it should
-where an encoder knows the label; verdicts, which ask on which side of 0 it lies, are not wrong more often.
+where an encoder knows the label. Verdicts ask on which side of 0 it lies: those are not wrong more
+often.
 
 Verdicts are those of the interval alone. The report then corrects for the number of checks, which
 makes passes and fails rarer, wrong ones too.

@@ -15,9 +15,9 @@ with its own copy, and pairs within a patient count once for each copy.
 
 Pitfalls
 --------
-- Other cohorts of such patients may find another number of clusters, which is not in the interval: of
-  encoders that know the label it holds the score's mean in as few as 7 of 10 cohorts. Read which side
-  of 0 it lies on, not how large it is (docs/error_rates.md).
+- Other cohorts of such patients may find another number of clusters, which is not in the interval:
+  of encoders that know the label it holds the score's mean in as few as 7 of 10 cohorts. Read which
+  side of 0 it lies on, not how large it is (docs/error_rates.md).
 - One number of clusters is chosen; where labels have subtypes, more clusters than labels lower
   ``ari_label``.
 - Silhouettes need every pair of tiles, so that few tiles are clustered.
