@@ -15,7 +15,6 @@ from pathfm_kedro.pipelines.robustness.robustness_index import choose_k
 from pathfm_kedro.statistics.bootstrap import bootstrap_weights, ratio_estimate
 from pathfm_kedro.statistics.figures import Criterion, Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
-from pathfm_kedro.statistics.mitigation import compare_with_bases
 from pathfm_kedro.statistics.paired_comparison import (
     Judged,
     compare_encoders,
@@ -119,23 +118,6 @@ def test_only_figures_that_are_judged_are_computed_and_compared():
     criterion = [Criterion("asked", 0.0, "above")]
     judged = {e: Judged.of(figures, criterion, pl.DataFrame({"patient_id": ["p"]})) for e in "ab"}
     assert set(compare_encoders(judged, "x")["metric"]) == {"asked_difference"}
-
-
-def test_a_variant_is_held_against_its_base_alone_and_intervals_allow_for_these_pairs(three):
-    judged, every = three
-    bases = {"b": ("a", "centring"), "lost": ("a", "combat")}
-    for metric, of in zip(METRICS, judged, strict=True):
-        found = compare_with_bases(of, every["setting"].str.json_path_match("$.of")[0], bases)
-        row = found.row(0, named=True)
-        assert found.height == 1
-        assert (row["experiment"], row["encoder"]) == ("mitigation", "b")
-        setting = json.loads(row["setting"])
-        assert (setting["compared_with"], setting["mitigation"]) == ("a", "centring")
-        pair = pick(every, metric, "b", "a")
-        assert row["value"] == pytest.approx(pair["value"], abs=1e-12)
-        # One pair of three: not wider.
-        assert pair["ci_low"] <= row["ci_low"] < row["ci_high"] <= pair["ci_high"]
-    assert compare_with_bases(judged[0], "x", {}).is_empty()
 
 
 def test_encoders_that_differ_are_distinguished():
