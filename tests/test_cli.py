@@ -15,7 +15,7 @@ from PIL import Image
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import read_cohort_plan
-from pathfm_kedro.kedro_commands import pack_configuration
+from pathfm_kedro.commands.kedro_commands import pack_configuration
 from tests.conftest import PROJECT, write_tiff
 
 
@@ -276,8 +276,8 @@ def test_the_packed_configuration_holds_no_patients_and_no_secrets(project, slid
 
 
 def test_kedro_runs_the_projects_own_commands():
-    from pathfm_kedro.kedro_commands import package
-    from pathfm_kedro.kedro_commands import run as kedro_run
+    from pathfm_kedro.commands.kedro_commands import package
+    from pathfm_kedro.commands.kedro_commands import run as kedro_run
 
     context = click.Context(cli)
     assert cli.get_command(context, "run") is kedro_run

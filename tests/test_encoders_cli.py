@@ -13,10 +13,10 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
-from pathfm_kedro import encoders_cli
 from pathfm_kedro.cohorts import read_cohort_plan
+from pathfm_kedro.commands import encoders as encoders_cli
+from pathfm_kedro.commands.encoders import encoders, with_encoder
 from pathfm_kedro.encoders.presets import read_presets
-from pathfm_kedro.encoders_cli import encoders, with_encoder
 from tests.conftest import PROJECT
 
 

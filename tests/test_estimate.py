@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
-from pathfm_kedro.estimate import ARMS, estimate, estimate_lines, networks_of_arms
-from pathfm_kedro.estimate_passes import passes_per_tile, tiles_of_same_tissue
-from pathfm_kedro.estimate_sizes import CohortSize, cohort_size
-from pathfm_kedro.estimate_speed import Speed, recorded_speed, tried_small_network, tried_speed
+from pathfm_kedro.estimate.estimate import ARMS, estimate, estimate_lines, networks_of_arms
+from pathfm_kedro.estimate.passes import passes_per_tile, tiles_of_same_tissue
+from pathfm_kedro.estimate.sizes import CohortSize, cohort_size
+from pathfm_kedro.estimate.speed import Speed, recorded_speed, tried_small_network, tried_speed
 from pathfm_kedro.pipelines.inheritance.adaptation_fits import plan_adaptation
 from pathfm_kedro.pipelines.inheritance.noise_arms import plan_noise_arms
 from pathfm_kedro.pipelines.inheritance.pretext_tasks import plan_pretext_tasks

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 from kedro.framework.project import configure_project
 
-from pathfm_kedro import feature_commands
 from pathfm_kedro.cli import cli
+from pathfm_kedro.commands import features as feature_commands
 from pathfm_kedro.context import CohortSession
 from pathfm_kedro.encoders.features import WRITTEN, find_feature_files, read_features
 from pathfm_kedro.engine import EngineSettings, ShardPlan

@@ -7,8 +7,8 @@ import itertools
 import polars as pl
 import pytest
 
-from pathfm_kedro.first_look import SlideSize, propose_tiles, without_mpp
-from pathfm_kedro.supported_checks import patients_by_cell, support_lines, supported_checks
+from pathfm_kedro.commands.first_look import SlideSize, propose_tiles, without_mpp
+from pathfm_kedro.commands.supported_checks import patients_by_cell, support_lines, supported_checks
 
 TILE = {"pixels": 224, "mpp": 0.5}
 

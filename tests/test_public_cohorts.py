@@ -10,11 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pathfm_kedro.folders import FolderError
-from pathfm_kedro.layouts import LAYOUTS, layout_parameters
+from pathfm_kedro.manifests.folders import FolderError
+from pathfm_kedro.manifests.layouts import LAYOUTS, layout_parameters
+from pathfm_kedro.manifests.public_cohorts import ORGANS, list_camelyon17, list_tcga
+from pathfm_kedro.manifests.tile_sets import list_pathorob
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
-from pathfm_kedro.public_cohorts import ORGANS, list_camelyon17, list_tcga
-from pathfm_kedro.tile_sets import list_pathorob
 from tests.conftest import PROJECT
 from tests.slides.test_folders import fill
 

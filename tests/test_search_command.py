@@ -11,13 +11,13 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from pathfm_kedro import search_command
+from pathfm_kedro.commands import search as search_command
+from pathfm_kedro.commands.search_page import Picture, ShownPair, ShownSlide, render_page
 from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.pipelines.retrieve.nearest import nearest_slides, one_to_one
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
-from pathfm_kedro.search_page import Picture, ShownPair, ShownSlide, render_page
 from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import Undefined

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pathfm_kedro.search_command import EmbeddedCohort
+from pathfm_kedro.commands.search import EmbeddedCohort
+from pathfm_kedro.commands.triplets import triplets
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.mosaic import read_mosaic
-from pathfm_kedro.triplet_commands import triplets
 from tests.in_memory import InMemory
 
 

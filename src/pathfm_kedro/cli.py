@@ -11,9 +11,7 @@ import click
 from kedro.framework.cli.utils import LazyGroup
 
 from pathfm_kedro.cohorts import read_cohort_plan, refuse_unknown_cohort
-from pathfm_kedro.dvc_stages import RESERVED, cohort_names, sync_stages
-from pathfm_kedro.layouts import LAYOUTS, layout_parameters, list_layout
-from pathfm_kedro.new_cohort import (
+from pathfm_kedro.commands.new_cohort import (
     checked_slides,
     copy_manifest,
     design_lines,
@@ -22,18 +20,20 @@ from pathfm_kedro.new_cohort import (
     write_conf,
     write_tiles,
 )
-from pathfm_kedro.new_features import (
+from pathfm_kedro.commands.new_features import (
     check_features,
     feature_folders,
     without_paths,
     write_features,
 )
+from pathfm_kedro.dvc_stages import RESERVED, cohort_names, sync_stages
+from pathfm_kedro.manifests.layouts import LAYOUTS, layout_parameters, list_layout
 from pathfm_kedro.project import path_from, project_root
 from pathfm_kedro.screen import show_errors
 
 if TYPE_CHECKING:
-    from pathfm_kedro.estimate_sizes import CohortSize
-    from pathfm_kedro.estimate_speed import Speed
+    from pathfm_kedro.estimate.sizes import CohortSize
+    from pathfm_kedro.estimate.speed import Speed
 
 #: A cohort names a folder, a Kedro environment and a DVC stage.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -43,8 +43,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
     name="cohort",
     cls=LazyGroup,
     lazy_subcommands={
-        "compare": "pathfm_kedro.compare_commands.compare",
-        "verify": "pathfm_kedro.compare_commands.verify",
+        "compare": "pathfm_kedro.commands.compare.compare",
+        "verify": "pathfm_kedro.commands.compare.verify",
     },
 )
 def cohort() -> None:
@@ -55,12 +55,12 @@ def cohort() -> None:
 @click.group(
     cls=LazyGroup,
     lazy_subcommands={
-        "run": "pathfm_kedro.kedro_commands.run",
-        "package": "pathfm_kedro.kedro_commands.package",
-        "encoders": "pathfm_kedro.encoders_cli.encoders",
-        "features": "pathfm_kedro.feature_commands.features",
-        "search": "pathfm_kedro.search_command.search",
-        "triplets": "pathfm_kedro.triplet_commands.triplets",
+        "run": "pathfm_kedro.commands.kedro_commands.run",
+        "package": "pathfm_kedro.commands.kedro_commands.package",
+        "encoders": "pathfm_kedro.commands.encoders.encoders",
+        "features": "pathfm_kedro.commands.features.features",
+        "search": "pathfm_kedro.commands.search.search",
+        "triplets": "pathfm_kedro.commands.triplets.triplets",
     },
 )
 def cli() -> None:
@@ -144,7 +144,7 @@ def _take_in(
     manifest: Path, folder: Path, features: tuple[str, ...], size: str, layout: str | None
 ) -> str:
     """Write a cohort that an institution brings and say what it is; a line that sums it up."""
-    from pathfm_kedro.first_look import without_mpp
+    from pathfm_kedro.commands.first_look import without_mpp
 
     root, name = folder.parents[1], folder.name
     brought = feature_folders(features, root)
@@ -209,7 +209,7 @@ def make_manifest(
     folder: Path, output: Path | None, levels: str, mpp: float | None, layout: str
 ) -> None:
     """Write a manifest of the slides or images in FOLDER from the names of its folders."""
-    from pathfm_kedro.folders import FolderError
+    from pathfm_kedro.manifests.folders import FolderError
 
     target = output or folder / "slides.csv"
     if target.exists():
@@ -254,7 +254,7 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
-    from pathfm_kedro.estimate import estimate_lines, is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import estimate_lines, is_timed, networks_of_arms
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
     root = project_root()
@@ -289,8 +289,8 @@ def _tried(
     parameters: Mapping[str, Any], size: CohortSize, speeds: Mapping[str, Speed]
 ) -> dict[str, Speed]:
     """Speeds with those of networks that have none yet, timed now."""
-    from pathfm_kedro.estimate import is_timed, networks_of_arms
-    from pathfm_kedro.estimate_speed import tried_small_network, tried_speed
+    from pathfm_kedro.estimate.estimate import is_timed, networks_of_arms
+    from pathfm_kedro.estimate.speed import tried_small_network, tried_speed
 
     pixels, side = int(parameters["tile"]["pixels"]), int(parameters["arms"]["side"])
     found = dict(speeds)

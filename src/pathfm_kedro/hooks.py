@@ -25,8 +25,8 @@ from pathfm_kedro.screen import RUN_LOG, log_only, say
 if TYPE_CHECKING:
     import polars as pl
 
-    from pathfm_kedro.estimate_sizes import CohortSize
-    from pathfm_kedro.estimate_speed import Speed
+    from pathfm_kedro.estimate.sizes import CohortSize
+    from pathfm_kedro.estimate.speed import Speed
 
 #: In the order of the data.
 PIPELINES = ("ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report")
@@ -180,7 +180,7 @@ def known_size(
     catalog: CatalogProtocol[Any, Any], parameters: Mapping[str, Any]
 ) -> CohortSize | None:
     """How much there is to audit, from what is there already; None where nothing tells."""
-    from pathfm_kedro.estimate_sizes import cohort_size
+    from pathfm_kedro.estimate.sizes import cohort_size
 
     tables = {name: _there(catalog, name) for name in ("slides", "tiles")}
     listed = tables["slides"]
@@ -195,7 +195,7 @@ def known_speeds(
     catalog: CatalogProtocol[Any, Any], parameters: Mapping[str, Any]
 ) -> dict[str, Speed]:
     """What is recorded of the speed of each encoder that sees pixels."""
-    from pathfm_kedro.estimate_speed import recorded_speed
+    from pathfm_kedro.estimate.speed import recorded_speed
 
     kinds = ("encoder_cost", "encoder_runtime", "encoder_card")
     return {
@@ -239,7 +239,7 @@ class SizeHooks:
     @staticmethod
     def _say_estimate(catalog: CatalogProtocol[Any, Any]) -> None:
         """One line for the cohort and one for each encoder."""
-        from pathfm_kedro.estimate import estimate_lines
+        from pathfm_kedro.estimate.estimate import estimate_lines
 
         parameters = catalog.load("parameters")
         size = known_size(catalog, parameters)

@@ -23,8 +23,8 @@ from pathfm_kedro.datasets.sharded_tensors import ShardedTensors
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.engine import EngineSettings
 from pathfm_kedro.engine.failures import TooManyFailedError, refuse_too_many_failed
-from pathfm_kedro.folders import FolderError, list_folder
 from pathfm_kedro.hooks import RunHooks, VectorHooks
+from pathfm_kedro.manifests.folders import FolderError, list_folder
 from pathfm_kedro.pipelines.retrieve.search import Retrieval, rank_matches
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.run_lock import CohortInUseError, cohort_lock

@@ -36,8 +36,8 @@ def installed(project, tmp_path_factory):
     run(project, *pip, "wheel", ".", *offline, "--no-build-isolation", "-w", "dist")
     (wheel,) = (project / "dist").glob("*.whl")
     run(work, *pip, "install", *offline, "--target", target, wheel)
-    code = "from pathlib import Path; from pathfm_kedro.kedro_commands import pack_configuration as p; "
-    code += "p(Path('conf'), Path('dist/conf-pathfm_kedro.tar.gz'))"
+    code = "from pathlib import Path; from pathfm_kedro.commands import kedro_commands as k; "
+    code += "k.pack_configuration(Path('conf'), Path('dist/conf-pathfm_kedro.tar.gz'))"
     run(project, sys.executable, "-c", code, env={"PYTHONPATH": str(project / "src")})
     return target, work, wheel
 

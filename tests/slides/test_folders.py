@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
 
 from pathfm_kedro.datasets.slide_files import read_manifest_file
-from pathfm_kedro.folders import FolderError, list_folder, parse_levels
+from pathfm_kedro.manifests.folders import FolderError, list_folder, parse_levels
 from pathfm_kedro.slides.files import SlideFiles
 
 LEVELS = ("center", "label", "patient")

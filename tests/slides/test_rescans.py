@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pathfm_kedro.folders import FolderError
+from pathfm_kedro.manifests.folders import FolderError
+from pathfm_kedro.manifests.rescans import list_plism, list_rescans
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
-from pathfm_kedro.rescans import list_plism, list_rescans
 from tests.slides.test_folders import fill
 
 STAINS = ["GIV", "GIVH", "GM", "GMH", "GV", "GVH", "HR", "HRH", "KR", "KRH", "LM", "LMH", "MY"]

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     import polars as pl
 
-    from pathfm_kedro.search_command import EmbeddedCohort
+    from pathfm_kedro.commands.search import EmbeddedCohort
 
 _DRAWS = 2_000
 _ANSWERS = ("0", "1", "2", "")
@@ -37,9 +37,9 @@ def export(
     """Write FOLDER/triplets.html and FOLDER/answers.csv for a reader, and the key elsewhere."""
     import polars as pl
 
-    from pathfm_kedro.search_command import EmbeddedCohort
+    from pathfm_kedro.commands.search import EmbeddedCohort
+    from pathfm_kedro.commands.triplet_page import render_triplets
     from pathfm_kedro.statistics.triplets import choose_triplets
-    from pathfm_kedro.triplet_page import render_triplets
 
     key = key or folder.with_name(f"{folder.resolve().name}-key.csv")
     if key.resolve().is_relative_to(folder.resolve()):

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.encoders.operations import LEARNT_PASS
-from pathfm_kedro.estimate_sizes import CohortSize
+from pathfm_kedro.estimate.sizes import CohortSize
 from pathfm_kedro.slides.nested_fields import name_of
 
 _RGB = 3

@@ -13,7 +13,7 @@ from pathfm_kedro.project import write_yaml
 if TYPE_CHECKING:
     import polars as pl
 
-    from pathfm_kedro.first_look import SlideSize
+    from pathfm_kedro.commands.first_look import SlideSize
 
 _PARAMETERS = """\
 # What this cohort changes of conf/base/{name}; only what differs belongs here.
@@ -85,8 +85,8 @@ def checked_slides(
     """
     import polars as pl
 
+    from pathfm_kedro.commands.first_look import opened_slides
     from pathfm_kedro.datasets.slide_files import read_manifest_file
-    from pathfm_kedro.first_look import opened_slides
     from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest, check_manifest
 
     check = check_features_manifest if source == "features" else check_manifest
@@ -197,7 +197,7 @@ def write_tiles(folder: Path, sizes: list[SlideSize], tile: Mapping[str, Any]) -
     """
     import yaml
 
-    from pathfm_kedro.first_look import propose_tiles
+    from pathfm_kedro.commands.first_look import propose_tiles
 
     proposal = propose_tiles(sizes, tile)
     if proposal is None:
@@ -222,9 +222,9 @@ def design_lines(parameters: Mapping[str, Any], listed: pl.DataFrame) -> list[st
     """
     import polars as pl
 
+    from pathfm_kedro.commands.supported_checks import patients_by_cell, support_lines
     from pathfm_kedro.pipelines.ingest.description import list_slides
     from pathfm_kedro.pipelines.ingest.design import summarise_design
-    from pathfm_kedro.supported_checks import patients_by_cell, support_lines
 
     slides = list_slides(listed).with_columns(fingerprint=pl.coalesce("path", "slide_id"))
     design, summary = summarise_design(slides, parameters["ingest"])

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from pathfm_kedro.folders import (
+from pathfm_kedro.manifests.folders import (
     FolderError,
     FolderListing,
     find_slides,
@@ -68,7 +68,7 @@ def list_camelyon17(folder: Path, start: Path, mpp: float | None = None) -> Fold
     Parameters
     ----------
     folder, start, mpp
-        As of :func:`~pathfm_kedro.folders.list_folder`.
+        As of :func:`~pathfm_kedro.manifests.folders.list_folder`.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def list_tcga(folder: Path, start: Path, mpp: float | None = None) -> FolderList
     Parameters
     ----------
     folder, start, mpp
-        As of :func:`~pathfm_kedro.folders.list_folder`.
+        As of :func:`~pathfm_kedro.manifests.folders.list_folder`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_kedro.folders import FolderError, FolderListing, path_below, refuse_bad_cell
+from pathfm_kedro.manifests.folders import FolderError, FolderListing, path_below, refuse_bad_cell
 
 #: Columns of the published files.
 COLUMNS = ("image", "subset", "slide_id", "patch_id", "biological_class", "medical_center")
@@ -37,7 +37,7 @@ def list_pathorob(folder: Path, start: Path, mpp: float | None = None) -> Folder
     Parameters
     ----------
     folder, start
-        As of :func:`~pathfm_kedro.folders.list_folder`.
+        As of :func:`~pathfm_kedro.manifests.folders.list_folder`.
     mpp
         Micrometres per pixel of the set, which the files do not say.
 

@@ -13,9 +13,9 @@ import click
 if TYPE_CHECKING:
     import polars as pl
 
+    from pathfm_kedro.commands.search_page import Picture, ShownSlide
     from pathfm_kedro.pipelines.retrieve.nearest import FoundSlide
     from pathfm_kedro.pipelines.retrieve.search import Retrieval
-    from pathfm_kedro.search_page import Picture, ShownSlide
     from pathfm_kedro.slides.files import SlideFiles
     from pathfm_kedro.statistics.mosaic import Mosaic
 
@@ -82,7 +82,7 @@ def search(
     click.echo(f"{title}\n" + "\n".join(f"  {name}: {value}" for name, value in about))
     _echo_table(found, cohort.archive.slides)
     if html is not None:
-        from pathfm_kedro.search_page import render_page
+        from pathfm_kedro.commands.search_page import render_page
 
         page = render_page(title, about, cohort.shown_query(asked), cohort.shown(asked, found))
         html.write_text(page, encoding="utf-8")
@@ -237,7 +237,7 @@ class EmbeddedCohort:
 
     def shown_query(self, asked: _Asked) -> ShownSlide:
         """The query as the page shows it."""
-        from pathfm_kedro.search_page import ShownSlide
+        from pathfm_kedro.commands.search_page import ShownSlide
 
         slide = asked.slides.filter(slide_id=asked.mosaic.slides["slide_id"][0]).row(0, named=True)
         inside = asked.slides is self.slides
@@ -247,7 +247,7 @@ class EmbeddedCohort:
 
     def shown(self, asked: _Asked, found: Sequence[FoundSlide]) -> list[ShownSlide]:
         """The slides that were found as the page shows them."""
-        from pathfm_kedro.search_page import ShownPair, ShownSlide
+        from pathfm_kedro.commands.search_page import ShownPair, ShownSlide
 
         own = asked.slides.filter(slide_id=asked.mosaic.slides["slide_id"][0]).row(0, named=True)
         side = int(self.parameters["tile"]["pixels"])
@@ -352,7 +352,7 @@ def _echo_table(found: Sequence[FoundSlide], slides: pl.DataFrame) -> None:
 
 
 def _thumbnail(files: SlideFiles, slide: Mapping[str, Any]) -> Picture:
-    from pathfm_kedro.search_page import Picture
+    from pathfm_kedro.commands.search_page import Picture
     from pathfm_kedro.slides.readers import resize
     from pathfm_kedro.slides.tissue import read_overview
 
@@ -373,7 +373,7 @@ def _tile(
     files: SlideFiles, slide: Mapping[str, Any], tiles: pl.DataFrame, place: int, pixels: int
 ) -> Picture:
     """A tile of a mosaic, by its place among the slide's in the order of their names."""
-    from pathfm_kedro.search_page import Picture
+    from pathfm_kedro.commands.search_page import Picture
     from pathfm_kedro.slides.thumbnails import read_tile
 
     row = tiles.filter(slide_id=slide["slide_id"]).sort("tile_id").row(place, named=True)

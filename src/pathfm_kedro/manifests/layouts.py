@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathfm_kedro.folders import FolderListing
+    from pathfm_kedro.manifests.folders import FolderListing
 
 #: Names on the command line.
 LAYOUTS = ("folders", "rescans", "plism", "camelyon17", "tcga", "pathorob")
@@ -25,7 +25,7 @@ def list_layout(
     layout
         One of :data:`LAYOUTS`.
     folder, start, mpp
-        As of :func:`~pathfm_kedro.folders.list_folder`.
+        As of :func:`~pathfm_kedro.manifests.folders.list_folder`.
     levels
         What the folders stand for, as typed; layouts of published cohorts know it themselves.
 
@@ -34,10 +34,10 @@ def list_layout(
     FolderError
         If no manifest can be made.
     """
-    from pathfm_kedro.folders import list_folder, parse_levels
-    from pathfm_kedro.public_cohorts import list_camelyon17, list_tcga
-    from pathfm_kedro.rescans import list_plism, list_rescans
-    from pathfm_kedro.tile_sets import list_pathorob
+    from pathfm_kedro.manifests.folders import list_folder, parse_levels
+    from pathfm_kedro.manifests.public_cohorts import list_camelyon17, list_tcga
+    from pathfm_kedro.manifests.rescans import list_plism, list_rescans
+    from pathfm_kedro.manifests.tile_sets import list_pathorob
 
     if layout in ("folders", "rescans"):
         read = list_rescans if layout == "rescans" else list_folder

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pathfm_kedro.encoders import EncoderSpec
-from pathfm_kedro.estimate_passes import work_on_pixels
-from pathfm_kedro.estimate_sizes import CohortSize
-from pathfm_kedro.estimate_speed import Speed
-from pathfm_kedro.estimate_training import pixels_of_arms, work_of_arms, work_of_rival
+from pathfm_kedro.estimate.passes import work_on_pixels
+from pathfm_kedro.estimate.sizes import CohortSize
+from pathfm_kedro.estimate.speed import Speed
+from pathfm_kedro.estimate.training import pixels_of_arms, work_of_arms, work_of_rival
 
 _FLOAT32 = 4
 #: Hours and gigabytes below are not distinguished.

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from pathfm_kedro.folders import (
+from pathfm_kedro.manifests.folders import (
     FolderError,
     FolderListing,
     find_slides,
@@ -32,7 +32,7 @@ _NAMED = 5
 def list_rescans(
     folder: Path, levels: Sequence[str], start: Path, mpp: float | None = None
 ) -> FolderListing:
-    """As :func:`~pathfm_kedro.folders.list_folder`, of slides scanned or stained several times.
+    """As :func:`~.folders.list_folder`, of slides scanned or stained several times.
 
     Slides that lie in the same folders under the same file name, but for the folders of ``scanner`` and
     ``stain``, show one tissue. Its reference slide is that of the scanner and stain which have most
@@ -41,7 +41,7 @@ def list_rescans(
     Parameters
     ----------
     folder, levels, start, mpp
-        As of :func:`~pathfm_kedro.folders.list_folder`; `levels` hold scanner, stain, or both.
+        As of :func:`~.folders.list_folder`; `levels` hold scanner, stain, or both.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def list_plism(folder: Path, start: Path, mpp: float | None = None) -> FolderLis
     Parameters
     ----------
     folder, start, mpp
-        As of :func:`~pathfm_kedro.folders.list_folder`.
+        As of :func:`~.folders.list_folder`.
 
     Raises
     ------

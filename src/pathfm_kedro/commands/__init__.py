@@ -1,0 +1,1 @@
+"""Commands of the project beside Kedro's own; each runs when it is typed."""

@@ -1,0 +1,1 @@
+"""Manifests made of folders and of public cohorts' files."""
