@@ -8,6 +8,7 @@ from pathfm_kedro.pipelines.report.controls import check_controls
 from pathfm_kedro.pipelines.report.cost import Cost, cost_figures, cost_statistics
 from pathfm_kedro.pipelines.report.examples import draw_examples, no_examples
 from pathfm_kedro.pipelines.report.findings import collect_findings
+from pathfm_kedro.pipelines.report.model_card import render_model_cards
 from pathfm_kedro.pipelines.report.outputs import findings_for_programs, findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.page import render_report
 from pathfm_kedro.pipelines.report.plots import (
@@ -104,6 +105,12 @@ def create_pipeline(
                 ["findings", "controls", "verdicts", "provenance", "words"],
                 "summary",
                 name="render_summary",
+            ),
+            node(
+                render_model_cards,
+                ["findings", "verdicts", "provenance", "words"],
+                "model_cards",
+                name="render_model_cards",
             ),
             node(findings_metrics, ["findings", "verdicts"], "findings_metrics", name="metrics"),
             node(
