@@ -80,7 +80,7 @@ def test_a_new_cohort_is_told_of_files_that_are_not_there(scans):
     _, told = scans
     assert "missing: no file at" in told.stderr
     assert "outside: path '../index.csv' leads out" in told.stderr
-    assert "12 slides (2 with problems" in told.stdout
+    assert "12 slides (4 with problems" in told.stdout
 
 
 def test_every_slide_is_kept_and_what_cannot_be_used_says_why(scans):

@@ -23,6 +23,11 @@ _COARSER = 1.02
 _PATCHES = 8
 #: Micrometres are written to so many digits.
 _DIGITS = 4
+#: Slides whose resolutions lie further apart are no one kind: no tile fits them all.
+_FARTHEST_APART = 4.0
+_AS_THEY_ARE = (
+    "tiles stay as they are, and slides that do not fit them are left out with the reason"
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,9 @@ def propose_tiles(sizes: Sequence[SlideSize], tile: Mapping[str, Any]) -> TilePr
     {'mpp': 1.01}
     >>> propose_tiles([SlideSize(80000, 90000, 0.25)] * 9, tile) is None
     True
+    >>> mixed = [SlideSize(900, 900, 0.25), SlideSize(16, 16, 300.0)]
+    >>> propose_tiles(mixed, tile).reason  # doctest: +ELLIPSIS
+    'slides of 0.25 to 300 µm per pixel are of no one kind: tiles stay ... the reason'
     """
     known = [(min(s.width, s.height), s.mpp) for s in sizes if s.mpp is not None and s.mpp > 0]
     if not known:
@@ -131,6 +139,10 @@ def propose_tiles(sizes: Sequence[SlideSize], tile: Mapping[str, Any]) -> TilePr
     coarsest = math.ceil(coarsest * 10**_DIGITS - 1e-6) / 10**_DIGITS
     side_um = float(np.quantile(shortest * mpps, 1 - _MOST_SLIDES, method="lower"))
     field_um = float(tile["pixels"]) * float(tile["mpp"])
+    fit = side_um >= 2 * field_um and coarsest <= float(tile["mpp"]) * _COARSER
+    if not fit and mpps.max() > _FARTHEST_APART * mpps.min():
+        reason = f"slides of {_range(mpps)} µm per pixel are of no one kind: {_AS_THEY_ARE}"
+        return TileProposal({}, reason)
     if side_um < 2 * field_um:
         pixels = int(side_um / coarsest + 1e-6)
         pixels -= pixels % _PATCHES if pixels > _PATCHES else 0

@@ -202,6 +202,8 @@ def write_tiles(folder: Path, sizes: list[SlideSize], tile: Mapping[str, Any]) -
     proposal = propose_tiles(sizes, tile)
     if proposal is None:
         return ""
+    if not proposal.parameters:
+        return proposal.reason
     path = folder / "parameters_tile.yml"
     before = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("tile", {})
     comment = f"Proposed by kedro cohort new: {proposal.reason}."
