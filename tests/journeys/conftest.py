@@ -129,6 +129,7 @@ SMALL_INHERITANCE: dict[str, Any] = {
     "pretraining_noise": {"pretraining": {"epochs": 1}, "nmtune": {"epochs": 1}, "draws": 100},
     "pretext_tasks": {"tasks": ["simclr"], "epochs": 1, "draws": 100},
     "label_budget": {"budgets": [1.0], "draws": 100},
+    "task_specific": {"budgets": [1.0], "repeats": 1, "training": {"steps": 4}, "draws": 100},
 }
 SMALL_RETRIEVE: dict[str, Any] = {
     "capacity": {"dimensions": [4], "max_steps": 1000},
