@@ -252,7 +252,7 @@ def reported(parameters, measurements) -> dict[str, Any]:
         "encoder_cards": cards,
         "design_summary": {"cramers_v": 0.0, "warnings": []},
     }
-    return ran(report(["nearest_label", "calibration"], []), data)
+    return ran(report(["nearest_label", "calibration"], [], without_slides=True), data)
 
 
 @pytest.fixture(scope="module")
