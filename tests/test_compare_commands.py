@@ -175,3 +175,12 @@ def test_a_commit_that_recorded_nothing_is_named(root):
     found = run("verify", "a")
     assert found.exit_code == 1
     assert "the figures of HEAD cannot be read" in found.output
+
+
+def test_figures_that_lie_in_no_cache_and_no_remote_are_asked_for(recorded):
+    import shutil
+
+    shutil.rmtree(recorded / ".dvc" / "cache")
+    found = run("verify", "a")
+    assert found.exit_code == 1
+    assert "`dvc fetch report@a` brings them from the remote" in found.output

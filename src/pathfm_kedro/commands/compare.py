@@ -245,11 +245,12 @@ def recorded_measurements(audit: Audit, root: Path, rev: str) -> pl.DataFrame:
     import polars as pl
     from dvc.api import read
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexError
 
     path = (audit.folder / _MEASUREMENTS / PINNED / "measurements.parquet").relative_to(root)
     try:
         content = read(path.as_posix(), repo=str(root), rev=rev, mode="rb")
-    except (DvcException, OSError) as error:
+    except (DvcException, DataIndexError, OSError) as error:
         raise click.ClickException(
             f"the figures of {rev} cannot be read ({error}): `dvc fetch report@{audit.cohort}` brings "
             "them from the remote, where somebody pushed them"
