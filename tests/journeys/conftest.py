@@ -136,6 +136,26 @@ SMALL_RETRIEVE: dict[str, Any] = {
     "retrieval": {"draws": 500, "n_permutations": 50},
 }
 
+#: Fewer angles, draws and permutations than an audit takes: the figures stay, the time goes.
+SMALL_ROBUSTNESS: dict[str, Any] = {
+    "robustness_index": {"draws": 500, "n_permutations": 50},
+    "robustness_margins": {"draws": 500, "n_permutations": 50},
+    "tile_pool": {"max_tiles": 24},
+    "rotation": {"angle_step": 45, "k": [5, 10], "draws": 500},
+    "appearance": {"jitter": [0.1], "jpeg": [70], "blur": [1.0], "gamma": [0.8], "draws": 500},
+    "texture": {"grids": [4], "draws": 500},
+    "crop_coherence": {"n_local": 2, "draws": 500},
+    "clustering_score": {"restarts": 3, "n_permutations": 50},
+    "performance_drop": {"repeats": 5},
+    "adversarial": {
+        "max_tiles": 12,
+        "epsilons": [2],
+        "pgd_steps": [5],
+        "universal": None,
+        "transfer_epsilon": 2,
+    },
+}
+
 
 def write_parameters(folder: Path, cohort: str, pipeline: str, **entries: Any) -> None:
     """Write what a cohort changes into its parameters_<pipeline>.yml, as a person does."""

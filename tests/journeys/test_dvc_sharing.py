@@ -93,7 +93,7 @@ def test_two_encoders_are_two_experiments(stand_in, tmp_path):
     output = dvc(folder, "exp", "run", "-n", "projection", "-S", changed, TARGET, env=env).stdout
     assert {"embed", "retrieve", "robustness", "inheritance", "report"} <= ran(output)
     assert ran(output).isdisjoint({"draw", "ingest", "tile"})
-    differences = json.loads(dvc(folder, "metrics", "diff", "HEAD", "--json").stdout)["diff"]
+    differences = json.loads(dvc(folder, "metrics", "diff", "HEAD", "--json").stdout)
     assert differences[FINDINGS]["candidate.ri"]["diff"] != 0
     dvc(folder, "plots", "diff", "HEAD", "--targets", CURVES, "-o", tmp_path / "plots")
     page = (tmp_path / "plots" / "index.html").read_text()

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tests.journeys.conftest import (
     SMALL_INHERITANCE,
     SMALL_RETRIEVE,
+    SMALL_ROBUSTNESS,
     fresh_clone,
     kedro,
     newest,
@@ -27,25 +28,6 @@ pytestmark = [
 ]
 
 CONTROLS = {"stain_statistics", "noise"}
-#: Fewer angles, draws and permutations than an audit takes: the figures stay, the time goes.
-ROBUSTNESS = {
-    "robustness_index": {"draws": 500, "n_permutations": 50},
-    "robustness_margins": {"draws": 500, "n_permutations": 50},
-    "tile_pool": {"max_tiles": 24},
-    "rotation": {"angle_step": 45, "k": [5, 10], "draws": 500},
-    "appearance": {"jitter": [0.1], "jpeg": [70], "blur": [1.0], "gamma": [0.8], "draws": 500},
-    "texture": {"grids": [4], "draws": 500},
-    "crop_coherence": {"n_local": 2, "draws": 500},
-    "clustering_score": {"restarts": 3, "n_permutations": 50},
-    "performance_drop": {"repeats": 5},
-    "adversarial": {
-        "max_tiles": 12,
-        "epsilons": [2],
-        "pgd_steps": [5],
-        "universal": None,
-        "transfer_epsilon": 2,
-    },
-}
 INHERITANCE = SMALL_INHERITANCE | {
     "geometry": {"n_tiles": 128, "null_samples": 5, "draws": 200},
     "linear_probe": {"draws": 500},
@@ -56,7 +38,7 @@ def audit(clone, name, manifest, tile, encoders=None):
     """Take a cohort in and run all of its pipelines, as a person does."""
     kedro(clone, "cohort", "new", name, "--manifest", manifest, "--size", "quick")
     write_parameters(clone, name, "tile", tile=tile)
-    write_parameters(clone, name, "robustness", **ROBUSTNESS)
+    write_parameters(clone, name, "robustness", **SMALL_ROBUSTNESS)
     write_parameters(clone, name, "retrieve", **SMALL_RETRIEVE)
     write_parameters(clone, name, "inheritance", **INHERITANCE)
     if encoders:

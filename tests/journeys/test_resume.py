@@ -122,8 +122,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("command", "killed", "last"),
     [
-        (KEDRO, ("threads",) * 3, "threads"),
-        (KEDRO, ("dask",) * 2, "dask"),
+        (KEDRO, ("threads",) * 2, "threads"),
+        (KEDRO, ("dask",), "dask"),
         # What one has begun the other goes on with.
         (DVC, ("threads", "dask"), "threads"),
     ],
