@@ -35,6 +35,9 @@ def test_a_whole_run_says_what_a_person_must_see_and_keeps_the_rest(made):
         "phantom_truth", "noise", "stain_statistics",
     }  # fmt: skip
     assert verdicts[3].startswith("The report: data/")
+    page = newest(folder, COHORT, "08_reporting/report.html").read_text()
+    assert "phantom_truth" in page
+    assert len(page) < 8_000_000
     assert "Completed node:" in (folder / "logs" / "kedro.log").read_text()
     output = kedro(folder, "run", "--env", COHORT, "--pipelines", "tile", "--verbose").stdout
     assert "Completed node:" in output
@@ -60,26 +63,10 @@ def versions(project, name):
     return sorted(p.name for p in newest(project, COHORT, name).parent.parent.iterdir())
 
 
-def test_a_run_ends_at_the_report_and_says_where(project):
-    output = kedro(project, "run", "--env", COHORT, "--pipelines", "report")
-    assert "The report:" in output.stdout + output.stderr
-    page = newest(project, COHORT, "08_reporting/report.html").read_text()
-    assert "phantom_truth" in page
-    assert len(page) < 8_000_000
-
-
 def test_the_old_option_for_one_pipeline_still_works(project):
     before = len(versions(project, "03_primary/tiles.parquet"))
     kedro(project, "run", "--env", COHORT, "--pipeline", "tile")
     assert len(versions(project, "03_primary/tiles.parquet")) == before + 1
-
-
-def test_a_parameter_from_the_command_line_counts(project):
-    kedro(project, "run", "--env", COHORT, "--pipelines", "tile", "--params",
-          "tile.max_tiles_per_slide=3")  # fmt: skip
-    tiles = read_table(project, COHORT, "03_primary/tiles.parquet")
-    assert tiles.group_by("slide_id").len()["len"].max() == 3
-    kedro(project, "run", "--env", COHORT, "--pipelines", "tile")
 
 
 def test_one_experiment_and_one_encoder_can_be_run_alone(project):
@@ -130,9 +117,11 @@ def test_a_wrong_parameter_says_what_to_give(project):
     assert "give float32 or float16" in " ".join((output.stdout + output.stderr).split())
 
 
-def test_vectors_of_other_tiles_are_refused(project):
+def test_a_parameter_from_the_command_line_counts_and_vectors_of_other_tiles_are_refused(project):
     kedro(project, "run", "--env", COHORT, "--pipelines", "tile", "--params",
           "tile.max_tiles_per_slide=3")  # fmt: skip
+    tiles = read_table(project, COHORT, "03_primary/tiles.parquet")
+    assert tiles.group_by("slide_id").len()["len"].max() == 3
     output = kedro(project, "run", "--env", COHORT, "--pipelines", "retrieve", check=False)
     kedro(project, "run", "--env", COHORT, "--pipelines", "tile")
     assert output.returncode != 0
