@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline, node
@@ -18,11 +18,8 @@ from kedro.pipeline import Node, Pipeline, node
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.figures import Figure, Subject, measure, undefined
 from pathfm_kedro.statistics.measurements import combine_measurements
-from pathfm_kedro.statistics.mitigation import MITIGATION, compare_with_bases
-from pathfm_kedro.statistics.paired_comparison import EXPERIMENT as COMPARISON
-from pathfm_kedro.statistics.paired_comparison import Judged, compare_encoders
+from pathfm_kedro.statistics.paired_comparison import Judged
 from pathfm_kedro.statistics.parameters import ExperimentParameters, read_parameters
-from pathfm_kedro.statistics.tables import KeptEmbeddings
 
 #: Entry of the setting of a figure that is pooled over splits of the patients: over how many.
 SPLITS = "pooled_splits"
@@ -202,7 +199,7 @@ def experiment_pipeline(
     more
         Nodes that stand in the experiment's namespace beside these, such as its views.
     calibration
-        From :func:`calibration_node`; its rows join the experiment's table.
+        From :func:`~pathfm_kedro.wiring_across.calibration_node`; its rows join the experiment's table.
     grids
         Which tiles each encoder has vectors of; one grid for all where not given.
     of_encoder
@@ -218,16 +215,10 @@ def experiment_pipeline(
         )
         for e in names
     ]
-    tables = [f"measurements.{pipeline}.{experiment.name}.{e}" for e in names]
-    if calibration is not None:
-        own.append(calibration)
-        tables += calibration.outputs
-    pooled = pooled_nodes(pipeline, experiment, splits or {}, grids)
-    own += pooled
-    tables += [output for each in pooled for output in each.outputs]
-    output = f"measurements.{pipeline}.{experiment.name}"
-    collect = collected(tables, output, tags=[experiment.name])
-    return grouped(experiment.name, [*more, *own, collect])
+    beside = [] if calibration is None else [calibration]
+    beside += pooled_nodes(pipeline, experiment, splits or {}, grids)
+    collect = collected_by_encoder(pipeline, experiment.name, names, beside)
+    return grouped(experiment.name, [*more, *own, *beside, collect])
 
 
 @dataclass(frozen=True)
@@ -305,16 +296,16 @@ def views_pipeline(
     called = f"{views.name}_views"
     found: list[Node | Pipeline] = []
     if not views.with_encoder:
-        plain = named_partial(plan, name=None, **bound)
-        for grid in grids.among(encoders):
-            inputs = [grids.in_grid(name, grid) for name in [*pixels, *beside]]
-            output = grids.in_grid(f"views.{views.name}.pixels", grid)
+
+        def of_pixels(named: Callable[[str], str]) -> Node:
+            output = named(f"views.{views.name}.pixels")
             if grids.without_slides:
-                own = node(no_views, "params:engine", output, name=called, tags=tags)
-            else:
-                own = node(plain, inputs, output, name=called, tags=tags)
-            found.append(grouped(grid, [own]) if grid else own)
-        return found
+                return node(no_views, "params:engine", output, name=called, tags=tags)
+            plain = named_partial(plan, name=None, **bound)
+            inputs = [named(name) for name in [*pixels, *beside]]
+            return node(plain, inputs, output, name=called, tags=tags)
+
+        return in_grids(of_pixels, encoders, grids)
     for e in encoders:
         output = f"views.{views.name}.{e}"
         if e in grids.without_pixels:
@@ -350,7 +341,7 @@ def encoder_nodes(
     """The two nodes of an experiment for one encoder: its statistics, and its measurements."""
     grids = grids or TileGrids()
     accumulate = node(
-        _shown_as(x.statistics, x.accumulate),
+        shown_as(x.statistics, x.accumulate),
         [*(grids.dataset(name, encoder) for name in x.inputs), f"params:{x.name}"],
         f"statistics.{pipeline}.{x.name}.{encoder}",
         name="statistics",
@@ -371,7 +362,7 @@ def measurements_node(
     missing = undefined_for or grids.needs_pixels(x, encoder)
     bound = {"encoder": encoder} | ({"undefined_for": missing} if missing else {})
     return node(
-        named_partial(_shown_as(x.measurements, x.figures), **bound),
+        named_partial(shown_as(x.measurements, x.figures), **bound),
         [
             f"statistics.{pipeline}.{x.name}.{encoder}",
             *(grids.dataset(name, encoder) for name in x.beside),
@@ -396,7 +387,7 @@ def pooled_nodes(
     return [
         node(
             named_partial(
-                _shown_as(x.pooled_measurements, x.pooled), encoder=e, n_splits=len(names)
+                shown_as(x.pooled_measurements, x.pooled), encoder=e, n_splits=len(names)
             ),
             [
                 *(f"statistics.{pipeline}.{x.name}.{name}" for name in names),
@@ -411,162 +402,29 @@ def pooled_nodes(
     ]
 
 
-def comparison_pipeline(
-    pipeline: str,
-    experiments: Sequence[Experiment],
-    encoders: Sequence[str],
-    controls: Sequence[str] = (),
-    grids: TileGrids | None = None,
-    mitigated: Mapping[str, tuple[str, str]] | None = None,
-) -> Pipeline:
-    """Nodes that compare encoders two by two on the judged figures of each experiment.
-
-    Parameters
-    ----------
-    pipeline
-        Name of the pipeline that the experiments belong to.
-    experiments
-        What is measured; those of arms, or of some encoders only, are not compared.
-    encoders, controls
-        The cohort's, and those among them that are not compared with each other.
-    grids
-        Which tiles each encoder has vectors of; one grid for all where not given.
-    mitigated
-        Of each variant the encoder that it is held against, and what was done.
-    """
-    tiles = grids or TileGrids()
-    compared = [x for x in experiments if x.subject == "encoder" and x.only is None]
-    nodes = [
-        _comparison_node(
-            pipeline,
-            x,
-            [e for e in encoders if not tiles.needs_pixels(x, e)],
-            controls,
-            tiles,
-            mitigated or {},
-        )
-        for x in compared
-    ]
-    tables = [output for each in nodes for output in each.outputs]
-    name = f"measurements.{pipeline}.{COMPARISON}"
-    return grouped(COMPARISON, [*nodes, collected(tables, name, tags=[COMPARISON])])
-
-
-def _comparison_node(
-    pipeline: str,
-    x: Experiment,
-    encoders: Sequence[str],
-    controls: Sequence[str],
-    grids: TileGrids,
-    mitigated: Mapping[str, tuple[str, str]],
-) -> Node:
-    """A node that takes the statistics of all encoders and tables their differences."""
-    beside = len(x.beside)
-
-    def compare(*inputs: Any) -> Any:
-        *data, parameters = inputs
-        parts = [data[i : i + 1 + beside] for i in range(0, len(data), 1 + beside)]
-        judged = {e: x.judged(*part, parameters) for e, part in zip(encoders, parts, strict=True)}
-        tiles = {e: grids.grid(e) for e in encoders}
-        return combine_measurements(
-            compare_encoders(judged, x.name, controls, tiles),
-            compare_with_bases(judged, x.name, mitigated, tiles),
-        )
-
-    data = [
-        name
-        for e in encoders
-        for name in (
-            f"statistics.{pipeline}.{x.name}.{e}",
-            *(grids.dataset(name, e) for name in x.beside),
-        )
-    ]
-    return node(
-        _shown_as(compare, compare_encoders),
-        [*data, f"params:{x.name}"],
-        f"measurements.{pipeline}.{COMPARISON}.{x.name}",
-        name=f"compare_{x.name}",
-        tags=[COMPARISON, x.name, *([MITIGATION] if mitigated else [])],
-    )
-
-
-def calibration_node(
-    pipeline: str,
-    x: Experiment,
-    parameters: Mapping[str, Any],
-    truth: str,
-    mix: Callable[..., Any],
-    dose_response: Callable[..., Any],
-    encoders: Sequence[str],
-    grids: TileGrids | None = None,
-) -> Node | None:
-    """A node that runs an experiment on encoders with a known dose of nuisance; None without one.
-
-    Parameters
-    ----------
-    pipeline
-        Name of the pipeline.
-    x
-        The experiment.
-    parameters
-        Its block of parameters: which control is mixed in decides the node's inputs.
-    truth
-        The control that knows the truth.
-    mix, dose_response
-        Functions that make the dosed vectors and table the checks.
-    encoders
-        The cohort's: without the control that is mixed in there is no calibration.
-    grids
-        Which tiles each encoder has vectors of: vectors of other tiles cannot be mixed.
-    """
-    grids = grids or TileGrids()
-    calibration = x.read(parameters).calibration
-    if calibration is None or (calibration.nuisance and calibration.nuisance not in encoders):
-        return None
-    nuisance = calibration.nuisance
-    if nuisance and grids.grid(nuisance) != grids.grid(truth):
-        return None
-    data = [grids.dataset(name, truth) for name in x.inputs]
-    others = [name.format(e=nuisance) for name in x.inputs if nuisance and "{e}" in name]
-    beside = [grids.dataset(name, truth) for name in x.beside]
-
-    def calibrate(*inputs: Any) -> Any:
-        *found, parameters, settings = inputs
-        p = x.read({**parameters, **calibration.set})
-        rest = found[: len(beside)]
-        own, mixed = found[len(beside) : len(beside) + len(data)], found[len(beside) + len(data) :]
-        # Every dose reads the same vectors.
-        mixed = [KeptEmbeddings(value) for value in mixed]
-        own = [
-            KeptEmbeddings(value) if "{e}" in name else value
-            for name, value in zip(x.inputs, own, strict=True)
-        ]
-
-        def measure_at(dose: float) -> Any:
-            partners = iter(mixed)
-            vectors = [
-                (x.dosed or mix)(value, next(partners, None), dose, p, own)
-                if "{e}" in name
-                else value
-                for name, value in zip(x.inputs, own, strict=True)
-            ]
-            statistics = x.accumulate(*vectors, p)
-            return measure(x.figures(statistics, *rest, p), x.name, truth, p.criteria, x.subject)
-
-        return dose_response(measure_at, x.name, calibration, settings["doses"], truth)
-
-    return node(
-        calibrate,
-        [*beside, *data, *others, f"params:{x.name}", "params:calibration"],
-        f"measurements.{pipeline}.calibration_{x.name}.{truth}",
-        name="calibrate",
-        tags=["calibration", x.name],
-    )
-
-
 def collected(tables: Sequence[str], output: str, tags: Sequence[str] = ()) -> Node:
     """A node that puts measurements tables one below the other."""
     return node(combine_measurements, list(tables), output, name="collect", tags=list(tags))
+
+
+def collected_by_encoder(
+    pipeline: str, experiment: str, encoders: Sequence[str], beside: Sequence[Node] = ()
+) -> Node:
+    """A node that collects an experiment's tables of all encoders, and what other nodes table of it."""
+    tables = [f"measurements.{pipeline}.{experiment}.{e}" for e in encoders]
+    tables += [output for each in beside for output in each.outputs]
+    return collected(tables, f"measurements.{pipeline}.{experiment}", tags=[experiment])
+
+
+def in_grids(
+    make: Callable[[Callable[[str], str]], Node], encoders: Iterable[str], grids: TileGrids
+) -> list[Node | Pipeline]:
+    """A node for each grid of tiles, made from what names a dataset in it."""
+    found: list[Node | Pipeline] = []
+    for grid in grids.among(encoders):
+        own = make(partial(grids.in_grid, grid=grid))
+        found.append(grouped(grid, [own]) if grid else own)
+    return found
 
 
 def grouped(namespace: str, nodes: Sequence[Node | Pipeline]) -> Pipeline:
@@ -605,10 +463,10 @@ def with_parameters(
         *data, parameters = inputs
         return function(*data, read_parameters(kind, name, parameters), **named)
 
-    return _shown_as(run, function)
+    return shown_as(run, function)
 
 
-def _shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..., Any]:
+def shown_as(run: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..., Any]:
     """A function that kedro-viz shows with the text of the experiment's own."""
 
     def bound(*positional: Any, **named: Any) -> Any:
@@ -627,16 +485,17 @@ __all__ = [
     "Experiment",
     "TileGrids",
     "Views",
-    "calibration_node",
     "collected",
-    "comparison_pipeline",
+    "collected_by_encoder",
     "encoder_nodes",
     "experiment_pipeline",
     "grouped",
+    "in_grids",
     "measurements_node",
     "named_partial",
     "node",
     "pooled_nodes",
+    "shown_as",
     "views_pipeline",
     "with_parameters",
 ]

@@ -28,7 +28,8 @@ from pathfm_kedro.slides.phantom import tile_truth
 from pathfm_kedro.slides.views import inscribed_size
 from pathfm_kedro.statistics.measurements import Estimate, measurement, measurement_table
 from pathfm_kedro.statistics.parameters import Calibration, read_parameters
-from pathfm_kedro.wiring import Experiment, calibration_node
+from pathfm_kedro.wiring import Experiment
+from pathfm_kedro.wiring_across import calibration_node
 from tests.conftest import PROJECT
 from tests.pipelines.robustness.phantom_views import (
     CONTROLS,

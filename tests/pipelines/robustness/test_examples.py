@@ -34,8 +34,8 @@ def test_a_tile_nearer_to_its_center_than_to_its_label_is_shown():
     slides, tiles = design("xyxy", "AABB")
     # Centers lie at right angles; the last tile lies between its label's and its center's.
     vectors = {"s0": [[1.0, 0.0]], "s1": [[0.95, 0.05]], "s2": [[0.0, 1.0]], "s3": [[0.8, 0.6]]}
-    found = center_examples(
-        slides, tiles, InMemory(vectors), name="e", experiment="robustness_index"
+    (found,) = center_examples(
+        slides, tiles, InMemory(vectors), name="e", experiments=["robustness_index"]
     )
     assert found.schema == EXAMPLES_SCHEMA
     by_part = found.filter(example=1).select("part", "tile_id").rows()
@@ -47,7 +47,7 @@ def test_a_tile_nearer_to_its_center_than_to_its_label_is_shown():
 def test_one_center_or_one_label_has_no_examples():
     slides, tiles = design("xy", "AA")
     vectors = InMemory({"s0": [[1.0, 0.0]], "s1": [[0.0, 1.0]]})
-    found = center_examples(slides, tiles, vectors, name="e", experiment="robustness_index")
+    (found,) = center_examples(slides, tiles, vectors, name="e", experiments=["robustness_index"])
     assert found.is_empty()
     assert combine_examples(found).schema == EXAMPLES_SCHEMA
     assert combine_examples().is_empty()

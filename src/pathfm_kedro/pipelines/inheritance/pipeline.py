@@ -72,7 +72,6 @@ from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
     collected,
-    comparison_pipeline,
     experiment_pipeline,
     grouped,
     named_partial,
@@ -80,6 +79,7 @@ from pathfm_kedro.wiring import (
     node,
     with_parameters,
 )
+from pathfm_kedro.wiring_across import comparison_pipeline
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
 ARM_DATA = ["arm_pool", "arm_tiles"]

@@ -1,7 +1,6 @@
 """retrieve: does a slide find slides of the same diagnosis in other patients."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
 from kedro.pipeline import Node, Pipeline
 
@@ -63,13 +62,14 @@ from pathfm_kedro.wiring import (
     TileGrids,
     Views,
     collected,
-    comparison_pipeline,
     experiment_pipeline,
     grouped,
+    in_grids,
     node,
     views_pipeline,
     with_parameters,
 )
+from pathfm_kedro.wiring_across import comparison_pipeline
 
 VECTORS = ["slides", "tiles", "embeddings.{e}"]
 SLIDES = ["slides"]
@@ -178,7 +178,7 @@ def create_pipeline(
     tables = [f"measurements.retrieve.{name}" for name in names]
     views = views_pipeline(FIELDS, encoders, bases, plan_views, plan_harmonised, grids)
     parts = [
-        *_places(encoders, grids),
+        *in_grids(_places, encoders, grids),
         *(
             experiment_pipeline(
                 "retrieve",
@@ -215,20 +215,15 @@ def create_pipeline(
     return grouped("retrieve", [grouped("index", own), *parts, described, compared, collect])
 
 
-def _places(encoders: Sequence[str], grids: TileGrids) -> list[Node | Pipeline]:
-    """The places of mosaics in each grid of tiles."""
-    found: list[Node | Pipeline] = []
-    for grid in grids.among(encoders):
-        named = partial(grids.in_grid, grid=grid)
-        own = node(
-            choose_mosaic_places,
-            ["slides", named("tiles"), f"params:{FIELDS.experiment}"],
-            named(FIELDS.pool),
-            name="choose_mosaic_places",
-            tags=FIELDS.experiment,
-        )
-        found.append(grouped(grid, [own]) if grid else own)
-    return found
+def _places(named: Callable[[str], str]) -> Node:
+    """The places of mosaics in one grid of tiles."""
+    return node(
+        choose_mosaic_places,
+        ["slides", named("tiles"), f"params:{FIELDS.experiment}"],
+        named(FIELDS.pool),
+        name="choose_mosaic_places",
+        tags=FIELDS.experiment,
+    )
 
 
 def _index(e: str, grids: TileGrids) -> list[Node]:

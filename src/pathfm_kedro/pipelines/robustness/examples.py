@@ -101,8 +101,13 @@ def rotation_examples(
 
 
 def center_examples(
-    slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, *, name: str, experiment: str
-) -> pl.DataFrame:
+    slides: pl.DataFrame,
+    tiles: pl.DataFrame,
+    embeddings: Embeddings,
+    *,
+    name: str,
+    experiments: Sequence[str],
+) -> list[pl.DataFrame]:
     """Tiles to which their own center is nearer than their label elsewhere.
 
     Parameters
@@ -111,13 +116,13 @@ def center_examples(
         The tables, and vectors of all tiles.
     name
         The encoder.
-    experiment
-        Which check they are shown with.
+    experiments
+        Which checks they are shown with.
 
     Returns
     -------
-    DataFrame
-        Columns :data:`EXAMPLES_SCHEMA`.
+    list of DataFrame
+        The same for each experiment, columns :data:`EXAMPLES_SCHEMA`.
     """
     rows = tile_rows(slides, tiles, embeddings.slide_ids)
     n = min(rows.height, _MOST_TILES)
@@ -144,9 +149,9 @@ def center_examples(
         shown.append({**_place(own, tile), "example": number, "part": "tile", "angle": 0})
         for part, near in (("same_center", beside), ("same_label", elsewhere)):
             i = int(near[tile].argmax())
-            told = {"example": number, "part": part, "angle": 0, "similarity": near[tile, i]}
-            shown.append({**_place(own, i), **told})
-    return _table(shown, experiment, name)
+            role = {"example": number, "part": part, "angle": 0, "similarity": near[tile, i]}
+            shown.append({**_place(own, i), **role})
+    return [_table(shown, experiment, name) for experiment in experiments]
 
 
 def combine_examples(*tables: pl.DataFrame) -> pl.DataFrame:
@@ -172,5 +177,5 @@ def _place(tiles: pl.DataFrame, row: int) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[dict[str, Any]], experiment: str, encoder: str) -> pl.DataFrame:
-    told = {"experiment": experiment, "encoder": encoder}
-    return to_schema([{**row, **told} for row in rows], EXAMPLES_SCHEMA)
+    of = {"experiment": experiment, "encoder": encoder}
+    return to_schema([{**row, **of} for row in rows], EXAMPLES_SCHEMA)

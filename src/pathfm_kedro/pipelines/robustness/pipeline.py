@@ -8,24 +8,13 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.encoders.harmonised import plan_harmonised
-from pathfm_kedro.pipelines.robustness.adversarial import (
-    adversarial_figures,
-    adversarial_statistics,
-    no_adversarial_statistics,
-)
-from pathfm_kedro.pipelines.robustness.adversarial_pool import (
-    Adversarial,
-    choose_adversarial_pool,
-    fit_adversarial_probes,
-)
-from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
-from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks, plan_transfer
 from pathfm_kedro.pipelines.robustness.appearance import (
     Appearance,
     appearance_figures,
     appearance_statistics,
     view_of_appearance,
 )
+from pathfm_kedro.pipelines.robustness.attacks.pipeline import ATTACKED, adversarial_pipeline
 from pathfm_kedro.pipelines.robustness.calibration import dose_response, mix, noise_in_tiles
 from pathfm_kedro.pipelines.robustness.center_auc import (
     CenterAuc,
@@ -49,11 +38,6 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     cue_conflict_figures,
     cue_conflict_statistics,
 )
-from pathfm_kedro.pipelines.robustness.examples import (
-    center_examples,
-    combine_examples,
-    rotation_examples,
-)
 from pathfm_kedro.pipelines.robustness.feature_agreement import (
     FeatureAgreement,
     feature_agreement_figures,
@@ -67,25 +51,17 @@ from pathfm_kedro.pipelines.robustness.field_of_view import (
 )
 from pathfm_kedro.pipelines.robustness.field_pool import choose_field_pool
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
-from pathfm_kedro.pipelines.robustness.margin_statistics import (
-    index_and_margin_statistics,
-    robustness_margins_statistics,
-)
-from pathfm_kedro.pipelines.robustness.margins import (
-    RobustnessMargins,
-    robustness_margins_figures,
+from pathfm_kedro.pipelines.robustness.neighbours.pipeline import (
+    INDEX,
+    MARGINS,
+    VECTORS,
+    examples_pipeline,
+    robustness_index_pipelines,
 )
 from pathfm_kedro.pipelines.robustness.performance_drop import (
     PerformanceDrop,
     performance_drop_figures,
     performance_drop_statistics,
-)
-from pathfm_kedro.pipelines.robustness.pooled_splits import pooled_index_figures
-from pathfm_kedro.pipelines.robustness.robustness_index import (
-    RobustnessIndex,
-    choose_k,
-    robustness_index_figures,
-    robustness_index_statistics,
 )
 from pathfm_kedro.pipelines.robustness.rotation import (
     Rotation,
@@ -132,28 +108,32 @@ from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
     Views,
-    calibration_node,
     collected,
-    comparison_pipeline,
+    collected_by_encoder,
     encoder_nodes,
     experiment_pipeline,
     grouped,
-    measurements_node,
-    named_partial,
+    in_grids,
     node,
-    pooled_nodes,
     views_pipeline,
-    with_parameters,
 )
+from pathfm_kedro.wiring_across import calibration_node, comparison_pipeline
 
-#: Vectors of all tiles, beside the tables that say whose they are.
-VECTORS = ["slides", "tiles", "embeddings.{e}"]
 #: Vectors of the pool's tiles as they are and in other stains, beside the looks of centers.
 STAINED = ["views.appearance.{e}", "tile_pool", "stain_references"]
 #: Experiments on the appearance views.
 _ON_STAIN = ["appearance", "cue_conflict"]
 #: Controls that know the drawn truth, and colour alone.
 _TRUTH, _COLOUR = "phantom_truth", "stain_statistics"
+
+#: Of its rotated tiles examples are shown too.
+_ROTATION = Experiment(
+    "rotation",
+    Rotation,
+    rotation_statistics,
+    rotation_figures,
+    ["views.rotation.{e}", "tile_pool"],
+)
 
 EXPERIMENTS = [
     Experiment(
@@ -175,13 +155,7 @@ EXPERIMENTS = [
         VECTORS,
         beside=[f"measurements.robustness.robustness_{x}.{{e}}" for x in ("index", "margins")],
     ),
-    Experiment(
-        "rotation",
-        Rotation,
-        rotation_statistics,
-        rotation_figures,
-        ["views.rotation.{e}", "tile_pool"],
-    ),
+    _ROTATION,
     Experiment("appearance", Appearance, appearance_statistics, appearance_figures, STAINED),
     Experiment(
         "cue_conflict",
@@ -295,33 +269,6 @@ SUBGROUPS = Experiment(
     ],
 )
 
-#: The index and the margins rest on one search, and the index on the k of all encoders.
-INDEX = Experiment(
-    "robustness_index",
-    RobustnessIndex,
-    robustness_index_statistics,
-    robustness_index_figures,
-    VECTORS,
-    beside=["robustness_k"],
-    pooled=pooled_index_figures,
-)
-MARGINS = Experiment(
-    "robustness_margins",
-    RobustnessMargins,
-    robustness_margins_statistics,
-    robustness_margins_figures,
-    [*VECTORS, "params:robustness_index"],
-    beside=["robustness_k"],
-)
-#: What is attacked; which views are measured depends on the encoder.
-ATTACKED = Experiment(
-    "adversarial",
-    Adversarial,
-    adversarial_statistics,
-    adversarial_figures,
-    [],
-    beside=["params:encoders.{e}"],
-)
 #: Only where the cohort has features of an encoder, and the encoder.
 AGREEMENT = Experiment(
     "feature_agreement",
@@ -383,14 +330,14 @@ def create_pipeline(
     judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
     parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: pools come before them.
-        *_in_grids(_pool, encoders, grids),
-        *_in_grids(_field_pool, encoders, grids),
+        *in_grids(_pool, encoders, grids),
+        *in_grids(_field_pool, encoders, grids),
         _views(encoders, known, grids),
         *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids, splits=splits),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
-        examples_pipeline([e for e in encoders if e not in controls], grids),
+        examples_pipeline([e for e in encoders if e not in controls], grids, _ROTATION),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
     if same_tissue:
@@ -401,17 +348,6 @@ def create_pipeline(
     tables = [f"measurements.robustness.{name}" for name in names]
     collect = collected(tables, "robustness_measurements")
     return grouped("robustness", [*parts, collect])
-
-
-def _in_grids(
-    make: Callable[[Callable[[str], str]], Node], encoders: Sequence[str], grids: TileGrids
-) -> list[Node | Pipeline]:
-    """A node for each grid of tiles, made from what names a dataset in it."""
-    found: list[Node | Pipeline] = []
-    for grid in grids.among(encoders):
-        own = make(partial(grids.in_grid, grid=grid))
-        found.append(grouped(grid, [own]) if grid else own)
-    return found
 
 
 def _pool(named: Callable[[str], str]) -> Node:
@@ -457,8 +393,8 @@ def _field_pool(named: Callable[[str], str]) -> Node:
 def _views(encoders: Sequence[str], bases: Mapping[str, str], grids: TileGrids) -> Pipeline:
     """What several experiments share: the looks of centers, tiles in other stains."""
     shared = [
-        *_in_grids(_stains, encoders, grids),
-        *_in_grids(_references, encoders, grids),
+        *in_grids(_stains, encoders, grids),
+        *in_grids(_references, encoders, grids),
     ]
     for views in VIEWS:
         if views.tags:
@@ -510,98 +446,6 @@ def _calibrated(
     return calibration_node("robustness", x, block, _TRUTH, mix, dose_response, encoders, grids)
 
 
-def robustness_index_pipelines(
-    encoders: Sequence[str],
-    controls: Sequence[str],
-    *calibrations: Node | None,
-    grids: TileGrids | None = None,
-    splits: Mapping[str, Sequence[str]] | None = None,
-) -> list[Pipeline]:
-    """Index and margins: one search, one k for all.
-
-    Parameters
-    ----------
-    encoders, controls
-        As in :func:`create_pipeline`.
-    calibrations
-        Of the index and of the margins; None where the truth is not known.
-    grids, splits
-        As in :func:`create_pipeline`.
-    """
-    grids = grids or TileGrids()
-    blocks = ["params:robustness_index", "params:robustness_margins"]
-    index, margins = INDEX.name, MARGINS.name
-    counts, distances = (
-        {e: f"statistics.robustness.{name}.{e}" for e in encoders} for name in (index, margins)
-    )
-    searches = [
-        node(
-            index_and_margin_statistics,
-            [*(grids.dataset(name, e) for name in VECTORS), *blocks],
-            [counts[e], distances[e]],
-            name="statistics",
-            tags=[index, margins, e],
-        )
-        for e in encoders
-    ]
-    common_k = node(
-        named_partial(choose_k, controls=tuple(controls)),
-        {"parameters": blocks[0], **counts},
-        "robustness_k",
-        name="choose_k",
-        tags=[index, margins],
-    )
-    # A namespace of its own: the common k stands between the searches and what is measured on them.
-    found = [grouped(e, [search]) for e, search in zip(encoders, searches, strict=True)]
-    own = [grouped(e, [measurements_node("robustness", INDEX, e)]) for e in encoders]
-    of_margins = [grouped(e, [measurements_node("robustness", MARGINS, e)]) for e in encoders]
-    of_index, of_margin = ([] if node is None else [node] for node in calibrations)
-    of_index += pooled_nodes("robustness", INDEX, splits or {}, grids)
-    return [
-        grouped("neighbours", [*found, common_k]),
-        grouped(index, [*own, *of_index, _collect(index, encoders, of_index)]),
-        grouped(margins, [*of_margins, *of_margin, _collect(margins, encoders, of_margin)]),
-    ]
-
-
-def _collect(name: str, encoders: Sequence[str], more: Sequence[Node] = ()) -> Node:
-    tables = [f"measurements.robustness.{name}.{e}" for e in encoders]
-    tables += [output for extra in more for output in extra.outputs]
-    return collected(tables, f"measurements.robustness.{name}", tags=[name])
-
-
-def examples_pipeline(encoders: Sequence[str], grids: TileGrids) -> Pipeline:
-    """Tiles that show how checks fail, of encoders that are no controls."""
-    of_center, parts, tables = [INDEX.name, MARGINS.name], [], []
-    rotation = next(x for x in EXPERIMENTS if x.name == "rotation")
-    for e in encoders:
-        own = [
-            node(
-                named_partial(center_examples, name=e, experiment=x),
-                [grids.dataset(name, e) for name in VECTORS],
-                f"examples.{x}.{e}",
-                name=x,
-                tags=[x, e],
-            )
-            for x in of_center
-        ]
-        if not grids.needs_pixels(rotation, e):
-            inputs = [grids.dataset(name, e) for name in rotation.inputs]
-            own.append(
-                node(
-                    named_partial(rotation_examples, name=e),
-                    [*inputs, "params:rotation"],
-                    f"examples.rotation.{e}",
-                    name="rotation",
-                    tags=["rotation", e],
-                )
-            )
-        tables += [output for part in own for output in part.outputs]
-        parts.append(grouped(e, own))
-    collect = node(combine_examples, tables, "robustness_examples", name="collect")
-    return grouped("examples", [*parts, collect])
-
-
 def same_tissue_pipeline(
     encoders: Sequence[str],
     bases: Mapping[str, str] | None = None,
@@ -635,7 +479,7 @@ def same_tissue_pipeline(
         tags=x.name,
     )
     measured = _experiment(x, encoders, bases or {}, parameters or {}, tiles)
-    return Pipeline([registered, *_in_grids(tiles_in, encoders, tiles), measured])
+    return Pipeline([registered, *in_grids(tiles_in, encoders, tiles), measured])
 
 
 def agreement_pipeline(
@@ -656,83 +500,4 @@ def agreement_pipeline(
         return encoder_nodes("robustness", replace(x, inputs=[*own, *other]), e)
 
     own = [grouped(e, of_encoder(e)) for e in encoders]
-    return grouped(x.name, [*own, _collect(x.name, encoders)])
-
-
-def adversarial_pipeline(
-    encoders: Sequence[str],
-    controls: Sequence[str],
-    bases: Mapping[str, str],
-    grids: TileGrids | None = None,
-) -> Pipeline:
-    """Attacks on every network, and what is made against one shown to the others."""
-    x, block = ATTACKED.name, f"params:{ATTACKED.name}"
-    grids = grids or TileGrids()
-    #: Harmonised variants are no single network, and of some encoders there are vectors alone.
-    not_attacked = {*bases, *grids.without_pixels}
-
-    def step(function, inputs, output, called, /, *tags, **bound) -> Node:  # type: ignore[no-untyped-def]
-        run = named_partial(with_parameters(Adversarial, x, function), **bound)
-        return node(run, [*inputs, block], output, name=called, tags=[x, *tags])
-
-    def job(e: str) -> list[str]:
-        pixels = ["slide_files", "params:tile", "params:engine", f"params:encoders.{e}"]
-        return [*pixels, "encoder_runtimes"]
-
-    def probe_of(e: str) -> str:
-        return f"probes.{x}.{e}"
-
-    def attacks_on(e: str) -> list[Node]:
-        pool, universal = grids.dataset("adversarial_pool", e), f"views.{x}_universal.{e}"
-        probe = probe_of(e)
-        vectors = ["slides", grids.dataset("tiles", e), f"embeddings.{e}", pool]
-        return [
-            step(fit_adversarial_probes, vectors, probe, "probes", e),
-            step(
-                plan_universal_perturbation,
-                ["slides", pool, *job(e)],
-                universal,
-                "universal_perturbation",
-                e,
-                name=e,
-            ),
-            step(
-                plan_attacks,
-                ["slides", pool, probe, universal, *job(e)],
-                f"views.{x}.{e}",
-                "attacks",
-                e,
-                name=e,
-            ),
-        ]
-
-    def of_encoder(e: str) -> list[Node]:
-        if e in not_attacked:
-            nothing = replace(ATTACKED, accumulate=no_adversarial_statistics)
-            missing = grids.without_pixels.get(e, "")
-            return encoder_nodes("robustness", nothing, e, grids, missing)
-        # What was made against another encoder are tiles of the same grid.
-        others = (s for s in encoders if s not in {e, *controls, *not_attacked})
-        sources = tuple(s for s in others if grids.grid(s) == grids.grid(e))
-        shown = named_partial(plan_transfer, name=e, sources=sources)
-        pool = grids.dataset("adversarial_pool", e)
-        inputs = ["slides", pool, probe_of(e), *job(e)]
-        inputs += [f"views.{x}.{s}" for s in sources]
-        measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", pool, probe_of(e)]
-        accumulate = named_partial(adversarial_statistics, sources=sources)
-        attacked = replace(ATTACKED, accumulate=accumulate, inputs=measured)
-        return [
-            node(shown, inputs, f"views.{x}_transfer.{e}", name="transfer", tags=[x, e]),
-            *encoder_nodes("robustness", attacked, e),
-        ]
-
-    # A namespace of their own: each encoder is shown what was made against the others.
-    attacked = [e for e in encoders if e not in not_attacked]
-    attacks = grouped("attacks", [grouped(e, attacks_on(e)) for e in attacked])
-
-    def pool_in(named: Callable[[str], str]) -> Node:
-        inputs = ["slides", named("tiles")]
-        return step(choose_adversarial_pool, inputs, named("adversarial_pool"), "pool")
-
-    own = [grouped(e, of_encoder(e)) for e in encoders]
-    return grouped(x, [*_in_grids(pool_in, encoders, grids), attacks, *own, _collect(x, encoders)])
+    return grouped(x.name, [*own, collected_by_encoder("robustness", x.name, encoders)])

@@ -1,0 +1,1 @@
+"""How the experiment on adversarial noise is wired."""
