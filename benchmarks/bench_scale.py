@@ -204,8 +204,8 @@ def scaling(root: Path, n_slides: int, repeat: int) -> str:
     with _dask(1) as one, _dask(2) as two:
         lines.append(_row("Dask", work, one, two, repeat))
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    told = f"{n_slides} slides, {work.tiles.height} tiles; {os.cpu_count()} cores, load {load}"
-    return "\n".join([*lines, "", told])
+    machine = f"{n_slides} slides, {work.tiles.height} tiles; {os.cpu_count()} cores, load {load}"
+    return "\n".join([*lines, "", machine])
 
 
 def _row(
@@ -240,18 +240,18 @@ def main() -> None:
     options.add_argument("--only", choices=("cost", "scaling"))
     options.add_argument("--sizes", type=int, nargs="+", help="slides of the table of costs")
     options.add_argument("--minutes", type=float, default=60.0, help="of the table of costs")
-    told = options.parse_args()
-    sizes = told.sizes or ([10, 100, 1000] if told.full else [10, 100])
-    wanted = told.scaling_slides if told.only == "scaling" else max(sizes)
-    if told.only is None:
-        wanted = max(wanted, told.scaling_slides)
+    given = options.parse_args()
+    sizes = given.sizes or ([10, 100, 1000] if given.full else [10, 100])
+    wanted = given.scaling_slides if given.only == "scaling" else max(sizes)
+    if given.only is None:
+        wanted = max(wanted, given.scaling_slides)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw(root, wanted)
-        if told.only != "scaling":
-            cost_tables(root, sizes, 60 * told.minutes)
-        if told.only != "cost":
-            print("\n" + scaling(root, told.scaling_slides, told.repeat))
+        if given.only != "scaling":
+            cost_tables(root, sizes, 60 * given.minutes)
+        if given.only != "cost":
+            print("\n" + scaling(root, given.scaling_slides, given.repeat))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and how to read it: docs/power.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from typing import Any
 import polars as pl
 from planted_checks import PLANTED
 
-from pathfm_kedro.pipelines.retrieve.accuracy import GAIN
 from pathfm_kedro.statistics.bootstrap import binomial_interval
 
 ROOT = Path(__file__).parents[1]
@@ -61,19 +59,13 @@ for the number of checks. The report itself says of every open check how many pa
 """
 
 
-def _name(row: dict[str, Any]) -> str:
-    """The metric, with the family of searches that are held against the mean."""
-    beside = f" ({json.loads(row['setting'])['family']})" if row["metric"] == GAIN else ""
-    return f"`{row['metric']}`{beside}"
-
-
 def simulate(results: Path, seed: int, patients: int) -> Path:
     """Verdicts of all checks and encoders on cohorts of one seed; kept in a file."""
     file = results / f"{patients}_{seed}.parquet"
     if not file.exists():
         rows = pl.concat(
             planted.cohort(role, patients, seed)
-            .select("verdict", check=pl.struct("metric", "setting").map_elements(_name, pl.String))
+            .select("verdict", check=pl.format("`{}`", "metric"))
             .with_columns(pl.lit(role).alias("role"), pl.lit(patients).alias("patients"))
             for planted in PLANTED.values()
             for role in ROLES

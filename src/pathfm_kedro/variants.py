@@ -62,7 +62,7 @@ def splits_of_rivals(encoders: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _n_splits(entry: Any) -> int:
-    """Splits that a trained encoder is fitted to; unless told otherwise each patient is audited."""
+    """Splits that a trained encoder is fitted to: each patient is audited unless its entry differs."""
     if not isinstance(entry, Mapping) or not str(entry.get("model", "")).startswith("trained:"):
         return 1
     training = entry.get("training") or {}

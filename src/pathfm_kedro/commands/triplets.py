@@ -97,7 +97,7 @@ def read(answers: Path, key: Path, seed: int) -> None:
     row = {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
     low = 0.0 if found.ci_low is None else found.ci_low
     high = 1.0 if found.ci_high is None else found.ci_high
-    said = "above" if low > CHANCE else "below" if high < CHANCE else "not told from"
+    said = "above" if low > CHANCE else "below" if high < CHANCE else "not distinguished from"
     click.echo(
         f"Agreement with {known['encoder'][0]}: {interval_text(row)}, {said} chance ({CHANCE:.2f}); "
         f"{found.n} answers on tiles of {found.n_patients} patients, "
@@ -139,8 +139,8 @@ def _key(chosen: pl.DataFrame, cohort: EmbeddedCohort) -> pl.DataFrame:
         f"{part}_id": pl.Series([_slide_and_tile(cohort, i)[1]["tile_id"] for i in chosen[part]])
         for part in _PARTS
     }
-    told = chosen.select("triplet", "nearest", "patient", encoder=pl.lit(cohort.encoder))
-    return safe_cells(told.with_columns(**named))
+    key = chosen.select("triplet", "nearest", "patient", encoder=pl.lit(cohort.encoder))
+    return safe_cells(key.with_columns(**named))
 
 
 def _answers(path: Path) -> pl.DataFrame:

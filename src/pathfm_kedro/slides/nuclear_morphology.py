@@ -2,7 +2,7 @@ r"""Nuclei of a tile from its haematoxylin alone: how many, how large, and which
 
 Haematoxylin is unmixed in one common basis (:func:`~pathfm_kedro.slides.stain.stain_amounts`) and
 cut at the tile's own Otsu threshold, so that a stronger stain changes none of the figures. Touching
-nuclei are told apart by the peaks of the distance to their outline.
+nuclei are separated by the peaks of the distance to their outline.
 
 On drawn slides of 0.5 µm per pixel (``tests/slides/test_nuclear_morphology.py``) sizes rank as drawn,
 too small where nuclei differ much among themselves. Counts rank as drawn in solid tissues and are up

@@ -34,13 +34,17 @@ def curve_points(
     rows = _over(measurements, experiment, metric, entry, at)
     if by_figure:
         # A figure of fewer entries, as patients whatever the model, lies at each of them.
-        known = settings_of(measurements.filter(experiment=experiment, metric=x["metric"]))
-        keys = {key for setting in known for key in setting}
-        own = {key: value for key, value in at.items() if key in keys}
+        own = _entries_of(measurements.filter(experiment=experiment, metric=x["metric"]), at)
         places = _over(measurements, experiment, x["metric"], entry, own)
         places = places.select("encoder", "x", place="value")
         rows = rows.join(places, on=["encoder", "x"]).with_columns(x="place").drop("place")
     return rows.sort("encoder", "x")
+
+
+def _entries_of(rows: pl.DataFrame, at: Mapping[str, Any]) -> dict[str, Any]:
+    """Those entries of a setting that a figure has."""
+    known = {key for setting in settings_of(rows) for key in setting}
+    return {key: value for key, value in at.items() if key in known}
 
 
 def _over(
@@ -65,9 +69,7 @@ def add_marked(
     """A dotted line in each audited encoder's colour, where a figure's value is a place on the axis."""
     metric, name_of_mark = plot.marked["metric"], plot.marked["name"]
     rows = measurements.filter(experiment=experiment, metric=metric, stratum="all")
-    keys = {key for setting in settings_of(rows) for key in setting}
-    own = {key: value for key, value in at.items() if key in keys}
-    found = select(rows, experiment, metric, own).drop_nulls("value")
+    found = select(rows, experiment, metric, _entries_of(rows, at)).drop_nulls("value")
     for name, row in by_encoder(found, styles):
         if styles[name].is_control:
             continue

@@ -298,7 +298,7 @@ class Compared:
 
     @cached_property
     def confounded(self) -> str:
-        """Why a gap cannot be told from one between centers or labels; empty if it can."""
+        """Why a gap cannot be distinguished from one between centers or labels; empty if it can."""
         group, strata = self.tags
         known = group >= 0
         share = float(counterparts(group[known], strata[known]).mean())
@@ -311,7 +311,7 @@ class Compared:
             return f"{few}, too few to tell a gap from one between centers or labels: add patients"
         return (
             f"'{self.column}' is confounded with {tag} (Cramér's V {strength[tag]:.2f}): {few}, so "
-            f"that a gap cannot be told from one between {tag}s"
+            f"that a gap cannot be distinguished from one between {tag}s"
         )
 
 
@@ -323,7 +323,7 @@ def largest_gap(compared: Compared) -> Value:
         name = compared.names[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise Undefined(f"{compared.column} {name} has no such figure: see its own row")
     mixed = compared.members["group"].null_count()
-    told = [
+    reasons = [
         compared.confounded,
         f"{gap.named(compared.names)}{_against_chance(gap, compared.n_columns)}",
         f"without {mixed} patients whose slides are of several subgroups" if mixed else "",
@@ -334,7 +334,7 @@ def largest_gap(compared: Compared) -> Value:
         Estimate(gap.value, *interval, n, compared.n_patients),
         null_range(gap.permuted_gaps) if gap.is_exchangeable else Null(),
         caveat=compared.confounded,
-        reason="; ".join(filter(None, told)),
+        reason="; ".join(filter(None, reasons)),
     )
 
 

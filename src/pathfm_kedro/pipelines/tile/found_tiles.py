@@ -41,7 +41,7 @@ class SlideTiles(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is told of a slide beside its tiles.
+    """What is recorded of a slide beside its tiles.
 
     Attributes
     ----------
