@@ -16,8 +16,6 @@ from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.wiring import (
     Experiment,
     Views,
-    calibration_node,
-    comparison_pipeline,
     experiment_pipeline,
     grouped,
     named_partial,
@@ -25,6 +23,7 @@ from pathfm_kedro.wiring import (
     views_pipeline,
     with_parameters,
 )
+from pathfm_kedro.wiring_across import calibration_node, comparison_pipeline
 from tests.in_memory import InMemory
 
 

@@ -143,11 +143,6 @@ def side_of(spec: EncoderSpec) -> int:
     return spec.input_pixels or SIDE
 
 
-def weights_name(spec: EncoderSpec) -> str:
-    """What its fitted weights are called: the dataset ``models.<name>.<seed>``."""
-    return f"models.{spec.name}.{spec.seed or 0}"
-
-
 @plain_dataclass(frozen=True)
 class Split:
     """Patients that train a rival, that tell it when to stop, and that it is audited on.

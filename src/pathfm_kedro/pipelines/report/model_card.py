@@ -81,7 +81,7 @@ def _metadata(own: pl.DataFrame, cohort: str, words: Words) -> str:
     result = {"task": {"type": _TASK}, "dataset": dataset, "metrics": metrics}
     name = own["encoder"][0] if own.height else cohort
     index = {"model-index": [{"name": name, "results": [result]}]}
-    return yaml.safe_dump(index, sort_keys=False, allow_unicode=True).strip()
+    return str(yaml.safe_dump(index, sort_keys=False, allow_unicode=True)).strip()
 
 
 def _line(row: Row, words: Words) -> str:

@@ -66,7 +66,6 @@ from pathfm_kedro.statistics.unit_neighbours import OS, SO, UnitNeighbours
 Ints = NDArray[np.int64]
 
 INDEX, RETRIEVAL, PROBE = "robustness_index", "retrieval_accuracy", "probe_accuracy"
-MEASURES = (INDEX, RETRIEVAL, PROBE)
 #: A column of more values is no column of subgroups: ages, dates, names.
 _MOST_GROUPS = 12
 #: With fewer patients who have a counterpart, a gap is read off patients who have none.
