@@ -147,6 +147,26 @@ def test_outputs_are_those_of_the_pipeline(name, stages, pipelines, catalog):
     assert [d for d in declared if not any(covers(d, p) for p in written)] == []
 
 
+def test_a_cohort_of_controls_alone_writes_every_output_of_its_stages(stages, catalog, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.delenv("KEDRO_ENV", raising=False)
+    files = [PROJECT / "conf" / name / "parameters_encoders.yml" for name in ("base", COHORT)]
+    candidates = {
+        encoder: None
+        for file in files
+        for encoder, entry in yaml.safe_load(file.read_text())["encoders"].items()
+        if not entry["model"].startswith("control:")
+    }
+    given = {"encoders": candidates, "adaptation": {"encoders": []}}
+    monkeypatch.setenv(RUNTIME_VARIABLE, json.dumps(given))
+    registered = register_pipelines()
+    for name in ("retrieve", "robustness", "inheritance", "collect", "report"):
+        part = part_of(stages[name], registered)
+        written = {pinned_path(d, catalog) for d in part.all_outputs()} - {None}
+        outs = paths(stages[name]["outs"])
+        assert [d for d in outs if not any(covers(d, p) for p in written)] == [], name
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_dependencies_are_those_of_the_pipeline(name, stages, pipelines, catalog):
     stage = stages[name]
