@@ -77,7 +77,7 @@ PLANTED = {
         "retrieval", "knows the label in both", "blind in one organ", "f1_range_over_organs"
     ),
     "several vectors": Planted.of(
-        "several vectors", "knows the label in every tile", "label in one tile of eight"
+        "several vectors", "knows the label in every tile", "label in one tile, not in the mean"
     ),
     "wider mosaics": Planted.of(
         "wider mosaics", "knows the label in both", "sees the label in wide fields alone"

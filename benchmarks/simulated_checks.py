@@ -110,6 +110,7 @@ SIMULATIONS = {
         {
             "knows nothing": knowing(),
             "label in one tile of eight": knowing("", some=2.5),
+            "label in one tile, not in the mean": knowing(right="fail", hidden=3.0),
             "near the threshold": knowing("", every=0.2, some=0.5),
             "knows the label in every tile": knowing("fail", "pass", every=0.6),
             "perfect": knowing("fail", "pass", every=2.0),

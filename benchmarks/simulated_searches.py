@@ -96,7 +96,11 @@ def retrieved(
 
 
 def of_several_vectors(
-    patients: int, generator: Generator, every: float = 0.0, some: float = 0.0
+    patients: int,
+    generator: Generator,
+    every: float = 0.0,
+    some: float = 0.0,
+    hidden: float = 0.0,
 ) -> list[Asked]:
     """Retrieval by several vectors, words or fused lists against one mean vector.
 
@@ -106,6 +110,8 @@ def of_several_vectors(
         How many, and their source.
     every, some
         Standard deviation of the label's effect in all tiles, and in one of eight alone.
+    hidden
+        The same in one of eight, where the others take it out of the mean.
     """
     families = ["mean", "maxsim", "bm25", "hybrid"]
     p = read_parameters(Retrieval, "retrieval", block("retrieval") | {"families": families})
@@ -113,7 +119,8 @@ def of_several_vectors(
     shown = effects_of(LABELS, 1.0, 0)[codes(slides["label"])]
     mean = every * shown + 0.5 * generator.standard_normal((patients, D))
     vectors = mean[:, None] + generator.standard_normal((patients, TILES, D))
-    vectors[:, 0] += some * shown
+    vectors[:, 0] += (some + hidden) * shown
+    vectors[:, 1:] -= hidden * shown[:, None] / (TILES - 1)
     found = search_slides(slides, tiles_of(slides, TILES), one_shard_each(slides, vectors), p)
     return [asked(retrieval_figures(found, slides, p), "retrieval", p)]
 
