@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-import torch
 
+from benchmarks.capacity_grid import fit_by_torch
 from pathfm_kedro.statistics import free_embedding as fe
 from pathfm_kedro.statistics import sign_rank
 
@@ -20,31 +20,20 @@ def brute_force_solved(queries: np.ndarray, documents: np.ndarray, k: int) -> bo
     return True
 
 
-def torch_fit(n: int, d: int, steps: int, seed: int) -> np.ndarray:
-    """The published optimisation by autograd and torch's own Adam."""
-    subsets = fe.all_subsets(n, 2)
-    relevant = torch.from_numpy(fe.relevance(subsets, n))
-    start = np.random.default_rng(seed).standard_normal((len(subsets) + n, d)).astype(np.float32)
-    vectors = torch.from_numpy(start / np.linalg.norm(start, axis=1, keepdims=True))
-    vectors.requires_grad_(True)
-    adam = torch.optim.Adam([vectors], lr=0.01)
-    for _ in range(steps):
-        queries, documents = vectors[: len(subsets)], vectors[len(subsets) :]
-        scores = torch.log_softmax(queries @ documents.T / 0.1, dim=1)
-        loss = -scores[relevant].mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            vectors /= vectors.norm(dim=1, keepdim=True)
-    return vectors.detach().numpy()
-
-
 def test_a_step_is_that_of_autograd_and_torchs_adam():
     how = fe.Optimiser(steps=20, evaluate_every=20)
-    ours = fe.fit(7, 3, 2, how, seed=3)
-    theirs = torch_fit(7, 3, 20, seed=3)
-    assert np.abs(np.vstack([ours.queries, ours.documents]) - theirs).max() < 2e-5
+    ours, theirs = fe.fit(7, 3, 2, how, seed=3), fit_by_torch(7, 3, 2, how, seed=3)
+    assert ours.steps == theirs.steps == 20
+    for mine, other in ((ours.queries, theirs.queries), (ours.documents, theirs.documents)):
+        assert np.abs(mine - other).max() < 2e-5
+
+
+def test_the_fit_on_a_device_solves_what_numpy_solves():
+    how = fe.Optimiser(steps=2000)
+    ours, theirs = fe.fit(7, 4, 2, how, seed=0), fit_by_torch(7, 4, 2, how, seed=0)
+    assert theirs.solved
+    assert theirs.steps == ours.steps
+    assert brute_force_solved(theirs.queries, theirs.documents, 2)
 
 
 def test_what_is_called_solved_is_solved():
@@ -130,3 +119,19 @@ def test_bounds_enclose_the_rank_of_a_factorisation():
         signs = np.where(product > 0, 1, -1).astype(np.int8)
         assert sign_rank.forster_bound(signs) <= rank
         assert sign_rank.sign_change_bound(signs) >= sign_rank.forster_bound(signs)
+
+
+@pytest.mark.parametrize(("t", "a"), [(1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (3, 4)])
+def test_bounds_of_subsets_are_those_of_the_matrix(t, a):
+    m = 7
+    rows, columns = (list(combinations(range(m), size)) for size in (t, a))
+    signs = np.array([[1 if set(r) <= set(c) else -1 for c in columns] for r in rows], np.int8)
+    lower, upper = sign_rank.forster_bound_of_subsets(m, t, a), sign_rank.subset_bound(m, t, a)
+    assert lower == pytest.approx(sign_rank.forster_bound(signs))
+    assert lower <= upper
+    # The construction, in whole numbers: power sums of a row, a column's squared polynomial.
+    sums = np.array([[sum(x**j for x in row) for j in range(2 * a + 1)] for row in rows])
+    squared = [np.poly(c + c)[::-1] for c in columns]
+    factor = sums @ -np.array(squared).T + 0.5
+    assert (np.sign(factor) == signs).all()
+    assert upper <= 2 * a + 1

@@ -12,6 +12,8 @@ other one below. Where it is small, no dimension is an excuse.
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,3 +67,39 @@ def sign_change_bound(signs: Signs) -> int:
 def sign_change_bound_of_labels(n_labels: int) -> int:
     """:func:`sign_change_bound` of "has the same label", columns sorted by label: at most 3."""
     return min(n_labels, 3)
+
+
+def forster_bound_of_subsets(m: int, t: int, a: int) -> float:
+    """:func:`forster_bound` of "holds all of", all sets of t of m things against all sets of a.
+
+    W, 1 where a set of t lies in a set of a, has the singular values √(C(a−i, t−i) C(m−t−i, a−t)),
+    i = 0 … t (Johnson scheme). That of i = 0 belongs to constant vectors; M = 2W − 11ᵀ changes it alone.
+
+    Examples
+    --------
+    >>> forster_bound_of_subsets(4, 1, 1), round(forster_bound_of_subsets(9, 1, 2), 4)
+    (2.0, 2.4597)
+    """
+    rows, columns = comb(m, t), comb(m, a)
+    of_sums = abs(2 * (comb(m - t, a - t) * comb(a, t)) ** 0.5 - (rows * columns) ** 0.5)
+    others = [
+        2 * (comb(a - i, t - i) * comb(m - t - i, a - t)) ** 0.5
+        for i in range(1, min(t, m - t) + 1)
+    ]
+    return float((rows * columns) ** 0.5 / max([of_sums, *others]))
+
+
+def subset_bound(m: int, t: int, a: int) -> int:
+    """Dimensions that hold "holds all of", all sets of t of m things against all sets of a.
+
+    For things at places x of a line, f(x) = ∏(x − s)², s in the set of a, is 0 on the set and above 0
+    elsewhere. Its sum over a set of t is linear in the power sums 0 … 2a: 2a + 1 dimensions. Indicators
+    and a threshold do it in m + 1, where t = a every set is its own and :func:`sign_change_bound` in 3.
+
+    Examples
+    --------
+    >>> subset_bound(40, 1, 2), subset_bound(40, 2, 2), subset_bound(40, 2, 3)
+    (5, 3, 7)
+    """
+    most = sign_change_bound_of_labels(comb(m, t)) if t == a else min(2 * a + 1, m + 1)
+    return min(most, comb(m, t), comb(m, a))

@@ -7,6 +7,7 @@ import pytest
 
 from pathfm_kedro.pipelines.retrieve.capacity import (
     CAPACITY_SCHEMA,
+    PRECISIONS,
     Capacity,
     capacity_figures,
     capacity_statistics,
@@ -15,17 +16,27 @@ from pathfm_kedro.statistics.figures import measure
 
 SMALL = Capacity(dimensions=(3,), starts=1, max_steps=500, encoder_dimensions=(64,), largest_n=64)
 SLIDES = pl.DataFrame(
-    {"status": ["usable"] * 6 + ["unusable"], "label": ["a", "a", "b", "b", "c", "c", "d"]}
+    {
+        "status": ["usable"] * 6 + ["unusable"],
+        "label": ["a", "a", "b", "b", "c", "c", "d"],
+        "patient_id": [f"p{i}" for i in range(7)],
+    }
 )
 
 
 def measured(statistics: pl.DataFrame, p: Capacity = SMALL, slides: pl.DataFrame = SLIDES):
-    return measure(capacity_figures(statistics, slides, p), "capacity", "free_vectors", (), "arm")
+    figures = capacity_figures(statistics, slides, 3, p)
+    return measure(figures, "capacity", "free_vectors", (), "arm")
+
+
+def values(rows: pl.DataFrame, metric: str, setting: str) -> list[float | None]:
+    asked = pl.col("metric") == metric, pl.col("setting").str.contains(setting, literal=True)
+    return rows.filter(*asked)["value"].to_list()
 
 
 def table(**by_dimension: list[int]) -> pl.DataFrame:
     rows = [
-        (int(name[1:]), seed, n, 0.1, True)
+        (int(name[1:]), seed, n, 0.0, 0.1, 0.2)
         for name, found in by_dimension.items()
         for seed, n in enumerate(found)
     ]
@@ -82,3 +93,31 @@ def test_one_label_is_no_relevance():
     labels = rows.filter(pl.col("setting").str.contains("same_label"))
     assert labels["value"].to_list() == [None, None]
     assert "fewer than two labels" in labels["reason"][0]
+
+
+def test_margins_stand_in_every_precision_between_construction_and_ceiling():
+    rows = measured(table(d4=[9, 9, 9]))
+    margins = [values(rows, "margin", f'"precision": "{x}"')[0] for x in PRECISIONS]
+    assert margins == [0, 0.1, 0.2]
+    # A margin of 0 in float16 is a tie, which finds no document surely.
+    assert values(rows, "solved_share", '"float16"') == [0]
+    assert values(rows, "solved_share", '"float32"') == [1]
+    curve, ceiling = values(rows, "margin", "moment_curve"), values(rows, "margin_ceiling", "4")
+    assert 0 < curve[0] < 0.1 < ceiling[0]
+
+
+def test_pairs_of_tissues_have_bounds_where_there_are_three_with_four_patients():
+    many = pl.DataFrame(
+        {
+            "status": ["usable"] * 20,
+            "label": [f"l{i % 5}" for i in range(20)],
+            "patient_id": [f"p{i}" for i in range(20)],
+        }
+    )
+    rows = measured(table(d3=[5]), slides=many)
+    assert values(rows, "sign_rank_upper", '"tissue_pairs"') == [3]
+    # Six of indicators and a threshold are fewer than seven of the moment curve.
+    assert values(rows, "sign_rank_upper", '"tissue_pairs_of_more"') == [6]
+    few = measured(table(d3=[5])).filter(pl.col("setting").str.contains("tissue_pairs"))
+    assert few["value"].to_list() == [None] * 4
+    assert "fewer than three labels have 4 patients" in few["reason"][0]

@@ -8,12 +8,18 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pathfm_kedro.pipelines.retrieve.families.registry import FAMILIES
+from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings
 from pathfm_kedro.pipelines.retrieve.index_bytes import (
+    STORED,
     IndexBytes,
-    binary,
     bytes_figures,
-    fitting,
     matches_by_bytes,
+)
+from pathfm_kedro.pipelines.retrieve.stored_codes import (
+    binary,
+    compared,
+    fitting,
     product_codes,
     rotated,
 )
@@ -24,7 +30,7 @@ from tests.pipelines.retrieve.planted import label_in_the_maximum, mosaic_of
 
 BYTES = Experiment("index_bytes", IndexBytes, matches_by_bytes, bytes_figures, [])
 PARAMETERS = {
-    "families": ["mean", "maxsim", "maxsim_pooled", "bm25", "hybrid"],
+    "families": [*STORED, "bovw", "bm25", "hybrid", "barcode"],
     "scopes": ["within_organ"],
     "votes": ["mv5"],
     "budgets": [4, 48],
@@ -75,6 +81,10 @@ def test_every_search_keeps_within_its_bytes_and_what_does_not_fit_has_a_reason(
     assert rows["dimensions", "hybrid", "float32", 48]["value"] == (48 - 6) // 4
     assert rows["bytes_per_slide", "bm25", "binary", 48]["value"] == 6
     assert rows["gain_over_mean", "maxsim", "float16", 48]["value"] is not None
+    assert rows["dimensions", "median_min_symmetric", "float16", 48]["value"] == 4
+    # Twelve numbers are eleven bits: two bytes for each of six patches.
+    assert rows["bytes_per_slide", "barcode", "binary", 48]["value"] == 12
+    assert ("macro_f1", "barcode", "float16", 48) not in rows
     whole = rows["gain_over_mean", "maxsim", "binary", 48]
     assert "mean is whole at 2 bytes" in whole["reason"]
 
@@ -93,18 +103,29 @@ def test_every_search_keeps_within_its_bytes_and_what_does_not_fit_has_a_reason(
 def test_what_fits(code, budget, expected):
     slides = pl.DataFrame({"slide_id": ["s", "t"]})
     mosaic = Mosaic(slides, np.zeros((4, 64), np.float32), np.array([0, 2]))
-    assert fitting("maxsim", mosaic, mosaic, code, budget) == expected
+    assert fitting(mosaic, code, budget) == expected
+
+
+def test_families_at_full_size_are_those_of_the_cohorts_search():
+    """Where all bytes fit, nothing is cut: whole float32 vectors order slides as the family does."""
+    slides, patches = label_in_the_maximum(n=12)
+    mosaic = mosaic_of(slides, patches)
+    p = FamilySettings()
+    for family, (store, compare) in STORED.items():
+        stored = store(mosaic, p)
+        size = fitting(stored, "float32", 10_000)
+        assert size == (patches.shape[2], stored.vectors.nbytes / len(stored.starts))
+        found = compared(stored, [compare], "float32", size[0], p)[compare]
+        np.testing.assert_allclose(found, FAMILIES[family](mosaic, mosaic, p), atol=1e-4)
 
 
 def test_a_rotation_leaves_all_distances():
     from scipy.spatial.distance import cdist
 
-    mosaic = mosaic_of(*label_in_the_maximum(n=6))
-    turned = rotated(mosaic, 3)
-    np.testing.assert_allclose(
-        cdist(turned.vectors, turned.vectors), cdist(mosaic.vectors, mosaic.vectors), atol=1e-5
-    )
-    assert not np.allclose(turned.vectors, mosaic.vectors, atol=0.1)
+    vectors = mosaic_of(*label_in_the_maximum(n=6)).vectors
+    turned = rotated(vectors, 3)
+    np.testing.assert_allclose(cdist(turned, turned), cdist(vectors, vectors), atol=1e-5)
+    assert not np.allclose(turned, vectors, atol=0.1)
 
 
 def test_a_code_is_the_nearest_centre_that_was_learned():

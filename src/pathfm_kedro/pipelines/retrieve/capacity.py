@@ -5,13 +5,16 @@ free vectors (:mod:`~pathfm_kedro.statistics.free_embedding`), which no encoder 
 
 - ``critical_n``: documents of which all pairs are found by fitted vectors of a dimension, median over
   seeds, with the range over seeds in place of an interval; ``critical_n_published``, the source's cubic
-  fit; ``margin`` of the fitted vectors there and ``margin_ceiling``, the largest that any vectors can
-  have; ``solved_share`` of the seeds that keep the solution in half precision.
+  fit; ``margin`` of the fitted vectors there, computed in float16, float32 and float64, beside that of
+  a moment curve of 4 dimensions for as many documents, and ``margin_ceiling``, the largest that any
+  vectors can have (centroids of a simplex's corners have it, in n − 1 dimensions); ``solved_share`` of
+  the seeds whose solution holds in a precision.
 - ``largest_n``: documents of which a construction in 4 dimensions finds all pairs when products are
   computed in float16, float32 and float64. In exact arithmetic it finds them for **any** number.
 - ``sign_rank_lower`` and ``sign_rank_upper`` (:mod:`~pathfm_kedro.statistics.sign_rank`): between which
-  numbers of dimensions the least lies that can hold this cohort's relevance (same label), or all pairs
-  of as many slides.
+  numbers of dimensions the least lies that can hold this cohort's relevance: same label, all pairs of
+  as many slides, and the pairs of tissues that ``tissue_limit`` asks for: of documents that show two
+  (dense, of which cycle is a part), and of all that show as many as those of its random pattern.
 - ``dimension_order``: k log₂(n/k) for the cohort's slides, the order of dimensions that suffice at a
   margin that does not vanish with n.
 
@@ -19,15 +22,15 @@ Pitfalls
 --------
 - A critical n is what this optimisation reaches in its steps: a lower bound on what vectors can do, and
   no limit. The constructions solve more in fewer dimensions; what they lack is margin.
-- Relevance by label has a sign rank of at most 3. A macro-F1 of 0.4 on labels is therefore never
-  explained by the dimension of the vectors alone.
+- Relevance by label has a sign rank of at most 3, and so have pairs of tissues where a document shows
+  one pair. A macro-F1 of 0.4 on labels is never explained by the dimension of the vectors alone.
 - The cubic is fitted to few dimensions; beyond ten times the largest it is a guess, and marked.
 - Rebuttals to read beside the source: arXiv 2601.20844 and 2603.29519.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -37,6 +40,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.pipelines.retrieve.tissue_limit import (
+    FEWEST_ATTRIBUTES,
+    MIN_PATIENTS,
+    TOO_FEW_ATTRIBUTES,
+)
 from pathfm_kedro.statistics import free_embedding, sign_rank
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.free_embedding import Fit, Optimiser
@@ -53,19 +61,23 @@ PRECISIONS: dict[str, type[np.floating[Any]]] = {
     "float32": np.float32,
     "float64": np.float64,
 }
+#: Bounds of the sign rank, where sets are asked for.
+OF_SUBSETS: dict[str, Callable[[int, int, int], float]] = {
+    "sign_rank_lower": sign_rank.forster_bound_of_subsets,
+    "sign_rank_upper": sign_rank.subset_bound,
+}
 #: How far beyond the largest measured dimension an extrapolation is worth showing.
 _BEYOND = 10
 #: The published numbers of steps; fewer are said beside the figure.
 _PUBLISHED_STEPS = 100_000
 
-#: One row per dimension and seed: the critical n, margin of the vectors found there, and whether they
-#: solve it in half precision.
+#: One row per dimension and seed: the critical n, and the least margin of the vectors found there,
+#: computed in each precision.
 CAPACITY_SCHEMA: dict[str, pl.DataType] = {
     "dimension": pl.Int64(),
     "seed": pl.Int64(),
     "critical_n": pl.Int64(),
-    "margin": pl.Float64(),
-    "solved_float16": pl.Boolean(),
+    **{f"margin_{precision}": pl.Float64() for precision in PRECISIONS},
 }
 
 
@@ -125,18 +137,15 @@ def _search(d: int, seed: int, how: Optimiser) -> dict[str, Any]:
         n = free_embedding.critical_n(solves, d + 1)
         best = fits[n] if n in fits else free_embedding.fit(n, d, K, how, seed)
     wanted = free_embedding.relevance(free_embedding.all_subsets(n, K), n)
-    queries, documents = (x.astype(np.float16) for x in (best.queries, best.documents))
-    return {
-        "dimension": d,
-        "seed": seed,
-        "critical_n": n,
-        "margin": float(free_embedding.margins(best.queries, best.documents, wanted).min()),
-        "solved_float16": bool((free_embedding.margins(queries, documents, wanted) > 0).all()),
-    }
+    found: dict[str, Any] = {"dimension": d, "seed": seed, "critical_n": n}
+    for name, precision in PRECISIONS.items():
+        queries, documents = (x.astype(precision) for x in (best.queries, best.documents))
+        found[f"margin_{name}"] = float(free_embedding.margins(queries, documents, wanted).min())
+    return found
 
 
 def capacity_figures(
-    statistics: pl.DataFrame, slides: pl.DataFrame, p: Capacity
+    statistics: pl.DataFrame, slides: pl.DataFrame, attributes: int, p: Capacity
 ) -> Iterator[Figure]:
     """Figures of the experiment, in reading order.
 
@@ -146,6 +155,8 @@ def capacity_figures(
         From :func:`capacity_statistics`.
     slides
         Slides table: its labels are the cohort's relevance.
+    attributes
+        Of ``tissue_limit``: tissues that a document of its random pattern shows.
     p
         The parameters.
     """
@@ -156,9 +167,7 @@ def capacity_figures(
         yield Figure(
             "critical_n_published", partial(_exact, free_embedding.published_critical_n(d)), at
         )
-        yield Figure("margin", partial(_margin, rows), at)
-        yield Figure("margin_ceiling", partial(_ceiling, rows), at)
-        yield Figure("solved_share", partial(_solved_share, rows), {**at, "precision": "float16"})
+        yield from _margins(rows, at)
     for d in sorted(set(p.encoder_dimensions)):
         yield Figure(
             "critical_n", partial(_extrapolated, statistics, d), {"dimension": d, "by": "fit"}
@@ -171,6 +180,8 @@ def capacity_figures(
     usable = slides.filter(pl.col("status") == "usable")
     counts = usable["label"].value_counts()["count"].to_numpy().astype(np.int64)
     yield from _sign_ranks(counts)
+    patients = usable.group_by("label").agg(pl.col("patient_id").n_unique())["patient_id"]
+    yield from _sign_ranks_of_attributes(int((patients >= MIN_PATIENTS).sum()), attributes)
 
 
 def _exact(value: float, n: int = 0) -> Estimate:
@@ -193,18 +204,23 @@ def _critical_n(rows: pl.DataFrame, p: Capacity) -> Value:
     return Value(estimate, remark=f"{seeds} in place of an interval{capped}")
 
 
-def _margin(rows: pl.DataFrame) -> Estimate:
-    found = rows["margin"].to_list()
-    return Estimate(float(np.median(found)), *_ends(found), len(found), 0)
-
-
-def _ceiling(rows: pl.DataFrame) -> Estimate:
+def _margins(rows: pl.DataFrame, at: Mapping[str, Any]) -> Iterator[Figure]:
+    """Margins at the critical n: of the fitted vectors, of the moment curve, and the largest."""
     n = int(np.median(rows["critical_n"].to_numpy()))
-    return _exact(free_embedding.margin_ceiling(n, K), n)
+    for name in PRECISIONS:
+        column, setting = rows[f"margin_{name}"], {**at, "precision": name}
+        yield Figure("margin", partial(_margin, column), setting)
+        solved = _exact((column > 0).mean(), rows.height)  # type: ignore[arg-type]
+        yield Figure("solved_share", partial(Value, solved), setting)
+    curve = partial(_exact, free_embedding.circle_curve_margin(n, np.float64), n)
+    yield Figure("margin", curve, {**at, "by": "moment_curve"})
+    ceiling = partial(_exact, free_embedding.margin_ceiling(n, K), n)
+    yield Figure("margin_ceiling", ceiling, at)
 
 
-def _solved_share(rows: pl.DataFrame) -> Estimate:
-    return _exact(rows["solved_float16"].mean(), rows.height)  # type: ignore[arg-type]
+def _margin(found: pl.Series) -> Estimate:
+    values = found.to_list()
+    return Estimate(float(np.median(values)), *_ends(values), len(values), 0)
 
 
 def _extrapolated(statistics: pl.DataFrame, d: int) -> Value:
@@ -245,7 +261,7 @@ def _sign_ranks(counts: NDArray[np.int64]) -> Iterator[Figure]:
     n, labels, pairs = int(counts.sum()), {"relevance": "same_label"}, {"relevance": "all_pairs"}
     if len(counts) < 2:
         reason = "fewer than two labels: every slide is relevant to every other"
-        for metric in ("sign_rank_lower", "sign_rank_upper"):
+        for metric in OF_SUBSETS:
             yield Figure(metric, undefined(reason), labels, n=n)
     else:
         lower = sign_rank.forster_bound_of_labels(counts)
@@ -253,26 +269,21 @@ def _sign_ranks(counts: NDArray[np.int64]) -> Iterator[Figure]:
         yield Figure("sign_rank_lower", partial(_exact, lower, n), labels)
         yield Figure("sign_rank_upper", partial(_exact, upper, n), labels)
     if n > K:
+        for metric, bound in OF_SUBSETS.items():
+            yield Figure(metric, partial(_exact, bound(n, 1, K), n), pairs)
         order = free_embedding.dimension_bound(n, K)
-        yield Figure("sign_rank_lower", partial(_exact, forster_bound_of_pairs(n), n), pairs)
-        yield Figure("sign_rank_upper", partial(_exact, min(n, 2 * K + 1), n), pairs)
         yield Figure("dimension_order", partial(_exact, order, n), pairs)
 
 
-def forster_bound_of_pairs(n: int) -> float:
-    """Forster's bound of "is one of the query's two documents", all pairs of n documents.
+def _sign_ranks_of_attributes(m: int, attributes: int) -> Iterator[Figure]:
+    """Of pairs of m tissues against documents that show two, or as many as the random pattern."""
+    shown = {"tissue_pairs": K, "tissue_pairs_of_more": max(K, min(attributes, m - 1))}
+    for name, a in shown.items():
+        for metric, bound in OF_SUBSETS.items():
+            yield Figure(metric, partial(_of_attributes, bound, m, a), {"relevance": name}, n=m)
 
-    MᵀM has two values off and on its diagonal, so that its largest eigenvalue is a closed form.
 
-    Examples
-    --------
-    >>> from pathfm_kedro.statistics.free_embedding import all_subsets, relevance
-    >>> signs = np.where(relevance(all_subsets(9, 2), 9), 1, -1).astype(np.int8)
-    >>> abs(forster_bound_of_pairs(9) - sign_rank.forster_bound(signs)) < 1e-9
-    True
-    """
-    queries = n * (n - 1) // 2
-    # Two documents have the same sign unless exactly one of them is asked for.
-    shared = queries - 2 * 2 * (n - 2)
-    largest = max(queries + (n - 1) * shared, queries - shared)
-    return float(np.sqrt(queries * n / largest))
+def _of_attributes(bound: Callable[[int, int, int], float], m: int, a: int) -> Estimate:
+    if m < FEWEST_ATTRIBUTES:
+        raise Undefined(TOO_FEW_ATTRIBUTES)
+    return _exact(bound(m, K, a), m)

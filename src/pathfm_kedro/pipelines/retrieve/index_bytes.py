@@ -2,15 +2,11 @@
 
 Every family is given the same bytes per slide, and what it stores is made to fit:
 
-- what is stored: the mean (``mean``), all patches (``median_min``, ``maxsim``), or patches pooled to
-  ``tokens`` vectors (``maxsim_pooled``); ``bm25`` stores one byte a patch, its visual word, and
-  ``hybrid`` that and the mean;
-- how a number is stored: ``float32``, ``float16``, ``binary`` (the sign of what a number differs from
-  the mean of other patients) or ``codes`` (k-means codes: every eight numbers are one of 256 centres,
-  learned on other patients: product quantisation);
-- how many numbers: vectors are turned by a random rotation, the same for all, and cut to the first d′
-  that fit. An encoder's own numbers come in no order, so that any d′ of them would do as well; turned,
-  they stand for the whole vector (Johnson & Lindenstrauss).
+- what is stored: the mean (``mean``) or the maximum (``max``), all patches (``median_min`` and its
+  symmetric form, ``maxsim``, ``chamfer``), or patches pooled to ``tokens`` vectors (``maxsim_pooled``);
+  ``bovw`` and ``bm25`` store one byte a patch, its visual word, ``hybrid`` that and the mean;
+  ``barcode`` stores the first bits of its barcodes, so that it stands at ``binary`` alone;
+- how a number is stored, and how many are (:mod:`~pathfm_kedro.pipelines.retrieve.stored_codes`).
 
 ``macro_f1`` at each size, and ``gain_over_mean``: less the mean's at the same bytes and code, by the
 same queries and draws. ``dimensions`` says what was left of a vector.
@@ -21,15 +17,17 @@ Pitfalls
   of a larger mosaic takes more.
 - What is learned (means, centres, words) is stored once for all slides and not counted.
 - Queries are stored in the same way as what they search.
+- ``attention``, ``vlad`` and ``reranked`` learn their vectors anew for each fold of patients and are
+  not cut: what they store stands in :mod:`~pathfm_kedro.pipelines.retrieve.search_cost`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -42,7 +40,6 @@ from pathfm_kedro.pipelines.retrieve.counted_queries import (
     search_votes,
     why_no_votes,
 )
-from pathfm_kedro.pipelines.retrieve.families.folds import other_patients
 from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
 from pathfm_kedro.pipelines.retrieve.families.maxsim import pooled_patches
 from pathfm_kedro.pipelines.retrieve.families.registry import FAMILIES, rounded
@@ -55,19 +52,15 @@ from pathfm_kedro.pipelines.retrieve.search import (
     allowed_pairs,
     matches_table,
 )
+from pathfm_kedro.pipelines.retrieve.stored_codes import Code, compared, fitting, rotated
 from pathfm_kedro.pipelines.retrieve.voted_figures import share
 from pathfm_kedro.statistics.figures import Figure, Value
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
-from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT
 from pathfm_kedro.statistics.tables import Embeddings
 from pathfm_kedro.statistics.votes import PatientVotes
 
-Code = Literal["float32", "float16", "binary", "codes"]
-
-#: Numbers that one byte of a k-means code stands for, and its centres.
-NUMBERS_A_CODE, CENTRES = 8, 256
 _COLUMNS: dict[str, pl.DataType] = {
     "code": pl.String(),
     "budget": pl.Int64(),
@@ -77,32 +70,48 @@ _COLUMNS: dict[str, pl.DataType] = {
 }
 
 
-def _one_vector(mosaic: Mosaic, p: FamilySettings) -> Mosaic:
-    means = mosaic.mean().astype(np.float32)
-    return Mosaic(mosaic.slides, means, np.arange(len(means)))
+def _mean(mosaic: Mosaic, p: FamilySettings) -> Mosaic:
+    return _one_each(mosaic, mosaic.mean(), p)
+
+
+def _largest(mosaic: Mosaic, p: FamilySettings) -> Mosaic:
+    return _one_each(mosaic, mosaic.maximum(), p)
+
+
+def _one_each(mosaic: Mosaic, vectors: Floats, p: FamilySettings) -> Mosaic:
+    return Mosaic(mosaic.slides, rotated(vectors, p.seed), np.arange(len(vectors)))
 
 
 def _all_patches(mosaic: Mosaic, p: FamilySettings) -> Mosaic:
-    return mosaic
+    return mosaic.with_vectors(rotated(mosaic.vectors, p.seed))
 
 
 def _tokens(mosaic: Mosaic, p: FamilySettings) -> Mosaic:
-    return pooled_patches(mosaic, p.tokens)
+    return _all_patches(pooled_patches(mosaic, p.tokens), p)
 
 
+Store = Callable[[Mosaic, FamilySettings], Mosaic]
 #: What a family stores of a slide, and the family that compares it.
-STORED: dict[str, tuple[Callable[[Mosaic, FamilySettings], Mosaic], str]] = {
-    "mean": (_one_vector, "mean"),
+STORED: dict[str, tuple[Store, str]] = {
+    "mean": (_mean, "mean"),
+    # The maximum is taken before: of one vector it is the vector.
+    "max": (_largest, "mean"),
     "median_min": (_all_patches, "median_min"),
+    "median_min_symmetric": (_all_patches, "median_min_symmetric"),
     "maxsim": (_all_patches, "maxsim"),
     "maxsim_pooled": (_tokens, "maxsim"),
+    "chamfer": (_all_patches, "chamfer"),
 }
-#: Families that store a word for each patch; hybrid also stores the mean.
-_WORDS, _FUSED = "bm25", "hybrid"
+#: The sparse search, one that stores its words and the mean, and one that stores bits.
+_SPARSE, _FUSED, _BITS = "bm25", "hybrid", "barcode"
+#: Families that store a word for each patch.
+_WORDS = ("bovw", _SPARSE)
+#: Family, code, bytes allowed, dimensions and bytes taken, and distances by what a query may find.
+_Search = tuple[str, Code, int, tuple[int, float], Callable[[Bools], Floats]]
 
 
 def _stored_families(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = [*STORED, _WORDS, _FUSED]
+    known = [*STORED, *_WORDS, _FUSED, _BITS]
     for name in names:
         if name not in known:
             raise ValueError(f"'{name}' cannot be cut to a size: name some of {known}")
@@ -116,7 +125,8 @@ class IndexBytes(SearchSettings):
     Attributes
     ----------
     families
-        Names in :data:`STORED`, ``bm25`` and ``hybrid``; ``mean``, for the others to be held against.
+        Names in :data:`STORED`, ``bovw``, ``bm25``, ``hybrid`` and ``barcode``; ``mean``, for the
+        others to be held against.
     words
         Visual words, of which a byte can name 256.
     budgets
@@ -152,142 +162,78 @@ def matches_by_bytes(
 def _matches(mosaic: Mosaic, p: IndexBytes) -> Iterator[pl.DataFrame]:
     if not len(mosaic.starts):
         return
-    turned = rotated(mosaic, p.seed)
     allowed = {scope: allowed_pairs(mosaic.slides, SCOPES[scope], p.exclude) for scope in p.scopes}
-    words = None
-    if {_WORDS, _FUSED} & {*p.families}:
-        words = rounded(FAMILIES[_WORDS](mosaic, mosaic, p))
+    for family, code, budget, size, distances in _searched(mosaic, p):
+        for scope in p.scopes:
+            found = distances(allowed[scope])
+            table = matches_table(family, scope, mosaic.slides, found, allowed[scope], p.k)
+            beside = zip(_COLUMNS, (code, budget, *size), strict=False)
+            columns = [pl.lit(v).cast(_COLUMNS[name]).alias(name) for name, v in beside]
+            yield table.with_columns(columns).select(list(_COLUMNS))
+
+
+def _searched(mosaic: Mosaic, p: IndexBytes) -> Iterator[_Search]:
+    """Every search that fits into its bytes."""
+    yield from _by_vectors(mosaic, p)
+    yield from _by_words(mosaic, p)
+    if _BITS in p.families and "binary" in p.codes:
+        for budget in p.budgets:
+            size = fitting(mosaic, "binary", budget)
+            if size is not None:
+                # One number more than bits; they come in the encoder's own order, as published.
+                kept = mosaic.with_vectors(mosaic.vectors[:, : size[0] + 1])
+                yield _BITS, "binary", budget, size, _alike(_distances(_BITS, kept, p))
+
+
+def _by_vectors(mosaic: Mosaic, p: IndexBytes) -> Iterator[_Search]:
+    """Families that compare vectors; those that store the same vectors share their codes."""
+    by_store: dict[Store, list[str]] = {}
     for family in p.families:
-        store, compare = STORED.get(family, STORED["mean"])
-        stored = store(turned, p)
+        if family in STORED:
+            by_store.setdefault(STORED[family][0], []).append(family)
+    for store, families in by_store.items():
+        stored, compare = store(mosaic, p), [STORED[family][1] for family in families]
         for code, budget in product(p.codes, p.budgets):
-            size = fitting(family, stored, mosaic, code, budget)
-            if size is None:
-                continue
-            dense = compared(stored, compare, code, size[0], p) if size[0] else None
-            for scope in p.scopes:
-                own = words if family in (_WORDS, _FUSED) else None
-                found = _fused(dense, own, allowed[scope], mosaic)
-                table = matches_table(family, scope, mosaic.slides, found, allowed[scope], p.k)
-                beside = zip(_COLUMNS, (code, budget, *size), strict=False)
-                columns = [pl.lit(v).cast(_COLUMNS[name]).alias(name) for name, v in beside]
-                yield table.with_columns(columns).select(list(_COLUMNS))
+            size = fitting(stored, code, budget)
+            if size is not None:
+                found = compared(stored, compare, code, size[0], p)
+                for family, name in zip(families, compare, strict=True):
+                    yield family, code, budget, size, _alike(found[name])
 
 
-def fitting(
-    family: str, stored: Mosaic, mosaic: Mosaic, code: Code, budget: int
-) -> tuple[int, float] | None:
-    """Numbers of each vector that fit into the bytes of a slide, and the bytes they take.
-
-    Parameters
-    ----------
-    family
-        Its name.
-    stored
-        Vectors that the family stores.
-    mosaic
-        All patches: visual words take a byte of each.
-    code
-        How a number is stored.
-    budget
-        Bytes per slide.
-
-    Returns
-    -------
-    tuple
-        Dimensions (0 for words alone) and mean bytes per slide; None where nothing fits.
-
-    Examples
-    --------
-    >>> one = Mosaic(pl.DataFrame({"slide_id": ["s"]}), np.zeros((2, 100), np.float32), np.array([0]))
-    >>> fitting("maxsim", one, one, "float16", 64), fitting("maxsim", one, one, "float32", 4)
-    ((16, 64.0), None)
-    """
-    of_words = len(mosaic.vectors) / len(mosaic.starts) if family in (_WORDS, _FUSED) else 0.0
-    if family == _WORDS:
-        return (0, of_words) if of_words <= budget else None
-    vectors = len(stored.vectors) / len(stored.starts)
-    bytes_a_vector = (budget - of_words) / vectors
-    numbers_a_byte = {"float32": 1 / 4, "float16": 1 / 2, "binary": 8, "codes": NUMBERS_A_CODE}[
-        code
-    ]
-    # Bits and codes come in whole bytes.
-    whole = np.floor(bytes_a_vector) if numbers_a_byte > 1 else bytes_a_vector
-    dimensions = min(int(whole * numbers_a_byte), stored.vectors.shape[1])
-    if dimensions < 1:
-        return None
-    taken = np.ceil(dimensions / numbers_a_byte) * vectors + of_words
-    return dimensions, float(taken)
+def _by_words(mosaic: Mosaic, p: IndexBytes) -> Iterator[_Search]:
+    """Families that store words, alone or beside the mean."""
+    families = [family for family in p.families if family in (*_WORDS, _FUSED)]
+    if not families:
+        return
+    a_slide = len(mosaic.vectors) / len(mosaic.starts)
+    words = {name: _distances(name, mosaic, p) for name in {*families} - {_FUSED} | {_SPARSE}}
+    means = _mean(mosaic, p)
+    for family, code, budget in product(families, p.codes, p.budgets):
+        if family != _FUSED:
+            if a_slide <= budget:
+                yield family, code, budget, (0, a_slide), _alike(words[family])
+            continue
+        size = fitting(means, code, budget, a_slide)
+        if size is not None:
+            dense = compared(means, ["mean"], code, size[0], p)["mean"]
+            yield family, code, budget, size, partial(_fused, dense, words[_SPARSE], mosaic)
 
 
-def rotated(mosaic: Mosaic, seed: int) -> Mosaic:
-    """Patches turned by a random rotation, which leaves all distances between them."""
-    turned = mosaic.vectors.astype(np.float64) @ _rotation(mosaic.vectors.shape[1], seed)
-    return mosaic.with_vectors(turned.astype(np.float32))
+def _distances(family: str, mosaic: Mosaic, p: IndexBytes) -> Floats:
+    return rounded(FAMILIES[family](mosaic, mosaic, p))
 
 
-@lru_cache(maxsize=1)
-def _rotation(dimension: int, seed: int) -> Floats:
-    """[d, d]; kept, since encoders of one dimension follow one another and it takes d³ operations."""
-    normal = np.random.default_rng(seed).normal(size=(dimension, dimension))
-    rotation, triangle = np.linalg.qr(normal)
-    signed: Floats = rotation * np.sign(np.diag(triangle))
-    signed.setflags(write=False)
-    return signed
+def _alike(distances: Floats) -> Callable[[Bools], Floats]:
+    """The same distances whatever a query may find."""
+    return lambda allowed: distances
 
 
-def compared(stored: Mosaic, compare: str, code: Code, dimensions: int, p: IndexBytes) -> Floats:
-    """Distances between slides whose stored vectors were cut and coded: [n, n].
-
-    What the code learns, it learns on patients outside the query's fold.
-    """
-    cut = stored.with_vectors(stored.vectors[:, :dimensions])
-    if code in ("float32", "float16"):
-        kept = cut.with_vectors(cut.vectors.astype(code).astype(np.float32))
-        return rounded(FAMILIES[compare](kept, kept, p))
-    scaled = cut.with_vectors(unit(cut.vectors).astype(np.float32))
-    result = np.zeros((len(cut.starts),) * 2)
-    for rows, outside in other_patients(scaled, scaled, p.folds, p.seed):
-        seen = scaled.select(np.flatnonzero(outside)).vectors
-        coded = scaled.with_vectors(_CODERS[code](scaled.vectors, seen, p.seed))
-        result[rows] = FAMILIES[compare](coded.select(rows), coded, p)
-    return rounded(result)
-
-
-def binary(vectors: np.ndarray, seen: np.ndarray, seed: int) -> np.ndarray:
-    """Signs of what vectors differ from the mean of those that were seen, as 1 and −1.
-
-    The cosine distance of such vectors is twice the share of signs that differ.
-    """
-    return np.where(vectors >= seen.mean(axis=0), np.float32(1), np.float32(-1))
-
-
-def product_codes(vectors: np.ndarray, seen: np.ndarray, seed: int) -> np.ndarray:
-    """Each group of eight numbers replaced by the nearest of 256 centres of those that were seen.
-
-    References
-    ----------
-    Jégou, Douze & Schmid, Product quantization for nearest neighbor search, TPAMI 2011.
-    """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    coded = np.empty_like(vectors)
-    with threadpool_limits(1):
-        for start in range(0, vectors.shape[1], NUMBERS_A_CODE):
-            part = slice(start, start + NUMBERS_A_CODE)
-            rows = np.ascontiguousarray(seen[:, part])
-            n = min(CENTRES, len(np.unique(rows, axis=0)))
-            means = KMeans(n, n_init=1, max_iter=25, random_state=seed).fit(rows)
-            nearest = means.predict(np.ascontiguousarray(vectors[:, part]))
-            coded[:, part] = means.cluster_centers_[nearest]
-    return coded
-
-
-_CODERS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "binary": binary,
-    "codes": product_codes,
-}
+def _fused(dense: Floats, words: Floats, mosaic: Mosaic, allowed: Bools) -> Floats:
+    """Ranks by vectors and by words, fused."""
+    lists = {"dense": dense, "words": words}
+    settings = FamilySettings(fused=("dense", "words"))
+    return rounded(hybrid(lists.__getitem__, allowed, mosaic, mosaic, settings))
 
 
 def bytes_figures(matches: pl.DataFrame, slides: pl.DataFrame, p: IndexBytes) -> Iterator[Figure]:
@@ -306,7 +252,8 @@ def _at_size(
 ) -> Iterator[Figure]:
     base: PatientVotes | None = None
     base_bytes = 0.0
-    for family in sorted(p.families, key=lambda name: name != "mean"):
+    families = [name for name in p.families if name != _BITS or at["code"] == "binary"]
+    for family in sorted(families, key=lambda name: name != "mean"):
         setting = {**at, "family": family}
         own = matches.filter(family=family)
         metrics = ["macro_f1", *(["gain_over_mean"] if family != "mean" else [])]
@@ -334,12 +281,3 @@ def _at_size(
 
 def _gain(votes: PatientVotes, base: PatientVotes, remark: str) -> Value:
     return replace(gain_over(votes, base), remark=remark)
-
-
-def _fused(dense: Floats | None, words: Floats | None, allowed: Bools, mosaic: Mosaic) -> Floats:
-    """Distances by vectors, by words, or by the ranks of both."""
-    if dense is None or words is None:
-        return cast(Floats, words if dense is None else dense)
-    lists = {"dense": dense, "words": words}
-    settings = FamilySettings(fused=("dense", "words"))
-    return rounded(hybrid(lists.__getitem__, allowed, mosaic, mosaic, settings))

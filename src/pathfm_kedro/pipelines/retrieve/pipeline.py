@@ -144,7 +144,7 @@ CAPACITY = Experiment(
     capacity_statistics,
     capacity_figures,
     [],
-    beside=["slides"],
+    beside=["slides", "params:tissue_limit.attributes"],
     subject="arm",
 )
 

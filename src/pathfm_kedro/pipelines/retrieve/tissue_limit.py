@@ -17,8 +17,9 @@ visual words are learned on the queries' half. Figures per pattern and search:
 - ``recall_gain``: the same less that of ``mean``, on the same documents.
 
 Searches: ``mean`` (one vector), ``maxsim`` (a vector per tile), ``maxsim_equal_bytes`` (a vector per
-tile, projected at random on so few dimensions that a document takes the bytes of one vector),
-``bm25`` on visual words, ``hybrid`` of mean and bm25.
+tile, turned at random and cut to so few numbers that a document takes the bytes of one vector),
+``bm25`` on visual words (fewer bytes: one a tile), ``hybrid`` of bm25 and a mean that is cut by the
+bytes of the words. So all but ``maxsim`` take the bytes of one vector or fewer.
 
 Value: mean over splits. Interval: patients are resampled, within label and half, in every draw, and
 documents and queries are put together anew, so that it holds the chance of the tiles too.
@@ -56,11 +57,11 @@ from pathfm_kedro.pipelines.retrieve.families.visual_words import (
     learned_words,
     word_counts,
 )
+from pathfm_kedro.pipelines.retrieve.stored_codes import rotated
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.mosaic import Mosaic
-from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.sampling import capped_tiles
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
@@ -70,8 +71,12 @@ Ints = NDArray[np.int64]
 Pattern = Literal["dense", "cycle", "random"]
 Count = Annotated[int, Field(ge=1)]
 
-#: Patients that an attribute needs, two on either side.
-_MIN_PATIENTS = 4
+#: Patients that an attribute needs, two on either side, and attributes whose pairs can be told apart.
+MIN_PATIENTS, FEWEST_ATTRIBUTES = 4, 3
+TOO_FEW_ATTRIBUTES = (
+    f"fewer than three labels have {MIN_PATIENTS} patients, so that there are no pairs to tell apart: "
+    "add patients or labels"
+)
 #: The search that others are held against.
 _BASE = "mean"
 #: As :func:`_distances` names them.
@@ -131,7 +136,7 @@ class TissueBank:
     Attributes
     ----------
     vectors
-        [n, d] float32.
+        [n, d] float32, turned at random: no distance changes, and the first numbers stand for all.
     rows
         Of each attribute, the rows of each of its patients.
     """
@@ -151,12 +156,12 @@ def tissue_bank(
     """Tiles by label and patient, without labels of few patients."""
     all_tiles = tile_rows(slides, tiles, embeddings.slide_ids)
     chosen = capped_tiles(all_tiles, p.tiles_per_slide, p.seed)
-    vectors = chosen_vectors(all_tiles, chosen, embeddings).astype(np.float32)
+    vectors = rotated(chosen_vectors(all_tiles, chosen, embeddings), p.seed)
     kept = all_tiles[chosen].select("label", "patient_id").with_row_index("row")
     found = []
     for _, own in sorted(kept.group_by("label"), key=lambda group: str(group[0])):
         by_patient = sorted(own.group_by("patient_id"), key=lambda group: str(group[0]))
-        if len(by_patient) >= _MIN_PATIENTS:
+        if len(by_patient) >= MIN_PATIENTS:
             found.append(tuple(part["row"].to_numpy().astype(np.int64) for _, part in by_patient))
     return TissueBank(vectors, tuple(found))
 
@@ -174,7 +179,7 @@ def tissue_limit_statistics(
     bank = tissue_bank(slides, tiles, embeddings, p)
     m = len(bank.rows)
     rows = []
-    for pattern in p.patterns if m >= 3 else ():
+    for pattern in p.patterns if m >= FEWEST_ATTRIBUTES else ():
         draws = [(-1 - i, False) for i in range(p.splits)]
         draws += [(i, True) for i in range(p.resamples)]
         for draw, resampled in draws:
@@ -310,30 +315,23 @@ def _distances(
     asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit
 ) -> dict[str, Floats]:
     """Distances [queries, documents] of every search; `others` are vectors of the queries' patients."""
-    settings = FamilySettings()
-    cut = _random_axes(others.shape[1], int(archive.sizes.max()), p.seed)
-    found = {
+    settings, (d, largest) = FamilySettings(), (others.shape[1], int(archive.sizes.max()))
+    # Numbers of four bytes: so many of each tile, or all but those whose bytes the words take.
+    of_tiles = [_cut(mosaic, d // largest) for mosaic in (asked, archive)]
+    of_mean = [_cut(mosaic, d - -(-largest // 4)) for mosaic in (asked, archive)]
+    fused = {"mean": mean(*of_mean, settings), "bm25": _bm25(asked, archive, others, p)}
+    every = np.ones(fused["mean"].shape, bool)
+    return {
         "mean": mean(asked, archive, settings),
         "maxsim": maxsim(asked, archive, settings),
-        "maxsim_equal_bytes": maxsim(_projected(asked, cut), _projected(archive, cut), settings),
-        "bm25": _bm25(asked, archive, others, p),
+        "maxsim_equal_bytes": maxsim(*of_tiles, settings),
+        "bm25": fused["bm25"],
+        "hybrid": hybrid(fused.__getitem__, every, asked, archive, settings),
     }
-    every = np.ones(found["mean"].shape, bool)
-    return found | {"hybrid": hybrid(found.__getitem__, every, asked, archive, settings)}
 
 
-def _random_axes(d: int, tiles: int, seed: int) -> Floats:
-    """As many axes as leave a document the numbers of one vector, spread over its tiles.
-
-    They are random: principal components would take noise out too, which is another gain.
-    """
-    kept = max(1, d // tiles)
-    axes: Floats = np.random.default_rng(seed).standard_normal((d, kept)) / kept**0.5
-    return axes
-
-
-def _projected(mosaic: Mosaic, axes: Floats) -> Mosaic:
-    return mosaic.with_vectors((unit(mosaic.vectors) @ axes).astype(np.float32))
+def _cut(mosaic: Mosaic, numbers: int) -> Mosaic:
+    return mosaic.with_vectors(mosaic.vectors[:, : max(1, numbers)])
 
 
 def _bm25(asked: Mosaic, archive: Mosaic, others: NDArray[np.float32], p: TissueLimit) -> Floats:
@@ -382,10 +380,7 @@ def _parts(own: pl.DataFrame, search: str) -> tuple[float, Floats]:
     """Mean over splits, and the draws in their order."""
     rows = own.filter(search=search).sort("draw")
     if rows.is_empty():
-        raise Undefined(
-            f"fewer than three labels have {_MIN_PATIENTS} patients, so that there are no pairs to "
-            "tell apart: add patients or labels"
-        )
+        raise Undefined(TOO_FEW_ATTRIBUTES)
     splits, resampled = rows.filter(pl.col("draw") < 0), rows.filter(pl.col("draw") >= 0)
     return float(splits["recall"].mean()), resampled["recall"].to_numpy()  # type: ignore[arg-type]
 
