@@ -50,7 +50,7 @@ def fit_by_torch(
                     (vectors[:q] @ vectors[q:].T).cpu().numpy(), relevant.cpu().numpy(), k
                 )
                 best = max(best, (accuracy, kept), key=lambda pair: pair[0])
-        value = float(loss)
+        value = loss.item()
         since = 0 if value < lowest - how.min_delta else since + 1
         lowest = value if since == 0 else lowest
     return free_embedding.Fit(best[0], step, best[1][:q], best[1][q:])

@@ -73,12 +73,12 @@ def forster_bound_of_subsets(m: int, t: int, a: int) -> float:
     """:func:`forster_bound` of "holds all of", all sets of t of m things against all sets of a.
 
     W, 1 where a set of t lies in a set of a, has the singular values √(C(a−i, t−i) C(m−t−i, a−t)),
-    i = 0 … t (Johnson scheme). That of i = 0 belongs to constant vectors; M = 2W − 11ᵀ changes it alone.
+    i = 0 … t (Johnson scheme). That of i = 0 is of constant vectors; M = 2W − 11ᵀ changes it alone.
 
     Examples
     --------
     >>> forster_bound_of_subsets(4, 1, 1), round(forster_bound_of_subsets(9, 1, 2), 4)
-    (2.0, 2.4597)
+    (2.0, 1.8)
     """
     rows, columns = comb(m, t), comb(m, a)
     of_sums = abs(2 * (comb(m - t, a - t) * comb(a, t)) ** 0.5 - (rows * columns) ** 0.5)

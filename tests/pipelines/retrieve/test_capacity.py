@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -96,7 +98,7 @@ def test_one_label_is_no_relevance():
 
 
 def test_margins_stand_in_every_precision_between_construction_and_ceiling():
-    rows = measured(table(d4=[9, 9, 9]))
+    rows = measured(table(d4=[9, 9, 9]), replace(SMALL, dimensions=(4,)))
     margins = [values(rows, "margin", f'"precision": "{x}"')[0] for x in PRECISIONS]
     assert margins == [0, 0.1, 0.2]
     # A margin of 0 in float16 is a tie, which finds no document surely.

@@ -2,9 +2,9 @@
 
 A number is stored as ``float32``, ``float16``, ``binary`` (the sign of what it differs from the mean of
 other patients) or ``codes`` (k-means codes: every eight numbers are one of 256 centres, learned on
-other patients: product quantisation). Vectors are turned by a random rotation, the same for all, and cut to
-the first that fit: an encoder's own numbers come in no order, so that any of them would do as well;
-turned, they stand for the whole vector (Johnson & Lindenstrauss).
+other patients: product quantisation). Vectors are turned by a random rotation, the same for all, and
+cut to the first numbers that fit. An encoder's own numbers come in no order, so that any of them would
+do as well; turned, they stand for the whole vector (Johnson & Lindenstrauss).
 """
 
 from __future__ import annotations

@@ -317,8 +317,9 @@ def _distances(
     """Distances [queries, documents] of every search; `others` are vectors of the queries' patients."""
     settings, (d, largest) = FamilySettings(), (others.shape[1], int(archive.sizes.max()))
     # Numbers of four bytes: so many of each tile, or all but those whose bytes the words take.
-    of_tiles = [_cut(mosaic, d // largest) for mosaic in (asked, archive)]
-    of_mean = [_cut(mosaic, d - -(-largest // 4)) for mosaic in (asked, archive)]
+    of_tiles = _cut(asked, d // largest), _cut(archive, d // largest)
+    rest = d - -(-largest // 4)
+    of_mean = _cut(asked, rest), _cut(archive, rest)
     fused = {"mean": mean(*of_mean, settings), "bm25": _bm25(asked, archive, others, p)}
     every = np.ones(fused["mean"].shape, bool)
     return {
