@@ -168,6 +168,9 @@ def capacity_figures(
             "critical_n_published", partial(_exact, free_embedding.published_critical_n(d)), at
         )
         yield from _margins(rows, at)
+    for n in sorted({_middle_n(rows) for _, rows in statistics.group_by("dimension")}):
+        curve = partial(_exact, free_embedding.circle_curve_margin(n, np.float64), n)
+        yield Figure("margin", curve, {"by": "moment_curve", "documents": n})
     for d in sorted(set(p.encoder_dimensions)):
         yield Figure(
             "critical_n", partial(_extrapolated, statistics, d), {"dimension": d, "by": "fit"}
@@ -205,22 +208,20 @@ def _critical_n(rows: pl.DataFrame, p: Capacity) -> Value:
 
 
 def _margins(rows: pl.DataFrame, at: Mapping[str, Any]) -> Iterator[Figure]:
-    """Margins at the critical n: of the fitted vectors, of the moment curve, and the largest."""
-    n = int(np.median(rows["critical_n"].to_numpy()))
+    """Margins at the critical n: of the fitted vectors, and the largest."""
+    n = _middle_n(rows)
     for name in PRECISIONS:
-        column, setting = rows[f"margin_{name}"], {**at, "precision": name}
-        yield Figure("margin", partial(_margin, column), setting)
-        solved = _exact((column > 0).mean(), rows.height)  # type: ignore[arg-type]
-        yield Figure("solved_share", partial(Value, solved), setting)
-    curve = partial(_exact, free_embedding.circle_curve_margin(n, np.float64), n)
-    yield Figure("margin", curve, {**at, "by": "moment_curve"})
+        column, setting = rows[f"margin_{name}"].to_numpy(), {**at, "precision": name}
+        middle = Estimate(float(np.median(column)), *_ends(column.tolist()), n, 0)
+        yield Figure("margin", partial(Value, middle), setting)
+        yield Figure("solved_share", partial(_exact, (column > 0).mean(), n), setting)
     ceiling = partial(_exact, free_embedding.margin_ceiling(n, K), n)
     yield Figure("margin_ceiling", ceiling, at)
 
 
-def _margin(found: pl.Series) -> Estimate:
-    values = found.to_list()
-    return Estimate(float(np.median(values)), *_ends(values), len(values), 0)
+def _middle_n(rows: pl.DataFrame) -> int:
+    """Median critical n over seeds."""
+    return int(np.median(rows["critical_n"].to_numpy()))
 
 
 def _extrapolated(statistics: pl.DataFrame, d: int) -> Value:
