@@ -192,19 +192,22 @@ def test_nobody_on_the_front_is_beaten_at_less_cost():
     assert front == set(points) - beaten
 
 
-def test_an_encoder_has_a_point_for_each_value_of_an_entry():
+FLOATS, BITS = ({"family": "mean", "code": code} for code in ("float16", "binary"))
+
+
+def test_an_encoder_has_a_point_for_all_that_some_entries_come_in():
     rows = [
-        {"experiment": "x", "encoder": e, "metric": metric, "setting": json.dumps({"family": f})}
+        {"experiment": "x", "encoder": e, "metric": metric, "setting": json.dumps(setting)}
         | {"stratum": "all", "value": value, "ci_low": None, "ci_high": None}
-        for e, f, metric, value in [
-            ("uni", "mean", "bytes", 10.0), ("uni", "mean", "f1", 0.5),
-            ("uni", "maxsim", "bytes", 80.0), ("uni", "maxsim", "f1", 0.6),
-            ("noise", "mean", "bytes", 5.0), ("noise", "mean", "f1", 0.1),
-            ("noise", "maxsim", "f1", 0.2),
+        for e, setting, metric, value in [
+            ("uni", FLOATS, "bytes", 10.0), ("uni", FLOATS, "f1", 0.5),
+            ("uni", BITS, "bytes", 80.0), ("uni", BITS, "f1", 0.6),
+            ("noise", FLOATS, "bytes", 5.0), ("noise", FLOATS, "f1", 0.1),
+            ("noise", BITS, "f1", 0.2),
         ]
     ]  # fmt: skip
     measurements = measurement_table(rows)
-    plot = PlotWords("pareto", x={"metric": "bytes"}, y=[{"metric": "f1"}], each="family")
+    plot = PlotWords("pareto", x={"metric": "bytes"}, y=[{"metric": "f1"}], each=("family", "code"))
     styles = encoder_styles(["uni", "noise"], {})
     figure = pareto(measurements, "x", plot, styles, Words.read({"experiments": {}}))
     points = {t.name: sorted(zip(t.x, t.y, strict=True)) for t in figure.data if t.name}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -218,7 +219,7 @@ def pareto(
 ) -> go.Figure | None:
     """Figures against a cost on a logarithmic axis, one below the other, with the line of the best.
 
-    An encoder is a point, or has one for each value of the entry `each` of the setting.
+    An encoder is a point, or has one for all that the entries `each` of the setting come in.
     """
     from plotly.subplots import make_subplots
 
@@ -238,10 +239,7 @@ def pareto(
                 error_y=error_bars(own, style.colour),
                 mode="markers",
                 name=style.label,
-                hovertext=[
-                    words.setting_text(experiment, {plot.each: value} if plot.each else {})
-                    for value in own["each"]
-                ],
+                hovertext=[words.setting_text(experiment, setting) for setting in own["each"]],
                 legendgroup=name,
                 showlegend=row == 1,
                 marker={"color": style.colour, "symbol": style.symbol, "size": 11},
@@ -285,12 +283,15 @@ def pareto_front(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _at_setting(
-    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any], each: str
+    measurements: pl.DataFrame, experiment: str, entry: Mapping[str, Any], each: Sequence[str]
 ) -> pl.DataFrame:
-    """A figure ``{metric, at}`` of each encoder, and of each value of an entry of its setting."""
+    """A figure ``{metric, at}`` of each encoder, and of all that entries of its setting come in."""
     rows = select(measurements, experiment, entry["metric"], entry.get("at"))
     kept = rows.filter(stratum="all").drop_nulls("value")
-    values = [str(setting.get(each, "")) for setting in settings_of(kept)]
+    values = [
+        json.dumps({key: setting[key] for key in each if key in setting})
+        for setting in settings_of(kept)
+    ]
     placed = kept.with_columns(each=pl.Series(values, dtype=pl.String()))
     return placed.unique(["encoder", "each"], keep="first", maintain_order=True)
 

@@ -184,7 +184,7 @@ class PlotWords:
     marked: Mapping[str, str] = field(default_factory=dict)
     published: PublishedWords | None = None
     stratum: str = ""
-    each: str = ""
+    each: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
