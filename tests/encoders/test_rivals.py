@@ -12,13 +12,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
+from pathfm_kedro.encoders.batches import turned
 from pathfm_kedro.encoders.rivals import (
     Training,
     left_out,
     plan_rival,
     split_patients,
     training_tiles,
-    turned,
     with_weights,
 )
 from pathfm_kedro.encoders.training import InMemory

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.operations import passes_of_task
 from pathfm_kedro.encoders.spec import EncoderSpec
+from pathfm_kedro.encoders.training import AdamWSettings, History
 from pathfm_kedro.engine import FitCheckpoint, FitJob
 from pathfm_kedro.engine.versions import package_versions
 from pathfm_kedro.pipelines.inheritance.arm_statistics import (
@@ -136,17 +137,18 @@ class PretrainedArm(FitJob):
         ValueError
             If there are too few tiles to pretrain on.
         """
-        from pathfm_kedro.encoders.pretexts import Budget, operations, pretrain
+        from pathfm_kedro.encoders.pretexts import operations, pretrain
 
         p = self.parameters
         train = ArmTiles.read(self.pool, self.tiles, PRETRAIN)
         test = ArmTiles.read(self.pool, self.tiles, DOWNSTREAM, HELD_OUT)
         backbone = self._backbone(train.pixels.shape[1])
-        budget = Budget(self.epochs, p.batch, p.learning_rate, p.weight_decay)
-        targets = TARGETS.get(self.task, _no_target)(train)
-        history = pretrain(
-            backbone, self.task, train.pixels, targets, budget, self.seed, checkpoint
-        )
+        targets, history = TARGETS.get(self.task, _no_target)(train), History()
+        if self.epochs:
+            settings = AdamWSettings(self.epochs, p.batch, p.learning_rate, p.weight_decay)
+            history = pretrain(
+                backbone, self.task, train.pixels, targets, settings, self.seed, checkpoint
+            )
         n, side = train.pixels.shape[:2]
         spent = operations(backbone, self.task, side, n, len(history.losses))
         return {

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.batches import turned
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.nmtune import NMTuneSettings, predicted, strong_view, tuned_classifier
 from pathfm_kedro.encoders.operations import LEARNT_PASS
-from pathfm_kedro.encoders.pretraining import Backbone, PretrainingSettings
-from pathfm_kedro.encoders.rivals import turned
+from pathfm_kedro.encoders.pretraining import Backbone
+from pathfm_kedro.encoders.training import AdamWSettings
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     DOWNSTREAM,
@@ -69,7 +70,7 @@ class PretrainingNoise(ExperimentParameters):
     rates: tuple[Annotated[float, Field(ge=0, lt=0.5)], ...]
     kinds: tuple[Literal["symmetric", "center"], ...]
     n_seeds: Count
-    pretraining: PretrainingSettings
+    pretraining: AdamWSettings
     probe: ProbeSettings
     nmtune: NMTuneSettings
     components: Count
