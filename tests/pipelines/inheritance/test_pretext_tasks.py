@@ -42,7 +42,8 @@ SETTINGS = {
     "k": 3,
     "stain_sigma": 0.1,
     "crop_share": 0.25,
-    "min_reference_tiles": 2,
+    "reference_tiles": 6,
+    "min_reference_tiles": 3,
     "draws": 300,
 }
 BLOCK = {**SETTINGS, "backbone": "small_cnn", "tasks": ["simclr"], "n_seeds": 1}
@@ -331,7 +332,7 @@ def test_a_tile_takes_the_stain_of_the_next_center():
     looks = [stained(amounts * (1 + 0.3 * i), basis) for i, basis in enumerate(bases)]
     pixels = np.where((center == 0)[:, None, None, None], *looks)
     pixels[center == 2] = 244  # glass: no stain of its own
-    made, places = stained_as_next_center(ArmTiles(table, pixels), 3, 0)
+    made, places = stained_as_next_center(ArmTiles(table, pixels), parameters())
     assert places.tolist() == [1, 0, -1]
     for own, other in ((0, 1), (1, 0)):
         rows = center == own
@@ -340,7 +341,8 @@ def test_a_tile_takes_the_stain_of_the_next_center():
         )
         assert off < before / 3
     np.testing.assert_array_equal(made[center == 2], pixels[center == 2])
-    alone, places = stained_as_next_center(ArmTiles(table, pixels), 99, 0)
+    unmet = parameters(min_reference_tiles=99)
+    alone, places = stained_as_next_center(ArmTiles(table, pixels), unmet)
     assert places.tolist() == [-1] * 3
     np.testing.assert_array_equal(alone, pixels)
 

@@ -64,8 +64,6 @@ Pixels = NDArray[np.uint8]
 
 #: Raised with any change of what is computed from the same tiles.
 _REVISION = "3"
-#: Tiles at most that tell a center's stain: their median no longer moves, and each fit takes a while.
-_REFERENCE_TILES = 64
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class PretrainedArm(FitJob):
         p = self.parameters
         network = self.network if isinstance(self.network, str) else self.network.key()
         settings = [p.batch, p.learning_rate, p.weight_decay, p.stain_sigma, p.crop_share]
-        settings += [p.min_reference_tiles, p.seed]
+        settings += [p.reference_tiles, p.min_reference_tiles, p.seed]
         return {
             "arm": json.dumps([_REVISION, self.task, network, self.epochs, self.seed, *settings]),
             "data": arm_data_digest(self.pool, self.tiles),
@@ -182,7 +180,7 @@ class PretrainedArm(FitJob):
         views |= {name: np.rot90(pixels, turn, axes=(1, 2)) for name, turn in ROTATIONS.items()}
         views[STAIN] = stained_otherwise(pixels, p.stain_sigma, p.seed)
         views[CROP] = small_crops(pixels, p.crop_share, p.seed)
-        views[TRANSFERRED], targets = stained_as_next_center(test, p.min_reference_tiles, p.seed)
+        views[TRANSFERRED], targets = stained_as_next_center(test, p)
         found = {name: frozen_vectors(backbone, view) for name, view in views.items()}
         return {**found, STAINED_AS: targets}
 
@@ -206,19 +204,15 @@ def stained_otherwise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
     return np.stack(made) if made else pixels
 
 
-def stained_as_next_center(
-    tiles: ArmTiles, min_tiles: int, seed: int
-) -> tuple[Pixels, NDArray[np.int64]]:
+def stained_as_next_center(tiles: ArmTiles, p: ArmParameters) -> tuple[Pixels, NDArray[np.int64]]:
     """Each tile in the stain of the center that comes next in the order of names (Macenko).
 
     Parameters
     ----------
     tiles
         The tiles, of which each center's stain is estimated, too.
-    min_tiles
-        That a center's stain needs.
-    seed
-        Of the choice of tiles for it.
+    p
+        The parameters.
 
     Returns
     -------
@@ -226,7 +220,7 @@ def stained_as_next_center(
         uint8 [n, side, side, 3], and of each center the place of the next one, sorted; -1 where its
         tiles stay as they are, since fewer than two centers have a stain, or it has none.
     """
-    known, centers = _center_stains(tiles, min_tiles, seed), centers_of(tiles.table)
+    known, centers = _center_stains(tiles, p), centers_of(tiles.table)
     names = list(known)
     next_one = {c: target_centers(names, c, 1)[0] for c in names if len(names) > 1}
     made = tiles.pixels.copy()
@@ -237,14 +231,14 @@ def stained_as_next_center(
     return made, np.array(places, np.int64)
 
 
-def _center_stains(tiles: ArmTiles, min_tiles: int, seed: int) -> dict[str, StainReference]:
+def _center_stains(tiles: ArmTiles, p: ArmParameters) -> dict[str, StainReference]:
     rows = tiles.table.with_row_index("_row").drop_nulls("center").sort("tile_id")
-    turns = shuffled_turns(rows, [["slide_id"]], seed)
-    chosen = turns.filter(pl.int_range(pl.len()).over("center") < _REFERENCE_TILES)
+    turns = shuffled_turns(rows, [["slide_id"]], p.seed)
+    chosen = turns.filter(pl.int_range(pl.len()).over("center") < p.reference_tiles)
     if chosen.is_empty():
         return {}
     stains = TileStains.of(tiles.pixels[chosen["_row"].to_numpy()]).table(chosen)
-    return usable_references(center_references(stains, min_tiles))
+    return usable_references(center_references(stains, p.min_reference_tiles))
 
 
 def small_crops(pixels: Pixels, share: float, seed: int) -> Pixels:

@@ -87,8 +87,9 @@ class ArmParameters(ExperimentParameters):
         Dose of the stain jitter (Tellez et al. 2018).
     crop_share
         Share of the tile's area in a small crop.
-    min_reference_tiles
-        Test tiles with a stain of their own that a center's stain needs to be taken by others.
+    reference_tiles, min_reference_tiles
+        Test tiles that a center's stain is estimated from at most, and those with a stain of their own
+        that it needs to be taken by others.
     """
 
     n_seeds: Annotated[int, Field(ge=1)] = 1
@@ -100,6 +101,7 @@ class ArmParameters(ExperimentParameters):
     k: Annotated[int, Field(ge=1)]
     stain_sigma: Annotated[float, Field(gt=0)]
     crop_share: Annotated[float, Field(gt=0, lt=1)]
+    reference_tiles: Annotated[int, Field(ge=1)]
     min_reference_tiles: Annotated[int, Field(ge=1)]
 
     @property
