@@ -244,7 +244,7 @@ def test_tiles_are_shrunk_as_the_encoder_shrinks_them():
     [
         ({"model": "trained:large_cnn"}, "trained:small_cnn and trained:small_vit"),
         ({"input_pixels": 40}, "input_pixels is 40: give a multiple of 16 px"),
-        ({"training": {"epoch": 3}}, "training.epoch is 3: .* its keys are folds, audited_fold"),
+        ({"training": {"epoch": 3}}, "training.epoch is 3: .* its keys are epochs, batch"),
         ({"training": {"folds": 1}}, "training.folds is 1"),
         ({"training": {"audited_fold": 2}}, "with 2 folds give 0 to 1"),
         ({"checkpoint": "w.pth"}, "is fitted on the cohort: leave it out"),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.adaptation_arms import Arm, Search, Task, Trial, between
-from pathfm_kedro.encoders.batches import Pixels, outputs, shuffled_batches, turned
+from pathfm_kedro.encoders.batches import outputs, shuffled_batches, turned
 from pathfm_kedro.encoders.lora import add_lora
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.training import (
@@ -85,19 +85,6 @@ def _taken(spec: EncoderSpec) -> Network:
     copied = replace(original, model=deepcopy(original.model))
     give_back(spec, original)
     return copied
-
-
-def frozen_vectors(network: Network, pixels: Pixels, device: str) -> NDArray[np.float32]:
-    """Vectors [n, d] of a network in evaluation mode."""
-    import torch
-
-    from pathfm_kedro.encoders.architectures import PooledNetwork
-
-    def prepared(rows: slice) -> torch.Tensor:
-        return network.prepared(torch.from_numpy(pixels[rows]).to(device))
-
-    model = PooledNetwork(network.model, network.pooling).to(device)
-    return outputs(model, prepared, len(pixels))
 
 
 @plain_dataclass(frozen=True, eq=False)

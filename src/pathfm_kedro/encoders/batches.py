@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
+#: Rows of a pass where nothing is learnt.
+_AT_ONCE = 64
+
 
 def shuffled_batches(
     n: int, size: int, seed: int, epoch: int, least: int = 1
@@ -62,7 +65,7 @@ def turned(tiles: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def outputs(
-    model: torch.nn.Module, inputs: Callable[[slice], torch.Tensor], n: int, size: int = 64
+    model: torch.nn.Module, inputs: Callable[[slice], torch.Tensor], n: int
 ) -> NDArray[np.float32]:
     """[n, d] of what a model gives in evaluation mode, on one thread and without gradients.
 
@@ -72,15 +75,15 @@ def outputs(
         On its device.
     inputs
         From rows to what the model takes, on its device.
-    n, size
-        Rows in all, and of a pass.
+    n
+        Rows.
     """
     import torch
 
     model.eval()
     with one_thread(), torch.no_grad():
         parts = [
-            model(inputs(slice(start, start + size))).float().cpu().numpy()
-            for start in range(0, n, size)
+            model(inputs(slice(start, start + _AT_ONCE))).float().cpu().numpy()
+            for start in range(0, n, _AT_ONCE)
         ]
     return np.concatenate(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 Ints = NDArray[np.int64]
-
-#: Tiles at once where nothing is learnt.
-_AT_ONCE = 256
 
 
 class Backbone:
@@ -90,15 +87,15 @@ class Backbone:
 
     def vectors(self, pixels: Pixels) -> NDArray[np.float32]:
         """[n, d] of tiles uint8 [n, side, side, 3]."""
-        return self._mapped(self.network.model, pixels)
+        return self.network.vectors(pixels, self.device)
+
+    def logits(self, model: torch.nn.Module, pixels: Pixels) -> NDArray[np.float32]:
+        """[n, labels] of tiles, by a model from :meth:`pretrain`."""
+        return outputs(model, lambda rows: self.prepared(pixels[rows]), len(pixels))
 
     def classified(self, model: torch.nn.Module, pixels: Pixels) -> Ints:
         """[n] the most probable class of each tile."""
         return np.asarray(self.logits(model, pixels).argmax(axis=1), np.int64)
-
-    def logits(self, model: torch.nn.Module, pixels: Pixels) -> NDArray[np.float32]:
-        """[n, labels] of tiles, by a model from :meth:`pretrain`."""
-        return self._mapped(model, pixels)
 
     def views(
         self, pixels: Pixels, view: Callable[[Pixels, np.random.Generator], Pixels], count: int
@@ -106,6 +103,3 @@ class Backbone:
         """[n, count, d] of drawn views of each tile."""
         rng = np.random.default_rng(self.seed)
         return np.stack([self.vectors(view(pixels, rng)) for _ in range(count)], axis=1)
-
-    def _mapped(self, model: Any, pixels: Pixels) -> NDArray[np.float32]:
-        return outputs(model, lambda rows: self.prepared(pixels[rows]), len(pixels), _AT_ONCE)

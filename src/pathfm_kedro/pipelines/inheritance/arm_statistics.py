@@ -87,9 +87,10 @@ class ArmParameters(ExperimentParameters):
         Dose of the stain jitter (Tellez et al. 2018).
     crop_share
         Share of the tile's area in a small crop.
-    reference_tiles, min_reference_tiles
-        Test tiles that a center's stain is estimated from at most, and those with a stain of their own
-        that it needs to be taken by others.
+    reference_tiles
+        Test tiles that a center's stain is estimated from, at most.
+    min_reference_tiles
+        Of these, tiles with a stain of their own that a center needs for others to take its stain.
     """
 
     n_seeds: Annotated[int, Field(ge=1)] = 1

@@ -59,8 +59,10 @@ class PretrainingNoise(ExperimentParameters):
         Of noise; see :func:`~pathfm_kedro.statistics.label_noise.flipped`.
     n_seeds
         Networks of each arm.
-    pretraining, probe, nmtune
-        How networks, probes and the published remedy are fitted.
+    pretraining
+        Of networks, for all epochs: who pretrains on wrong labels has no right ones to stop by.
+    probe, nmtune
+        How probes and the published remedy are fitted.
     components
         Leading components: of the cheap remedy, and of the subspaces between which angles are taken.
     n_groups
