@@ -74,12 +74,9 @@ class Backbone:
         tuple
             From prepared tiles to logits, and how the fit went.
         """
-        from torch import nn
+        from pathfm_kedro.encoders.architectures import with_classifier
 
-        from pathfm_kedro.encoders.architectures import classifier
-
-        head = classifier(self.network.model.num_features, n_labels, self.seed)
-        model = nn.Sequential(self.network.model, head).to(self.device)
+        model = with_classifier(self.network.model, n_labels, self.seed).to(self.device)
         loss = classification_loss(
             lambda rows, rng: self.prepared(turned(pixels[rows], rng)), targets
         )

@@ -275,7 +275,7 @@ class RivalFit:
         """
         import torch
 
-        from pathfm_kedro.encoders.architectures import classifier
+        from pathfm_kedro.encoders.architectures import with_classifier
 
         rows = list(self._rows())
         labels = sorted({label for _, patient, label in rows if patient not in self.validation})
@@ -288,8 +288,7 @@ class RivalFit:
         rows = [row for row in rows if row[2] in labels]
         training, seed = Training.of(self.spec), self.spec.seed or 0
         network, device = untrained(self.spec), _device(self.spec)
-        head = classifier(network.model.num_features, len(labels), seed)
-        model = torch.nn.Sequential(network.model, head).to(device)
+        model = with_classifier(network.model, len(labels), seed).to(device)
         train, held_out = (
             _Tiles.read(self.tiles, [row for row in rows if (row[1] in self.validation) == held])
             for held in (False, True)
