@@ -347,6 +347,19 @@ def test_a_tile_takes_the_stain_of_the_next_center():
     np.testing.assert_array_equal(alone, pixels)
 
 
+def test_an_untrained_network_reads_no_label_from_noise():
+    table, p = pool(32), parameters(tasks=("random",))
+    trains = pl.col("slide_id") < "s08"
+    table = table.with_columns(role=pl.when(trains).then(pl.lit("pretrain")).otherwise("role"))
+    shards = tiles_of(table)
+    (job,) = plan_pretext_tasks(table, shards, ENGINE, p).jobs
+    arms = Shards({job.slide_id: job.compute()})
+    found = measured(pretext_statistics(table, shards, arms, p), p)
+    for target in ("label", "label_held_out_center"):
+        at = row(found, "balanced_accuracy", arm="random", target=target)
+        assert at["ci_low"] <= 0.5 <= at["ci_high"]
+
+
 def test_views_are_of_the_same_tiles():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     jittered = stained_otherwise(pixels, 0.1, 0)
