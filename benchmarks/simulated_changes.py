@@ -66,12 +66,8 @@ from pathfm_kedro.pipelines.robustness.stain_probe import (
     stain_probe_figures,
     stain_probe_statistics,
 )
-from pathfm_kedro.pipelines.robustness.stain_references import (
-    MOMENTS,
-    REFERENCE_SCHEMA,
-    target_centers,
-)
 from pathfm_kedro.pipelines.robustness.tissue_pairs import TISSUE_PAIRS_SCHEMA
+from pathfm_kedro.slides.center_stains import MOMENTS, REFERENCE_SCHEMA, target_centers
 
 #: Places of a slide that are seen twice.
 _PLACES = 16

@@ -167,7 +167,7 @@ def test_arms_are_counted_as_their_jobs_train_them(parameters):
     each = given["arms"]["tiles_per_slide"]
     pretrain, downstream, held_out = (16 * each for _ in range(3))
     tasks, noise = given["pretext_tasks"], given["pretraining_noise"]
-    views, clean = 6 * (downstream + held_out), tasks["epochs"] * pretrain
+    views, clean = 7 * (downstream + held_out), tasks["epochs"] * pretrain
     # SimCLR learns from two views, regression from one, each three passes; random from none.
     assert shares[ARMS, "pretext_tasks"] == 3 * views + (6 + 3) * clean
     probed = 2 * (downstream + held_out) + 2 * noise["nmtune"]["views"] * downstream

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathfm_kedro.encoders.adaptation import ArmTrials, frozen_vectors
+from pathfm_kedro.encoders.adaptation import ArmTrials
 from pathfm_kedro.encoders.adaptation_arms import ARMS, Search, Task
 from pathfm_kedro.encoders.architectures import SmallCNN
 from pathfm_kedro.encoders.lora import add_lora, lora_targets, merge_lora
@@ -38,7 +38,7 @@ def bright_and_dark(n=32, labels=2):
 
 def adapted(arm, task, search=SEARCH, seed=0):
     start = network(seed)
-    vectors = frozen_vectors(start, task.pixels, "cpu")
+    vectors = start.vectors(task.pixels, "cpu")
     return ArmTrials(ARMS[arm], task, search, start, vectors, seed, search.points(0), "cpu")
 
 

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from pathfm_kedro.encoders import pretexts
 from pathfm_kedro.encoders.architectures import rival
-from pathfm_kedro.encoders.training import InMemory, weights_of
+from pathfm_kedro.encoders.training import AdamWSettings, InMemory, weights_of
 
-BUDGET = pretexts.Budget(epochs=2, batch=4, learning_rate=1e-3, weight_decay=0.05)
+BUDGET = AdamWSettings(epochs=2, batch=4, learning_rate=1e-3, weight_decay=0.05)
 
 
 def drawn(*shape, seed=0):
@@ -101,7 +101,7 @@ def test_a_killed_self_distillation_goes_on_with_its_teacher_and_center():
     def weights(*epochs):
         network, kept = rival("small_cnn", 32, 0), InMemory()
         for stop in epochs:
-            budget = pretexts.Budget(2, 4, 1e-3, 0.05)
+            budget = AdamWSettings(2, 4, 1e-3, 0.05)
             if stop == 1:
 
                 class Killed(InMemory):

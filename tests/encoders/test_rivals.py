@@ -12,13 +12,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
+from pathfm_kedro.encoders.batches import turned
 from pathfm_kedro.encoders.rivals import (
     Training,
     left_out,
     plan_rival,
     split_patients,
     training_tiles,
-    turned,
     with_weights,
 )
 from pathfm_kedro.encoders.training import InMemory
@@ -244,7 +244,7 @@ def test_tiles_are_shrunk_as_the_encoder_shrinks_them():
     [
         ({"model": "trained:large_cnn"}, "trained:small_cnn and trained:small_vit"),
         ({"input_pixels": 40}, "input_pixels is 40: give a multiple of 16 px"),
-        ({"training": {"epoch": 3}}, "training.epoch is 3: .* its keys are folds, audited_fold"),
+        ({"training": {"epoch": 3}}, "training.epoch is 3: .* its keys are epochs, batch"),
         ({"training": {"folds": 1}}, "training.folds is 1"),
         ({"training": {"audited_fold": 2}}, "with 2 folds give 0 to 1"),
         ({"checkpoint": "w.pth"}, "is fitted on the cohort: leave it out"),

@@ -7,27 +7,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pathfm_kedro.encoders.adaptation_arms import Arm, Search, Task, Trial, between
+from pathfm_kedro.encoders.batches import outputs, shuffled_batches, turned
 from pathfm_kedro.encoders.lora import add_lora
-from pathfm_kedro.encoders.rivals import turned
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.training import (
+    Batch,
     DivergedError,
     History,
     Recipe,
     Tensors,
+    class_weights,
+    classification_loss,
     fit,
-    shuffled_batches,
+    tensors_below,
     weights_of,
 )
 from pathfm_kedro.engine import FitCheckpoint
-from pathfm_kedro.engine.threads import one_thread
 from pathfm_kedro.statistics.cross_validation import balanced_accuracy
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
-Count = Annotated[int, Field(ge=1)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
-#: Tiles of a forward pass where nothing is trained.
-_AT_ONCE = 64
 #: Parts of a checkpoint: the weights of the best trial so far, and the state of the trial that runs.
 _KEPT, _NOW = "kept.", "now."
 
@@ -89,21 +85,6 @@ def _taken(spec: EncoderSpec) -> Network:
     copied = replace(original, model=deepcopy(original.model))
     give_back(spec, original)
     return copied
-
-
-def frozen_vectors(network: Network, pixels: Pixels, device: str) -> NDArray[np.float32]:
-    """Vectors [n, d] of a network in evaluation mode."""
-    import torch
-
-    from pathfm_kedro.encoders.architectures import PooledNetwork
-
-    model = PooledNetwork(network.model, network.pooling).to(device).eval()
-    with one_thread(), torch.no_grad():
-        parts = [
-            model(network.prepared(torch.from_numpy(pixels[i : i + _AT_ONCE]).to(device))).cpu()
-            for i in range(0, len(pixels), _AT_ONCE)
-        ]
-    return np.asarray(torch.cat(parts).numpy(), np.float32)
 
 
 @plain_dataclass(frozen=True, eq=False)
@@ -268,21 +249,16 @@ class ArmTrials:
 
         model.to(self.device)
         task, search = self.task, self.search
-        counts = np.bincount(task.targets[task.train], minlength=task.n_labels)
-        weight = torch.tensor(len(task.train) / (task.n_labels * np.maximum(counts, 1)))
-        weight = weight.float().to(self.device)
+        targets, n = task.targets[task.train], len(task.train)
+        loss = classification_loss(
+            lambda rows, rng: self._inputs(task.train[rows], of_vectors, rng),
+            targets,
+            class_weights(targets, task.n_labels),
+        )
 
-        def loss(model: Any, batch: tuple[torch.Tensor, Ints]) -> torch.Tensor:
-            inputs, rows = batch
-            truth = torch.from_numpy(task.targets[rows]).to(self.device)
-            return torch.nn.functional.cross_entropy(model(inputs), truth, weight)
-
-        def batches(epoch: int) -> Iterator[tuple[torch.Tensor, Ints]]:
-            for chosen, rng in shuffled_batches(len(task.train), search.batch, self.seed, epoch):
-                # A batch of one has no variance to normalise by.
-                if len(chosen) > 1 or len(task.train) == 1:
-                    rows = task.train[chosen]
-                    yield self._inputs(rows, of_vectors, rng), rows
+        def batches(epoch: int) -> Iterator[Batch]:
+            # A batch of one has no variance to normalise by.
+            return shuffled_batches(n, search.batch, self.seed, epoch, least=min(2, n))
 
         def score(model: Any) -> float:
             truth = torch.from_numpy(task.targets[task.inner])
@@ -320,15 +296,8 @@ class ArmTrials:
     def _logits(
         self, model: Any, rows: Ints, of_vectors: bool | None = None
     ) -> NDArray[np.float32]:
-        import torch
-
         vectors = self._of_vectors if of_vectors is None else of_vectors
-        with one_thread(), torch.no_grad():
-            parts = [
-                model(self._inputs(rows[i : i + _AT_ONCE], vectors)).cpu()
-                for i in range(0, len(rows), _AT_ONCE)
-            ]
-        return np.asarray(torch.cat(parts).numpy(), np.float32)
+        return outputs(model, lambda at: self._inputs(rows[at], vectors), len(rows))
 
 
 def _copied(model: torch.nn.Module) -> Tensors:
@@ -365,16 +334,9 @@ class _State:
             return cls()
         tensors, text = found
         read = json.loads(text)
-
-        def part(beginning: str) -> Tensors:
-            return {
-                name.removeprefix(beginning): value
-                for name, value in tensors.items()
-                if name.startswith(beginning)
-            }
-
+        kept, now = (tensors_below(tensors, beginning) for beginning in (_KEPT, _NOW))
         trials = tuple(Trial(**trial) for trial in read["trials"])
-        return cls(trials, read["kept"], part(_KEPT), (part(_NOW), read["now"]), read["seconds"])
+        return cls(trials, read["kept"], kept, (now, read["now"]), read["seconds"])
 
 
 @plain_dataclass(frozen=True, eq=False)

@@ -219,6 +219,11 @@ def classifier(
     return nn.Sequential(*layers)
 
 
+def with_classifier(network: Any, labels: int, seed: int) -> nn.Sequential:
+    """A network, and a linear classifier of its features whose weights are drawn from a seed."""
+    return nn.Sequential(network, classifier(network.num_features, labels, seed))
+
+
 def small_vit(side: int) -> nn.Module:
     """A vision transformer of four blocks on 8 x 8 patches of the tile, mean over patches.
 

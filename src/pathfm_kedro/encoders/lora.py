@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from pathfm_kedro.encoders.draws import drawn_from
 
 if TYPE_CHECKING:
     import torch
-
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
-Count = Annotated[int, Field(ge=1)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-
 
 #: Name of what peft adds to a network.
 _ADAPTER = "arm"

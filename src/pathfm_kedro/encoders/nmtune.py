@@ -20,7 +20,6 @@ Chen et al., Understanding and mitigating the label noise in pre-training on dow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.encoders.rivals import Pixels, turned
-from pathfm_kedro.encoders.training import Recipe, fit, shuffled_batches
+from pathfm_kedro.encoders.batches import Pixels, turned
+from pathfm_kedro.encoders.training import AdamWSettings, Batch
 from pathfm_kedro.statistics.parameters import STRICT
 
 if TYPE_CHECKING:
@@ -47,17 +46,13 @@ _GAIN, _ERASED = 0.4, 0.3
 
 
 @dataclass(frozen=True, config=STRICT)
-class NMTuneSettings:
+class NMTuneSettings(AdamWSettings):
     """How the head is fitted; defaults are the source's.
 
     Attributes
     ----------
-    epochs
-        Passes over the training tiles.
     batch
         Tiles of a step, each with two views.
-    learning_rate, weight_decay
-        Of AdamW.
     ratio
         Hidden units of the MLP for each of its inputs.
     consistency, covariance, dominance
@@ -150,27 +145,24 @@ def tuned_classifier(
     from pathfm_kedro.encoders.architectures import ResidualClassifier
 
     model = ResidualClassifier(weak.shape[2], settings.ratio, n_labels, seed)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
     weights = {name: getattr(settings, name) for name in ("consistency", "covariance", "dominance")}
 
-    def batches(epoch: int) -> Iterator[tuple[Floats, Floats, Ints]]:
-        for rows, rng in shuffled_batches(len(labels), settings.batch, seed, epoch):
-            views = [rng.integers(each.shape[1], size=len(rows)) for each in (weak, strong)]
-            if len(rows) > 1:  # of one row batch normalisation knows no spread
-                yield weak[rows, views[0]], strong[rows, views[1]], labels[rows]
-
-    def loss(model: Any, batch: tuple[Floats, Floats, Ints]) -> torch.Tensor:
-        frozen, other = (torch.from_numpy(each).float() for each in batch[:2])
+    def loss(model: Any, batch: Batch) -> torch.Tensor:
+        rows, rng = batch
+        views = [rng.integers(each.shape[1], size=len(rows)) for each in (weak, strong)]
+        frozen, other = (
+            torch.from_numpy(each[rows, view]).float()
+            for each, view in zip((weak, strong), views, strict=True)
+        )
         tuned = model.features(torch.cat([frozen, other]))
-        truth = torch.from_numpy(batch[2]).repeat(2)
+        truth = torch.from_numpy(labels[rows]).repeat(2)
         found = torch.nn.functional.cross_entropy(model.classifier(tuned), truth)
         for name, term in nmtune_losses(tuned, frozen).items():
             found = found + weights[name] * term
         return found
 
-    fit(model, optimiser, batches, loss, Recipe(settings.epochs, seed, "cosine"))
+    # Of one row batch normalisation knows no spread.
+    settings.fit(model, len(labels), loss, seed, least=2)
     return model
 
 

@@ -19,8 +19,7 @@ used.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -29,13 +28,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from pathfm_kedro.encoders.batches import Pixels, outputs, turned
 from pathfm_kedro.encoders.draws import drawn_from
 from pathfm_kedro.encoders.operations import count_operations, passes_of_task
-from pathfm_kedro.encoders.rivals import turned
-from pathfm_kedro.encoders.training import History, Recipe, fit, shuffled_batches
+from pathfm_kedro.encoders.training import AdamWSettings, Batch, History
 from pathfm_kedro.engine import FitCheckpoint
-
-Pixels = NDArray[np.uint8]
 
 #: Of NT-Xent; the value that SimCLR's paper settles on for small batches.
 _TEMPERATURE = 0.5
@@ -48,28 +45,6 @@ _HIDDEN, _PROJECTION, _PROTOTYPES = 128, 64, 256
 _GLOBAL, _LOCAL = (0.4, 1.0), (0.1, 0.4)
 #: Share of patches that are hidden: SimMIM's.
 _HIDDEN_SHARE = 0.6
-#: Tiles of a pass that only reads.
-_READ = 64
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every task may spend.
-
-    Attributes
-    ----------
-    epochs
-        Passes over the tiles; none leaves the network as it is drawn.
-    batch
-        Tiles of a step.
-    learning_rate, weight_decay
-        Of AdamW; the rate falls along a cosine.
-    """
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -205,7 +180,7 @@ class Learner(nn.Module):
         """Images in 0 … 1 as the backbone wants them, on its device."""
         return (images.to(self.mean.device) - self.mean) / self.std
 
-    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[n, d] of images in 0 … 1."""
         return cast(torch.Tensor, self.backbone(self.normalised(images)))
 
@@ -220,7 +195,7 @@ class _Contrastive(Learner):
         self.head = _head(backbone, _PROJECTION)
 
     def loss(self, pixels: Pixels, targets: Any, rng: np.random.Generator) -> torch.Tensor:
-        first, second = (self.head(self.vectors(views(pixels, rng))) for _ in range(2))
+        first, second = (self.head(self(views(pixels, rng))) for _ in range(2))
         return nt_xent(first, second, _TEMPERATURE)
 
 
@@ -294,7 +269,7 @@ class _Regression(Learner):
             truth = (
                 truth * torch.from_numpy(np.where(quarter % 2, -1, 1).astype(np.float32))[:, None]
             )
-        return functional.mse_loss(self.head(self.vectors(images)), truth.to(self.mean.device))
+        return functional.mse_loss(self.head(self(images)), truth.to(self.mean.device))
 
 
 class _Supervised(Learner):
@@ -303,7 +278,7 @@ class _Supervised(Learner):
         self.head = nn.Linear(cast(Any, backbone).num_features, labels)
 
     def loss(self, pixels: Pixels, targets: Any, rng: np.random.Generator) -> torch.Tensor:
-        logits = self.head(self.vectors(_scaled(turned(pixels, rng))))
+        logits = self.head(self(_scaled(turned(pixels, rng))))
         return functional.cross_entropy(logits, torch.from_numpy(targets).to(logits.device))
 
 
@@ -328,7 +303,7 @@ def pretrain(
     task: str,
     pixels: Pixels,
     targets: NDArray[Any],
-    budget: Budget,
+    settings: AdamWSettings,
     seed: int,
     checkpoint: FitCheckpoint | None = None,
 ) -> History:
@@ -344,8 +319,8 @@ def pretrain(
         uint8 [n, side, side, 3].
     targets
         [n, m] numbers of a regression, [n] codes of labels; not read by the other tasks.
-    budget
-        The same for all tasks.
+    settings
+        The budget, the same for all tasks.
     seed
         Of the head, the batches and the views.
     checkpoint
@@ -356,7 +331,7 @@ def pretrain(
     ValueError
         If there is no tile to learn from, or the loss is not finite.
     """
-    if task == "random" or not budget.epochs:
+    if task == "random":
         backbone.eval()
         return History()
     if len(pixels) < 2:
@@ -367,26 +342,19 @@ def pretrain(
     with drawn_from(seed):
         learner = _OF_TASK[task](backbone.cpu(), pixels, targets).to(device)
 
-    def batches(epoch: int) -> Iterator[Any]:
-        for rows, rng in shuffled_batches(len(pixels), budget.batch, seed, epoch):
-            yield pixels[rows], targets[rows], rng
+    def loss(model: Learner, batch: Batch) -> torch.Tensor:
+        rows, rng = batch
+        return model.loss(pixels[rows], targets[rows], rng)
 
-    learnt = [p for p in learner.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learnt, lr=budget.learning_rate, weight_decay=budget.weight_decay)
-    recipe = Recipe(budget.epochs, seed, "cosine")
-    return fit(learner, optimiser, batches, lambda m, b: m.loss(*b), recipe, checkpoint=checkpoint)
+    return settings.fit(learner, len(pixels), loss, seed, checkpoint)
 
 
 def frozen_vectors(backbone: nn.Module, pixels: Pixels) -> NDArray[np.float32]:
     """Vectors float32 [n, d] of tiles uint8 [n, side, side, 3]."""
-    learner = Learner(backbone).to(next(backbone.parameters()).device).eval()
-    with torch.no_grad():
-        parts = [
-            learner.vectors(_scaled(pixels[start : start + _READ])).float().cpu().numpy()
-            for start in range(0, len(pixels), _READ)
-        ]
-    width = cast(Any, backbone).num_features
-    return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+    if not len(pixels):
+        return np.zeros((0, cast(Any, backbone).num_features), np.float32)
+    learner = Learner(backbone).to(next(backbone.parameters()).device)
+    return outputs(learner, lambda rows: _scaled(pixels[rows]), len(pixels))
 
 
 def operations(backbone: nn.Module, task: str, side: int, n_tiles: int, epochs: int) -> float:

@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.encoders.rivals import Pixels, linear_classifier, turned, untrained
+from pathfm_kedro.encoders.batches import Pixels, outputs, turned
+from pathfm_kedro.encoders.rivals import untrained
 from pathfm_kedro.encoders.runtimes import place
 from pathfm_kedro.encoders.spec import EncoderSpec
-from pathfm_kedro.encoders.training import History, Recipe, fit, shuffled_batches
+from pathfm_kedro.encoders.training import AdamWSettings, History, classification_loss
 from pathfm_kedro.engine import FitCheckpoint
-from pathfm_kedro.statistics.parameters import STRICT
 
 if TYPE_CHECKING:
     import torch
 
 Ints = NDArray[np.int64]
-Count = Annotated[int, Field(ge=1)]
-
-#: Tiles at once where nothing is learnt.
-_AT_ONCE = 256
-
-
-@dataclass(frozen=True, config=STRICT)
-class PretrainingSettings:
-    """How a network is pretrained: AdamW, the rate falling to nothing along a cosine.
-
-    Attributes
-    ----------
-    epochs
-        All of them are run: who pretrains on wrong labels has no right ones to tell when to stop.
-    batch
-        Tiles of a step.
-    learning_rate, weight_decay
-        Of AdamW.
-    """
-
-    epochs: Count
-    batch: Count
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
 
 
 class Backbone:
@@ -76,7 +50,7 @@ class Backbone:
         pixels: Pixels,
         targets: Ints,
         n_labels: int,
-        settings: PretrainingSettings,
+        settings: AdamWSettings,
         checkpoint: FitCheckpoint | None = None,
     ) -> tuple[torch.nn.Module, History]:
         """Fit the network, with a linear classifier behind it, to labels; it ends frozen.
@@ -100,36 +74,25 @@ class Backbone:
         tuple
             From prepared tiles to logits, and how the fit went.
         """
-        import torch
+        from pathfm_kedro.encoders.architectures import with_classifier
 
-        classifier = linear_classifier(self.network.model, n_labels, self.seed)
-        model = torch.nn.Sequential(self.network.model, classifier).to(self.device)
-
-        def batches(epoch: int) -> Iterator[tuple[Pixels, Ints]]:
-            for rows, rng in shuffled_batches(len(targets), settings.batch, self.seed, epoch):
-                yield turned(pixels[rows], rng), targets[rows]
-
-        def loss(model: Any, batch: tuple[Pixels, Ints]) -> torch.Tensor:
-            truth = torch.from_numpy(batch[1]).to(self.device)
-            return torch.nn.functional.cross_entropy(model(self.prepared(batch[0])), truth)
-
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        model = with_classifier(self.network.model, n_labels, self.seed).to(self.device)
+        loss = classification_loss(
+            lambda rows, rng: self.prepared(turned(pixels[rows], rng)), targets
         )
-        recipe = Recipe(settings.epochs, self.seed, "cosine")
-        return model, fit(model, optimiser, batches, loss, recipe, checkpoint=checkpoint)
+        return model, settings.fit(model, len(targets), loss, self.seed, checkpoint)
 
     def vectors(self, pixels: Pixels) -> NDArray[np.float32]:
         """[n, d] of tiles uint8 [n, side, side, 3]."""
-        return self._mapped(self.network.model, pixels)
+        return self.network.vectors(pixels, self.device)
+
+    def logits(self, model: torch.nn.Module, pixels: Pixels) -> NDArray[np.float32]:
+        """[n, labels] of tiles, by a model from :meth:`pretrain`."""
+        return outputs(model, lambda rows: self.prepared(pixels[rows]), len(pixels))
 
     def classified(self, model: torch.nn.Module, pixels: Pixels) -> Ints:
         """[n] the most probable class of each tile."""
         return np.asarray(self.logits(model, pixels).argmax(axis=1), np.int64)
-
-    def logits(self, model: torch.nn.Module, pixels: Pixels) -> NDArray[np.float32]:
-        """[n, labels] of tiles, by a model from :meth:`pretrain`."""
-        return self._mapped(model, pixels)
 
     def views(
         self, pixels: Pixels, view: Callable[[Pixels, np.random.Generator], Pixels], count: int
@@ -137,14 +100,3 @@ class Backbone:
         """[n, count, d] of drawn views of each tile."""
         rng = np.random.default_rng(self.seed)
         return np.stack([self.vectors(view(pixels, rng)) for _ in range(count)], axis=1)
-
-    def _mapped(self, model: Any, pixels: Pixels) -> NDArray[np.float32]:
-        import torch
-
-        model.eval()
-        with torch.no_grad():
-            parts = [
-                model(self.prepared(pixels[start : start + _AT_ONCE])).cpu().numpy()
-                for start in range(0, len(pixels), _AT_ONCE)
-            ]
-        return np.concatenate(parts).astype(np.float32)

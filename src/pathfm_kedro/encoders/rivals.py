@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.encoders.draws import drawn_from
+from pathfm_kedro.encoders.batches import Pixels, turned
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
 from pathfm_kedro.encoders.training import (
-    Recipe,
+    AdamWSettings,
     Tensors,
-    fit,
-    shuffled_batches,
+    class_weights,
+    classification_loss,
     weights_of,
 )
 from pathfm_kedro.engine import FitCheckpoint
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from pathfm_kedro.encoders.torch_encoder import Network
 
-Pixels = NDArray[np.uint8]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -59,7 +57,7 @@ TRAINS = "its patient trains this encoder, which is audited on the others"
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class Training:
+class Training(AdamWSettings):
     """How a rival is trained: the keys of ``training`` in its entry.
 
     Attributes
@@ -277,6 +275,8 @@ class RivalFit:
         """
         import torch
 
+        from pathfm_kedro.encoders.architectures import with_classifier
+
         rows = list(self._rows())
         labels = sorted({label for _, patient, label in rows if patient not in self.validation})
         if len(labels) < 2:
@@ -288,44 +288,39 @@ class RivalFit:
         rows = [row for row in rows if row[2] in labels]
         training, seed = Training.of(self.spec), self.spec.seed or 0
         network, device = untrained(self.spec), _device(self.spec)
-        model = torch.nn.Sequential(
-            network.model, linear_classifier(network.model, len(labels), seed)
-        )
-        model.to(device)
+        model = with_classifier(network.model, len(labels), seed).to(device)
         train, held_out = (
             _Tiles.read(self.tiles, [row for row in rows if (row[1] in self.validation) == held])
             for held in (False, True)
         )
         targets = np.array([labels.index(label) for label in train.labels])
-        counts = np.bincount(targets, minlength=len(labels))
-        weight = torch.tensor(len(targets) / (len(labels) * counts), dtype=torch.float32)
+        weight = class_weights(targets, len(labels))
 
-        def loss(model: Any, batch: tuple[Pixels, NDArray[np.int64]]) -> torch.Tensor:
-            pixels, truth = batch
-            prepared = network.prepared(torch.from_numpy(pixels).to(device))
-            return torch.nn.functional.cross_entropy(
-                model(prepared), torch.from_numpy(truth).to(device), weight.to(device)
-            )
+        def prepared(pixels: Pixels) -> torch.Tensor:
+            return network.prepared(torch.from_numpy(pixels).to(device))
 
-        def batches(epoch: int) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
-            for chosen, rng in shuffled_batches(len(targets), training.batch, seed, epoch):
-                yield turned(train.pixels[chosen], rng), targets[chosen]
+        loss = classification_loss(
+            lambda rows, rng: prepared(turned(train.pixels[rows], rng)), targets, weight
+        )
+        truth = np.array([labels.index(label) for label in held_out.labels], np.int64)
+        held_loss = classification_loss(
+            lambda rows, _: prepared(held_out.pixels[rows]), truth, weight
+        )
 
         def score(model: Any) -> float:
-            truth = np.array([labels.index(label) for label in held_out.labels])
-            losses = [
-                float(loss(model, (held_out.pixels[i : i + 256], truth[i : i + 256])))
-                for i in range(0, len(truth), 256)
-            ]
-            return -float(np.mean(losses))
+            parts = np.split(np.arange(len(truth)), range(256, len(truth), 256))
+            unused = np.random.default_rng(seed)
+            return -float(np.mean([float(held_loss(model, (rows, unused))) for rows in parts]))
 
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-        judged = training.patience is not None and len(held_out.labels) > 0
-        recipe = Recipe(training.epochs, seed, "cosine", training.patience if judged else None)
-        history = fit(
-            model, optimiser, batches, loss, recipe, score if judged else None, checkpoint
+        judged = training.patience is not None and len(truth) > 0
+        history = training.fit(
+            model,
+            len(targets),
+            loss,
+            seed,
+            checkpoint,
+            validate=score if judged else None,
+            patience=training.patience if judged else None,
         )
         described = {
             "labels": labels,
@@ -374,25 +369,6 @@ class _Tiles:
         labels = [row[2] for row, part in zip(rows, parts, strict=True) for _ in part]
         pixels = np.concatenate(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8)
         return cls(pixels, tuple(labels))
-
-
-def turned(tiles: Pixels, rng: np.random.Generator) -> Pixels:
-    """Each tile in one of its eight quarter turns and mirror images, which move pixels without loss.
-
-    Parameters
-    ----------
-    tiles
-        uint8 [n, s, s, 3].
-    rng
-        Of the choice.
-    """
-    choice = rng.integers(8, size=len(tiles))
-    made = np.empty_like(tiles)
-    for each in range(8):
-        mine = choice == each
-        view = np.rot90(tiles[mine], each % 4, axes=(1, 2))
-        made[mine] = view[:, ::-1] if each >= 4 else view
-    return made
 
 
 def untrained(spec: EncoderSpec) -> Network:
@@ -445,14 +421,6 @@ def with_weights(spec: EncoderSpec, path: str) -> EncoderSpec:
     """
     runtime = "channels_last" if spec.runtime == AUTO else spec.runtime
     return replace(spec, checkpoint=path, runtime=runtime)
-
-
-def linear_classifier(model: Any, labels: int, seed: int) -> torch.nn.Module:
-    """A linear layer from a network's features to logits of labels, its weights drawn from a seed."""
-    import torch
-
-    with drawn_from(seed):
-        return torch.nn.Linear(model.num_features, labels)
 
 
 def _device(spec: EncoderSpec) -> str:

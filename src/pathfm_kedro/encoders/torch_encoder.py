@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
+from pathfm_kedro.encoders.batches import outputs
 from pathfm_kedro.encoders.checks import refuse_senseless
 from pathfm_kedro.encoders.fingerprints import digest_of_architecture, digest_of_weights
 from pathfm_kedro.encoders.published import at_hand
@@ -102,6 +104,17 @@ class Network:
         )
         rows.sub_(mean).div_(std)
         return batch
+
+    def vectors(self, tiles: Pixels, device: str) -> NDArray[np.float32]:
+        """[n, d] of tiles uint8 [n, s, s, 3] by PyTorch, in evaluation mode; the model moves there."""
+        import torch
+
+        from pathfm_kedro.encoders.architectures import PooledNetwork
+
+        def inputs(rows: slice) -> torch.Tensor:
+            return self.prepared(torch.from_numpy(tiles[rows]).to(device))
+
+        return outputs(PooledNetwork(self.model, self.pooling).to(device), inputs, len(tiles))
 
     def forward_by(self, runtime: str, device: str, precision: str) -> Forward:
         """The forward pass by one runtime; another one may have to be asked for again afterwards.

@@ -8,21 +8,28 @@ the same bytes on a CPU whenever and however often it was interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
+from pathfm_kedro.encoders.batches import shuffled_batches
 from pathfm_kedro.encoders.draws import kept_apart, set_seed
 from pathfm_kedro.engine.jobs import FitCheckpoint
 from pathfm_kedro.engine.threads import one_thread
+from pathfm_kedro.statistics.parameters import STRICT
 
 if TYPE_CHECKING:
     import torch
 
+Ints = NDArray[np.int64]
 Tensors = dict[str, NDArray[np.generic]]
+#: Rows of a batch, and the generator that its augmentation draws from.
+Batch = tuple[Ints, np.random.Generator]
 #: Parts of a checkpoint, by the beginning of the names of their tensors.
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
@@ -152,21 +159,109 @@ def fit(
     return history
 
 
-def shuffled_batches(
-    n: int, size: int, seed: int, epoch: int
-) -> Iterator[tuple[NDArray[np.int64], np.random.Generator]]:
-    """Rows of each batch of an epoch, and the generator that its augmentation draws from.
+@checked_dataclass(frozen=True, config=STRICT)
+class AdamWSettings:
+    """AdamW on shuffled batches, its rate falling to nothing along a cosine.
+
+    Attributes
+    ----------
+    epochs
+        Passes over what is learnt from.
+    batch
+        Rows of a step.
+    learning_rate, weight_decay
+        Of AdamW.
+    """
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+    def fit(
+        self,
+        model: torch.nn.Module,
+        n: int,
+        loss: Callable[[Any, Batch], torch.Tensor],
+        seed: int,
+        checkpoint: FitCheckpoint | None = None,
+        *,
+        validate: Callable[[Any], float] | None = None,
+        patience: int | None = None,
+        least: int = 1,
+    ) -> History:
+        """:func:`fit` a model to n rows.
+
+        Two fits of a seed see the same rows in the same order.
+
+        Parameters
+        ----------
+        model
+            On its device, its weights as they begin.
+        n
+            Rows.
+        loss
+            Of the model and a batch, a scalar.
+        seed
+            Of the batches and of layers that draw.
+        checkpoint, validate
+            As of :func:`fit`.
+        patience
+            As of :class:`Recipe`.
+        least
+            Rows of a batch.
+        """
+        import torch
+
+        learnt = [weight for weight in model.parameters() if weight.requires_grad]
+        optimiser = torch.optim.AdamW(learnt, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+        def batches(epoch: int) -> Iterable[Batch]:
+            return shuffled_batches(n, self.batch, seed, epoch, least)
+
+        recipe = Recipe(self.epochs, seed, "cosine", patience)
+        return fit(model, optimiser, batches, loss, recipe, validate, checkpoint)
+
+
+def classification_loss(
+    inputs: Callable[[Ints, np.random.Generator], torch.Tensor],
+    targets: Ints,
+    weight: torch.Tensor | None = None,
+) -> Callable[[Any, Batch], torch.Tensor]:
+    """Cross-entropy of a batch.
+
+    Parameters
+    ----------
+    inputs
+        From rows and the generator of their augmentation to what the model takes.
+    targets
+        [n] classes of all rows.
+    weight
+        Of each class; None for all alike.
+    """
+    import torch
+
+    def loss(model: Any, batch: Batch) -> torch.Tensor:
+        logits = model(inputs(*batch))
+        truth = torch.from_numpy(targets[batch[0]]).to(logits.device)
+        own = None if weight is None else weight.to(logits.device)
+        return torch.nn.functional.cross_entropy(logits, truth, own)
+
+    return loss
+
+
+def class_weights(targets: Ints, n_labels: int) -> torch.Tensor:
+    """[n_labels] float32 by which classes count equally.
 
     Examples
     --------
-    >>> batches = [rows for rows, _ in shuffled_batches(5, 2, 0, 0)]
-    >>> [len(rows) for rows in batches], sorted(int(row) for rows in batches for row in rows)
-    ([2, 2, 1], [0, 1, 2, 3, 4])
+    >>> class_weights(np.array([0, 0, 0, 1]), 2).tolist()
+    [0.6666666865348816, 2.0]
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(n)
-    for start in range(0, n, size):
-        yield order[start : start + size], rng
+    import torch
+
+    counts = np.bincount(targets, minlength=n_labels)
+    return torch.tensor(len(targets) / (n_labels * np.maximum(counts, 1)), dtype=torch.float32)
 
 
 def _one_epoch(
@@ -236,11 +331,8 @@ def _resumed(
     tensors, text = found
 
     def part(beginning: str) -> dict[str, torch.Tensor]:
-        return {
-            name.removeprefix(beginning): torch.from_numpy(np.array(value))
-            for name, value in tensors.items()
-            if name.startswith(beginning)
-        }
+        below = tensors_below(tensors, beginning).items()
+        return {name: torch.from_numpy(np.array(value)) for name, value in below}
 
     model.load_state_dict(part(_MODEL))
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -256,6 +348,21 @@ def _resumed(
 
 def _on_gpu(model: torch.nn.Module) -> bool:
     return next(model.parameters()).device.type == "cuda"
+
+
+def tensors_below(tensors: Tensors, beginning: str) -> Tensors:
+    """Those whose names begin so, by the rest of their names.
+
+    Examples
+    --------
+    >>> tensors_below({"best.a": np.zeros(1), "model.a": np.ones(1)}, "best.")
+    {'a': array([0.])}
+    """
+    return {
+        name.removeprefix(beginning): value
+        for name, value in tensors.items()
+        if name.startswith(beginning)
+    }
 
 
 def weights_of(model: torch.nn.Module) -> Tensors:

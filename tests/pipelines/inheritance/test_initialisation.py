@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pathfm_kedro.pipelines.inheritance.arm_comparison import arm_shard
+from pathfm_kedro.pipelines.inheritance.arm_statistics import arm_shard
 from pathfm_kedro.pipelines.inheritance.initialisation import (
     Initialisation,
     initialisation_figures,

@@ -8,14 +8,20 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_kedro.pipelines.inheritance.arm_comparison import (
+from pathfm_kedro.pipelines.inheritance.arm_fit import (
+    small_crops,
+    stained_as_next_center,
+    stained_otherwise,
+)
+from pathfm_kedro.pipelines.inheritance.arm_statistics import (
     CROP,
     ROTATIONS,
     STAIN,
+    STAINED_AS,
     VECTORS,
     arm_shard,
 )
-from pathfm_kedro.pipelines.inheritance.arm_fit import small_crops, stained_otherwise
+from pathfm_kedro.pipelines.inheritance.arm_tiles import ArmTiles
 from pathfm_kedro.pipelines.inheritance.pretext_tasks import (
     PretextTasks,
     drawn_on,
@@ -23,6 +29,8 @@ from pathfm_kedro.pipelines.inheritance.pretext_tasks import (
     pretext_figures,
     pretext_statistics,
 )
+from pathfm_kedro.slides.stain import COMMON_BASIS, StainBasis, stained
+from pathfm_kedro.statistics.cue_conflict import TRANSFERRED
 from pathfm_kedro.statistics.figures import measure
 
 SETTINGS = {
@@ -34,6 +42,8 @@ SETTINGS = {
     "k": 3,
     "stain_sigma": 0.1,
     "crop_share": 0.25,
+    "reference_tiles": 6,
+    "min_reference_tiles": 3,
     "draws": 300,
 }
 BLOCK = {**SETTINGS, "backbone": "small_cnn", "tasks": ["simclr"], "n_seeds": 1}
@@ -89,11 +99,12 @@ def tiles_of(table, side=16):
 def shard(vectors, wobble, rng, operations=0.0, losses=()):
     views = {
         name: (vectors + wobble * rng.normal(size=vectors.shape)).astype(np.float32)
-        for name in (*ROTATIONS, STAIN, CROP)
+        for name in (*ROTATIONS, STAIN, CROP, TRANSFERRED)
     }
     return {
         VECTORS: vectors.astype(np.float32),
         **views,
+        STAINED_AS: np.array([1, 2, 0]),
         "losses": np.array(losses, np.float64),
         "operations": np.array([operations]),
         "n_tiles": np.array([40]),
@@ -135,7 +146,8 @@ def found():
 
 
 @pytest.mark.parametrize(
-    "of", ["label", "label_held_out_center", "robustness_index", "rotation", "stain"]
+    "of",
+    ["label", "label_held_out_center", "robustness_index", "rotation", "stain", "transferred"],
 )
 def test_an_arm_that_knows_is_better_and_one_that_knows_nothing_undecidable(found, of):
     knows, nothing = (
@@ -204,6 +216,7 @@ def test_seeds_are_averaged_and_a_tile_counts_once():
         ("balanced_accuracy", {"target": "label"}),
         ("kept_neighbours", {"view": "rotation"}),
         ("robustness_index", {}),
+        ("follows_morphology_minus_null", {"view": "transferred"}),
     ):
         assert row(found, metric, arm="simclr", **setting)["n"] == (
             64 if setting.get("target") else 96
@@ -273,13 +286,78 @@ def test_an_arm_is_fitted_frozen_and_shown_its_views():
     )
     assert [job.slide_id for job in plan.jobs] == ["orientation.0", "random.0"]
     trained, random = (job.compute() for job in plan.jobs)
-    assert {VECTORS, STAIN, CROP, *ROTATIONS} < set(trained)
+    assert {VECTORS, STAIN, CROP, TRANSFERRED, *ROTATIONS} < set(trained)
     assert trained[VECTORS].shape == (9, 128)
     assert not np.allclose(trained[VECTORS], random[VECTORS])
     assert len(trained["losses"]) == 1
     assert random["operations"][0] == 0 < trained["operations"][0]
     headers = [json.dumps(job.header()) for job in plan.jobs]
     assert headers[0] != headers[1]
+
+
+@pytest.mark.parametrize(("tissue", "stain"), [(6.0, 0.0), (0.0, 6.0)])
+def test_neighbours_follow_the_tissue_or_the_stain_that_was_taken(tissue, stain):
+    table, p, rng = pool(), parameters(tasks=("random",)), np.random.default_rng(0)
+    of_label = np.eye(2)[(table["label"] == "a").cast(int)]
+    center = table["center"].str.tail(1).cast(int).to_numpy()
+
+    def seen(centers):
+        cues = [tissue * of_label, stain * np.eye(3)[centers]]
+        return np.column_stack([*cues, 0.1 * rng.normal(size=(table.height, 2))])
+
+    made = shard(seen(center), 0.0, rng) | {TRANSFERRED: seen((center + 1) % 3)}
+    arms = Shards({arm_shard("random", 0): made})
+    found = measured(pretext_statistics(table, tiles_of(table), arms, p), p)
+    conflict = row(found, "follows_morphology_minus_null", arm="random", view="transferred")
+    # Every cell has 16 tiles; the own patient's 4 are no candidates: 28 of morphology, 16 of stain.
+    assert conflict["value"] == pytest.approx(float(tissue > 0) - 28 / (28 + 16))
+    assert conflict["n"] == 96
+
+
+def test_without_another_center_s_stain_there_is_no_conflict():
+    table, p = pool(), parameters(tasks=("random",))
+    made = planted(table, np.random.default_rng(0))[arm_shard("random", 0)]
+    arms = Shards({arm_shard("random", 0): made | {STAINED_AS: np.full(3, -1)}})
+    table = measured(pretext_statistics(table, tiles_of(table), arms, p), p)
+    conflict = row(table, "follows_morphology_minus_null", arm="random", view="transferred")
+    assert conflict["value"] is None
+    assert "raise arms.tiles_per_slide" in conflict["reason"]
+
+
+def test_a_tile_takes_the_stain_of_the_next_center():
+    table = pool(9, 2)
+    center = table["center"].str.tail(1).cast(int).to_numpy()
+    amounts = np.random.default_rng(0).gamma(2.0, 0.4, (table.height, 40, 40, 3)) * (1, 1, 0)
+    bases = (COMMON_BASIS, StainBasis((0.5, 0.8, 0.35), (0.2, 0.95, 0.25)))
+    looks = [stained(amounts * (1 + 0.3 * i), basis) for i, basis in enumerate(bases)]
+    pixels = np.where((center == 0)[:, None, None, None], *looks)
+    pixels[center == 2] = 244  # glass: no stain of its own
+    made, places = stained_as_next_center(ArmTiles(table, pixels), parameters())
+    assert places.tolist() == [1, 0, -1]
+    for own, other in ((0, 1), (1, 0)):
+        rows = center == own
+        off, before = (
+            np.abs(looks[other][rows].astype(int) - seen[rows]).mean() for seen in (made, pixels)
+        )
+        assert off < before / 3
+    np.testing.assert_array_equal(made[center == 2], pixels[center == 2])
+    unmet = parameters(min_reference_tiles=99)
+    alone, places = stained_as_next_center(ArmTiles(table, pixels), unmet)
+    assert places.tolist() == [-1] * 3
+    np.testing.assert_array_equal(alone, pixels)
+
+
+def test_an_untrained_network_reads_no_label_from_noise():
+    table, p = pool(32), parameters(tasks=("random",))
+    trains = pl.col("slide_id") < "s08"
+    table = table.with_columns(role=pl.when(trains).then(pl.lit("pretrain")).otherwise("role"))
+    shards = tiles_of(table)
+    (job,) = plan_pretext_tasks(table, shards, ENGINE, p).jobs
+    arms = Shards({job.slide_id: job.compute()})
+    found = measured(pretext_statistics(table, shards, arms, p), p)
+    for target in ("label", "label_held_out_center"):
+        at = row(found, "balanced_accuracy", arm="random", target=target)
+        assert at["ci_low"] <= 0.5 <= at["ci_high"]
 
 
 def test_views_are_of_the_same_tiles():

@@ -11,12 +11,9 @@ import polars as pl
 
 from pathfm_kedro.encoders.controls import Noise, PhantomTruth, StainStatistics, TileCorner
 from pathfm_kedro.pipelines.robustness.appearance import Appearance, appearance_views
-from pathfm_kedro.pipelines.robustness.stain_references import (
-    StainMeasurement,
-    center_references,
-    tile_stains,
-)
 from pathfm_kedro.pipelines.robustness.tile_pool import POOL_COLUMNS
+from pathfm_kedro.pipelines.robustness.tile_stains import StainMeasurement, tile_stains
+from pathfm_kedro.slides.center_stains import center_references
 from pathfm_kedro.slides.phantom import (
     PhantomDesign,
     PhantomSlide,

@@ -17,7 +17,7 @@ from pathfm_kedro.pipelines.robustness.appearance import (
     appearance_statistics,
     appearance_views,
 )
-from pathfm_kedro.pipelines.robustness.stain_references import center_references
+from pathfm_kedro.slides.center_stains import center_references
 from pathfm_kedro.statistics.mutual_knn import mknn_chance, unit
 from pathfm_kedro.wiring import Experiment
 from tests.pipelines.robustness.phantom_views import (

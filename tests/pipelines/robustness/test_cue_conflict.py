@@ -11,7 +11,7 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     cue_conflict_figures,
     cue_conflict_statistics,
 )
-from pathfm_kedro.pipelines.robustness.stain_references import target_centers
+from pathfm_kedro.slides.center_stains import target_centers
 from pathfm_kedro.statistics.figures import measure as measure_figures
 from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import read_parameters

@@ -27,8 +27,8 @@ from pathfm_kedro.pipelines.robustness.robustness_index import (
     robustness_index_statistics,
 )
 from pathfm_kedro.pipelines.robustness.rotation import view_of_rotation
-from pathfm_kedro.pipelines.robustness.stain_references import center_references
 from pathfm_kedro.pipelines.robustness.texture import view_of_texture
+from pathfm_kedro.slides.center_stains import center_references
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.views import VIEWS

@@ -12,7 +12,7 @@ from pathfm_kedro.pipelines.robustness.stain_probe import (
     stain_probe_figures,
     stain_probe_statistics,
 )
-from pathfm_kedro.pipelines.robustness.stain_references import MOMENTS
+from pathfm_kedro.slides.center_stains import MOMENTS
 from pathfm_kedro.statistics.cross_validation import patient_folds
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.permutation import permuted_blocks

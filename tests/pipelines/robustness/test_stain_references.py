@@ -4,17 +4,16 @@ import numpy as np
 import polars as pl
 
 from pathfm_kedro.pipelines.robustness.appearance import Appearance, view_of_appearance
-from pathfm_kedro.pipelines.robustness.stain_references import (
+from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
+from pathfm_kedro.pipelines.robustness.tile_stains import stain_of_tiles, tile_stains
+from pathfm_kedro.slides.center_stains import (
     MOMENTS,
     REFERENCE_SCHEMA,
     TILE_STAIN_SCHEMA,
     center_references,
-    stain_of_tiles,
     target_centers,
-    tile_stains,
     usable_references,
 )
-from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, write_pyramid
 from pathfm_kedro.slides.stain import stain_moments

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.encoders.adaptation import ArmTrials, Fitted, frozen_vectors, starting_network
+from pathfm_kedro.encoders.adaptation import ArmTrials, Fitted, starting_network
 from pathfm_kedro.encoders.adaptation_arms import ARMS, Arm, Search, Task
 from pathfm_kedro.encoders.energy import CounterError, open_meter
 from pathfm_kedro.encoders.harmonised import Shards
@@ -349,7 +349,7 @@ class FitArm(FitJob):
             list(self.labels), range(len(self.labels)), return_dtype=pl.Int64
         )
         task = Task(tiles.pixels, targets.to_numpy(), split.train, split.inner, len(self.labels))
-        vectors = frozen_vectors(network, tiles.pixels, device)
+        vectors = network.vectors(tiles.pixels, device)
         operations = _operations(network)
         points = p.search.points(p.seed)
         trials = ArmTrials(arm, task, p.search, network, vectors, self.seed, points, device)
@@ -370,7 +370,7 @@ class FitArm(FitJob):
         if arm.changes_encoder:
             if arm.trains == "lora":
                 merge_lora(fitted.network.model)
-            after = frozen_vectors(fitted.network, tiles.pixels[some], device)
+            after = fitted.network.vectors(tiles.pixels[some], device)
             found |= {"vector_rows": some, "vectors": after}
         return found
 

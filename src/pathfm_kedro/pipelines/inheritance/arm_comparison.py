@@ -12,7 +12,9 @@ Every arm's vectors of the same tiles are measured alike:
   (:mod:`~pathfm_kedro.statistics.perturbation`);
 - ``relative_shift`` of small crops of the tile: their distance to it over the distance to other
   patients' tiles of its label. The local-global assumption holds below 1, where a tile's own parts
-  are nearer.
+  are nearer;
+- ``follows_morphology_minus_null`` of the tile in the stain of the next center (Macenko): whether its
+  neighbours follow the tissue or the stain (:mod:`~pathfm_kedro.statistics.cue_conflict`).
 
 ``difference``: each of these less that of another arm, by the same resampled patients, with
 intervals that hold together over the arms
@@ -21,297 +23,41 @@ intervals that hold together over the arms
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass as record
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.encoders.harmonised import Shards
-from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT
-from pathfm_kedro.statistics.cross_validation import (
-    ProbeSettings,
-    probe_accuracy,
-    probed,
+from pathfm_kedro.pipelines.inheritance.arm_statistics import (
+    CENTER,
+    CROP,
+    DRAWN,
+    HELD_OUT_LABEL,
+    LABEL,
+    ROTATIONS,
+    STAIN,
+    ArmParameters,
+)
+from pathfm_kedro.statistics.cross_validation import probe_accuracy
+from pathfm_kedro.statistics.cue_conflict import (
+    CUES,
+    TRANSFERRED,
+    CueCounts,
+    follows_morphology_minus_null,
 )
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
-from pathfm_kedro.statistics.linear_classifier import fit_linear_classifier
 from pathfm_kedro.statistics.measurements import Estimate, Null
-from pathfm_kedro.statistics.mutual_knn import too_few_candidates, unit
-from pathfm_kedro.statistics.neighbours import nearest_indices
+from pathfm_kedro.statistics.mutual_knn import too_few_candidates
 from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, resampled_total
 from pathfm_kedro.statistics.paired_comparison import simultaneous_differences
-from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
-from pathfm_kedro.statistics.perturbation import (
-    PERTURBATION_SUMS,
-    ReferenceTiles,
-    kept_columns,
-    kept_neighbours,
-    nearest_references,
-    relative_shift,
-)
-from pathfm_kedro.statistics.tables import to_schema
-
-Vectors = NDArray[np.float32]
-
-#: What an arm's shard holds of its test tiles: [n, d] vectors of the tiles and of their views, and
-#: of how it was trained, one row each: operations, tiles, losses per epoch.
-VECTORS = "vectors"
-ROTATIONS = {"rotation_90": 1, "rotation_180": 2, "rotation_270": 3}
-STAIN, CROP, DRAWN = "stain", "local_crop", "drawn_morphology"
-#: Views of a test tile whose vectors an arm gives.
-VIEWS = (VECTORS, *ROTATIONS, STAIN, CROP)
-LABEL, HELD_OUT_LABEL, CENTER = "label", "label_held_out_center", "center"
-
-#: One row per arm, seed and
-#:
-#: - target, value (class), patient: tiles and how many are correctly classified; `problem` where
-#:   nothing could be probed;
-#: - patient and patient met: neighbours with the label from another center (so), and the reverse (os);
-#: - view and patient: :data:`PERTURBATION_SUMS`;
-#: - nothing else: operations, n_tiles, first and last loss, or why the arm failed.
-ARM_SCHEMA: dict[str, pl.DataType] = {
-    "arm": pl.String(),
-    "seed": pl.Int64(),
-    "kind": pl.String(),
-    "target": pl.String(),
-    "value": pl.String(),
-    "view": pl.String(),
-    "patient_id": pl.String(),
-    "met": pl.String(),
-    "n_correct": pl.Int64(),
-    "so": pl.Int64(),
-    "os": pl.Int64(),
-    **PERTURBATION_SUMS,
-    "operations": pl.Float64(),
-    "first_loss": pl.Float64(),
-    "last_loss": pl.Float64(),
-    "problem": pl.String(),
-}
+from pathfm_kedro.statistics.perturbation import kept_neighbours, relative_shift
 
 
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class ArmParameters(ExperimentParameters):
-    """Parameters of every comparison of pretrained arms.
-
-    Attributes
-    ----------
-    n_seeds
-        Of weights, batches and views, from ``seed`` on; the figures are means over them.
-    epochs, batch, learning_rate, weight_decay
-        The budget of an arm: passes over the tiles of the patients that pretrain, and AdamW with a
-        cosine.
-    probe
-        Of label and center.
-    k
-        Neighbours.
-    stain_sigma
-        Dose of the stain jitter (Tellez et al. 2018).
-    crop_share
-        Share of the tile's area in a small crop.
-    """
-
-    n_seeds: Annotated[int, Field(ge=1)] = 1
-    epochs: Annotated[int, Field(ge=1)]
-    batch: Annotated[int, Field(ge=2)]
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    probe: ProbeSettings
-    k: Annotated[int, Field(ge=1)]
-    stain_sigma: Annotated[float, Field(gt=0)]
-    crop_share: Annotated[float, Field(gt=0, lt=1)]
-
-    @property
-    def seeds(self) -> range:
-        """The seeds."""
-        return range(self.seed, self.seed + self.n_seeds)
-
-
-def arm_shard(arm: str, seed: int) -> str:
-    """What the shard of an arm is called."""
-    return f"{arm}.{seed}"
-
-
-def arm_statistics(
-    tiles: pl.DataFrame,
-    shards: Shards,
-    arms: Sequence[str],
-    p: ArmParameters,
-    drawn: NDArray[np.floating[Any]] | None = None,
-) -> pl.DataFrame:
-    """Reduce the vectors of all arms to sums per patient.
-
-    Parameters
-    ----------
-    tiles
-        Rows of the pool that were tested, in the order of the shards' rows.
-    shards
-        One for each arm and seed, named by :func:`arm_shard`.
-    arms
-        Their names.
-    p
-        The parameters.
-    drawn
-        [n, m] morphology that was drawn on the tiles; None where it is not known.
-
-    Returns
-    -------
-    DataFrame
-        Columns :data:`ARM_SCHEMA`.
-    """
-    known = set(shards.slide_ids)
-    parts = [pl.DataFrame(schema=ARM_SCHEMA)]
-    for arm in arms:
-        for seed in p.seeds:
-            name = arm_shard(arm, seed)
-            found: Iterable[pl.DataFrame]
-            if name in known:
-                found = _of_arm(tiles, shards, name, p, drawn)
-            else:
-                failures: Mapping[str, str] = getattr(shards, "failures", {})
-                why = failures.get(name, "no pixels of the arms' tiles could be read")
-                found = [pl.DataFrame({"kind": ["fit"], "problem": [why]})]
-            keys = {"arm": pl.lit(arm), "seed": pl.lit(seed, pl.Int64)}
-            parts += [to_schema(each.with_columns(**keys), ARM_SCHEMA) for each in found]
-    return pl.concat(parts)
-
-
-def _of_arm(
-    tiles: pl.DataFrame,
-    shards: Shards,
-    name: str,
-    p: ArmParameters,
-    drawn: NDArray[np.floating[Any]] | None,
-) -> Iterator[pl.DataFrame]:
-    vectors = shards.load_slide(name, VECTORS).astype(np.float64)
-    losses = shards.load_slide(name, "losses")
-    fit = {
-        "kind": ["fit"],
-        "operations": [float(shards.load_slide(name, "operations")[0])],
-        "n_tiles": [int(shards.load_slide(name, "n_tiles")[0])],
-        "first_loss": [float(losses[0]) if len(losses) else None],
-        "last_loss": [float(losses[-1]) if len(losses) else None],
-    }
-    yield pl.DataFrame(
-        fit, schema_overrides={k: ARM_SCHEMA[k] for k in ("first_loss", "last_loss")}
-    )
-    if tiles.is_empty():
-        return
-    yield from _probes(tiles, vectors, p)
-    yield _neighbours(tiles, vectors, p)
-    reference = ReferenceTiles.of(vectors, tiles, p.k)
-    for view in (*ROTATIONS, STAIN, CROP):
-        found = shards.load_slide(name, view)
-        yield reference.statistics(found, view=view).with_columns(kind=pl.lit("view"))
-    if drawn is not None:
-        yield _agreement(reference, drawn, p.k)
-
-
-def _probes(
-    tiles: pl.DataFrame, vectors: NDArray[np.float64], p: ArmParameters
-) -> Iterator[pl.DataFrame]:
-    inside = tiles["role"].to_numpy() == DOWNSTREAM
-    own, patients = tiles.filter(inside), tiles.filter(inside)["patient_id"]
-    mend = "add patients or lower the experiment's probe.folds"
-    for target in (LABEL, CENTER):
-        x = vectors[inside]
-        found = probed(x, x[:, None], own[target], patients, p.probe, p.seed, mend)
-        yield _counted(own, target, target, found.rows, found.correct[:, 0], found.problem)
-    outside = tiles["role"].to_numpy() == HELD_OUT
-    test = tiles.filter(outside)
-    if own["label"].n_unique() < 2 or test.is_empty():
-        problem = (
-            "no tile of a center that was held out: a second center with slides of every label is "
-            "needed (arms.held_out_center)"
-            if test.is_empty()
-            else "the patients that are trained on have fewer than two labels: add patients"
-        )
-        yield pl.DataFrame({"kind": ["probe"], "target": [HELD_OUT_LABEL], "problem": [problem]})
-        return
-    model = fit_linear_classifier(
-        vectors[inside], own["label"].to_numpy(), p.probe.C, p.probe.max_iter
-    )
-    learnt = test["label"].is_in(list(model.labels)).to_numpy()
-    codes = test["label"].replace_strict(
-        list(model.labels), range(len(model.labels)), default=0, return_dtype=pl.Int64
-    )
-    correct = learnt & (model.margins(vectors[outside], codes.to_numpy()) > 0)
-    yield _counted(test, HELD_OUT_LABEL, "label", learnt, correct, "")
-
-
-def _counted(
-    tiles: pl.DataFrame,
-    target: str,
-    column: str,
-    rows: NDArray[np.bool_],
-    correct: NDArray[np.bool_],
-    problem: str,
-) -> pl.DataFrame:
-    return (
-        tiles.select("patient_id", value=column, tested=rows, correct=correct)
-        .filter(pl.col("tested") | pl.lit(bool(problem)))
-        .group_by("value", "patient_id")
-        .agg(n_tiles=pl.len().cast(pl.Int64), n_correct=pl.col("correct").sum().cast(pl.Int64))
-        .sort("value", "patient_id")
-        .with_columns(kind=pl.lit("probe"), target=pl.lit(target), problem=pl.lit(problem))
-    )
-
-
-def _neighbours(
-    tiles: pl.DataFrame, vectors: NDArray[np.float64], p: ArmParameters
-) -> pl.DataFrame:
-    """Per pair of patients, neighbours of the two types that tell label from center."""
-    table = tiles.select("patient_id", "label", "center").with_columns(
-        pl.col("center").fill_null("")
-    )
-    # A vector of zeros has no direction; a constant dimension gives it one and alike for all.
-    padded = np.pad(unit(vectors), ((0, 0), (0, 1)), constant_values=1e-6)
-    found = nearest_indices(padded, table["patient_id"].to_numpy(), p.k)
-    query, rank = np.nonzero(found >= 0)
-    asking, met = table[query], table[found[query, rank]]
-    same_label = (asking["label"] == met["label"]).to_numpy()
-    same_center = (asking["center"] == met["center"]).to_numpy()
-    return (
-        pl.DataFrame(
-            {
-                "patient_id": asking["patient_id"],
-                "met": met["patient_id"],
-                "so": same_label & ~same_center,
-                "os": ~same_label & same_center,
-            }
-        )
-        .group_by("patient_id", "met")
-        .agg(pl.col("so", "os").sum().cast(pl.Int64), n_tiles=pl.len().cast(pl.Int64))
-        .sort("patient_id", "met")
-        .with_columns(kind=pl.lit("pairs"))
-    )
-
-
-def _agreement(reference: ReferenceTiles, drawn: NDArray[np.floating[Any]], k: int) -> pl.DataFrame:
-    """Neighbours that the vectors share with the morphology that was drawn."""
-    groups = reference.groups
-    columns: dict[str, NDArray[np.float64]] = {}
-    if reference.neighbours is not None:
-        truth = unit(drawn)
-        nearest = nearest_references(truth, truth, groups.patients, k + 1)
-        columns = kept_columns(reference.neighbours, nearest, groups.patients, k)
-    return groups.sums(**columns).with_columns(
-        pl.col("n_tiles").cast(pl.Int64),
-        kind=pl.lit("view"),
-        view=pl.lit(DRAWN),
-        k=pl.lit(k, pl.Int64),
-        fewest_candidates=pl.lit(int(groups.candidates.min()), pl.Int64),
-        no_spread=pl.lit(False),
-    )
-
-
-@record(frozen=True)
+@dataclass(frozen=True)
 class Arm:
     """An arm as figures name it.
 
@@ -330,7 +76,7 @@ class Arm:
     against: Mapping[str, str]
 
 
-@record(frozen=True)
+@dataclass(frozen=True)
 class _Measured:
     """One metric of all arms."""
 
@@ -354,7 +100,7 @@ def arm_figures(
     Parameters
     ----------
     statistics
-        From :func:`arm_statistics`.
+        From :func:`~pathfm_kedro.pipelines.inheritance.arm_statistics.arm_statistics`.
     arms
         In reading order.
     p
@@ -400,6 +146,8 @@ class _Comparison:
             for name, of in views.items()
         ]
         found.append(_Measured("relative_shift", {"view": CROP}, _shift, 0))
+        conflict = partial(_cue_conflict, self.p)
+        found.append(_Measured("follows_morphology_minus_null", {"view": TRANSFERRED}, conflict, 1))
         return found
 
     def rows(self, arm: str) -> PatientStatistics:
@@ -525,7 +273,7 @@ def _of_tiles(estimate: Estimate, rows: PatientStatistics) -> Estimate:
 
 def _robustness_index(arm: PatientStatistics) -> Value:
     pairs = arm.where(pl.col("kind") == "pairs").table
-    patients = sorted({*pairs["patient_id"], *pairs["met"]})
+    patients = sorted({*pairs["patient_id"], *pairs["neighbour_patient"]})
     size = len(patients)
     if size < 2 or not int((pairs["so"] + pairs["os"]).sum()):
         raise Undefined(
@@ -534,7 +282,7 @@ def _robustness_index(arm: PatientStatistics) -> Value:
         )
     rows, columns = (
         pairs[name].replace_strict(patients, range(size)).to_numpy()
-        for name in ("patient_id", "met")
+        for name in ("patient_id", "neighbour_patient")
     )
     so, os = np.zeros((2, size, size))
     np.add.at(so, (rows, columns), pairs["so"].to_numpy())
@@ -544,6 +292,14 @@ def _robustness_index(arm: PatientStatistics) -> Value:
     k, seeds = getattr(arm.parameters, "k", 1), pairs["seed"].n_unique()
     n = int(pairs["n_tiles"].sum()) // (k * seeds)
     return Value(pair_ratio(so, so + os, drawn, n, 1.0))
+
+
+def _cue_conflict(p: ArmParameters, arm: PatientStatistics) -> Value:
+    met = arm.table.filter(kind="cues").group_by("view", "patient_id", "neighbour_patient")
+    # A tile counts once in `n`: whether it is a query is the same for all seeds.
+    table = met.agg(pl.col("n_queries").max(), pl.col(CUES).sum())
+    counts = CueCounts(table, p, p.k, "the experiment's k", "arms.tiles_per_slide")
+    return follows_morphology_minus_null(counts)
 
 
 def _kept(views: Sequence[str], arm: PatientStatistics) -> Value:

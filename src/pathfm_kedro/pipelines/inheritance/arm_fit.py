@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.operations import passes_of_task
 from pathfm_kedro.encoders.spec import EncoderSpec
+from pathfm_kedro.encoders.training import AdamWSettings, History
 from pathfm_kedro.engine import FitCheckpoint, FitJob
 from pathfm_kedro.engine.versions import package_versions
-from pathfm_kedro.pipelines.inheritance.arm_comparison import (
+from pathfm_kedro.pipelines.inheritance.arm_statistics import (
     CROP,
     ROTATIONS,
     STAIN,
+    STAINED_AS,
     VECTORS,
     VIEWS,
     ArmParameters,
     arm_shard,
+    centers_of,
 )
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     DOWNSTREAM,
@@ -33,12 +36,26 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     arm_data_digest,
     readable_tiles,
 )
+from pathfm_kedro.slides.center_stains import (
+    TileStains,
+    center_references,
+    target_centers,
+    usable_references,
+)
 from pathfm_kedro.slides.nuclear_morphology import (
     haematoxylin_orientation,
     nuclear_density_and_size,
 )
-from pathfm_kedro.slides.stain import COMMON_BASIS, jitter_draw, jittered
+from pathfm_kedro.slides.stain import (
+    COMMON_BASIS,
+    StainReference,
+    jitter_draw,
+    jittered,
+    macenko_transfer,
+)
 from pathfm_kedro.slides.training_tiles import shrunk
+from pathfm_kedro.statistics.cue_conflict import TRANSFERRED
+from pathfm_kedro.statistics.sampling import shuffled_turns
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +63,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 #: Raised with any change of what is computed from the same tiles.
-_REVISION = "2"
+_REVISION = "3"
 
 
 @dataclass(frozen=True)
@@ -100,10 +117,13 @@ class PretrainedArm(FitJob):
         p = self.parameters
         network = self.network if isinstance(self.network, str) else self.network.key()
         settings = [p.batch, p.learning_rate, p.weight_decay, p.stain_sigma, p.crop_share]
+        settings += [p.reference_tiles, p.min_reference_tiles, p.seed]
         return {
             "arm": json.dumps([_REVISION, self.task, network, self.epochs, self.seed, *settings]),
             "data": arm_data_digest(self.pool, self.tiles),
-            "packages": json.dumps(package_versions(["torch", "timm", "scikit-image"])),
+            "packages": json.dumps(
+                package_versions(["torch", "timm", "scikit-image", "torchstain"])
+            ),
             "units": "vectors of test tiles and of their views, tile x dimension",
         }
 
@@ -115,17 +135,18 @@ class PretrainedArm(FitJob):
         ValueError
             If there are too few tiles to pretrain on.
         """
-        from pathfm_kedro.encoders.pretexts import Budget, operations, pretrain
+        from pathfm_kedro.encoders.pretexts import operations, pretrain
 
         p = self.parameters
         train = ArmTiles.read(self.pool, self.tiles, PRETRAIN)
         test = ArmTiles.read(self.pool, self.tiles, DOWNSTREAM, HELD_OUT)
         backbone = self._backbone(train.pixels.shape[1])
-        budget = Budget(self.epochs, p.batch, p.learning_rate, p.weight_decay)
-        targets = TARGETS.get(self.task, _no_target)(train)
-        history = pretrain(
-            backbone, self.task, train.pixels, targets, budget, self.seed, checkpoint
-        )
+        targets, history = TARGETS.get(self.task, _no_target)(train), History()
+        if self.epochs:
+            settings = AdamWSettings(self.epochs, p.batch, p.learning_rate, p.weight_decay)
+            history = pretrain(
+                backbone, self.task, train.pixels, targets, settings, self.seed, checkpoint
+            )
         n, side = train.pixels.shape[:2]
         spent = operations(backbone, self.task, side, n, len(history.losses))
         return {
@@ -159,7 +180,9 @@ class PretrainedArm(FitJob):
         views |= {name: np.rot90(pixels, turn, axes=(1, 2)) for name, turn in ROTATIONS.items()}
         views[STAIN] = stained_otherwise(pixels, p.stain_sigma, p.seed)
         views[CROP] = small_crops(pixels, p.crop_share, p.seed)
-        return {name: frozen_vectors(backbone, view) for name, view in views.items()}
+        views[TRANSFERRED], targets = stained_as_next_center(test, p)
+        found = {name: frozen_vectors(backbone, view) for name, view in views.items()}
+        return {**found, STAINED_AS: targets}
 
 
 def stained_otherwise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
@@ -179,6 +202,43 @@ def stained_otherwise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
         for number, tile in enumerate(pixels)
     ]
     return np.stack(made) if made else pixels
+
+
+def stained_as_next_center(tiles: ArmTiles, p: ArmParameters) -> tuple[Pixels, NDArray[np.int64]]:
+    """Each tile in the stain of the center that comes next in the order of names (Macenko).
+
+    Parameters
+    ----------
+    tiles
+        The tiles, of which each center's stain is estimated, too.
+    p
+        The parameters.
+
+    Returns
+    -------
+    tuple
+        uint8 [n, side, side, 3], and of each center the place of the next one, sorted; -1 where its
+        tiles stay as they are, since fewer than two centers have a stain, or it has none.
+    """
+    known, centers = _center_stains(tiles, p), centers_of(tiles.table)
+    names = list(known)
+    next_one = {c: target_centers(names, c, 1)[0] for c in names if len(names) > 1}
+    made = tiles.pixels.copy()
+    for row, center in enumerate(tiles.table["center"]):
+        if center in next_one:
+            made[row] = macenko_transfer(made[row], known[center], known[next_one[center]])
+    places = [centers.index(next_one[c]) if c in next_one else -1 for c in centers]
+    return made, np.array(places, np.int64)
+
+
+def _center_stains(tiles: ArmTiles, p: ArmParameters) -> dict[str, StainReference]:
+    rows = tiles.table.with_row_index("_row").drop_nulls("center").sort("tile_id")
+    turns = shuffled_turns(rows, [["slide_id"]], p.seed)
+    chosen = turns.filter(pl.int_range(pl.len()).over("center") < p.reference_tiles)
+    if chosen.is_empty():
+        return {}
+    stains = TileStains.of(tiles.pixels[chosen["_row"].to_numpy()]).table(chosen)
+    return usable_references(center_references(stains, p.min_reference_tiles))
 
 
 def small_crops(pixels: Pixels, share: float, seed: int) -> Pixels:

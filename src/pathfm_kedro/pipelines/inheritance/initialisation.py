@@ -32,13 +32,9 @@ from pydantic.dataclasses import dataclass
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, ShardPlan
-from pathfm_kedro.pipelines.inheritance.arm_comparison import (
-    Arm,
-    ArmParameters,
-    arm_figures,
-    arm_statistics,
-)
+from pathfm_kedro.pipelines.inheritance.arm_comparison import Arm, arm_figures
 from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm
+from pathfm_kedro.pipelines.inheritance.arm_statistics import ArmParameters, arm_statistics
 from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, readable_tiles
 from pathfm_kedro.statistics.figures import Figure, undefined
 from pathfm_kedro.statistics.parameters import STRICT

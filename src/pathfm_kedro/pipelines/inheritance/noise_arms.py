@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.batches import turned
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.nmtune import NMTuneSettings, predicted, strong_view, tuned_classifier
 from pathfm_kedro.encoders.operations import LEARNT_PASS
-from pathfm_kedro.encoders.pretraining import Backbone, PretrainingSettings
-from pathfm_kedro.encoders.rivals import turned
+from pathfm_kedro.encoders.pretraining import Backbone
+from pathfm_kedro.encoders.training import AdamWSettings
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     DOWNSTREAM,
@@ -58,8 +59,10 @@ class PretrainingNoise(ExperimentParameters):
         Of noise; see :func:`~pathfm_kedro.statistics.label_noise.flipped`.
     n_seeds
         Networks of each arm.
-    pretraining, probe, nmtune
-        How networks, probes and the published remedy are fitted.
+    pretraining
+        Of networks, for all epochs: who pretrains on wrong labels has no right ones to stop by.
+    probe, nmtune
+        How probes and the published remedy are fitted.
     components
         Leading components: of the cheap remedy, and of the subspaces between which angles are taken.
     n_groups
@@ -69,7 +72,7 @@ class PretrainingNoise(ExperimentParameters):
     rates: tuple[Annotated[float, Field(ge=0, lt=0.5)], ...]
     kinds: tuple[Literal["symmetric", "center"], ...]
     n_seeds: Count
-    pretraining: PretrainingSettings
+    pretraining: AdamWSettings
     probe: ProbeSettings
     nmtune: NMTuneSettings
     components: Count

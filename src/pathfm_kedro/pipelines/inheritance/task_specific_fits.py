@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.operations import LEARNT_PASS
-from pathfm_kedro.encoders.pretraining import Backbone, PretrainingSettings
+from pathfm_kedro.encoders.pretraining import Backbone
+from pathfm_kedro.encoders.training import AdamWSettings
 from pathfm_kedro.engine import EngineSettings, FitCheckpoint, FitJob, ShardPlan
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     DOWNSTREAM,
@@ -64,7 +65,7 @@ class NetworkTraining:
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
 
-    def on(self, n_tiles: int) -> PretrainingSettings:
+    def on(self, n_tiles: int) -> AdamWSettings:
         """Whole passes over so many tiles.
 
         Examples
@@ -74,7 +75,7 @@ class NetworkTraining:
         (5, 4)
         """
         epochs = ceil(self.steps / ceil(n_tiles / self.batch))
-        return PretrainingSettings(epochs, self.batch, self.learning_rate, self.weight_decay)
+        return AdamWSettings(epochs, self.batch, self.learning_rate, self.weight_decay)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -37,11 +37,7 @@ import polars as pl
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.stain_references import (
-    n_targets,
-    target_centers,
-    usable_references,
-)
+from pathfm_kedro.slides.center_stains import n_targets, target_centers, usable_references
 from pathfm_kedro.slides.perturbations import blurred, compressed, with_gamma
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.slides.stain import (
@@ -212,7 +208,7 @@ def appearance_views(references: pl.DataFrame, center: str | None, p: Appearance
     Parameters
     ----------
     references
-        From :func:`~pathfm_kedro.pipelines.robustness.stain_references.center_references`.
+        From :func:`~pathfm_kedro.slides.center_stains.center_references`.
     center
         The tiles' center.
     p
@@ -267,7 +263,7 @@ def appearance_statistics(
     pool
         The tiles; slides without a shard are left out.
     references
-        From :func:`~pathfm_kedro.pipelines.robustness.stain_references.center_references`; transfers
+        From :func:`~pathfm_kedro.slides.center_stains.center_references`; transfers
         count tiles of centers that have one.
     p
         The parameters.

@@ -85,11 +85,6 @@ from pathfm_kedro.pipelines.robustness.stain_probe import (
     stain_probe_figures,
     stain_probe_statistics,
 )
-from pathfm_kedro.pipelines.robustness.stain_references import (
-    center_references,
-    stain_of_tiles,
-    tile_stains,
-)
 from pathfm_kedro.pipelines.robustness.subgroup_statistics import subgroup_statistics
 from pathfm_kedro.pipelines.robustness.subgroups import Subgroups, subgroup_figures
 from pathfm_kedro.pipelines.robustness.texture import (
@@ -99,10 +94,12 @@ from pathfm_kedro.pipelines.robustness.texture import (
     view_of_texture,
 )
 from pathfm_kedro.pipelines.robustness.tile_pool import choose_pool
+from pathfm_kedro.pipelines.robustness.tile_stains import stain_of_tiles, tile_stains
 from pathfm_kedro.pipelines.robustness.tissue_pairs import (
     choose_paired_tiles,
     register_repeats,
 )
+from pathfm_kedro.slides.center_stains import center_references
 from pathfm_kedro.views import plan_views
 from pathfm_kedro.wiring import (
     Experiment,

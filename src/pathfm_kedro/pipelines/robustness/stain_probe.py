@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.pipelines.robustness.stain_references import MOMENTS
+from pathfm_kedro.slides.center_stains import MOMENTS
 from pathfm_kedro.statistics.bootstrap import patient_codes, percentile_interval, sum_by_patient
 from pathfm_kedro.statistics.cross_validation import (
     CROSS_VALIDATION_EFFECT,

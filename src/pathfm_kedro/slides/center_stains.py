@@ -1,16 +1,14 @@
-"""How the pool's tiles are stained, and what stands for each center's look."""
+"""How tiles are stained, and what stands for each center's look."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.slides.stain import (
     PROBLEMS,
@@ -20,11 +18,6 @@ from pathfm_kedro.slides.stain import (
     lab_statistics,
     stain_moments,
 )
-from pathfm_kedro.statistics.tables import Embeddings
-from pathfm_kedro.views import Tensors
-
-#: Raised with any change of what is measured on a tile's pixels.
-_REVISION = "1"
 
 #: Decimals of a center's reference, which is part of every view's header: the last bits of a median
 #: differ between processors.
@@ -69,39 +62,51 @@ _LENGTHS = {"haematoxylin": 3, "eosin": 3, "high": 2, "lab_mean": 3, "lab_sd": 3
 
 
 @dataclass(frozen=True)
-class StainMeasurement:
-    """The stain of a slide's tiles: work on pixels alone."""
+class TileStains:
+    """What was measured on the pixels of n tiles.
 
-    side: tuple[int, int] | None = None
-    batch: int = 1
-    units: str = "natural optical density; CIELAB with L in 0 ... 100"
-
-    def describe(self) -> Any:
-        """What beside the pixels decides the result."""
-        return ["stain", _REVISION]
-
-    def compute(
-        self,
-        encoder: Encoder | None,
-        pixels: Pixels,
-        truth: Vectors | None,
-        tile_ids: Sequence[str],
-    ) -> Tensors:
-        """``moments`` [n, 4], ``lab`` [n, 6], ``macenko`` [n, 8] and ``problem`` [n].
-
-        Macenko's numbers are zeros where `problem`, a position in
+    Attributes
+    ----------
+    moments, lab, macenko, problem
+        [n, 4], [n, 6], [n, 8] and [n]. Macenko's numbers are zeros where `problem`, a position in
         :data:`~pathfm_kedro.slides.stain.PROBLEMS`, is not 0.
+    """
+
+    moments: NDArray[np.float64]
+    lab: NDArray[np.float64]
+    macenko: NDArray[np.float64]
+    problem: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> TileStains:
+        """The stain of tiles uint8 [n, h, w, 3], one at least."""
+        return cls(*map(np.stack, zip(*map(_stain_of_tile, pixels), strict=True)))
+
+    def table(self, tiles: pl.DataFrame) -> pl.DataFrame:
+        """Columns :data:`TILE_STAIN_SCHEMA`.
+
+        Parameters
+        ----------
+        tiles
+            tile_id, slide_id, patient_id, center, label of the n tiles.
         """
-        rows = [_stain_of_tile(tile) for tile in pixels]
-        names = ("moments", "lab", "macenko", "problem")
-        return {
-            name: np.stack(part) for name, part in zip(names, zip(*rows, strict=True), strict=True)
-        }
-
-
-def stain_of_tiles(tiles: pl.DataFrame, pixels: int, p: Any) -> StainMeasurement:
-    """What is measured on one slide's tiles: the same for all, whatever the parameters."""
-    return StainMeasurement()
+        codes = np.rint(self.problem).astype(np.int64)
+        table = tiles.select("tile_id", "slide_id", "patient_id", "center", "label").with_columns(
+            *(pl.Series(name, self.moments[:, i]) for i, name in enumerate(MOMENTS)),
+            _lists("lab_mean", self.lab[:, :3]),
+            _lists("lab_sd", self.lab[:, 3:]),
+            _lists("haematoxylin", self.macenko[:, :3]),
+            _lists("eosin", self.macenko[:, 3:6]),
+            _lists("high", self.macenko[:, 6:]),
+            pl.Series("reason", np.array(PROBLEMS)[codes].tolist(), pl.String()),
+            pl.Series("_fitted", codes == 0),
+        )
+        own = ("haematoxylin", "eosin", "high")
+        return (
+            table.with_columns(pl.when("_fitted").then(pl.col(name)).alias(name) for name in own)
+            .select(TILE_STAIN_SCHEMA.keys())
+            .cast(pl.Schema(TILE_STAIN_SCHEMA))
+        )
 
 
 def _stain_of_tile(tile: Pixels) -> tuple[NDArray[np.float64], ...]:
@@ -117,49 +122,6 @@ def _stain_of_tile(tile: Pixels) -> tuple[NDArray[np.float64], ...]:
     )
 
 
-def tile_stains(stains: Embeddings, pool: pl.DataFrame) -> pl.DataFrame:
-    """Turn what was measured on pixels into a table, one row per tile.
-
-    Parameters
-    ----------
-    stains
-        What :class:`StainMeasurement` left.
-    pool
-        The tiles; slides without a shard are left out.
-
-    Returns
-    -------
-    DataFrame
-        Columns :data:`TILE_STAIN_SCHEMA`.
-    """
-    present = pool.filter(pl.col("slide_id").is_in(stains.slide_ids))
-    if present.is_empty():
-        return pl.DataFrame(schema=TILE_STAIN_SCHEMA)
-    order = present["slide_id"].unique(maintain_order=True).to_list()
-    moments, lab, macenko, problem = (
-        stains.stack(order, name).astype(np.float64)
-        for name in ("moments", "lab", "macenko", "problem")
-    )
-    codes = np.rint(problem).astype(np.int64)
-    fitted = pl.Series("_fitted", codes == 0)
-    table = present.select("tile_id", "slide_id", "patient_id", "center", "label").with_columns(
-        *(pl.Series(name, moments[:, i]) for i, name in enumerate(MOMENTS)),
-        _lists("lab_mean", lab[:, :3]),
-        _lists("lab_sd", lab[:, 3:]),
-        _lists("haematoxylin", macenko[:, :3]),
-        _lists("eosin", macenko[:, 3:6]),
-        _lists("high", macenko[:, 6:]),
-        pl.Series("reason", np.array(PROBLEMS)[codes].tolist(), pl.String()),
-        fitted,
-    )
-    own = ("haematoxylin", "eosin", "high")
-    return (
-        table.with_columns(pl.when("_fitted").then(pl.col(name)).alias(name) for name in own)
-        .select(TILE_STAIN_SCHEMA.keys())
-        .cast(pl.Schema(TILE_STAIN_SCHEMA))
-    )
-
-
 def _lists(name: str, values: NDArray[np.float64]) -> pl.Series:
     return pl.Series(name, values.tolist(), pl.List(pl.Float64()))
 
@@ -170,7 +132,7 @@ def center_references(stains: pl.DataFrame, min_tiles: int) -> pl.DataFrame:
     Parameters
     ----------
     stains
-        From :func:`tile_stains`.
+        Columns :data:`TILE_STAIN_SCHEMA`.
     min_tiles
         ``appearance.min_reference_tiles``: fewer tiles give no reference.
 
