@@ -41,8 +41,9 @@ from pathfm_kedro.pipelines.report.plots import (
     styles_of,
 )
 from pathfm_kedro.pipelines.report.sections import Plot, sections_of
-from pathfm_kedro.pipelines.report.text import Row, count_of, number, without_folders
+from pathfm_kedro.pipelines.report.text import Row, count_of, without_folders
 from pathfm_kedro.pipelines.report.words import Words
+from pathfm_kedro.statistics.readable_numbers import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
