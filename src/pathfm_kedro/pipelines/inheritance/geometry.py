@@ -194,8 +194,8 @@ def few_hold_most(vectors: Floats) -> str:
     count, most = int(long.sum()), float(lengths.max() / usual)
     return (
         f"{count} of {len(lengths)} vectors {'is' if count == 1 else 'are'} up to {number(most)} "
-        "times as long as the median, so that moments and spectrum would speak of nothing else: look for a "
-        "fault in the encoder or in its input, and embed again"
+        "times as long as the median, so that moments and spectrum would speak of nothing else: look "
+        "for a fault in the encoder or in its input, and embed again"
     )
 
 
