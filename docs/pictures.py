@@ -79,7 +79,7 @@ def lineage() -> Iterator[str]:
             ROOT, project, ignore=shutil.ignore_patterns("data", ".git", ".dvc", ".venv")
         )
         command = [sys.executable, "-m", "kedro", "viz", "build"]
-        subprocess.run(command, cwd=project, check=True)
+        subprocess.run(command, cwd=project, check=True)  # noqa: S603 (the project itself)
         handler = functools.partial(Quiet, directory=str(project / "build"))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

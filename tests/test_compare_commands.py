@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from kedro.io.core import Version
 
 from pathfm_kedro.cli import cohort
 from pathfm_kedro.commands import paired_audits
+from pathfm_kedro.commands.audits import Audit
+from pathfm_kedro.commands.compare import ComparedAudits, difference_text
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.figures import Figure
@@ -21,7 +24,7 @@ from pathfm_kedro.statistics.parameters import ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.wiring import Experiment
 from tests.conftest import AXE_RULES, PROJECT
-from tests.pipelines.report.conftest import WORDS, judged
+from tests.pipelines.report.conftest import judged
 
 
 class Job:
@@ -168,13 +171,19 @@ def toy(monkeypatch):
 
 
 def test_the_same_patients_are_resampled_together(root, toy):
-    """All patients gain the same: on the same resampled cohorts the difference has no width."""
+    """All patients lose the same: on the same resampled cohorts only skew is left of the interval."""
     lengths = np.linspace(1.1, 2.0, 8)
     measure_toy(root, "a", "1", lengths)
     measure_toy(root, "a", "2", lengths - 0.6)
-    found = run("compare", "a@1", "a@2", "--permutations", "20")
-    assert found.exit_code == 0, found.output
-    assert "(difference −0.60 [−0.60, −0.60], same patients)" in found.output
+    audits = [Audit.parse(f"a@{version}", root) for version in "12"]
+    compared = ComparedAudits.of(*audits, ["uni"], 100, 20)
+    (row,) = compared.changed.both.iter_rows(named=True)
+    together, paired = compared.difference(row)
+    apart, _ = replace(compared, paired={}).difference(row)
+    assert paired
+    assert together.value == pytest.approx(apart.value) == pytest.approx(-0.6)
+    assert together.high - together.low < (apart.high - apart.low) / 4
+    assert "same patients" in difference_text(compared, row)
 
 
 def test_other_slides_under_the_same_names_are_not_paired(root, toy):
@@ -197,7 +206,7 @@ EVIL = "label=<script>alert(1)</script>"
 
 
 @pytest.fixture
-def two_reports(root):
+def two_reports(root, toy):
     """Two versions with reports: one finding fails now, one is in the second alone, names are evil."""
     provenance = {"encoders": {"uni": {"role": "encoder"}, "noise": {"role": "control"}}}
     threshold = {"threshold": 0.8, "direction": "above", "n": 90, "n_patients": 30}
@@ -212,7 +221,7 @@ def two_reports(root):
         ]
         write(root, "a", version, *rows)
         table = pl.DataFrame(rows, schema=MEASUREMENT_SCHEMA)
-        parts = judged(table, provenance, {}, WORDS)
+        parts = judged(table, provenance, {}, {"experiments": {}})
         for name, part in zip(("findings", "controls", "verdicts"), parts, strict=True):
             path = root / f"data/a/08_reporting/{name}.parquet/{version}/{name}.parquet"
             path.parent.mkdir(parents=True)

@@ -114,13 +114,14 @@ class Audit:
 
     @cached_property
     def _catalog(self) -> CatalogConfigResolver:
-        from kedro.config import MissingConfigException
-        from kedro.io.catalog_config_resolver import CatalogConfigResolver
+        from kedro.io.catalog_config_resolver import (
+            DEFAULT_RUNTIME_PATTERN,
+            CatalogConfigResolver,
+        )
 
-        try:
-            return CatalogConfigResolver(self._loader["catalog"])
-        except MissingConfigException:
-            return CatalogConfigResolver({})
+        return CatalogConfigResolver(
+            self._loader["catalog"], default_runtime_patterns=DEFAULT_RUNTIME_PATTERN
+        )
 
     def vectors(
         self, encoder: str, most: int

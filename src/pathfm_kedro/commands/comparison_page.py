@@ -138,7 +138,7 @@ def _slides(one: Audit, other: Audit) -> str:
     ]
     patients = [set(table["patient_id"]) for table in tables]
     if share_slides(one, other) and patients[0] == patients[1]:
-        counts.append("the same patients, compared on the same resampled cohorts")
+        counts.append("the same patients")
     elif one.cohort == other.cohort:
         counts.append(f"{count_of(len(patients[0] & patients[1]), 'patient')} in both")
     return " · ".join(counts)

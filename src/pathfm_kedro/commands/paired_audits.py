@@ -51,13 +51,14 @@ def paired_differences(
     both
         Figures of both, ``value`` and ``value_after``: what was recorded.
     """
-    if not share_slides(one, other):
+    judged = both.drop_nulls(["threshold", "ci_low", "ci_low_after"])
+    if judged.is_empty() or not share_slides(one, other):
         return {}
     found = {}
     for encoder in encoders:
         for pipeline, x in _experiments():
-            recorded = both.filter(experiment=x.name, encoder=encoder)
-            if recorded["threshold"].drop_nulls().is_empty():
+            recorded = judged.filter(experiment=x.name, encoder=encoder)
+            if recorded.is_empty():
                 continue
             before, after = (_judged(audit, pipeline, x, encoder) for audit in (one, other))
             if before is None or after is None or before.patients != after.patients:

@@ -147,7 +147,9 @@ def with_answers(text: str, encoder: str, answers: ReaderAnswers) -> str:
     report: {alpha: 0.01}  # ours
     triplets:
       answers:
-        uni: {decided: [2, 1], agree: [1, 1]}
+        uni:
+          decided: [2, 1]
+          agree: [1, 1]
     <BLANKLINE>
     """
     import yaml
