@@ -38,24 +38,30 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> None:
-    """Take both pictures."""
-    data = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "data" / COHORT
-    reports = sorted(data.glob(REPORTS))
-    if not reports:
-        sys.exit(f"{data} has no report: make demo")
+    """Take both pictures; without a report the lineage alone."""
     from playwright.sync_api import sync_playwright
 
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         sys.exit(f"no browser is installed: one of {', '.join(BROWSERS)} is needed")
+    reports = sorted((ROOT / "data" / COHORT).glob(REPORTS))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 840})
-        page.goto(reports[-1].as_uri())
-        store(page.locator(".front").screenshot(), "report.png")
+        if reports:
+            store(front(browser, reports[-1]), "report.png")
+        else:
+            print(f"data/{COHORT} has no report, its picture stays as it is: make demo")
         with lineage() as address:
             store(graph(browser, address), "lineage.png")
         browser.close()
+
+
+def front(browser: Any, report: Path) -> bytes:
+    """The first screen of a report."""
+    page = browser.new_page(viewport={"width": 1280, "height": 840})
+    page.goto(report.as_uri())
+    picture: bytes = page.locator(".front").screenshot()
+    return picture
 
 
 def graph(browser: Any, address: str) -> bytes:
