@@ -34,6 +34,8 @@ VIZ = {
     "showFeatureHints": False,
     "visible": {"sidebar": False, "miniMap": False},
 }
+#: Milliseconds until a graph of some hundred nodes is drawn on a busy machine.
+_PATIENCE = 180_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -68,6 +70,7 @@ def graph(browser: Any, address: str) -> bytes:
     """The lineage from raw to reporting."""
     page = browser.new_page(viewport={"width": 1500, "height": 900})
     page.add_init_script(f"localStorage.setItem('KedroViz', {json.dumps(json.dumps(VIZ))})")
+    page.set_default_timeout(_PATIENCE)
     page.goto(address)
     page.wait_for_selector(".pipeline-node")
     # The graph is zoomed in until it fills its place.
