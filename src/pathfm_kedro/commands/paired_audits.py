@@ -118,7 +118,8 @@ def _differences(
         if not isinstance(earlier, Value) or not isinstance(later, Value) or known is None:
             continue
         pair = later.estimate, earlier.estimate
-        if any(end.value is None or end.ci_low is None for end in pair):
+        # Without draws nothing is resampled together.
+        if any(end.draws is None or end.ci_low is None for end in pair):
             continue
         if _as_recorded(earlier.estimate.value, known[0]) and _as_recorded(pair[0].value, known[1]):
             yield key, simultaneous_differences([pair])[0]
