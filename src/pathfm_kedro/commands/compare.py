@@ -95,12 +95,11 @@ class ComparedAudits:
 
     def difference(self, row: Mapping[str, Any]) -> tuple[Difference | None, bool]:
         """A figure's difference with its interval, and whether patients are paired in it."""
-        from pathfm_kedro.statistics.changed_figures import KEY
         from pathfm_kedro.statistics.measurements import Estimate
         from pathfm_kedro.statistics.paired_comparison import simultaneous_differences
 
-        # The key as it is written: experiment, encoder, metric, stratum, setting.
-        own = self.paired.get(tuple(row[name] for name in KEY))  # type: ignore[call-overload]
+        figure = row["experiment"], row["encoder"], row["metric"], row["stratum"], row["setting"]
+        own = self.paired.get(figure)
         if own is not None:
             return own, True
         estimates = []
