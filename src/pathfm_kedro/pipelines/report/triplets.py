@@ -35,7 +35,7 @@ class Triplets(ExperimentParameters):
     Attributes
     ----------
     answers
-        Of each encoder whose triplets were answered; ``kedro triplets read --env`` writes them.
+        Of each encoder whose triplets were answered; ``kedro triplets read`` writes them.
     """
 
     answers: Mapping[str, ReaderAnswers] = Field(default_factory=dict)
