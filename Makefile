@@ -4,6 +4,7 @@
 # make docs      docs/experiments.md anew from docstrings, parameters and words
 # make site      the documentation as a site, in site/
 # make viz       explore the lineage in the browser
+# make pictures  the README's pictures, from the phantom's report and lineage (needs Chromium)
 # make bench     the benchmarks whose figures the README gives
 # make calibrate  docs/error_rates.md anew from simulated cohorts: wrong verdicts, power, coverage; an hour on two cores
 # make power     docs/power.md anew: how often each check passes and fails by number of patients; half an hour
@@ -22,7 +23,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
 
-.PHONY: help install demo test test-slow coverage lint docs site viz bench calibrate power clean
+.PHONY: help install demo test test-slow coverage lint docs site viz pictures bench calibrate power clean
 .DEFAULT_GOAL := help
 
 help:
@@ -77,6 +78,9 @@ site: $(TESTING)
 
 viz: $(INSTALLED)
 	$(BIN)/kedro viz run
+
+pictures: $(TESTING)
+	$(BIN)/python docs/pictures.py
 
 bench: $(TESTING)
 	$(BIN)/python benchmarks/bench_cli.py

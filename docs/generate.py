@@ -141,8 +141,6 @@ def experiments(words: Words) -> list[Documented]:
     """Experiments in the order of the report."""
     used, found = _used_modules(words), []
     for name, own_words in words.experiments.items():
-        if name not in used:  # no step of a run, such as answers of a person
-            continue
         (pipeline, modules), *_ = used[name].items()
         first = _OF_ALL.get(name) or modules[0]
         shared = {

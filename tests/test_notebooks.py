@@ -66,7 +66,13 @@ def test_vectors_of_ones_own_can_be_measured(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["03_your_own_encoder", "04_your_own_features", "05_a_new_experiment"]
+    "name",
+    [
+        "00_a_first_audit",
+        "03_your_own_encoder",
+        "04_your_own_features",
+        "05_a_new_experiment",
+    ],
 )
 def test_what_a_person_brings_can_be_tried(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("h5py")

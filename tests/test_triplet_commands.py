@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
@@ -12,6 +15,7 @@ from pathfm_kedro.commands.search import EmbeddedCohort
 from pathfm_kedro.commands.triplets import triplets
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.mosaic import read_mosaic
+from tests.conftest import PROJECT
 from tests.in_memory import InMemory
 
 
@@ -66,6 +70,29 @@ def test_the_reader_sees_tiles_alone_and_answers_are_read_back(cohort, tmp_path)
     read = run("read", folder / "answers.csv", "--key", key)
     assert read.exit_code == 0, read.output
     assert "Agreement with famous: 1.00 [" in read.output
+
+
+def test_answers_go_to_the_report_without_a_name(cohort, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.kedro]\n")
+    shutil.copytree(PROJECT / "conf" / "base", tmp_path / "conf" / "base")
+    own = tmp_path / "conf" / "ours"
+    own.mkdir()
+    (own / "globals.yml").write_text("root: data/ours\n")
+    (own / "parameters_encoders.yml").write_text("encoders: {famous: {model: 'timm:resnet18'}}\n")
+    (own / "parameters_report.yml").write_text("report: {alpha: 0.01}  # ours\n")
+    monkeypatch.chdir(tmp_path)
+    run("export", "out", "--n", 4)
+    known = pl.read_csv("out-key.csv", infer_schema=False)
+    known.select("triplet", answer="nearest").write_csv("out/answers.csv")
+    for _ in range(2):
+        done = run("read", "out/answers.csv", "--key", "out-key.csv", "--env", "ours")
+        assert done.exit_code == 0, done.output + str(done.exception)
+    text = (own / "parameters_report.yml").read_text()
+    assert text.startswith("report: {alpha: 0.01}  # ours\n")
+    answers = yaml.safe_load(text)["triplets"]["answers"]
+    assert answers == {"famous": {"decided": [1] * 4, "agree": [1] * 4}}
+    refused = run("read", "out/answers.csv", "--key", "out-key.csv", "--env", "nobody")
+    assert refused.exit_code == 1
 
 
 def test_the_page_parses_strictly(cohort, tmp_path):

@@ -107,7 +107,7 @@ def test_a_figure_that_labels_do_not_explain_gets_no_verdict():
     above_chance = Value(CLEAR, Null(0.5, 0.5), label_null=Null(0.7, 0.93))
     found = row(figure(above_chance))
     assert found["verdict"] == "inconclusive"
-    assert "permuted within centers the same vectors give 0.7 to 0.93" in found["caveat"]
+    assert "permuted within centers the same vectors give 0.70 to 0.93" in found["caveat"]
     assert row(figure(Value(CLEAR, label_null=Null(0.1, 0.3))))["verdict"] == "pass"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_kedro.statistics.triplets import agreement_with_reader, choose_triplets
+from pathfm_kedro.statistics.triplets import agreement, choose_triplets, read_answers
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,12 @@ def test_every_patient_is_asked_once_before_any_is_asked_twice(cohort):
 def test_a_reader_who_sees_as_the_encoder_does_agrees_and_one_who_guesses_does_not(cohort):
     key = choose_triplets(*cohort, 60, seed=3)
     same = key.select("triplet", answer="nearest")
-    exact = agreement_with_reader(key, same, draws=200, seed=0)
+    exact = agreement(read_answers(key, same), draws=200, seed=0)
     # Twenty patients of twenty: the exact binomial interval, not none.
     assert (exact.value, exact.n, exact.n_patients) == (1.0, 60, 20)
     assert exact.ci_low == pytest.approx(0.025 ** (1 / 20))
     always_first = key.select("triplet", answer=pl.lit("1"))
-    guessed = agreement_with_reader(key, always_first, draws=200, seed=0)
+    guessed = agreement(read_answers(key, always_first), draws=200, seed=0)
     assert guessed.value == pytest.approx((key["nearest"] == "1").mean())
     assert guessed.ci_low < 0.5 < guessed.ci_high
 
@@ -49,7 +49,7 @@ def test_a_reader_who_sees_as_the_encoder_does_agrees_and_one_who_guesses_does_n
 def test_without_answers_nothing_is_said(cohort):
     key = choose_triplets(*cohort, 10, seed=3)
     blank = key.select("triplet", answer=pl.lit(""))
-    assert agreement_with_reader(key, blank, draws=10, seed=0).value is None
+    assert agreement(read_answers(key, blank), draws=10, seed=0).value is None
 
 
 def test_two_patients_make_no_triplet():

@@ -4,190 +4,174 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pathfm_kedro.cohorts import refuse_unknown_cohort
-from pathfm_kedro.dvc_stages import cohort_globals
+from pathfm_kedro.commands.audits import MEASUREMENTS, PINNED, Audit
 from pathfm_kedro.project import project_root
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
-    from numpy.typing import NDArray
 
+    from pathfm_kedro.commands.paired_audits import FigureKey
     from pathfm_kedro.statistics.changed_figures import ChangedFigures
     from pathfm_kedro.statistics.drift import Drift
+    from pathfm_kedro.statistics.paired_comparison import Difference
 
-#: The version that `dvc repro` writes.
-PINNED = "0-repro"
-_MEASUREMENTS = "08_reporting/measurements.parquet"
 #: Figures named on the screen; the file of --output has all.
 _NAMED = 20
 
 
 @dataclass(frozen=True)
-class Audit:
-    """One version of what was measured of a cohort.
+class DriftOf:
+    """Drift of an encoder's vectors, or why it was not measured."""
+
+    encoder: str
+    found: Drift | None
+    reason: str = ""
+
+    @property
+    def words(self) -> str:
+        """For the reader."""
+        from pathfm_kedro.statistics.readable_numbers import number, p_value_text
+
+        if self.found is None:
+            return self.reason
+        drifted = "the vectors differ" if self.found.is_shown else "no drift of vectors shown"
+        own, other = self.found.n_patients
+        sets = (
+            f"the same {own} patients twice" if self.found.paired else f"{own} and {other} patients"
+        )
+        return (
+            f"{drifted}: MMD² {number(self.found.mmd2)} (by chance up to "
+            f"{number(self.found.null_high)}), {p_value_text(self.found.p_value)}, {sets}"
+        )
+
+
+@dataclass(frozen=True)
+class ComparedAudits:
+    """Two audits side by side.
 
     Attributes
     ----------
-    cohort, version
-        As shown; an empty version is the newest one.
-    folder
-        Of the cohort's data.
+    one, other
+        The audits.
+    encoders
+        That are compared: of those that both have under the same name.
+    changed
+        Figures of both.
+    paired
+        Differences on the same resampled patients, of figures where that is possible.
+    drifts
+        Of each encoder that has vectors in both.
     """
 
-    cohort: str
-    version: str
-    folder: Path
+    one: Audit
+    other: Audit
+    encoders: Sequence[str]
+    changed: ChangedFigures
+    paired: Mapping[FigureKey, Difference]
+    drifts: Sequence[DriftOf]
 
     @classmethod
-    def parse(cls, text: str, root: Path) -> Audit:
-        """Read ``COHORT`` or ``COHORT@VERSION``.
-
-        Raises
-        ------
-        ClickException
-            If there is no such audit, naming those there are.
-        """
-        cohort, _, version = text.partition("@")
-        refuse_unknown_cohort(cohort, root / "conf")
-        folder = root / cohort_globals(root, cohort)["root"]
-        found = sorted(path.name for path in (folder / _MEASUREMENTS).glob("*") if path.is_dir())
-        if not found:
-            raise click.ClickException(
-                f"cohort {cohort} was not audited yet: kedro run --env {cohort}"
-            )
-        if version and version not in found:
-            raise click.ClickException(
-                f"cohort {cohort} has no version '{version}': there are {', '.join(found)}"
-            )
-        return cls(cohort, version or found[-1], folder)
-
-    def __str__(self) -> str:
-        return f"{self.cohort}@{self.version}"
-
-    def measurements(self) -> pl.DataFrame:
-        """The table of all experiments."""
+    def of(
+        cls, one: Audit, other: Audit, encoders: Sequence[str], tiles: int, permutations: int
+    ) -> ComparedAudits:
+        """Join the tables, compute differences and measure drift."""
         import polars as pl
 
-        return pl.read_parquet(self.folder / _MEASUREMENTS / self.version / "measurements.parquet")
+        from pathfm_kedro.commands.paired_audits import paired_differences
+        from pathfm_kedro.statistics.changed_figures import ChangedFigures
 
-    def vectors(
-        self, encoder: str, most: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
-        """[n, d] vectors and [n] patients of at most so many tiles, the patients' taking turns.
+        own = pl.col("encoder").is_in(list(encoders))
+        changed = ChangedFigures.between(*(a.measurements().filter(own) for a in (one, other)))
+        paired = paired_differences(one, other, encoders, changed.both)
+        drifts = [_drift(encoder, one, other, tiles, permutations) for encoder in encoders]
+        return cls(one, other, encoders, changed, paired, list(filter(None, drifts)))
 
-        Only what is sampled is read; None where there are no vectors of the encoder.
-        """
-        import numpy as np
-        import polars as pl
-        from kedro.io.core import Version
+    def difference(self, row: Mapping[str, Any]) -> tuple[Difference | None, bool]:
+        """A figure's difference with its interval, and whether patients are paired in it."""
+        from pathfm_kedro.statistics.measurements import Estimate
+        from pathfm_kedro.statistics.paired_comparison import simultaneous_differences
 
-        from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
-        from pathfm_kedro.statistics.sampling import shuffled_turns
-
-        family = self.folder / "04_feature/embeddings"
-        version = self._version_of(family, f"*/{encoder}/_index.json")
-        slides = self.folder / "02_intermediate/slides.parquet"
-        table = self._version_of(slides, "*/slides.parquet")
-        if version is None or table is None:
-            return None
-        shards = ShardedTensorDataset(
-            filepath=(family / encoder).as_posix(), version=Version(version, None)
-        ).load()
-        rows = pl.read_parquet(
-            slides / table / "slides.parquet", columns=["slide_id", "patient_id"]
-        )
-        known = rows.filter(pl.col("slide_id").is_in(list(shards.slide_ids))).sort("slide_id")
-        if known.is_empty():
-            return None
-        counts = [int(shards.index[slide]["rows"]) for slide in known["slide_id"]]
-        rows = known[np.repeat(np.arange(len(counts)), counts)].select(
-            "slide_id",
-            pl.col("patient_id").cast(pl.String()),
-            place=pl.int_range(pl.len()).over("slide_id"),
-            _row=pl.int_range(pl.len()),
-        )
-        chosen = shuffled_turns(rows, [["patient_id"]], 0).head(most).sort("_row")
-        parts = [
-            shards.load_slide(str(slide))[own["place"].to_numpy()]
-            for (slide,), own in chosen.group_by("slide_id", maintain_order=True)
-        ]
-        return np.concatenate(parts).astype(np.float64), chosen["patient_id"].to_numpy()
-
-    def _version_of(self, folder: Path, pattern: str) -> str | None:
-        """The audit's version of a dataset, or where it took an earlier one, the newest before it."""
-        found = sorted(path.relative_to(folder).parts[0] for path in folder.glob(pattern))
-        before = [version for version in found if version <= self.version]
-        return before[-1] if before else None
+        figure = row["experiment"], row["encoder"], row["metric"], row["stratum"], row["setting"]
+        own = self.paired.get(figure)
+        if own is not None:
+            return own, True
+        estimates = []
+        for after in ("_after", ""):
+            value, low, high = (row[f"{name}{after}"] for name in ("value", "ci_low", "ci_high"))
+            if value is None or low is None or high is None:
+                return None, False
+            estimates.append(Estimate(value, low, high, 0, 0))
+        return simultaneous_differences([(estimates[0], estimates[1])])[0], False
 
 
 @click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--encoder", "encoders", multiple=True, help="Only this encoder; may be repeated.")
-@click.option(
-    "--tiles",
-    type=click.IntRange(2),
-    default=4000,
-    show_default=True,
-    help="Tiles of each audit whose vectors are compared.",
-)
-@click.option(
-    "--permutations", type=click.IntRange(20), default=1000, show_default=True, help="Of the drift."
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all figures of both side by side, as CSV.",
-)
+@click.option("--tiles", type=click.IntRange(2), default=4000, show_default=True,
+              help="Tiles of each audit whose vectors are compared.")  # fmt: skip
+@click.option("--permutations", type=click.IntRange(20), default=1000, show_default=True,
+              help="Of the drift.")  # fmt: skip
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write a page of the findings of both side by side.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write all figures of both side by side, as CSV.")  # fmt: skip
 def compare(
     first: str,
     second: str,
     encoders: tuple[str, ...],
     tiles: int,
     permutations: int,
+    html: Path | None,
     output: Path | None,
 ) -> None:
     """Say which findings changed between two audits, and whether the vectors drifted.
 
     A and B are cohorts, or versions of one as COHORT@VERSION; the newest where none is given. Encoders
-    are those that both have under the same name.
+    are those that both have under the same name. Where the slides are the same, differences are of the
+    same resampled patients.
     """
-    import polars as pl
-
-    from pathfm_kedro.pipelines.report.text import safe_cells
-    from pathfm_kedro.statistics.changed_figures import ChangedFigures
-
     root = project_root()
     one, other = Audit.parse(first, root), Audit.parse(second, root)
     if (one.cohort, one.version) == (other.cohort, other.version):
         raise click.ClickException(f"both are {one}: give two versions, or two cohorts")
-    tables = [audit.measurements() for audit in (one, other)]
-    shared = sorted(set(tables[0]["encoder"]) & set(tables[1]["encoder"]))
-    unknown = sorted(set(encoders) - set(shared))
+    for path in filter(None, (html, output)):
+        if not path.resolve().parent.is_dir():
+            raise click.ClickException(f"{path.parent} does not exist: make the folder first")
+    chosen = _shared_encoders(one, other, encoders)
+    compared = ComparedAudits.of(one, other, chosen, tiles, permutations)
+    click.echo(f"{one} against {other}: {_counted(compared.changed)}")
+    for line in _verdict_lines(compared.changed, compared):
+        click.echo(line)
+    for drift in compared.drifts:
+        click.echo(f"{drift.encoder}: {drift.words}")
+    if output is not None:
+        from pathfm_kedro.pipelines.report.text import safe_cells
+
+        safe_cells(compared.changed.differences).write_csv(output)
+        click.echo(f"{output} written")
+    if html is not None:
+        from pathfm_kedro.commands.comparison_page import render_comparison
+
+        html.write_text(render_comparison(compared), encoding="utf-8")
+        click.echo(f"{html} written")
+
+
+def _shared_encoders(one: Audit, other: Audit, asked: Sequence[str]) -> list[str]:
+    shared = sorted(set.intersection(*(set(a.measurements()["encoder"]) for a in (one, other))))
+    unknown = sorted(set(asked) - set(shared))
     if unknown:
         raise click.ClickException(
             f"{', '.join(unknown)} is not in both audits: in both are {', '.join(shared)}"
         )
-    chosen = list(encoders) or shared
-    changed = ChangedFigures.between(*(t.filter(pl.col("encoder").is_in(chosen)) for t in tables))
-    click.echo(f"{one} against {other}: {_counted(changed)}")
-    for line in _verdict_lines(changed):
-        click.echo(line)
-    for encoder in chosen:
-        drifted = _drift_line(encoder, one, other, tiles, permutations)
-        if drifted:
-            click.echo(drifted)
-    if output is not None:
-        safe_cells(changed.differences).write_csv(output)
-        click.echo(f"{output} written")
+    return list(asked) or shared
 
 
 @click.command()
@@ -206,8 +190,8 @@ def verify(name: str, rev: str, tolerance: float) -> None:
     On another type of processor vectors differ in their last bits, so that every hash differs: what
     counts are verdicts and numbers. Exits with 1 where a verdict or a number differs.
     """
-    from pathfm_kedro.pipelines.report.text import number
     from pathfm_kedro.statistics.changed_figures import ChangedFigures
+    from pathfm_kedro.statistics.readable_numbers import number
 
     root = project_root()
     audit = Audit.parse(f"{name}@{PINNED}", root)
@@ -247,7 +231,7 @@ def recorded_measurements(audit: Audit, root: Path, rev: str) -> pl.DataFrame:
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexError
 
-    path = (audit.folder / _MEASUREMENTS / PINNED / "measurements.parquet").relative_to(root)
+    path = (audit.folder / MEASUREMENTS / PINNED / "measurements.parquet").relative_to(root)
     try:
         content = read(path.as_posix(), repo=str(root), rev=rev, mode="rb")
     except (DvcException, DataIndexError, OSError) as error:
@@ -265,42 +249,42 @@ def _counted(changed: ChangedFigures) -> str:
     )
 
 
-def _verdict_lines(changed: ChangedFigures) -> Iterator[str]:
-    """Verdicts that changed, each with its figures and the interval of their difference."""
+def _verdict_lines(
+    changed: ChangedFigures, compared: ComparedAudits | None = None
+) -> Iterator[str]:
+    """Verdicts that changed with their figures; of two audits also the difference of these."""
     import polars as pl
 
-    from pathfm_kedro.pipelines.report.text import number
+    from pathfm_kedro.statistics.readable_numbers import number
 
     judged = changed.both.filter(pl.col("verdict").is_not_null())
     moved = changed.verdicts
     yield f"verdicts: {judged.height - moved.height:,} the same, {moved.height:,} changed"
     for row in moved.head(_NAMED).iter_rows(named=True):
+        apart = f" ({difference_text(compared, row)})" if compared else ""
         yield (
             f"  {_named(row)}: {row['verdict'] or 'none'} -> {row['verdict_after'] or 'none'}; "
-            f"{number(row['value'])} -> {number(row['value_after'])}{_interval_of(row)}"
+            f"{number(row['value'])} -> {number(row['value_after'])}{apart}"
         )
     if moved.height > _NAMED:
         yield f"  … and {moved.height - _NAMED} more: --output writes all"
 
 
-def _interval_of(row: dict[str, Any]) -> str:
-    """The difference with its interval, the two figures taken as independent."""
-    from pathfm_kedro.statistics.measurements import Estimate
-    from pathfm_kedro.statistics.paired_comparison import simultaneous_differences
+def difference_text(compared: ComparedAudits, row: Mapping[str, Any]) -> str:
+    """The difference of a figure of both, with its interval and what that rests on."""
+    from pathfm_kedro.pipelines.report.text import interval_text
 
-    estimates = []
-    for after in ("_after", ""):
-        value, low, high = (row[f"{name}{after}"] for name in ("value", "ci_low", "ci_high"))
-        if low is None or high is None:
-            return ""
-        estimates.append(Estimate(value, low, high, 0, 0))
-    (found,) = simultaneous_differences([(estimates[0], estimates[1])])
-    return f" (difference {found.value:+.3f}, {found.low:+.3f} to {found.high:+.3f})"
+    found, paired = compared.difference(row)
+    if found is None:
+        return "no difference: a figure or an interval is missing"
+    if found.value == 0 and found.low != found.low:
+        return "the same in every resampled cohort"
+    ends = {"value": found.value, "ci_low": found.low, "ci_high": found.high}
+    return f"difference {interval_text(ends)}, {'same patients' if paired else 'as independent'}"
 
 
-def _drift_line(
-    encoder: str, one: Audit, other: Audit, tiles: int, permutations: int
-) -> str | None:
+def _drift(encoder: str, one: Audit, other: Audit, tiles: int, permutations: int) -> DriftOf | None:
+    """Drift of an encoder's vectors; None where either audit has none."""
     from pathfm_kedro.statistics.drift import drift
 
     sampled = [audit.vectors(encoder, tiles) for audit in (one, other)]
@@ -308,27 +292,12 @@ def _drift_line(
         return None
     (x, p), (y, q) = sampled[0], sampled[1]
     if x.shape[1] != y.shape[1]:
-        return (
-            f"{encoder}: vectors of {x.shape[1]} and {y.shape[1]} dimensions are no one encoder's"
-        )
+        reason = f"vectors of {x.shape[1]} and {y.shape[1]} dimensions are no one encoder's"
+        return DriftOf(encoder, None, reason)
     try:
-        found = drift(x, y, (p, q), permutations)
+        return DriftOf(encoder, drift(x, y, (p, q), permutations))
     except ValueError as error:
-        return f"{encoder}: drift of vectors not measured: {error}"
-    return f"{encoder}: {_drift_words(found)}"
-
-
-def _drift_words(found: Drift) -> str:
-    drifted = "the vectors differ" if found.p_value < 0.05 else "no drift of vectors shown"
-    sets = (
-        f"the same {found.n_patients[0]} patients twice"
-        if found.paired
-        else f"{found.n_patients[0]} and {found.n_patients[1]} patients"
-    )
-    return (
-        f"{drifted}: MMD² {found.mmd2:.3g} (by chance up to {found.null_high:.3g}), "
-        f"p = {found.p_value:.3g}, {sets}"
-    )
+        return DriftOf(encoder, None, f"drift of vectors not measured: {error}")
 
 
 def _named(row: dict[str, object]) -> str:

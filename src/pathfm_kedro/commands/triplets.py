@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from pathfm_kedro.commands.search import EmbeddedCohort
+    from pathfm_kedro.statistics.triplets import ReaderAnswers
 
 _DRAWS = 2_000
 _ANSWERS = ("0", "1", "2", "")
@@ -75,11 +77,12 @@ def export(
 @click.argument("answers", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
               help="The key that was written with the triplets.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
-def read(answers: Path, key: Path, seed: int) -> None:
+@click.option("--env", "-e", default=None,
+              help="The cohort whose report shows it; without one it is printed alone.")  # fmt: skip
+def read(answers: Path, key: Path, env: str | None) -> None:
     """Say how often ANSWERS chose the encoder's nearest tile, with a 95% interval over patients."""
     from pathfm_kedro.pipelines.report.text import interval_text
-    from pathfm_kedro.statistics.triplets import CHANCE, agreement_with_reader
+    from pathfm_kedro.statistics.triplets import CHANCE, agreement, read_answers
 
     table, known = _answers(answers), _table(key, ("triplet", "nearest", "patient", "encoder"))
     strange = table.join(known, on="triplet", how="anti")
@@ -88,23 +91,84 @@ def read(answers: Path, key: Path, seed: int) -> None:
             f"{answers}: triplet {strange['triplet'][0]} is not in {key}: give the key that was "
             "written with these triplets"
         )
-    found = agreement_with_reader(known, table, _DRAWS, seed)
+    encoder, decided = str(known["encoder"][0]), read_answers(known, table)
+    found = agreement(decided, _DRAWS, 0)
     if found.value is None:
-        click.echo(
-            f"Agreement with {known['encoder'][0]}: not measured, since nothing was answered"
-        )
+        click.echo(f"Agreement with {encoder}: not measured, since nothing was answered")
         return
     row = {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
     low = 0.0 if found.ci_low is None else found.ci_low
     high = 1.0 if found.ci_high is None else found.ci_high
     said = "above" if low > CHANCE else "below" if high < CHANCE else "not distinguished from"
     click.echo(
-        f"Agreement with {known['encoder'][0]}: {interval_text(row)}, {said} chance ({CHANCE:.2f}); "
+        f"Agreement with {encoder}: {interval_text(row)}, {said} chance ({CHANCE:.2f}); "
         f"{found.n} answers on tiles of {found.n_patients} patients, "
         f"{known.height - found.n} triplets undecided"
     )
+    if env is not None:
+        click.echo(_into_parameters(env, encoder, decided))
 
 
+def _into_parameters(env: str, encoder: str, answers: ReaderAnswers) -> str:
+    """Write the answers where the report reads them; what to do next."""
+    from pathfm_kedro.cohorts import read_cohort_plan
+    from pathfm_kedro.project import project_root
+
+    root = project_root()
+    try:
+        plan = read_cohort_plan(env, str(root / "conf"))
+        if encoder not in plan.encoders:
+            raise ValueError(
+                f"cohort {env} has no encoder {encoder}: give the cohort of the triplets"
+            )
+        path = root / "conf" / env / "parameters_report.yml"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        path.write_text(with_answers(text, encoder, answers), encoding="utf-8")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    return (
+        f"conf/{env}/{path.name}: triplets.answers.{encoder} written, numbers alone\n"
+        f"Next: kedro run --env {env} --pipelines report"
+    )
+
+
+def with_answers(text: str, encoder: str, answers: ReaderAnswers) -> str:
+    r"""A file of parameters with a reader's answers in it; what else it holds stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If the file is no YAML.
+
+    Examples
+    --------
+    >>> from pathfm_kedro.statistics.triplets import ReaderAnswers
+    >>> print(with_answers("report: {alpha: 0.01}  # ours\n", "uni", ReaderAnswers((2, 1), (1, 1))))
+    report: {alpha: 0.01}  # ours
+    triplets:
+      answers:
+        uni:
+          decided: [2, 1]
+          agree: [1, 1]
+    <BLANKLINE>
+    """
+    import yaml
+
+    try:
+        before = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"parameters_report.yml is no YAML ({error}): correct it first") from error
+    block = dict(before.get("triplets") or {})
+    block["answers"] = dict(block.get("answers") or {}) | {
+        encoder: {"decided": list(answers.decided), "agree": list(answers.agree)}
+    }
+    others = _BLOCK.sub("", text).rstrip("\n")
+    own = yaml.safe_dump({"triplets": block}, sort_keys=False, default_flow_style=None, width=100)
+    return "\n".join(filter(None, [others, own]))
+
+
+#: The block of parameters with everything below it.
+_BLOCK = re.compile(r"^triplets:.*\n?(?:(?:[ \t].*)?\n)*", re.MULTILINE)
 _PARTS = ("tile", "first", "second")
 
 

@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 #: Rows of the kernel at a time.
 _BLOCK = 1024
+#: Vectors differ below this p-value.
+_ALPHA = 0.05
 #: Pairs that σ is read from.
 _PAIRS = 20_000
 
@@ -55,6 +57,11 @@ class Drift:
     p_value: float
     n_patients: tuple[int, int]
     paired: bool
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the vectors differ by more than chance."""
+        return self.p_value < _ALPHA
 
 
 def drift(

@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.statistics.readable_numbers import number
+
 Direction = Literal["above", "below"]
 Verdict = Literal["pass", "fail", "inconclusive", "undecidable", "not_applicable"]
 
@@ -128,8 +130,8 @@ def judge(
     if direction == "above" and chance is not None and chance > threshold:
         return (
             "undecidable",
-            f"chance alone is {chance:.3g}, which reaches the threshold {threshold:g}: there are too "
-            "few tiles of other patients; add patients or sample more tiles",
+            f"chance alone is {number(chance)}, which reaches the threshold {threshold:g}: there are "
+            "too few tiles of other patients; add patients or sample more tiles",
         )
     if estimate.n_patients < MIN_PATIENTS:
         return (
@@ -145,7 +147,7 @@ def judge(
     return (
         "inconclusive",
         f"the interval contains the threshold {threshold:g}; a cohort of this size detects a "
-        f"difference of {detectable:.3g} from it",
+        f"difference of {number(detectable)} from it",
     )
 
 
@@ -190,8 +192,8 @@ def short_of_null(
     if value > label_null.high and low > middle:
         return ""
     return (
-        f"with labels permuted within centers the same vectors give {label_null.low:.3g} to "
-        f"{label_null.high:.3g}: what lies above the threshold may come of how centers lie to each "
+        f"with labels permuted within centers the same vectors give {number(label_null.low)} to "
+        f"{number(label_null.high)}: what lies above the threshold may come of how centers lie to each "
         "other, not of the labels"
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.figures import Undefined
+from pathfm_kedro.statistics.readable_numbers import number, p_value_text
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +42,8 @@ class Trend:
     @property
     def described(self) -> str:
         """For the reader."""
-        return f"Page's L = {self.statistic:g}, two-sided p = {self.p:.3g}, over {self.seeds} seeds"
+        p = p_value_text(self.p)
+        return f"Page's L = {self.statistic:g}, two-sided {p}, over {self.seeds} seeds"
 
 
 def page_trend(values: Floats, mend: str) -> Trend:
@@ -71,7 +73,7 @@ def page_trend(values: Floats, mend: str) -> Trend:
         least = min(1.0, 2.0 / factorial(rates) ** seeds)
         raise Undefined(
             f"a trend test needs two seeds and three rates, and there are {seeds} and {rates}: even a "
-            f"perfect order of these would have a two-sided p of {least:.2g}"
+            f"perfect order of these would have a two-sided p of {number(least)}"
             f"{', so that nothing could be found' if least > 0.05 else ''}; {mend}"
         )
     rising, falling = page_trend_test(values), page_trend_test(values[:, ::-1])

@@ -48,6 +48,7 @@ from pathfm_kedro.statistics.measurements import (
     measurement_table,
 )
 from pathfm_kedro.statistics.permutation import null_range
+from pathfm_kedro.statistics.readable_numbers import p_value_text
 
 Floats = NDArray[np.float64]
 #: Metric, stratum and setting of a figure.
@@ -377,7 +378,7 @@ def _distinguished(difference: Difference, other: str, pairs: int) -> str:
     p_value = difference.p_value
     if not np.isfinite(p_value):
         return f"the same as {other} in every resampled cohort"
-    among = f"p = {p_value:.2g} allowing for {pairs} pairs" if pairs > 1 else f"p = {p_value:.2g}"
+    among = p_value_text(p_value) + (f" allowing for {pairs} pairs" if pairs > 1 else "")
     if p_value >= _ALPHA:
         return f"not distinguished from {other}: {among}"
     return f"{'higher' if difference.value > 0 else 'lower'} than {other}: {among}"

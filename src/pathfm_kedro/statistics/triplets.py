@@ -11,6 +11,8 @@ reader: readers differ as well.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -20,7 +22,6 @@ from pathfm_kedro.statistics.bootstrap import (
     bootstrap_weights,
     patient_codes,
     ratio_estimate,
-    sum_by_patient,
 )
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.mutual_knn import unit
@@ -91,10 +92,32 @@ def choose_triplets(
     return pl.DataFrame(rows)
 
 
-def agreement_with_reader(
-    key: pl.DataFrame, answers: pl.DataFrame, draws: int, seed: int
-) -> Estimate:
-    """Share of answers that chose the encoder's nearest tile.
+@dataclass(frozen=True)
+class ReaderAnswers:
+    """What a reader decided, patient by patient: nothing in it names a patient.
+
+    Attributes
+    ----------
+    decided
+        Of each patient, triplets in which the reader chose one of the two candidates.
+    agree
+        Of these, triplets in which it was the encoder's nearest tile.
+    """
+
+    decided: tuple[int, ...]
+    agree: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        pairs = list(zip(self.decided, self.agree, strict=False))
+        if len(self.decided) != len(self.agree) or any(not 0 <= a <= d for d, a in pairs):
+            raise ValueError(
+                "decided and agree must be as long as each other, and nobody agrees more often than "
+                "was decided: write them by kedro triplets read"
+            )
+
+
+def read_answers(key: pl.DataFrame, answers: pl.DataFrame) -> ReaderAnswers:
+    """What a reader answered, held against the key.
 
     Parameters
     ----------
@@ -102,6 +125,31 @@ def agreement_with_reader(
         triplet, nearest and patient of each triplet.
     answers
         triplet and answer: :data:`FIRST`, :data:`SECOND`; others, and those left empty, do not count.
+
+    Examples
+    --------
+    >>> key = pl.DataFrame({"triplet": [1, 2], "nearest": ["1", "2"], "patient": [0, 1]})
+    >>> answers = pl.DataFrame({"triplet": [1, 2], "answer": ["1", "1"]})
+    >>> read_answers(key, answers)
+    ReaderAnswers(decided=(1, 1), agree=(1, 0))
+    """
+    decided = answers.filter(pl.col("answer").is_in([FIRST, SECOND]))
+    both = key.join(decided, on="triplet", how="inner")
+    by_patient = (
+        both.group_by("patient")
+        .agg(decided=pl.len(), agree=(pl.col("answer") == pl.col("nearest")).sum())
+        .sort("patient")
+    )
+    return ReaderAnswers(tuple(by_patient["decided"]), tuple(by_patient["agree"]))
+
+
+def agreement(answers: ReaderAnswers, draws: int, seed: int) -> Estimate:
+    """Share of answers that chose the encoder's nearest tile.
+
+    Parameters
+    ----------
+    answers
+        Of a reader.
     draws, seed
         Of the bootstrap over patients.
 
@@ -112,20 +160,14 @@ def agreement_with_reader(
 
     Examples
     --------
-    >>> key = pl.DataFrame({"triplet": [1, 2], "nearest": ["1", "2"], "patient": [0, 1]})
-    >>> answers = pl.DataFrame({"triplet": [1, 2], "answer": ["1", "1"]})
-    >>> agreement_with_reader(key, answers, draws=100, seed=0).value
+    >>> agreement(ReaderAnswers((1, 1), (1, 0)), draws=100, seed=0).value
     0.5
     """
-    decided = answers.filter(pl.col("answer").is_in([FIRST, SECOND]))
-    both = key.join(decided, on="triplet", how="inner").sort("triplet")
-    if both.is_empty():
+    counts = np.array(answers.decided, np.float64)
+    if not counts.sum():
         return Estimate(None, None, None, 0, 0)
-    codes, n = patient_codes(both["patient"].to_numpy())
-    agrees = (both["answer"] == both["nearest"]).to_numpy()
-    sums = sum_by_patient(agrees, codes, n)
-    counts = sum_by_patient(np.ones(len(codes)), codes, n)
-    return at_least_binomial(ratio_estimate(sums, counts, bootstrap_weights(n, draws, seed)))
+    weights = bootstrap_weights(len(counts), draws, seed)
+    return at_least_binomial(ratio_estimate(np.array(answers.agree, np.float64), counts, weights))
 
 
 def _in_turns(codes: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:

@@ -131,13 +131,13 @@ def test_the_ratio_at_matched_accuracy_is_welch_s_on_logarithms():
     ends = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     assert row["value"] == pytest.approx(np.exp(a.mean() - b.mean()))
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((np.exp(ends.low), np.exp(ends.high)))
-    assert "accuracy 0.8 against 0.78" in row["reason"]
+    assert "accuracy 0.80 against 0.78" in row["reason"]
 
 
 def test_a_rival_that_falls_short_is_no_measure():
     row = value(table("large", retrieved=scores(large=0.8, rival=0.6)), "cost_ratio", '"flops"')
     assert row["value"] is None
-    assert "accuracy is not matched: rival reaches 0.6 where large reaches 0.8" in row["reason"]
+    assert "accuracy is not matched: rival reaches 0.60 where large reaches 0.80" in row["reason"]
 
 
 def test_without_a_rival_there_is_no_ratio_and_the_mend():

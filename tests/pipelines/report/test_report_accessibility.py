@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,18 @@ from typing import Any
 import pytest
 
 from pathfm_kedro.pipelines.report.page import render_report
+from tests.conftest import AXE_RULES
 
 pytestmark = pytest.mark.slow
 
 #: Schemes of what lies in the page itself.
 OWN = ("file:", "data:", "blob:")
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 UNFOLD = "document.querySelectorAll('details').forEach(fold => { fold.open = true; })"
 
 
 @pytest.fixture(scope="module")
 def report(report_inputs: dict[str, Any]) -> str:
     return render_report(**report_inputs)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("needs chromium or google-chrome on the PATH")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +49,7 @@ def test_axe_finds_nothing(shown: Any) -> None:
     shown.set_viewport_size({"width": 1280, "height": 900})
     # A plot is one picture with a text of its own.
     outside = {"exclude": [[".plot"]]}
-    answer = axe.Axe().run(shown, context=outside, options={"runOnly": RULES}).response
+    answer = axe.Axe().run(shown, context=outside, options={"runOnly": AXE_RULES}).response
     found = [(v["id"], [node["target"] for node in v["nodes"]]) for v in answer["violations"]]
     assert found == []
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pathfm_kedro.pipelines.report.badges import behaving, control_state
 from pathfm_kedro.pipelines.report.outputs import findings_for_spreadsheets
 from pathfm_kedro.pipelines.report.summary import findings_metrics, render_summary
-from pathfm_kedro.pipelines.report.text import number, safe_cells, without_folders
+from pathfm_kedro.pipelines.report.text import safe_cells, without_folders
+from pathfm_kedro.statistics.readable_numbers import number
 from tests.pipelines.report.conftest import WORDS
 
 

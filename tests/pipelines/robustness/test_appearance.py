@@ -175,7 +175,7 @@ def test_too_small_a_pool_is_told_what_to_mend():
     assert row["verdict"] == "not_applicable"
     row = pick(measure(*drifted(n=15)), "scanner_kept_neighbours")
     assert row["verdict"] == "undecidable"
-    assert "chance alone is 0.833" in row["reason"]
+    assert "chance alone is 0.83" in row["reason"]
 
 
 def test_nothing_embedded_is_said_once_for_each_figure():

@@ -77,6 +77,7 @@ from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.jackknife import jackknife_interval
 from pathfm_kedro.statistics.measurements import MIN_PATIENTS, Estimate, Null
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.readable_numbers import number
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -308,7 +309,7 @@ def _forgotten(rows: PatientStatistics, problem: Sequence[str]) -> Value:
     draws = balanced_accuracy(own.weights @ before, resampled)
     draws = draws - balanced_accuracy(own.weights @ after, resampled)
     value, interval = a - b, widened_interval(a - b, draws, (-1.0, 1.0))
-    remark = f"before {a:.3f}, after {b:.3f}"
+    remark = f"before {number(a)}, after {number(b)}"
     estimate = Estimate(value, *interval, own.n, own.n_patients, draws)
     return Value(estimate, Null(0.0, 0.0), remark=remark)
 

@@ -60,6 +60,7 @@ from pathfm_kedro.statistics.jackknife import jackknife_interval, patient_groups
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.readable_numbers import number
 from pathfm_kedro.statistics.ridge import standardised
 from pathfm_kedro.statistics.sampling import balanced_tiles
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
@@ -192,9 +193,9 @@ def few_hold_most(vectors: Floats) -> str:
         return ""
     count, most = int(long.sum()), float(lengths.max() / usual)
     return (
-        f"{count} of {len(lengths)} vectors {'is' if count == 1 else 'are'} up to {most:.3g} times as "
-        "long as the median, so that moments and spectrum would speak of nothing else: look for a "
-        "fault in the encoder or in its input, and embed again"
+        f"{count} of {len(lengths)} vectors {'is' if count == 1 else 'are'} up to {number(most)} "
+        "times as long as the median, so that moments and spectrum would speak of nothing else: look "
+        "for a fault in the encoder or in its input, and embed again"
     )
 
 

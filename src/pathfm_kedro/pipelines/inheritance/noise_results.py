@@ -31,6 +31,7 @@ from pathfm_kedro.statistics.figures import Undefined, Value
 from pathfm_kedro.statistics.jackknife import jackknife_interval
 from pathfm_kedro.statistics.measurements import MIN_PATIENTS, Estimate, Null
 from pathfm_kedro.statistics.page_trend import page_trend
+from pathfm_kedro.statistics.readable_numbers import interval
 
 Floats = NDArray[np.float64]
 
@@ -350,6 +351,4 @@ def _joined(value: float, by_seed: Floats, without: Floats) -> tuple[float | Non
 def _shown(estimate: Estimate) -> str:
     if estimate.value is None:
         return "nothing"
-    if estimate.ci_low is None or estimate.ci_high is None:
-        return f"{estimate.value:.3f} (no interval)"
-    return f"{estimate.value:.3f} [{estimate.ci_low:.3f}, {estimate.ci_high:.3f}]"
+    return interval(estimate.value, estimate.ci_low, estimate.ci_high)

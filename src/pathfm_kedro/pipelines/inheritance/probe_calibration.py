@@ -81,6 +81,7 @@ from pathfm_kedro.statistics.probe_splits import (
     Split,
     probe_logits,
 )
+from pathfm_kedro.statistics.readable_numbers import number
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 Floats = NDArray[np.float64]
@@ -181,7 +182,7 @@ def _problems(reason: str, *tested: str, center: str | None = None) -> pl.DataFr
 
 def _tested(own: ProbedTiles, splits: Iterable[Split], p: ProbeCalibration) -> pl.DataFrame:
     targets, frames = own.targets, []
-    for number, split in enumerate(splits):
+    for place, split in enumerate(splits):
         tested = HELD_OUT_CENTER if split.center else IN_DOMAIN
         problem = split.problem or _untrained(targets, split)
         if problem:
@@ -197,7 +198,7 @@ def _tested(own: ProbedTiles, splits: Iterable[Split], p: ProbeCalibration) -> p
         rows = of_split.with_columns(
             tested=pl.lit(tested),
             n_tiles=pl.lit(1),
-            model=pl.lit(number),
+            model=pl.lit(place),
             target=pl.Series(targets[split.test]),
             logits=pl.Series(logits[split.test].tolist(), dtype=pl.List(pl.Float64())),
             temperature=pl.lit(float(temperature)),
@@ -390,7 +391,8 @@ def temperature_fitted(tiles: TestedTiles) -> Value:
     models = tiles.of.table.unique("model")["temperature"].to_numpy()
     value = float(np.exp(np.log(models).mean()))
     remark = (
-        f"of {len(models)} models, {models.min():.3g} to {models.max():.3g}, without an interval"
+        f"of {len(models)} models, {number(models.min())} to {number(models.max())}, without an "
+        "interval"
     )
     return Value(
         Estimate(value, None, None, tiles.of.n, tiles.of.n_patients), Null(1.0, 1.0), remark=remark

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_kedro.pipelines.report.text import number, without_folders
+from pathfm_kedro.pipelines.report.text import without_folders
+from pathfm_kedro.statistics.readable_numbers import number
 
 #: Reasons listed on the page; the slides and tiling tables hold every slide.
 MAX_REASONS = 60

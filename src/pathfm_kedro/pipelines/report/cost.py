@@ -42,6 +42,7 @@ from pathfm_kedro.statistics.bootstrap import percentile_interval, ratio_estimat
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.readable_numbers import number
 from pathfm_kedro.statistics.repeats import Interval, mean_of_repeats, ratio_of_repeats
 
 #: A model trained on the cohort for its task alone begins so.
@@ -407,8 +408,8 @@ class Numbers:
                 raise Undefined(f"the accuracy of {self.of if own is None else rival} is not known")
             if theirs < own - self._p.accuracy_margin:
                 raise Undefined(
-                    f"accuracy is not matched: {rival} reaches {theirs:.3g} where {self.of} reaches "
-                    f"{own:.3g}, short by more than {self._p.accuracy_margin:g}"
+                    f"accuracy is not matched: {rival} reaches {number(theirs)} where {self.of} "
+                    f"reaches {number(own)}, short by more than {self._p.accuracy_margin:g}"
                 )
             quantity, _, source = cost.partition(", ")
             if quantity == FLOPS:
@@ -441,4 +442,4 @@ class Numbers:
 
 
 def _matched(own: float, theirs: float) -> str:
-    return f"accuracy {own:.3g} against {theirs:.3g}"
+    return f"accuracy {number(own)} against {number(theirs)}"

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from pathfm_kedro.pipelines.report.controls import roles
-from pathfm_kedro.pipelines.report.text import number
 from pathfm_kedro.pipelines.report.words import Words, select
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA
+from pathfm_kedro.statistics.readable_numbers import number, percent
 
 #: Findings table: measurements, the encoder's role, and what correcting for many checks says.
 FINDING_SCHEMA: dict[str, pl.DataType] = {
@@ -172,10 +172,10 @@ def _after_correction(findings: pl.DataFrame, alpha: float) -> pl.DataFrame:
     lost = pl.col("verdict").is_in(["pass", "fail"]) & (pl.col("q_value") >= alpha)
     reason = pl.format(
         "the interval alone says {}, but among {} checks it could be chance: its false discovery "
-        "rate is {}%, not below {}%",
+        "rate is {}, not below {}%",
         "verdict",
         pl.lit(str(int(mask.sum()))),
-        pl.col("q_value").map_elements(lambda q: number(100 * q), return_dtype=pl.String()),
+        pl.col("q_value").map_elements(percent, return_dtype=pl.String()),
         pl.lit(f"{100 * alpha:g}"),
     )
     return findings.with_columns(

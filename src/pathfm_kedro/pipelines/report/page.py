@@ -7,7 +7,6 @@ import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from importlib.resources import files
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,8 @@ from pathfm_kedro.pipelines.report.plots import (
     styles_of,
 )
 from pathfm_kedro.pipelines.report.sections import Plot, sections_of
-from pathfm_kedro.pipelines.report.text import Row, count_of, number, without_folders
+from pathfm_kedro.pipelines.report.templates import template
+from pathfm_kedro.pipelines.report.text import Row, count_of, without_folders
 from pathfm_kedro.pipelines.report.words import Words
 
 if TYPE_CHECKING:
@@ -105,8 +105,6 @@ def render_report(
         HTML that loads nothing; the same tables give the same bytes. All text from the tables is
         escaped, absolute paths are cut to the file's name.
     """
-    from jinja2 import Environment
-
     wording = Words.read(words)
     audited = audited_slides(slides, tiling)
     names = measurements["encoder"].unique().sort().to_list()
@@ -115,12 +113,7 @@ def render_report(
     given = dict(zip(experiments, first_plots, strict=True))
     plots = _plots_of_experiments(measurements, provenance, wording, given, boxes)
     sections = sections_of(measurements, findings, controls, plots, role, wording)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["md3"] = number
-    environment.filters["plain"] = lambda text: without_folders(str(text or ""))
-    source = files("pathfm_kedro.pipelines.report").joinpath("report.html")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(
+    return template("pipelines/report/report.html").render(
         provenance=provenance,
         identity=_identity(slides, provenance),
         behaving=behaving(controls),

@@ -19,18 +19,30 @@ from pathfm_kedro.pipelines.report.plots import (
 )
 from pathfm_kedro.pipelines.report.provenance import describe_provenance
 from pathfm_kedro.pipelines.report.summary import findings_metrics, render_summary
+from pathfm_kedro.pipelines.report.triplets import Triplets, measure_triplets
 from pathfm_kedro.pipelines.report.verdicts import verdict_by_encoder
 from pathfm_kedro.pipelines.report.words import gather_words
 from pathfm_kedro.statistics.measurements import combine_measurements
-from pathfm_kedro.wiring import Experiment, collected, encoder_nodes, grouped, named_partial, node
+from pathfm_kedro.wiring import (
+    Experiment,
+    collected,
+    encoder_nodes,
+    grouped,
+    named_partial,
+    node,
+    with_parameters,
+)
 
 #: The experiment that is measured here, since it holds figures of other pipelines against each other.
 COST = "cost"
+#: Answers of a person, which no pipeline can measure.
+_TRIPLETS = "triplets"
 _TABLES = [
     "robustness_measurements",
     "retrieve_measurements",
     "inheritance_measurements",
     f"measurements.report.{COST}",
+    f"measurements.report.{_TRIPLETS}",
 ]
 
 
@@ -71,6 +83,7 @@ def create_pipeline(
         "report",
         [
             _cost(encoders),
+            _triplets(encoders),
             node(combine_measurements, _TABLES, "measurements", name="combine_measurements"),
             node(gather_words, "parameters", "words", name="gather_words"),
             node(
@@ -143,6 +156,20 @@ def _cost(encoders: Sequence[str]) -> Pipeline:
         parts.append(grouped(e, encoder_nodes("report", x, e)))
     tables = [f"measurements.report.{COST}.{e}" for e in encoders]
     return grouped(COST, [*parts, collected(tables, f"measurements.report.{COST}", tags=[COST])])
+
+
+def _triplets(encoders: Sequence[str]) -> Pipeline:
+    """What a pathologist answered, if one was asked."""
+    measured = node(
+        named_partial(
+            with_parameters(Triplets, _TRIPLETS, measure_triplets), encoders=tuple(encoders)
+        ),
+        f"params:{_TRIPLETS}",
+        f"measurements.report.{_TRIPLETS}",
+        name="measurements",
+        tags=[_TRIPLETS],
+    )
+    return grouped(_TRIPLETS, [measured])
 
 
 def _examples() -> Node:

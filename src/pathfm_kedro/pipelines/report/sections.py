@@ -18,11 +18,11 @@ from pathfm_kedro.pipelines.report.text import (
     has_width,
     marked_interval,
     null_text,
-    number,
     threshold_text,
     value_text,
 )
 from pathfm_kedro.pipelines.report.words import NoteWords, Words, select, settings_of
+from pathfm_kedro.statistics.readable_numbers import percent
 
 #: Rows of an experiment shown at once; more of them hide the ones that matter.
 MANY_ROWS = 60
@@ -371,5 +371,4 @@ def _rests_on(row: Row, words: Words) -> str:
 
 def _q_text(q_value: float) -> str:
     """Digits of a tiny rate would claim what a normal approximation cannot know."""
-    rate = "below 0.1%" if q_value < 0.001 else f"{number(100 * q_value)}%"
-    return f"false discovery rate {rate}"
+    return f"false discovery rate {percent(q_value)}"

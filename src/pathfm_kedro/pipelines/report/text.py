@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from pathfm_kedro.statistics.readable_numbers import number
+
 Row = Mapping[str, Any]
 
 #: Folders of an absolute path, POSIX or Windows; only what names the file itself stays.
@@ -17,28 +19,6 @@ _FOLDERS = re.compile(
 #: Ends of an interval closer than this differ by rounding alone.
 _NO_WIDTH = 1e-9
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number as one reads it aloud: two decimals, or as many significant digits where it is small.
-
-    Examples
-    --------
-    >>> [number(value) for value in (0.5, -0.01234, 57.31, 110.0, 41234.0, 0.0, 0.000012, None)]
-    ['0.50', '−0.012', '57.3', '110', '41,234', '0', '1.2e−05', 'n/a']
-    """
-    if value is None:
-        return "n/a"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 100:
-        text = f"{value:,.0f}"
-    elif size >= 10:
-        text = f"{value:.{digits - 1}f}"
-    else:
-        text = f"{value:.{digits}f}" if size >= 0.1 else f"{value:#.{digits}g}"
-    return text.replace("-", "−")
 
 
 def value_text(row: Row) -> str:

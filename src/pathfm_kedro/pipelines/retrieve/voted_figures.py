@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.figures import Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.readable_numbers import number
 from pathfm_kedro.statistics.resampled_figure import (
     ResampledFigure,
     deviation_bounds,
@@ -141,11 +142,11 @@ def _not_above_null(pooled: ResampledFigure) -> str:
 
 
 def _span(low: float | None, high: float | None) -> str:
-    return "n/a" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+    return "n/a" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def _any_encoder(value: float) -> str:
     return (
-        f"any encoder gives this figure here ({value:.3g}): the vote is the same however labels are "
-        "permuted; use a smaller vote or add patients"
+        f"any encoder gives this figure here ({number(value)}): the vote is the same however labels "
+        "are permuted; use a smaller vote or add patients"
     )

@@ -64,6 +64,7 @@ from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.mutual_knn import cosine_distance_chance, cosine_distances
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
+from pathfm_kedro.statistics.readable_numbers import number
 from pathfm_kedro.statistics.tables import Embeddings
 
 Floats = NDArray[np.float64]
@@ -393,14 +394,14 @@ def _require_something_to_lose(clean: PatientStatistics) -> None:
     chance = float(clean.table["chance"][0])
     if accuracy.ci_low is None or accuracy.ci_low <= chance:
         raise Undefined(
-            f"the probe reads the label of clean tiles no better than chance ({accuracy.value:.2g} "
-            f"against {chance:.2g}), so an attack has nothing to take: raise adversarial.max_tiles "
+            f"the probe reads the label of clean tiles no better than chance ({number(accuracy.value)} "
+            f"against {number(chance)}), so an attack has nothing to take: raise adversarial.max_tiles "
             "or see linear_probe"
         )
 
 
 def _unsound(broken: Mapping[str, float]) -> str:
-    rules = ", ".join(f"{rule} by {value:.2g}" for rule, value in broken.items())
+    rules = ", ".join(f"{rule} by {number(value)}" for rule, value in broken.items())
     return (
         f"the attack breaks a rule that a sound attack obeys ({rules} of accuracy), so its strength "
         "is not known: raise adversarial.pgd_steps or adversarial.max_tiles"

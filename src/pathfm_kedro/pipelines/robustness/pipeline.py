@@ -274,6 +274,8 @@ AGREEMENT = Experiment(
     feature_agreement_figures,
     VECTORS,
 )
+#: Whatever a cohort may measure of every encoder.
+EVERY = [INDEX, MARGINS, *EXPERIMENTS, SUBGROUPS, SAME_TISSUE, ATTACKED]
 _NOTHING_THE_SAME = "its entry does not say that another gives the same vectors (same_as)"
 #: Experiments that are wired by hand, since encoders meet in them.
 WIRED = ["robustness_index", "robustness_margins", "adversarial", "comparison"]

@@ -60,6 +60,7 @@ from pathfm_kedro.statistics.linear_classifier import fit_linear_classifier
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
+from pathfm_kedro.statistics.readable_numbers import number
 from pathfm_kedro.statistics.sampling import balanced_over_cells
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
 from pathfm_kedro.views import (
@@ -462,11 +463,9 @@ class _Pairs:
             with np.errstate(invalid="ignore", divide="ignore"):
                 draws = np.nanmedian((self.weights @ above.T) / (self.weights @ below.T), axis=1)
         low, high = percentile_interval(draws) if below.shape[1] > 1 else (None, None)
-        quartiles = np.quantile(values, (0.25, 0.75))
+        quartiles = map(number, np.quantile(values, (0.25, 0.75)))
         n, units = len(values), int(below.sum())
-        words = (
-            f"median of {n} pairs of slides, quartiles {quartiles[0]:.3g} and {quartiles[1]:.3g}"
-        )
+        words = f"median of {n} pairs of slides, quartiles {' and '.join(quartiles)}"
         estimate = Estimate(float(np.median(values)), low, high, units, self.n_patients, draws)
         return estimate, words
 
@@ -548,9 +547,8 @@ def calibration_shift(of: _Pairs) -> Value:
     shift = errors[:, 1] - errors[:, 0]
     low, high = percentile_interval(shift[1:]) if len(sums) > 1 else (None, None)
     n = int(table["n_probed"].sum())
-    words = (
-        f"{errors[0, 0]:.3g} on reference slides, {errors[0, 1]:.3g} on slides that show them again"
-    )
+    first, again = map(number, errors[0])
+    words = f"{first} on reference slides, {again} on slides that show them again"
     estimate = Estimate(float(shift[0]), low, high, n, kept.n_patients, shift[1:])
     return Value(estimate, Null(0.0, 0.0), remark=words)
 

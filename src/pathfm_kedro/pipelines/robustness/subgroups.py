@@ -61,6 +61,7 @@ from pathfm_kedro.statistics.group_gaps import (
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.permutation import null_range
+from pathfm_kedro.statistics.readable_numbers import p_value_text
 from pathfm_kedro.statistics.unit_neighbours import OS, SO, UnitNeighbours
 
 Ints = NDArray[np.int64]
@@ -344,7 +345,7 @@ def _against_chance(gap: GroupGap, n_columns: int) -> str:
     p_value = gap.p_value(n_columns)
     among = f" allowing for {n_columns} columns" if n_columns > 1 else ""
     larger = "larger than" if p_value < _ALPHA else "no larger than"
-    return f", {larger} with subgroups permuted: p = {p_value:.2g}{among}"
+    return f", {larger} with subgroups permuted: {p_value_text(p_value)}{among}"
 
 
 def _of_subgroups(compared: Compared) -> Iterator[Figure]:
