@@ -5,8 +5,9 @@
     python benchmarks/bench_robustness_index.py --large
 
 Everything runs once in each of `--repeat` rounds. Seconds are those of the fastest round; ratios are
-medians over the rounds, so that what slows the machine for a while slows both sides. Memory is what the
-process grew beyond the arrays in the first round of ours.
+medians over the rounds, so that what slows the machine for a while slows both sides. On a machine that
+others use too, read the seconds of processors. Memory is what the process grew beyond the arrays before
+anything else ran.
 
 What bounds each:
 
@@ -35,7 +36,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -91,18 +92,26 @@ class _InMemory:
         return np.concatenate([self._shards[slide] for slide in slide_ids])
 
 
+class Taken(NamedTuple):
+    """Seconds by the clock, and of all processors together."""
+
+    clock: float
+    processors: float
+
+
 Data = tuple[pl.DataFrame, pl.DataFrame, _InMemory]
 
 
-def in_turn(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+def in_turn(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Taken]]:
+    """What each work took in every round."""
+    taken: dict[str, list[Taken]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             work()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            seconds = time.perf_counter() - start
+            taken[name].append(Taken(seconds, time.process_time() - processor))
+    return taken
 
 
 def peak_mb() -> float:
@@ -260,20 +269,20 @@ def main() -> None:
         work()
     grown = peak_mb() - before
     others = searches(data) if arguments.large else searches(data) | of_croma(data, kept)
-    seconds = in_turn(ours | others, arguments.repeat)
-    report(seconds, found)
+    report(in_turn(ours | others, arguments.repeat), found)
     print(f"peak memory of ours beyond the arrays: {grown:.0f} MB")
 
 
-def report(seconds: Mapping[str, list[float]], found: Mapping[str, Mapping[str, float]]) -> None:
+def report(taken: Mapping[str, list[Taken]], found: Mapping[str, Mapping[str, float]]) -> None:
     """Print kernels, times, ratios and figures."""
     print("\n".join(kernels()))
-    for name, taken in seconds.items():
-        print(f"{name:<42}{min(taken):8.2f} s")
+    for name, rounds in taken.items():
+        clock, processors = np.array(rounds).min(axis=0)
+        print(f"{name:<42}{clock:8.2f} s   {processors:8.2f} s of processors")
     for slow, quick in COMPARED:
-        if slow in seconds:
-            ratio = np.median(np.array(seconds[slow]) / np.array(seconds[quick]))
-            print(f"{slow} / {quick}: {ratio:.2f}")
+        if slow in taken:
+            ratios = np.median(np.array(taken[slow]) / np.array(taken[quick]), axis=0)
+            print(f"{slow} / {quick}: {ratios[0]:.2f}, of processors {ratios[1]:.2f}")
     for name, figures in found.items():
         print(name, ", ".join(f"{key} {value:.9f}" for key, value in figures.items()))
 

@@ -36,8 +36,11 @@ Part = TypeVar("Part")
 #: Rows of a block: the product of two blocks stays in the processor's cache.
 BLOCK_ROWS = 1024
 
-#: More threads than this wait for each other.
-_MAX_WORKERS = 4
+#: Pairs scored at once in float64: both sides stay in the processor's cache.
+_PAIRS = 64
+
+#: Threads, each with the products of its own blocks: what they do beside is no work for more.
+_MAX_WORKERS = 16
 
 #: Unit roundoff of float32.
 _ROUNDOFF = 2.0**-24
@@ -96,24 +99,27 @@ class Space:
             vectors, norms, metric, centred, halves.astype(np.float32), _ROUNDOFF * (rounding + own)
         )
 
-    def similarity(self, left: Ints, right: Ints) -> Floats64:
-        """[m] float64 similarity of pairs of rows, each summed in the same order wherever it stands.
+    def similarity(self, queries: Ints, found: Ints) -> Floats64:
+        """[q, k] float64 cosine, or negative distance, of queries and rows found; −inf for a row of −1.
 
-        Cosine, or the negative distance. Equal `left` stand together, or it takes longer.
+        Each is summed in the same order wherever it stands.
         """
-        out = np.empty(len(left))
-        starts = np.flatnonzero(np.concatenate([np.ones(min(len(left), 1)), np.diff(left)]))
-        for start, end in itertools.pairwise([*starts.tolist(), len(left)]):
-            near = self.vectors[right[start:end]].astype(np.float64)
+        out = np.empty(found.shape)
+        step = max(_PAIRS // max(found.shape[1], 1), 1)
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            query = self.vectors[queries[part]].astype(np.float64)[:, None]
+            near = self.vectors[found[part]].astype(np.float64)
             if self.metric == "euclidean":
-                near -= self.vectors[left[start]]
-                np.einsum("ij,ij->i", near, near, out=out[start:end])
-            else:
-                query = self.vectors[left[start]].astype(np.float64)
-                np.einsum("ij,j->i", near, query, out=out[start:end])
+                near -= query
+                query = near
+            np.einsum("qkd,qkd->qk", near, np.broadcast_to(query, near.shape), out=out[part])
         if self.metric == "euclidean":
-            return -np.sqrt(out)
-        return np.clip(out / (self.norms[left] * self.norms[right]), -1.0, 1.0)
+            similarity = -np.sqrt(out)
+        else:
+            similarity = np.clip(out / (self.norms[queries, None] * self.norms[found]), -1.0, 1.0)
+        similarity[found < 0] = -np.inf
+        return similarity
 
 
 def _squares(rows: Floats32) -> Floats64:
@@ -430,7 +436,7 @@ class Search:
         first = rank - count_before(run)
         doubtful = np.flatnonzero((close[:-1] | close[1:]) & (first < nearest.k))
         right = found[doubtful]
-        exact = self.space.similarity(asking[doubtful], right)
+        exact = self.space.similarity(asking[doubtful], right[:, None])[:, 0]
         found[doubtful] = right[np.lexsort((right, -exact, run[doubtful]))]
         best = np.full((block.place.stop - block.place.start, nearest.k), -1, dtype=np.int64)
         within = rank < nearest.k
@@ -459,10 +465,12 @@ def _scores(
 
 
 def _share_out(work: Callable[[Sequence[Part]], None], parts: Sequence[Part]) -> None:
-    """Parts given to a few threads in turn."""
+    """Parts given to a few threads in turn, each with one thread of BLAS: more would wait for each other."""
+    from threadpoolctl import threadpool_limits
+
     workers = min(_MAX_WORKERS, os.cpu_count() or 1, max(len(parts), 1))
     if workers == 1:
         work(parts)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, [parts[i::workers] for i in range(workers)]))

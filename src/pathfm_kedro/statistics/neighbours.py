@@ -289,18 +289,14 @@ def _found(
 ) -> list[Neighbours]:
     """What is wanted of each row that asks, sorted, with similarities."""
     out = [
-        Neighbours(np.empty((len(asked), k), dtype=np.int64), np.full((len(asked), k), -np.inf))
+        Neighbours(np.empty((len(asked), k), dtype=np.int64), np.empty((len(asked), k)))
         for k, _ in wanted
     ]
 
     def keep(number: int, rows: Ints, found: Ints) -> None:
-        place, there = np.searchsorted(asked, rows), found >= 0
-        similarity = np.full(found.shape, -np.inf)
-        similarity[there] = search.space.similarity(
-            np.repeat(rows, there.sum(axis=1)), found[there]
-        )
+        place = np.searchsorted(asked, rows)
         out[number].indices[place] = found
-        out[number].similarity[place] = similarity
+        out[number].similarity[place] = search.space.similarity(rows, found)
 
     search.run(wanted, keep, block_rows)
     return out

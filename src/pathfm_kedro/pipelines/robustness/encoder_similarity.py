@@ -43,8 +43,7 @@ from pathfm_kedro.statistics.jackknife import patient_groups
 from pathfm_kedro.statistics.kernel_alignment import aligned, aligned_value, centred_gram
 from pathfm_kedro.statistics.measurements import combine_measurements
 from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
-from pathfm_kedro.statistics.mutual_knn import without_spread
-from pathfm_kedro.statistics.neighbours import nearest_indices
+from pathfm_kedro.statistics.mutual_knn import nearest, without_spread
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters, read_parameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.perturbation import TileGroups, kept_columns, kept_neighbours
@@ -230,22 +229,20 @@ def _of_level(
     """Statistics of each pair; what belongs to one encoder is computed once."""
     groups = TileGroups.of(level.patients)
     fewest = int(groups.candidates.min())
-    near, grams = {}, {}
-    for encoder in {e for pair in pairs for e in pair}:
-        vectors = level.vectors[encoder]
-        grams[encoder] = centred_gram(vectors)
-        if level.k < fewest and not without_spread(vectors, "cosine"):
-            # One more than count: the one that moves up where a candidate is missing.
-            near[encoder] = nearest_indices(vectors, groups.patients, level.k + 1)
+    own = sorted({e for pair in pairs for e in pair})
+    grams = {e: centred_gram(level.vectors[e]) for e in own}
+    alike = {e: without_spread(level.vectors[e], "cosine") for e in own}
+    # One more than count: the one that moves up where a candidate is missing.
+    searched = own if level.k < fewest else []
+    near = {e: nearest(level.vectors[e], groups.patients, level.k + 1, "cosine") for e in searched}
     left_out = patient_groups(groups.patients, p.groups)
     for first, second in pairs:
-        both = first in near and second in near
-        kept = kept_columns(near[first], near[second], groups.patients, level.k) if both else {}
+        kept = kept_columns(near[first], near[second], groups.patients, level.k) if searched else {}
         neighbours = groups.sums(**kept).with_columns(
             part=pl.lit("neighbours"),
             k=pl.lit(level.k),
             fewest_candidates=pl.lit(fewest),
-            no_spread=pl.lit(not both and level.k < fewest),
+            no_spread=pl.lit(alike[first] or alike[second]),
         )
         alignment = _without_groups(grams[first], grams[second], left_out)
         yield pl.concat(
