@@ -61,7 +61,7 @@ def test_equals_a_full_sort(seed, n, d, k, patients, metric, block):
     metric=st.sampled_from(["cosine", "euclidean"]),
     block=st.sampled_from([6, 40, None]),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_neighbours_of_each_type_equal_full_sorts(seed, n, m, kinds, copies, metric, block):
     """Patients have tiles of several labels and centers, and blocks hold several of them."""
     generator = np.random.default_rng(seed)

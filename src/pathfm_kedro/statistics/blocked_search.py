@@ -465,7 +465,7 @@ def _scores(
 
 
 def _share_out(work: Callable[[Sequence[Part]], None], parts: Sequence[Part]) -> None:
-    """Parts given to a few threads in turn, each with one thread of BLAS: more would wait for each other."""
+    """Parts given to a few threads in turn, each with one thread of BLAS: more would wait."""
     from threadpoolctl import threadpool_limits
 
     workers = min(_MAX_WORKERS, os.cpu_count() or 1, max(len(parts), 1))

@@ -1,4 +1,4 @@
-"""Similarity of encoders: do two encoders find the same tissue alike, tile by tile and slide by slide?
+"""Similarity of encoders: whether two find the same tissue alike, tile by tile and slide by slide.
 
 Of every two encoders, on the slides that all have, for tiles of the mosaics and for slides (the mean of
 the mosaic, or the one vector that was brought):
