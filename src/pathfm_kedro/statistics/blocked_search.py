@@ -37,7 +37,7 @@ Part = TypeVar("Part")
 BLOCK_ROWS = 1024
 
 #: Pairs scored at once in float64: both sides stay in the processor's cache.
-_PAIRS = 64
+_PAIRS = 128
 
 #: Threads, each with the products of its own blocks: what they do beside is no work for more.
 _MAX_WORKERS = 16
@@ -108,12 +108,13 @@ class Space:
         step = max(_PAIRS // max(found.shape[1], 1), 1)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            query = self.vectors[queries[part]].astype(np.float64)[:, None]
-            near = self.vectors[found[part]].astype(np.float64)
+            query = self.vectors[queries[part]].astype(np.float64)
+            near = np.take(self.vectors, found[part], axis=0).astype(np.float64)
             if self.metric == "euclidean":
-                near -= query
-                query = near
-            np.einsum("qkd,qkd->qk", near, np.broadcast_to(query, near.shape), out=out[part])
+                near -= query[:, None]
+                np.einsum("qkd,qkd->qk", near, near, out=out[part])
+            else:
+                np.einsum("qkd,qd->qk", near, query, out=out[part])
         if self.metric == "euclidean":
             similarity = -np.sqrt(out)
         else:
@@ -383,9 +384,8 @@ class Search:
         self, sought: Sequence[Nearest], queries: list[Block], rows: list[Block], size: int
     ) -> None:
         pairs = list(self._pairs(sought, queries, rows))
-        asked, met = self._sorted(self.asking), self._sorted(self.met)
-        if self.mutual:
-            met = asked
+        asked = self._sorted(self.asking)
+        met = asked if self.mutual else self._sorted(self.met)
 
         def scored(mine: Sequence[tuple[int, int]]) -> None:
             space = np.empty(size * size, np.float32), np.empty(size * size, np.bool_)
