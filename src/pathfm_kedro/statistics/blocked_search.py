@@ -83,12 +83,10 @@ class Space:
         """Rows [n, d], finite; not zero under cosine."""
         norms = np.sqrt(_squares(vectors))
         if metric == "cosine":
-            centred = vectors / norms[:, None].astype(np.float32)
-            centred -= centred.mean(axis=0, dtype=np.float64).astype(np.float32)
-            scale = np.ones(len(vectors))
+            rows, scale = vectors / norms[:, None].astype(np.float32), np.ones(len(vectors))
         else:
-            centred = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-            scale = norms
+            rows, scale = vectors, norms
+        centred: Floats32 = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         halves = 0.5 * _squares(centred)
         length = np.sqrt(2 * halves)
         span = length + length.max(initial=0.0)
@@ -119,12 +117,11 @@ class Space:
             similarity = -np.sqrt(out)
         else:
             similarity = np.clip(out / (self.norms[queries, None] * self.norms[found]), -1.0, 1.0)
-        similarity[found < 0] = -np.inf
-        return similarity
+        return np.where(found < 0, -np.inf, similarity)
 
 
 def _squares(rows: Floats32) -> Floats64:
-    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 @dataclass(frozen=True)

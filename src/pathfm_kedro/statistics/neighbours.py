@@ -278,7 +278,7 @@ def _typed_search(
 
 
 def _codes(groups: NDArray[np.generic]) -> Ints:
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    return np.asarray(np.unique(groups, return_inverse=True)[1], dtype=np.int64)
 
 
 def _found(
