@@ -82,10 +82,10 @@ class Space:
     def of(cls, vectors: Floats32, metric: Metric) -> Space:
         """Rows [n, d], finite; not zero under cosine."""
         norms = np.sqrt(_squares(vectors))
+        rows, scale = vectors, norms
         if metric == "cosine":
-            rows, scale = vectors / norms[:, None].astype(np.float32), np.ones(len(vectors))
-        else:
-            rows, scale = vectors, norms
+            rows = np.asarray(vectors / norms[:, None].astype(np.float32), dtype=np.float32)
+            scale = np.ones(len(vectors))
         centred: Floats32 = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         halves = 0.5 * _squares(centred)
         length = np.sqrt(2 * halves)

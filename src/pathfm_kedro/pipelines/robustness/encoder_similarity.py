@@ -151,11 +151,11 @@ def measured_similarity(
     ]
     known = dict(zip(encoders, grids or [""] * len(encoders), strict=True))
     statistics = similarity_statistics(slides, data, known, pairs, p)
-    tables = []
+    measured = []
     for encoder, own in itertools.groupby(pairs, key=lambda pair: pair[0]):
         figures = similarity_figures(statistics, encoder, [other for _, other in own], p)
-        tables.append(measure(figures, EXPERIMENT, encoder, p.criteria))
-    return combine_measurements(*tables)
+        measured.append(measure(figures, EXPERIMENT, encoder, p.criteria))
+    return combine_measurements(*measured)
 
 
 def similarity_statistics(
