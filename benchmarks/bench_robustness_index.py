@@ -16,7 +16,8 @@ What bounds each:
   a quarter of the product of all with all, whatever the effect of centers. That is most of its time.
 - croma sorts the 200 nearest of every tile first, and searches wider until every tile has neighbours
   of both types: it takes the longer the more an encoder follows the center (`--center`). Where it is
-  quick, one whole product, partitions of whole rows and loops over lists are its time.
+  quick, one whole product, partitions of whole rows and loops over lists are its time. A quarter of
+  that product takes about a fourteenth of all this by itself (10,000 tiles of 768 dimensions).
 - The index needs the k nearest of all: half of the whole product. Interval and permutations work on
   counts by patient and do not grow with the number of dimensions.
 
