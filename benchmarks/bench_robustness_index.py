@@ -1,19 +1,33 @@
-"""Time the robustness index and the margins beside one exact FAISS search and beside croma, in one run.
+"""Time the robustness index and the margins beside one exact FAISS search and beside croma, in turn.
 
     python benchmarks/bench_robustness_index.py --n 10000 --d 768 --patients 500
+    python benchmarks/bench_robustness_index.py --center 0.8
     python benchmarks/bench_robustness_index.py --large
 
-croma's search for margins widens until every tile has its neighbours of both types, so that it takes
-the longer the more an encoder follows the center: see `--center`. With `--large` (50,000 tiles of 1024
-dimensions) croma is left out.
+Everything runs once in each of `--repeat` rounds. Seconds are those of the fastest round; ratios are
+medians over the rounds, so that what slows the machine for a while slows both sides. On a machine that
+others use too, read the seconds of processors. Memory is what the process grew beyond the arrays before
+anything else ran.
 
-Every figure is the best of `--repeat` runs; memory is what the process grew beyond the arrays.
+What bounds each:
+
+- CRoMa needs, of every tile, the nearest of its label elsewhere and of other labels at home. Products
+  are made of pairs of cells that share one of the two, once for both sides: with 2 labels at 2 centers
+  a quarter of the product of all with all, whatever the effect of centers. That is most of its time.
+- croma sorts the 200 nearest of every tile first, and searches wider until every tile has neighbours
+  of both types: it takes the longer the more an encoder follows the center (`--center`). Where it is
+  quick, one whole product, partitions of whole rows and loops over lists are its time. A quarter of
+  that product takes about a fourteenth of all this by itself (10,000 tiles of 768 dimensions).
+- The index needs the k nearest of all: half of the whole product. Interval and permutations work on
+  counts by patient and do not grow with the number of dimensions.
 
 A search is a matrix product and little else, so that its time is that of the kernels that BLAS picks
 for the processor. FAISS ships a BLAS of its own, which may pick others than NumPy's: the ratio to a
 FAISS call depends on the machine. What is compared between machines is the ratio to NumPy's product
 of the same size, and both kernels are named. Set OPENBLAS_CORETYPE (for example SkylakeX or Haswell)
 to choose them, and compare again.
+
+With `--large` (50,000 tiles of 1024 dimensions) croma is left out.
 """
 
 from __future__ import annotations
@@ -21,9 +35,9 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -40,8 +54,10 @@ from pathfm_kedro.pipelines.robustness.robustness_index import (
     robustness_index_figures,
     robustness_index_statistics,
 )
+from pathfm_kedro.statistics.balanced_designs import codes_of
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.statistics.typed_distances import tile_margins
 
 PARAMETERS = {
     "k_grid": [1, 3, 5, 7, 9, 11, 21, 31],
@@ -77,14 +93,26 @@ class _InMemory:
         return np.concatenate([self._shards[slide] for slide in slide_ids])
 
 
-def best(work: Callable[[], object], repeat: int) -> float:
-    """Seconds of the fastest run."""
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+class Taken(NamedTuple):
+    """Seconds by the clock, and of all processors together."""
+
+    clock: float
+    processors: float
+
+
+Data = tuple[pl.DataFrame, pl.DataFrame, _InMemory]
+
+
+def in_turn(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Taken]]:
+    """What each work took in every round."""
+    taken: dict[str, list[Taken]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            start, processor = time.perf_counter(), time.process_time()
+            work()
+            seconds = time.perf_counter() - start
+            taken[name].append(Taken(seconds, time.process_time() - processor))
+    return taken
 
 
 def peak_mb() -> float:
@@ -92,9 +120,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def cohort(
-    n: int, d: int, patients: int, center_effect: float = 0.1
-) -> tuple[pl.DataFrame, pl.DataFrame, _InMemory]:
+def cohort(n: int, d: int, patients: int, center_effect: float = 0.1) -> Data:
     """2 labels × 2 centers in equal cells, with effects of label, center and patient."""
     generator = np.random.default_rng(0)
     names = [f"p{i:05d}" for i in range(patients)]
@@ -128,16 +154,26 @@ def cohort(
     return slides, tiles, _InMemory(shards)
 
 
-def index_alone(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str, float]:
+def margins_alone(data: Data) -> dict[str, float]:
+    """The median margin of all tiles, without interval: what croma computes."""
+    slides, tiles, embeddings = data
+    rows = tiles.join(slides, on="slide_id", maintain_order="left")
+    patients, labels, centers = (codes_of(rows[c]) for c in ("patient_id", "label", "center"))
+    vectors = embeddings.stack(embeddings.slide_ids)
+    return {"croma": float(np.median(tile_margins(vectors, patients, labels, centers, m=5)))}
+
+
+def index_alone(data: Data, n_permutations: int) -> dict[str, float]:
     """The robustness index with its interval and nulls."""
-    statistics = robustness_index_statistics(*data, INDEX)
-    chosen = choose_k(PARAMETERS, encoder=statistics)
-    figures = robustness_index_figures(statistics, chosen, INDEX)
-    table = measure(figures, "robustness_index", "encoder")
+    block = PARAMETERS | {"n_permutations": n_permutations}
+    p = read_parameters(RobustnessIndex, "robustness_index", block)
+    statistics = robustness_index_statistics(*data, p)
+    chosen = choose_k(block, encoder=statistics)
+    table = measure(robustness_index_figures(statistics, chosen, p), "robustness_index", "encoder")
     return {"ri": figure(table, "ri", "cohort_k"), "k": chosen["k"]}
 
 
-def whole_family(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str, float]:
+def whole_family(data: Data) -> dict[str, float]:
     """Index, MaRI, CRoMa and its tail with intervals, from one search."""
     statistics, margins = index_and_margin_statistics(*data, PARAMETERS, MARGINS)
     chosen = choose_k(PARAMETERS, encoder=statistics)
@@ -153,7 +189,7 @@ def whole_family(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> dict[str
     }
 
 
-def unit_product(data: tuple[pl.DataFrame, pl.DataFrame, _InMemory]) -> None:
+def unit_product(data: Data) -> None:
     """The products of all unit vectors with all, block by block, in float32: what a search must do."""
     _, _, embeddings = data
     vectors = embeddings.stack(embeddings.slide_ids)
@@ -196,88 +232,98 @@ def figure(table: pl.DataFrame, metric: str, role: str | None = None) -> float:
     return float(rows["value"][0])
 
 
+OURS, PERMUTED, FAMILY = "CRoMa, no interval", "index, interval, 200 permutations", "whole family"
+FAISS, PRODUCT, CROMA = "one exact FAISS search, k = 31", "matrix product (NumPy)", "croma CRoMa"
+#: Whose ratio is shown: by how much the first takes longer than the second.
+COMPARED = [(CROMA, OURS), (OURS, FAISS), (OURS, PRODUCT), (PERMUTED, FAISS), (PERMUTED, PRODUCT)]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=10_000, help="tiles")
     parser.add_argument("--d", type=int, default=768, help="dimensions of the embedding")
     parser.add_argument("--patients", type=int, default=500)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--center", type=float, default=0.1, help="how far centers lie apart")
     parser.add_argument(
-        "--large", action="store_true", help="50,000 tiles of 1024 dimensions, ours alone"
+        "--large", action="store_true", help="50,000 tiles of 1024 dimensions, without croma"
     )
     arguments = parser.parse_args()
     if arguments.large:
         arguments.n, arguments.d, arguments.repeat = 50_000, 1024, 1
     data = cohort(arguments.n, arguments.d, arguments.patients, arguments.center)
     print(f"{arguments.n} tiles, {arguments.d} dimensions, {arguments.patients} patients")
-    before = peak_mb()
     found: dict[str, dict[str, float]] = {}
 
     def kept(name: str, work: Callable[[], dict[str, float]]) -> Callable[[], None]:
         return lambda: found.__setitem__(name, work())
 
-    family = best(kept("family", lambda: whole_family(data)), arguments.repeat)
+    before = peak_mb()
+    ours = {
+        OURS: kept(OURS, lambda: margins_alone(data)),
+        "index, interval": kept("index", lambda: index_alone(data, 0)),
+        PERMUTED: kept(PERMUTED, lambda: index_alone(data, 200)),
+        FAMILY: kept(FAMILY, lambda: whole_family(data)),
+    }
+    for work in ours.values():
+        work()
     grown = peak_mb() - before
-    seconds = {"index, MaRI and CRoMa with intervals": family}
-    if not arguments.large:
-        seconds |= compared(data, arguments, kept)
-    product = "matrix product of the same size (NumPy)"
-    seconds[product] = best(lambda: unit_product(data), arguments.repeat)
+    others = searches(data) if arguments.large else searches(data) | of_croma(data, kept)
+    report(in_turn(ours | others, arguments.repeat), found)
+    print(f"peak memory of ours beyond the arrays: {grown:.0f} MB")
+
+
+def report(taken: Mapping[str, list[Taken]], found: Mapping[str, Mapping[str, float]]) -> None:
+    """Print kernels, times, ratios and figures."""
     print("\n".join(kernels()))
-    for name, taken in seconds.items():
-        against = taken / seconds[product]
-        print(
-            f"{name:<42}{taken:8.2f} s   family / this {family / taken:6.2f}   this / product "
-            f"{against:6.2f}"
-        )
-    print(f"peak memory of the family beyond the arrays: {grown:.0f} MB")
+    for name, rounds in taken.items():
+        clock, processors = np.array(rounds).min(axis=0)
+        print(f"{name:<42}{clock:8.2f} s   {processors:8.2f} s of processors")
+    for slow, quick in COMPARED:
+        if slow in taken:
+            ratios = np.median(np.array(taken[slow]) / np.array(taken[quick]), axis=0)
+            print(f"{slow} / {quick}: {ratios[0]:.2f}, of processors {ratios[1]:.2f}")
     for name, figures in found.items():
         print(name, ", ".join(f"{key} {value:.9f}" for key, value in figures.items()))
 
 
-def compared(
-    data: tuple[pl.DataFrame, pl.DataFrame, _InMemory],
-    arguments: argparse.Namespace,
-    kept: Callable[[str, Callable[[], dict[str, float]]], Callable[[], None]],
-) -> dict[str, float]:
-    """Seconds of the index alone, of FAISS and of croma."""
+def searches(data: Data) -> dict[str, Callable[[], object]]:
+    """FAISS, and the bare product."""
     import faiss
+
+    vectors = data[2].stack(data[2].slide_ids)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    index.search(unit[:64], 31)
+    return {FAISS: lambda: index.search(unit, 31), PRODUCT: lambda: unit_product(data)}
+
+
+def of_croma(
+    data: Data, kept: Callable[[str, Callable[[], dict[str, float]]], Callable[[], None]]
+) -> dict[str, Callable[[], object]]:
+    """Metrics of croma, none with an interval."""
     from croma import RI, CRoMa, MaRI
 
     slides, tiles, embeddings = data
     vectors = embeddings.stack(embeddings.slide_ids)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = faiss.IndexFlatIP(arguments.d)
-    index.add(unit)
-    index.search(unit[:64], 31)
     manifest = (
-        tiles.join(slides, on="slide_id")
+        tiles.join(slides, on="slide_id", maintain_order="left")
         .rename({"tile_id": "sample_id", "patient_id": "group_id"})
         .with_columns(pl.lit("none").alias("image_path"))
         .to_pandas()
     )
     grid = PARAMETERS["k_grid"]
-    where = {"confounder_column": "center"}
 
     def theirs(metric: Any, **options: Any) -> dict[str, float]:
-        return {"value": metric.compute(vectors, manifest, **where, **options).value}
+        found = metric.compute(vectors, manifest, confounder_column="center", **options)
+        return {"value": found.value}
 
     return {
-        "index alone with interval": best(
-            kept("index", lambda: index_alone(data)), arguments.repeat
-        ),
-        "one exact FAISS search, k = 31": best(lambda: index.search(unit, 31), arguments.repeat),
-        "croma RI.compute (no interval)": best(
-            kept("croma RI", lambda: theirs(RI, k_candidates=grid)), 1
-        ),
-        "croma MaRI.compute (no interval)": best(
-            kept("croma MaRI", lambda: theirs(MaRI, k_candidates=grid)), 1
-        ),
-        "croma CRoMa.compute (no interval)": best(
-            kept("croma CRoMa", lambda: theirs(CRoMa, m=5)), 1
-        ),
+        "croma RI": kept("croma RI", lambda: theirs(RI, k_candidates=grid)),
+        "croma MaRI": kept("croma MaRI", lambda: theirs(MaRI, k_candidates=grid)),
+        CROMA: kept(CROMA, lambda: theirs(CRoMa, m=5)),
     }
 
 

@@ -6,12 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pathfm_kedro.statistics import neighbours as module
-from pathfm_kedro.statistics.neighbours import nearest_indices, nearest_neighbours
+from pathfm_kedro.statistics import blocked_search, equal_rows
+from pathfm_kedro.statistics.neighbours import (
+    nearest_by_type,
+    nearest_indices,
+    nearest_neighbours,
+    nearest_of_types,
+)
 from pathfm_kedro.statistics.permutation import permuted_within
 
 
-def by_full_sort(vectors, groups, k, metric="cosine"):
+def by_full_sort(vectors, groups, k, metric="cosine", eligible=None):
     rows = vectors.astype(np.float64)
     if metric == "cosine":
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -19,6 +24,8 @@ def by_full_sort(vectors, groups, k, metric="cosine"):
     else:
         similarity = -np.linalg.norm(rows[:, None] - rows[None], axis=2)
     similarity[groups[:, None] == groups[None]] = -np.inf
+    if eligible is not None:
+        similarity[~eligible] = -np.inf
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(similarity, order, axis=1)
     indices = np.where(np.isfinite(best), order, -1)
@@ -33,7 +40,7 @@ def by_full_sort(vectors, groups, k, metric="cosine"):
     k=st.integers(1, 40),
     patients=st.integers(1, 12),
     metric=st.sampled_from(["cosine", "euclidean"]),
-    block=st.sampled_from([1, 7, 64, None]),
+    block=st.sampled_from([5, 13, 64, None]),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_equals_a_full_sort(seed, n, d, k, patients, metric, block):
@@ -43,6 +50,39 @@ def test_equals_a_full_sort(seed, n, d, k, patients, metric, block):
     found = nearest_neighbours(vectors, groups, k, metric, block_rows=block)
     np.testing.assert_array_equal(found.indices, by_full_sort(vectors, groups, k, metric))
     assert (np.isfinite(found.similarity) == (found.indices >= 0)).all()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(2, 120),
+    m=st.integers(1, 9),
+    kinds=st.sampled_from([(2, 2), (3, 2), (5, 7)]),
+    copies=st.booleans(),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    block=st.sampled_from([6, 40, None]),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_neighbours_of_each_type_equal_full_sorts(seed, n, m, kinds, copies, metric, block):
+    """Patients have tiles of several labels and centers, and blocks hold several of them."""
+    generator = np.random.default_rng(seed)
+    vectors = generator.standard_normal((n, 12)).astype(np.float32)
+    if copies:
+        vectors = np.eye(12, dtype=np.float32)[generator.integers(0, 4, n)]
+    groups = generator.integers(0, 9, n)
+    label, center = (generator.integers(0, size, n) for size in kinds)
+    same_label, same_center = (codes[:, None] == codes for codes in (label, center))
+    expected = [
+        by_full_sort(vectors, groups, m, metric, eligible)
+        for eligible in (same_label & ~same_center, ~same_label & same_center)
+    ]
+    tags = groups, label, center
+    both = nearest_by_type(vectors, *tags, 3, m, metric, block)
+    alone = nearest_of_types(vectors, *tags, m, metric, block)
+    for found in ((both.same_label, both.same_center), alone):
+        for each, right in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(each.indices, right)
+    nearest = by_full_sort(vectors, groups, 3, metric)
+    np.testing.assert_array_equal(both.nearest.indices, nearest)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +125,7 @@ def test_threads_and_blocks_change_nothing(monkeypatch):
     groups = generator.integers(0, 50, 700)
     results = []
     for workers, threads, block in [(1, 1, None), (1, 2, 33), (3, 2, 100), (2, 1, 256)]:
-        monkeypatch.setattr(module, "_MAX_WORKERS", workers)
+        monkeypatch.setattr(blocked_search, "_MAX_WORKERS", workers)
         with threadpool_limits(threads):
             results.append(nearest_neighbours(vectors, groups, 15, block_rows=block))
     for other in results[1:]:
@@ -151,13 +191,13 @@ def test_copies_cost_nothing(monkeypatch):
     vectors = np.tile(vectors, (100, 1))
     groups = np.arange(2000) // 10
     scored = []
-    exact = module._exact
+    exact = blocked_search.Space.similarity
 
-    def counted(search, space, left, right):
+    def counted(space, left, right):
         scored.append(len(left))
-        return exact(search, space, left, right)
+        return exact(space, left, right)
 
-    monkeypatch.setattr(module, "_exact", counted)
+    monkeypatch.setattr(blocked_search.Space, "similarity", counted)
     nearest_indices(vectors, groups, 5)
     assert sum(scored) <= 2000 * 3 * 5
 
@@ -168,7 +208,7 @@ def test_different_rows_with_equal_hashes_are_both_searched(monkeypatch):
     vectors[40:] = vectors[:20]
     groups = np.arange(60) // 3
     expected = by_full_sort_exact(vectors, groups, 4, "euclidean")
-    monkeypatch.setattr(module, "_hash_factors", lambda d: np.eye(1, d, dtype=np.uint64)[0])
+    monkeypatch.setattr(equal_rows, "_hash_factors", lambda d: np.eye(1, d, dtype=np.uint64)[0])
     np.testing.assert_array_equal(nearest_indices(vectors, groups, 4, "euclidean"), expected)
 
 

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.statistics.figures import Undefined, Value
+from pathfm_kedro.statistics.jackknife import jackknife_interval
+from pathfm_kedro.statistics.measurements import Estimate, Null
+
 Floats = NDArray[np.float64]
 
 
@@ -39,13 +43,42 @@ def debiased_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> 
     >>> round(debiased_cka(x, 2 * x[:, ::-1] + 1), 6)
     1.0
     """
-    grams = [_centred_gram(values) for values in (x, y)]
-    cross, own_x, own_y = (_unbiased(grams[i], grams[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
-    scale = own_x * own_y
-    return float(cross / np.sqrt(scale)) if scale > 0 else float("nan")
+    return aligned(centred_gram(x), centred_gram(y))
 
 
-def _centred_gram(values: NDArray[np.floating[Any]]) -> Floats:
+def aligned(k: Floats, m: Floats) -> float:
+    """:func:`debiased_cka` of two Gram matrices with an empty diagonal; NaN where one does not vary.
+
+    Rows and columns may be taken out of both, which gives the alignment of the rows that are left.
+    """
+    scale = _unbiased(k, k) * _unbiased(m, m)
+    return float(_unbiased(k, m) / np.sqrt(scale)) if scale > 0 else float("nan")
+
+
+def aligned_value(value: float, without_group: Floats, n: int, n_patients: int) -> Value:
+    """An alignment with its interval from those without a group of patients; null 0.
+
+    Parameters
+    ----------
+    value
+        On all rows.
+    without_group
+        [G] without each group of patients.
+    n, n_patients
+        Rows and patients.
+
+    Raises
+    ------
+    Undefined
+        If one of both does not vary.
+    """
+    if not np.isfinite(value):
+        raise Undefined("vectors of one of both do not vary: there is nothing to align")
+    interval = jackknife_interval(value, without_group[np.isfinite(without_group)])
+    return Value(Estimate(value, *interval, n, n_patients), Null(0.0, 0.0))
+
+
+def centred_gram(values: NDArray[np.floating[Any]]) -> Floats:
     """Gram matrix without its diagonal; centring first changes nothing but the size of the numbers."""
     wide = np.asarray(values, np.float64)
     wide = wide - wide.mean(axis=0)

@@ -74,7 +74,7 @@ def mknn(
     Elphick et al. 2024, "Are the Latent Representations of Foundation Models for Pathology
     Invariant to Rotation?", arXiv 2412.11938.
     """
-    if reference.shape != view.shape or len(patients) != len(reference):
+    if not len(reference) == len(view) == len(patients):
         raise ValueError(
             f"tiles {list(reference.shape)}, views {list(view.shape)} and patients "
             f"[{len(patients)}] must have the same rows"

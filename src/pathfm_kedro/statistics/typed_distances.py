@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.balanced_designs import rank_within
+from pathfm_kedro.statistics.blocked_search import Metric
+from pathfm_kedro.statistics.neighbours import nearest_of_types
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -205,6 +207,45 @@ def margin_of(near: Floats, far: Floats) -> Floats:
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(np.isfinite(near) & np.isfinite(far), (far - near) / (far + near), np.nan)
+
+
+def tile_margins(
+    vectors: NDArray[np.floating],
+    groups: NDArray[np.generic],
+    labels: Ints,
+    centers: Ints,
+    m: int,
+    distance: Metric = "cosine",
+) -> Floats:
+    """[n] margin of every tile, exact: CRoMa is its median.
+
+    Parameters
+    ----------
+    vectors
+        [n, d].
+    groups
+        [n] patient of each tile: none of its own tiles is a neighbour.
+    labels, centers
+        [n] codes.
+    m
+        Tiles of each type whose distances are averaged; a tile that has fewer has no margin (NaN).
+    distance
+        ``cosine``: 1 − cosine; ``euclidean``.
+
+    References
+    ----------
+    Grisi et al. 2026 (package croma).
+
+    Examples
+    --------
+    >>> rows = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]])
+    >>> margins = tile_margins(rows, np.arange(4), np.array([0, 0, 1, 0]), np.array([0, 1, 0, 0]), 1)
+    >>> margins.round(2).tolist()
+    [0.59, nan, nan, -0.06]
+    """
+    found = nearest_of_types(vectors, groups, labels, centers, m, distance)
+    near, far = (each.distance(distance).mean(axis=1) for each in found)
+    return margin_of(near, far)
 
 
 @dataclass(frozen=True)

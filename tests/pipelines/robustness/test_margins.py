@@ -17,7 +17,11 @@ from pathfm_kedro.pipelines.robustness.margins import (
 )
 from pathfm_kedro.pipelines.robustness.robustness_index import choose_k
 from pathfm_kedro.statistics.figures import measure
-from pathfm_kedro.statistics.neighbours import nearest_by_type, nearest_neighbours
+from pathfm_kedro.statistics.neighbours import (
+    nearest_by_type,
+    nearest_neighbours,
+    nearest_of_types,
+)
 from pathfm_kedro.statistics.pair_bootstrap import jackknife_variance
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.resampled_tail import resampled_distribution, summaries
@@ -28,6 +32,7 @@ from pathfm_kedro.statistics.typed_distances import (
     nearest_of_units,
     sampled_queries,
     split_by_center,
+    tile_margins,
 )
 from tests.in_memory import InMemory
 
@@ -164,6 +169,13 @@ def test_figures_equal_plain_loops():
     assert shares["value"].is_sorted(descending=True)
 
 
+@pytest.mark.parametrize("m", [1, 3, 11])
+def test_margins_of_tiles_equal_plain_loops(m):
+    vectors, patient, label, center = arrays(3, 2)
+    found = tile_margins(vectors, patient, label, center, m)
+    np.testing.assert_allclose(found, looped(vectors, patient, label, center, m), atol=1e-12)
+
+
 @pytest.mark.parametrize("m", [1, 2, 5])
 def test_typed_search_equals_searches_among_the_tiles_of_each_type(m):
     vectors, patient, label, center = arrays(3, 3, 2, seed=m)
@@ -171,6 +183,10 @@ def test_typed_search_equals_searches_among_the_tiles_of_each_type(m):
     nearest = nearest_neighbours(vectors, patient, 4)
     np.testing.assert_array_equal(found.nearest.indices, nearest.indices)
     np.testing.assert_array_equal(found.nearest.similarity, nearest.similarity)
+    alone = nearest_of_types(vectors, patient, label, center, m)
+    for one, other in zip(alone, (found.same_label, found.same_center), strict=True):
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.similarity, other.similarity)
     every = nearest_neighbours(vectors, patient, len(vectors)).indices
     for typed, same_label in ((found.same_label, True), (found.same_center, False)):
         for i, order in enumerate(every):

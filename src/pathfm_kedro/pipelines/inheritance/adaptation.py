@@ -74,7 +74,7 @@ from pathfm_kedro.statistics.cross_validation import (
     widened_interval,
 )
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value
-from pathfm_kedro.statistics.jackknife import jackknife_interval
+from pathfm_kedro.statistics.kernel_alignment import aligned_value
 from pathfm_kedro.statistics.measurements import MIN_PATIENTS, Estimate, Null
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.readable_numbers import number
@@ -328,12 +328,8 @@ def _cka(rows: PatientStatistics, problem: Sequence[str], n_patients: int) -> Va
     """Alignment of all rows, its interval from those without a group of patients."""
     _refuse_nothing(rows, problem)
     table = rows.table.sort("group")
-    value, parts = table["cka"][0], table["cka"].to_numpy()[1:]
-    if value is None or not np.isfinite(value):
-        raise Undefined("vectors before or after do not vary: there is nothing to align")
-    low, high = jackknife_interval(value, parts[np.isfinite(parts)])
-    estimate = Estimate(value, low, high, int(table["n_tiles"][0]), n_patients)
-    return Value(estimate, Null(0.0, 0.0))
+    parts = table["cka"].cast(pl.Float64).to_numpy()
+    return aligned_value(float(parts[0]), parts[1:], int(table["n_tiles"][0]), n_patients)
 
 
 def _refuse_nothing(

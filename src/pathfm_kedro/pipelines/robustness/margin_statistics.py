@@ -34,7 +34,7 @@ from pathfm_kedro.statistics.balanced_designs import (
     each_searched,
     permuted_tags,
 )
-from pathfm_kedro.statistics.neighbours import Neighbours, TypedNeighbours, nearest_by_type
+from pathfm_kedro.statistics.neighbours import TypedNeighbours, nearest_by_type
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.resampled_tail import SUMMARIES, summaries
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
@@ -144,18 +144,13 @@ def searched_statistics(
         size = max(p.sampled_queries // sizes[scope.design], _FEWEST_SAMPLED)
         sample = _sample(sampled, scope, other.units, size, index.distance, p)
         margins += _scope_margins(cohort, scope, typed, sample, other, index.distance, p)
-        distance = _distances(nearest, index.distance)
+        distance = nearest.distance(index.distance)
         found.append(_Weighted(scope, nearest.indices.astype(np.int32), distance))
     table = pl.concat([*counts[1:], counts[0]])
     k = best_k(table, index.k_design)
     if k is not None:
         margins += _weighted_neighbours(cohort, found, k, index.k_grid)
     return table, pl.concat([*margins[1:], margins[0]])
-
-
-def _distances(found: Neighbours, distance: str) -> Floats:
-    """Distances in their own unit; infinite where there is no neighbour."""
-    return 1 - found.similarity if distance == "cosine" else -found.similarity
 
 
 def _scope_margins(
@@ -168,7 +163,7 @@ def _scope_margins(
     p: RobustnessMargins,
 ) -> list[pl.DataFrame]:
     """Rows of the kinds margins, without_patient and permuted_… of one scope."""
-    near, far = (_distances(found, distance) for found in (typed.same_label, typed.same_center))
+    near, far = (found.distance(distance) for found in (typed.same_label, typed.same_center))
     every = np.ones(near.shape, dtype=np.bool_)
     frames = []
     for m in p.m:

@@ -38,6 +38,7 @@ from pathfm_kedro.pipelines.robustness.cue_conflict import (
     cue_conflict_figures,
     cue_conflict_statistics,
 )
+from pathfm_kedro.pipelines.robustness.encoder_similarity import measured_similarity
 from pathfm_kedro.pipelines.robustness.feature_agreement import (
     FeatureAgreement,
     feature_agreement_figures,
@@ -111,6 +112,7 @@ from pathfm_kedro.wiring import (
     experiment_pipeline,
     grouped,
     in_grids,
+    named_partial,
     node,
     views_pipeline,
 )
@@ -278,7 +280,13 @@ AGREEMENT = Experiment(
 EVERY = [INDEX, MARGINS, *EXPERIMENTS, SUBGROUPS, SAME_TISSUE, ATTACKED]
 _NOTHING_THE_SAME = "its entry does not say that another gives the same vectors (same_as)"
 #: Experiments that are wired by hand, since encoders meet in them.
-WIRED = ["robustness_index", "robustness_margins", "adversarial", "comparison"]
+WIRED = [
+    "robustness_index",
+    "robustness_margins",
+    "adversarial",
+    "comparison",
+    "encoder_similarity",
+]
 
 
 def create_pipeline(
@@ -336,6 +344,7 @@ def create_pipeline(
         *(_experiment(x, encoders, known, values, grids) for x in listed),
         adversarial_pipeline(encoders, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
+        similarity_pipeline(encoders, controls, grids),
         examples_pipeline([e for e in encoders if e not in controls], grids, _ROTATION),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
@@ -443,6 +452,29 @@ def _calibrated(
     if _TRUTH not in encoders or not block:
         return None
     return calibration_node("robustness", x, block, _TRUTH, mix, dose_response, encoders, grids)
+
+
+def similarity_pipeline(
+    encoders: Sequence[str], controls: Sequence[str], grids: TileGrids
+) -> Pipeline:
+    """One node in which the vectors of all encoders meet.
+
+    Parameters
+    ----------
+    encoders, controls, grids
+        As in :func:`create_pipeline`.
+    """
+    x = "encoder_similarity"
+    of_encoders = [grids.dataset(name, e) for e in encoders for name in ("tiles", "embeddings.{e}")]
+    similarity = named_partial(
+        measured_similarity,
+        encoders=tuple(encoders),
+        controls=tuple(controls),
+        grids=tuple(map(grids.grid, encoders)),
+    )
+    inputs = ["slides", f"params:{x}", *of_encoders]
+    output = f"measurements.robustness.{x}"
+    return grouped(x, [node(similarity, inputs, output, name="measurements", tags=[x])])
 
 
 def same_tissue_pipeline(
