@@ -21,6 +21,8 @@ export DO_NOT_TRACK := 1
 export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
+# Hundreds of processes would each compile the code, where a container asks for that.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-slow coverage lint docs site viz bench calibrate power clean
 .DEFAULT_GOAL := help
