@@ -27,30 +27,35 @@ class PlainConfigLoader(OmegaConfigLoader):
         key: str,
         processed_files: set[Path],
         read_environment_variables: bool | None = False,
-    ) -> dict[Path, Any]:
+    ) -> Any:
         """What is written in each file of a folder; not to be changed."""
-        given = (conf_path, patterns, key, processed_files, read_environment_variables)
-        if read_environment_variables or not self._fs.isdir(Path(conf_path).as_posix()):
-            return super()._read_dir_configs(*given)
+        contents = None if read_environment_variables else self._contents(conf_path, patterns)
+        if contents is None:
+            return super()._read_dir_configs(
+                conf_path, patterns, key, processed_files, read_environment_variables
+            )
+        processed_files.update(contents)
+        self._check_duplicates(key, contents)
+        return contents
+
+    def _contents(self, folder: str, patterns: Iterable[str]) -> dict[Path, Any] | None:
+        """Mappings that the files hold; None where Kedro has words for what is wrong with one."""
+        if not self._fs.isdir(Path(folder).as_posix()):
+            return None
         found = {
             Path(file)
             for pattern in patterns
-            for file in self._fs.glob(Path(conf_path, pattern).as_posix())
+            for file in self._fs.glob(Path(folder, pattern).as_posix())
             if not (self.ignore_hidden and self._is_hidden(file))
         }
         files = sorted(path for path in found if self._is_valid_config_path(path))
         try:
             contents = {path: _parsed(self._fs.cat_file(path.as_posix())) for path in files}
         except yaml.YAMLError:
-            # Kedro's words for it.
-            return super()._read_dir_configs(*given)
-        if not all(isinstance(content, dict) for content in contents.values()):
-            return super()._read_dir_configs(*given)
-        processed_files.update(files)
-        self._check_duplicates(key, contents)
-        return contents
+            return None
+        return contents if all(isinstance(c, dict) for c in contents.values()) else None
 
-    def _check_duplicates(self, key: str, config_per_file: Mapping[Path, Any]) -> None:
+    def _check_duplicates(self, key: str, config_per_file: dict[Path, Any]) -> None:
         """Refuse what two files of a folder set; of parameters, at any depth."""
         if key == "parameters":
             config_per_file = {
@@ -114,8 +119,10 @@ def merge(*contents: Mapping[Any, Any]) -> dict[Any, Any]:
     for content in contents:
         for key, value in content.items():
             before = merged.get(key)
-            both = isinstance(value, Mapping) and isinstance(before, Mapping)
-            merged[key] = merge(before, value) if both else _copied(value)
+            if isinstance(value, Mapping) and isinstance(before, Mapping):
+                merged[key] = merge(before, value)
+            else:
+                merged[key] = _copied(value)
     return merged
 
 
@@ -146,7 +153,7 @@ def _yaml_loader() -> Any:
     if not yaml.__with_libyaml__:
         return safe
 
-    class Loader(yaml.cyaml.CParser, safe):  # type: ignore[misc]
+    class Loader(yaml.cyaml.CParser, safe):  # type: ignore[misc, valid-type]
         def __init__(self, stream: bytes) -> None:
             yaml.cyaml.CParser.__init__(self, stream)
             yaml.constructor.SafeConstructor.__init__(self)

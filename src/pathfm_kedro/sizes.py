@@ -29,9 +29,10 @@ class SizedConfigLoader(PlainConfigLoader):
         known = merge(
             *({k: one[k] for k in _OF_SIZE if k in one} for one in map(as_written, given))
         )
+        sized: dict[Path, Any] = dict(base)
         if "sizes" in known:
-            base = {**base, Path("size"): dict(chosen_size(known))}
-        found = self._resolve_from_raw_config(key, base, own, base_path, own_path, files)
+            sized[Path("size")] = dict(chosen_size(known))
+        found = self._resolve_from_raw_config(key, sized, own, base_path, own_path, files)
         found.pop("sizes", None)
         return found
 
