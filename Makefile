@@ -69,7 +69,7 @@ coverage: $(TESTING)
 
 # Audits of the real tile sets, runs that are killed again and again, dvc repro, coverage by simulation: minutes each.
 test-slow: $(TESTING)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder tests
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
