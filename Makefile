@@ -22,6 +22,8 @@ export DO_NOT_TRACK := 1
 export KEDRO_DISABLE_TELEMETRY := 1
 # A report about the phantom comes from the phantom's folder, whatever the shell says.
 export KEDRO_ENV := phantom
+# Hundreds of processes would each compile the code, where a container asks for that.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-slow coverage lint docs site viz pictures bench calibrate power clean
 .DEFAULT_GOAL := help
@@ -68,7 +70,7 @@ coverage: $(TESTING)
 
 # Audits of the real tile sets, runs that are killed again and again, dvc repro, coverage by simulation: minutes each.
 test-slow: $(TESTING)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder tests
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +14,13 @@ import numpy as np
 import polars as pl
 import pytest
 import tifffile
+import yaml
 from hypothesis import settings
+
+#: Each worker has a core: small matrices and networks take several times as long where threads wait for
+#: each other. Programs that a test starts have it from here.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).parents[1]
 #: Real slides and tiles to test against; they lie beside the project, or where the variable says.
@@ -40,6 +48,24 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Journeys first: what takes minutes is not left for one worker at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("journey") is None)
+
+
+@functools.cache
+def files_of_base() -> dict[str, dict[str, Any]]:
+    """Parameters that each file of conf/base holds; not to be changed."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    files = sorted((PROJECT / "conf" / "base").glob("parameters*.yml"))
+    return {path.name: yaml.load(path.read_bytes(), loader) or {} for path in files}
+
+
+def base_parameters() -> dict[str, Any]:
+    """The parameters of conf/base, those of sizes included."""
+    return copy.deepcopy({k: v for held in files_of_base().values() for k, v in held.items()})
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ import yaml
 from docs import generate
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
+from pathfm_kedro.conf_files import merge
 from pathfm_kedro.configuration import unknown_keys
 from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.report.words import Words, gather_words
@@ -34,7 +35,7 @@ from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.variants import expand_variants
 from pathfm_kedro.wiring import grouped
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, base_parameters
 
 PAGES = sorted(
     [
@@ -113,19 +114,10 @@ def spans_of(page: Path) -> Iterator[tuple[str, str]]:
 SPANS = [span for page in PAGES for span in spans_of(page)]
 
 
-def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(base)
-    for key, value in own.items():
-        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
-        both[key] = merged(both[key], value) if nested else value
-    return both
-
-
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
     """Parameters of conf/base."""
-    files = (PROJECT / "conf" / "base").glob("parameters*.yml")
-    return {k: v for path in files for k, v in (yaml.safe_load(path.read_text()) or {}).items()}
+    return base_parameters()
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +201,7 @@ def test_yaml_is_read_by_what_reads_it(block, base, parameter_classes):
         head = "words_inheritance:\n" if block.marker != "words" else ""
         own = yaml.safe_load(head + block.text)
         assert set(own) <= set(base)
-        assert Words.read(gather_words(merged(base, own))).experiments
+        assert Words.read(gather_words(merge(base, own))).experiments
     else:
         own = yaml.safe_load(block.text)
         if block.marker != "parameters":
@@ -228,7 +220,7 @@ def refuse_unreadable(name: str, values: Any, base: Mapping[str, Any], classes: 
             if entry is not None:
                 assert EncoderSpec.from_parameters(encoder, entry).name == encoder
     elif name in classes:
-        read_parameters(classes[name], name, merged(base[name], values))
+        read_parameters(classes[name], name, merge(base[name], values))
     elif name not in base:  # an experiment that the page adds
         read_parameters(ExperimentParameters, name, values)
 
@@ -495,7 +487,7 @@ def test_the_added_experiment_works_as_pasted(added, module, base):
     parameters = yaml.safe_load(added["parameters"].text)[experiment.name]
     criterion = experiment.read(parameters).criteria[0]
     own = yaml.safe_load("words_inheritance:\n" + added["words of an experiment"].text)
-    words = Words.read(gather_words(merged(base, own)))
+    words = Words.read(gather_words(merge(base, own)))
     statistics = pl.DataFrame(
         {"patient_id": [f"p{i}" for i in range(9)], "n_tiles": [2] * 9, "length": [4.0] * 9}
     )

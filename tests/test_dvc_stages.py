@@ -20,7 +20,7 @@ from pathfm_kedro.pipeline_registry import register_pipelines
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.wiring import TileGrids
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, base_parameters, files_of_base
 
 COHORT, LABEL = "phantom", "0-repro"
 #: Stages that run once for each encoder, and the encoder at which they are looked at.
@@ -113,7 +113,7 @@ def paths(entries: list) -> list[str]:
 
 
 #: What the sizes of an audit change: stages that read any of it depend on the size.
-SIZES = yaml.safe_load((PROJECT / "conf/base/parameters_sizes.yml").read_text())["sizes"]
+SIZES = base_parameters()["sizes"]
 #: Stages that run a part of another pipeline.
 PIPELINE_OF = {"rival": "embed", "harmonise": "embed", "features": "embed", "collect": "embed"}
 STAGES = (
@@ -183,11 +183,7 @@ def test_dependencies_are_those_of_the_pipeline(name, stages, pipelines, catalog
 def test_parameters_are_those_of_the_pipeline(name, stages, pipelines):
     stage = stages[name]
     used = {d for d in part_of(stage, pipelines).inputs() if d.startswith("param")}
-    base = {
-        key: path.name
-        for path in (PROJECT / "conf" / "base").glob("parameters*.yml")
-        for key in yaml.safe_load(path.read_text())
-    }
+    base = {key: file for file, blocks in files_of_base().items() for key in blocks}
     keys = set(base) if "parameters" in used else {d[7:].split(".")[0] for d in used}
     if any(keys & set(size or {}) for size in SIZES.values()):
         keys |= {"audit", "sizes"}

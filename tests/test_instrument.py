@@ -8,7 +8,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
 from kedro.io.core import Version
 
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset, ShardedTensors
@@ -31,7 +30,7 @@ from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.wiring import Experiment
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 
 #: Three cohorts are drawn, embedded and searched.
 pytestmark = pytest.mark.slow
@@ -40,14 +39,7 @@ CONTROLS = ("stain_statistics", "noise", "phantom_truth")
 STRENGTHS = (0.0, 0.5, 1.0)
 
 
-def defaults() -> dict:
-    found: dict = {}
-    for path in (PROJECT / "conf" / "base").glob("parameters*.yml"):
-        found |= yaml.safe_load(path.read_text())
-    return found
-
-
-PARAMETERS = defaults()
+PARAMETERS = base_parameters()
 RETRIEVAL = Experiment("retrieval", Retrieval, search_slides, retrieval_figures, [])
 ENGINE = {"workers": 2, "max_failed_share": 0.0}
 

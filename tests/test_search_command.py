@@ -7,7 +7,6 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from click.testing import CliRunner
 from PIL import Image
 
@@ -22,7 +21,7 @@ from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import read_mosaic
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 from tests.in_memory import InMemory
 from tests.pipelines.retrieve.planted import label_in_the_mean, mosaic_of
 
@@ -30,9 +29,7 @@ ENTRY = {"model": "control:stain_statistics", "role": "control"}
 
 
 def parameters():
-    found = {}
-    for path in (PROJECT / "conf" / "base").glob("parameters*.yml"):
-        found |= yaml.safe_load(path.read_text())
+    found = base_parameters()
     found["encoders"] = {"stain_statistics": ENTRY}
     found["engine"] = {"workers": 1, "max_failed_share": 0.0}
     found["tile"] = found["tile"] | {"min_tissue_fraction": 0.0, "pixels": 64}

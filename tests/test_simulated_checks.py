@@ -1,21 +1,19 @@
 """The simulations behind docs/error_rates.md still run, and judge what the audit judges."""
 
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import PROJECT, base_parameters
 
 
 @pytest.fixture(scope="module")
 def simulations():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
     try:
         from simulated_checks import SIMULATIONS
     finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+        sys.path.remove(str(PROJECT / "benchmarks"))
     return SIMULATIONS
 
 
@@ -39,12 +37,7 @@ def test_every_criterion_of_the_configuration_is_simulated(rows):
         for found in rows.values()
         for row in found.drop_nulls("threshold").to_dicts()
     }
-    blocks = [
-        (name, block)
-        for path in (ROOT / "conf/base").glob("parameters_*.yml")
-        for name, block in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items()
-        if isinstance(block, dict)
-    ]
+    blocks = [(name, block) for name, block in base_parameters().items() if isinstance(block, dict)]
     asked = {
         (name, c["metric"], c["above"] if "above" in c else c["below"])
         for name, block in blocks

@@ -14,15 +14,11 @@ from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.hooks import too_small_checks
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.bootstrap import binomial_interval
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, base_parameters
 
 #: Smallest institution that the default size is made for.
 PATIENTS = 200
-BASE = {
-    key: value
-    for path in (PROJECT / "conf" / "base").glob("parameters*.yml")
-    for key, value in yaml.safe_load(path.read_text()).items()
-}
+BASE = base_parameters()
 SIZES = BASE["sizes"]
 #: What is no matter of size.
 NOT_OF_SIZE = {"criteria", "seed", "k_grid", "distance", "designs", "calibration"}

@@ -33,7 +33,7 @@ from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.tables import Embeddings
 from pathfm_kedro.wiring import Experiment
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, base_parameters
 from tests.in_memory import InMemory
 
 # ---------------------------------------------------------------- the file
@@ -137,9 +137,7 @@ LABELS, CENTERS, PATIENTS, TILES = ("clear", "papillary", "solid"), ("north", "s
 
 def merged_parameters() -> dict[str, Any]:
     """The project's parameters, and the two blocks."""
-    merged: dict[str, Any] = {}
-    for path in sorted((PROJECT / "conf" / "base").glob("parameters*.yml")):
-        merged |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    merged = base_parameters()
     blocks = yaml.safe_load(BLOCKS)
     merged["words_robustness"] |= blocks.pop("words_robustness")
     merged["calibration"] = {"doses": [0.0, 0.5, 1.0]}
@@ -370,9 +368,8 @@ def names_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_the_code_of_the_report_names_no_experiment():
     told = {
         name
-        for path in (PROJECT / "conf" / "base").glob("parameters_words_*.yml")
-        for key, block in yaml.safe_load(path.read_text(encoding="utf-8")).items()
-        if key != "words_report"
+        for key, block in base_parameters().items()
+        if key.startswith("words_") and key != "words_report"
         for name in block
     }
     assert len(told) > 15

@@ -44,9 +44,9 @@ _FILES_OF_WEIGHTS = ("local-dir", "torchscript", "onnx", "features")
 _FOLDERS_OR_HUB = ("transformers", "open_clip")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CohortPlan:
-    """What the pipelines of a cohort are built from.
+    """What the pipelines of a cohort are built from; equal to itself alone.
 
     Attributes
     ----------

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
-from omegaconf import OmegaConf
+
+from pathfm_kedro.conf_files import as_written, merge
 
 #: Groups whose keys a cohort chooses itself: its encoders, what a cluster's class takes, the classes of
 #: a phantom and the organ of each, sizes of an audit, versions of encoders; how an experiment is
@@ -59,17 +60,14 @@ def refuse_unknown_keys(loader: OmegaConfigLoader) -> None:
         Naming every file and key, with what it may have been meant to be.
     """
     known, given = _by_file(loader, "parameters")
-    whole: dict[str, Any] = {}
-    for content in known.values():
-        whole = _merged(whole, content)
+    whole = merge(*known.values())
     faults = [*_misnamed_files(loader, known), *_misnamed_globals(loader)]
     for place, content in given.items():
         texts = unknown_keys(content, whole)
         for group in _LEFT_OUT_BY_NULL:
             texts += _nothing_left_out(content.get(group), whole.get(group), group)
         faults += [_Fault(place, text) for text in texts]
-    for content in given.values():
-        whole = _merged(whole, content)
+    whole = merge(whole, *given.values())
     for size, content in (whole.get("sizes") or {}).items():
         texts = unknown_keys(content or {}, whole)
         faults += [_Fault(f"sizes.{size}", text) for text in texts]
@@ -115,24 +113,14 @@ def _by_file(
 
 
 def _plain(content: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(content, resolve=False)
     # Keys that begin with '_' are for interpolation alone: Kedro drops them.
-    return {str(k): v for k, v in plain.items() if str(k)[:1] != "_"} if plain else {}  # type: ignore[union-attr]
+    return {str(k): v for k, v in as_written(content).items() if str(k)[:1] != "_"}
 
 
 def _shown(path: Path, loader: OmegaConfigLoader) -> str:
     source = Path(loader.conf_source)
     below = path.relative_to(source) if path.is_relative_to(source) else path
     return (Path("conf") / below if source.name == "conf" else below).as_posix()
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(first)
-    for key, value in second.items():
-        before = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(before, Mapping)
-        merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def _unknown(

@@ -14,7 +14,7 @@ from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.io.catalog_config_resolver import DEFAULT_RUNTIME_PATTERN, CatalogConfigResolver
 from kedro.pipeline import Pipeline
 from kedro.runner import ParallelRunner
@@ -183,6 +183,15 @@ class CohortContext(KedroContext):
                 load_versions or {}
             )
         return super()._get_catalog(catalog_class, save_version, load_versions)
+
+    def _get_parameters(self) -> dict[str, Any]:
+        """Parameters as datasets; of words the blocks alone, which nothing reads in parts."""
+        # Kedro would look for the library of each value, of which there are thousands.
+        return {
+            name: MemoryDataset(value, copy_mode="deepcopy")
+            for name, value in super()._get_parameters().items()
+            if not (name.startswith("params:words_") and "." in name)
+        }
 
     def _versioned_datasets(self) -> list[str]:
         """Names of all versioned datasets of all pipelines, those of factories included."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from kedro.pipeline import Pipeline
 
@@ -41,7 +42,12 @@ warnings.filterwarnings("ignore", message="One or more dataset names contain '.'
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Pipelines by name; ``__default__`` runs them all in the order of the data."""
-    plan = read_cohort_plan()
+    return dict(_pipelines_of(read_cohort_plan()))
+
+
+# Kedro asks for them several times in a run, and the plan is the same as long as no file changes.
+@lru_cache(maxsize=2)
+def _pipelines_of(plan: CohortPlan) -> Mapping[str, Pipeline]:
     encoders = list(plan.encoders)
     controls = [name for name, entry in plan.encoders.items() if entry.get("role") == "control"]
     bases, seeds = harmonised_bases(plan.encoders), seeds_of_rivals(plan.encoders)
@@ -85,7 +91,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             _experiments(measured.values()), encoders, without_slides=grids.without_slides
         ),
     }
-    return named | {"__default__": sum(named.values(), start=Pipeline([]))}
+    return named | {"__default__": Pipeline(list(named.values()))}
 
 
 def _grids(plan: CohortPlan, tiles: CohortTiles, bases: Mapping[str, str]) -> TileGrids:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.config import OmegaConfigLoader
-from omegaconf import OmegaConf
+from pathfm_kedro.conf_files import PlainConfigLoader, as_written, merge
 
 #: Parameters that say which size an audit has, and what sizes change.
 _OF_SIZE = ("audit", "sizes")
 
 
-class SizedConfigLoader(OmegaConfigLoader):
+class SizedConfigLoader(PlainConfigLoader):
     """Kedro's loader; the parameters of conf/base are those of the audit's size.
 
     ``--params`` go before the cohort's folder, that before the size, and the size before conf/base.
@@ -26,14 +25,14 @@ class SizedConfigLoader(OmegaConfigLoader):
             return super().__getitem__(key)
         self._register_runtime_params_resolver()
         base, own, base_path, own_path, files = self._read_raw_config(key)
-        given = [*base.values(), *own.values(), OmegaConf.create(dict(self.runtime_params or {}))]
-        # The other parameters decide no size, and merging them takes half a second.
-        of_size = [OmegaConf.masked_copy(one, [k for k in _OF_SIZE if k in one]) for one in given]
-        known = OmegaConf.to_container(OmegaConf.unsafe_merge(*of_size), resolve=False)
-        if isinstance(known, Mapping) and "sizes" in known:
-            size = chosen_size({str(name): value for name, value in known.items()})
-            base = {**base, Path("size"): OmegaConf.create(dict(size))}
-        found = self._resolve_from_raw_config(key, base, own, base_path, own_path, files)
+        given = [*base.values(), *own.values(), self.runtime_params or {}]
+        known = merge(
+            *({k: one[k] for k in _OF_SIZE if k in one} for one in map(as_written, given))
+        )
+        sized: dict[Path, Any] = dict(base)
+        if "sizes" in known:
+            sized[Path("size")] = dict(chosen_size(known))
+        found = self._resolve_from_raw_config(key, sized, own, base_path, own_path, files)
         found.pop("sizes", None)
         return found
 

@@ -429,7 +429,13 @@ def in_grids(
 
 def grouped(namespace: str, nodes: Sequence[Node | Pipeline]) -> Pipeline:
     """Nodes as one collapsible box of kedro-viz; datasets keep their names."""
-    return Pipeline(nodes, namespace=namespace, prefix_datasets_with_namespace=False)
+    flat = [n for each in nodes for n in (each.nodes if isinstance(each, Pipeline) else [each])]
+    # Kedro's own way makes every pipeline twice.
+    return Pipeline([_within(namespace, each) for each in flat])
+
+
+def _within(namespace: str, each: Node) -> Node:
+    return each._copy(namespace=".".join(filter(None, [namespace, each.namespace])))
 
 
 def named_partial(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:

@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 import yaml
 from click.testing import CliRunner
-from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.io.core import Version
 from kedro.pipeline import Pipeline, node
 
 from pathfm_kedro.cli import cli
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS, read_cohort_plan
+from pathfm_kedro.conf_files import PlainConfigLoader
 from pathfm_kedro.configuration import is_open, refuse_unknown_keys, unknown_keys
 from pathfm_kedro.datasets.parquet import ParquetDataset
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensors
@@ -32,10 +32,9 @@ from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.phantom import PhantomDesign
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.tables import OtherSlidesError, refuse_other_slides
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, base_parameters
 
-RETRIEVAL = yaml.safe_load((PROJECT / "conf/base/parameters_retrieve.yml").read_text())["retrieval"]
-TILE = yaml.safe_load((PROJECT / "conf/base/parameters_tile.yml").read_text())["tile"]
+RETRIEVAL, TILE = (base_parameters()[block] for block in ("retrieval", "tile"))
 
 ENCODERS = {
     "unknown_key": (
@@ -288,13 +287,6 @@ def test_two_images_whose_names_differ_in_case_only_are_refused(tmp_path):
         list_folder(tmp_path, ("center", "label"), tmp_path)
 
 
-def base_parameters() -> dict:
-    merged: dict = {}
-    for file in sorted((PROJECT / "conf" / "base").glob("parameters*.yml")):
-        merged |= yaml.safe_load(file.read_text()) or {}
-    return merged
-
-
 def paths_of(group: dict, above: str = ""):
     """Every key below a group that a cohort may change, as a path of names."""
     for key, value in group.items():
@@ -311,14 +303,14 @@ def nested(path: str, value: object) -> dict:
     return value
 
 
-def configured(conf, typed: dict | None = None) -> OmegaConfigLoader:
-    return OmegaConfigLoader(str(conf), env="clinic", runtime_params=typed, **CONFIG_LOADER_ARGS)
+def configured(conf, typed: dict | None = None) -> PlainConfigLoader:
+    return PlainConfigLoader(str(conf), env="clinic", runtime_params=typed, **CONFIG_LOADER_ARGS)
 
 
 def test_every_cohort_of_the_project_has_known_keys_only():
     for file in sorted((PROJECT / "conf").glob("*/globals.yml")):
         refuse_unknown_keys(
-            OmegaConfigLoader(str(PROJECT / "conf"), env=file.parent.name, **CONFIG_LOADER_ARGS)
+            PlainConfigLoader(str(PROJECT / "conf"), env=file.parent.name, **CONFIG_LOADER_ARGS)
         )
 
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from tests.journeys.conftest import kedro
+from tests.journeys.conftest import kedro, write_parameters
 from tests.test_registry import SEVEN
 
 pytestmark = pytest.mark.journey
@@ -32,7 +32,11 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def site(clone):
-    """The static site of the phantom cohort, served on this machine."""
+    """The static site of the phantom cohort with one encoder, served on this machine."""
+    # kedro-viz takes the square of the number of boxes.
+    truth = {"model": "control:phantom_truth", "role": "control"}
+    encoders = {"noise": None, "stain_statistics": None, "phantom_truth": truth}
+    write_parameters(clone, "phantom", "encoders", encoders=encoders)
     kedro(clone, "viz", "build")
     handler = functools.partial(_Quiet, directory=str(clone / "build"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import numpy as np
 import pytest
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from pathfm_kedro.statistics.parameters import (
     ExperimentParameters,
     read_parameters,
 )
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -90,10 +89,8 @@ def test_all_faults_are_told_at_once():
     "x", [INDEX, MARGINS, *EXPERIMENTS, *RETRIEVE, *INHERITANCE], ids=lambda x: x.name
 )
 def test_the_defaults_of_every_experiment_can_be_read(x):
-    merged: dict = {}
-    for path in sorted((PROJECT / "conf" / "base").glob("parameters_*.yml")):
-        merged |= yaml.safe_load(path.read_text()) or {}
-    p = x.read(merged[x.name])
+    block = base_parameters()[x.name]
+    p = x.read(block)
     assert p.draws >= 1000
-    for entry in merged[x.name]["criteria"]:
+    for entry in block["criteria"]:
         assert Criterion.parse(entry) in p.criteria

@@ -14,7 +14,7 @@ from pathfm_kedro.statistics.bootstrap import bootstrap_weights
 from pathfm_kedro.statistics.figures import Criterion
 
 #: How a dataclass of parameters is declared: ``@dataclass(frozen=True, config=STRICT)``.
-STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
 T = TypeVar("T", bound="ExperimentParameters")
 

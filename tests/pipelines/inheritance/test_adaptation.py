@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from polars.testing import assert_frame_equal
 
 from pathfm_kedro.pipelines.inheritance.adaptation import adaptation_figures
@@ -25,11 +24,11 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, P
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.parameters import read_parameters
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 
 LITE0 = {"model": "package:efficientnet_lite0"}
 TINY = {"model": "timm:test_efficientnet", "pretrained": False, "seed": 1, "device": "cpu"}
-DEFAULTS = yaml.safe_load((PROJECT / "conf/base/parameters_inheritance.yml").read_text())
+DEFAULTS = base_parameters()
 ARMS = ["linear", "full", "random_frozen"]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-import yaml
 
 from pathfm_kedro.pipelines.report.controls import check_controls
 from pathfm_kedro.pipelines.report.findings import collect_findings
@@ -21,7 +20,7 @@ from pathfm_kedro.statistics.measurements import (
     measurement_table,
     not_applicable,
 )
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 
 #: Robustness index, m-kNN at 90°, macro-F1, label and center accuracy of each encoder.
 TRUTH = {
@@ -36,10 +35,7 @@ PARAMETERS = {"alpha": 0.05, "chance_margin": 0.2}
 
 def project_words() -> dict[str, Any]:
     """The words that come with the project."""
-    parameters: dict[str, Any] = {}
-    for path in (PROJECT / "conf" / "base").glob("parameters_words_*.yml"):
-        parameters |= yaml.safe_load(path.read_text(encoding="utf-8"))
-    return gather_words(parameters)
+    return gather_words({k: v for k, v in base_parameters().items() if k.startswith("words_")})
 
 
 WORDS = project_words()

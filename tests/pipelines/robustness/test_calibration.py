@@ -8,7 +8,6 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 
 from pathfm_kedro.encoders.controls import PhantomTruth
 from pathfm_kedro.pipelines.robustness.appearance import Appearance, appearance_views
@@ -30,7 +29,7 @@ from pathfm_kedro.statistics.measurements import Estimate, measurement, measurem
 from pathfm_kedro.statistics.parameters import Calibration, read_parameters
 from pathfm_kedro.wiring import Experiment
 from pathfm_kedro.wiring_across import calibration_node
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 from tests.pipelines.robustness.phantom_views import (
     CONTROLS,
     SIDE,
@@ -42,7 +41,7 @@ from tests.pipelines.robustness.phantom_views import (
     shards_of,
 )
 
-PARAMETERS = yaml.safe_load((PROJECT / "conf/base/parameters_robustness.yml").read_text())
+PARAMETERS = base_parameters()
 CALIBRATED = {
     x.name: x
     for x in [INDEX, MARGINS, *EXPERIMENTS]

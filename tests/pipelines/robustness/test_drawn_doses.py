@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 
 from pathfm_kedro.encoders.base import Encoder
 from pathfm_kedro.encoders.controls import PhantomTruth, StainStatistics
@@ -32,7 +31,7 @@ from pathfm_kedro.slides.center_stains import center_references
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
 from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.views import VIEWS
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
 from tests.pipelines.robustness.phantom_views import make_pool, measured_stains, pick, shards_of
 
 pytestmark = pytest.mark.slow
@@ -41,7 +40,7 @@ pytestmark = pytest.mark.slow
 SIDE, WIDE, MPP = 112, 256, 1.0
 #: Upper left corners of the tiles of a slide, px: with room for the largest field.
 CORNERS = ((90, 120), (190, 110), (120, 190))
-BLOCKS = yaml.safe_load((PROJECT / "conf/base/parameters_robustness.yml").read_text())
+BLOCKS = base_parameters()
 EXPERIMENT = {each.name: each for each in EXPERIMENTS}
 VIEW_OF = {
     "rotation": view_of_rotation,

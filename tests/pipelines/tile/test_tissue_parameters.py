@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 from scipy import ndimage
 
 from pathfm_kedro.pipelines.ingest.description import describe_slides
@@ -12,10 +11,10 @@ from pathfm_kedro.pipelines.tile.contact_sheet import draw_contact_sheet
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.tissue import TissueSettings
-from tests.conftest import PROJECT, manifest, manifest_row, write_tiff
+from tests.conftest import base_parameters, manifest, manifest_row, write_tiff
 
 ENGINE = {"workers": 1, "max_failed_share": 1.0}
-BASE = yaml.safe_load((PROJECT / "conf/base/parameters_tile.yml").read_text())["tile"]
+BASE = base_parameters()["tile"]
 PARAMETERS = BASE | {"pixels": 64, "overview_mpp": 4.0, "max_tiles_per_slide": None}
 
 

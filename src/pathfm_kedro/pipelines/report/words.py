@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.report.text import Row, humanise, threshold_text, value_text
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", defer_build=True)
 #: Blocks of parameters that hold words begin so.
 _PREFIX = "words_"
 #: The block that belongs to the report as a whole.
