@@ -149,7 +149,9 @@ def test_a_plain_name_is_that_of_all_its_spellings(text):
 NOTHING = [
     "NA", "N/A", "n.a.", "None", "NaN", "null", "NULL", "#N/A", "#N/A N/A", "-", "--", "\u2014",
     "\u2212", "?", "???", ".", "_", "/", "*", "<NA>", "NaT", "nil", "\\N", "#NV", "#REF!", "(null)",
-    "N / A", "\u200b", "not available", "-nan", "1.#QNAN", "k.A.",
+    "N / A", "\u200b", "not available", "-nan", "1.#QNAN", "k.A.", "[Not Available]", "'--",
+    "not reported", "Not Allowed To Collect", "{null}", "'NA'", "(missing)", "keine Angabe", "-999",
+    "-99.0",
 ]  # fmt: skip
 
 
@@ -179,8 +181,12 @@ def test_a_slide_id_stands_for_itself_unless_nothing_of_it_is_seen():
 
 
 @pytest.mark.parametrize(
-    "name", ["+", "++", "0", "no", "blank", "unknown", "nano", "Nancy", "NAT1", "none found", "<5%"]
-)
+    "name",
+    [
+        "+", "++", "0", "no", "blank", "unknown", "nano", "Nancy", "NAT1", "none found", "<5%", "-1",
+        "999", "(benign)", "not tumour",
+    ],
+)  # fmt: skip
 def test_a_name_that_only_looks_like_nothing_is_a_name(name):
     assert check_manifest(manifest(manifest_row("a", label=name)))["status"].item() == "listed"
 

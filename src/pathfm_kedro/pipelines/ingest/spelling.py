@@ -7,18 +7,25 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: What programs write for a value that is not there, without case and blanks: R, pandas, Polars,
-#: spreadsheets (English, German, French, Spanish), SQL, MATLAB, and laboratory systems.
+#: What programs write for a value that is not there, without case, blanks and the brackets around it:
+#: R, pandas, Polars, spreadsheets (English, German, French, Spanish), SQL, MATLAB, laboratory systems
+#: and registries (GDC).
 _NOTHING = frozenset(
     {
-        "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "<na>", "(na)", "[na]", "nat",
-        "nan", "-nan", "+nan", "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "<none>",
-        "(none)", "nonetype", "null", "<null>", "(null)", "[null]", "#null", "#null!", "nil", "\\n",
-        "#value!", "#ref!", "#name?", "#num!", "#div/0!", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a",
-        "n/d", "n.d.", "(missing)", "<missing>", "(unknown)", "<unknown>", "(empty)", "(blank)",
-        "notavailable", "notapplicable", "notspecified", "notgiven",
+        "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "nat", "nan", "-nan", "+nan",
+        "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "nonetype", "null", "#null",
+        "#null!", "nil", "\\n", "#value!", "#ref!", "#name?", "#num!", "#div/0!", "#nv", "#n/v",
+        "#nd", "#n/d", "k.a.", "k.a", "n/d", "n.d.", "notavailable", "notapplicable", "notspecified",
+        "notgiven", "notreported", "notrecorded", "notevaluated", "notassessed", "notcollected",
+        "notprovided", "notallowedtocollect", "nodata", "novalue", "keineangabe", "keineangaben",
+        "ohneangabe",
     }
 )  # fmt: skip
+#: Words that stand for nothing in brackets alone: without, a class or a place may be called so.
+_NOTHING_IN_BRACKETS = frozenset({"missing", "unknown", "empty", "blank"})
+_BRACKETS = "()[]<>{}'\""
+#: What statistics programs write for a number that is not there.
+_MISSING_NUMBER = re.compile(r"-9+(\.0+)?")
 #: What people write where they do not know: a name like any other to the program, and seldom one name.
 _UNKNOWN = frozenset(
     {"unknown", "unk", "notknown", "missing", "undefined", "undef", "tbd", "unbekannt", "inconnu"}
@@ -74,11 +81,28 @@ def stands_for_nothing(text: str) -> bool:
 
     Examples
     --------
-    >>> [stands_for_nothing(text) for text in ("N/A", " none", "\u2014", "?", "+", "nano", "North")]
-    [True, True, True, True, False, False, False]
+    >>> [stands_for_nothing(text) for text in ("N/A", " none", "\u2014", "?", "[Null]", "+", "nano")]
+    [True, True, True, True, True, False, False]
     """
     name = plain_name(text)
-    return name in _NOTHING or all(unicodedata.category(letter)[0] == "P" for letter in name)
+    bare = name.strip(_BRACKETS)
+    return (
+        name in _NOTHING
+        or bare in _NOTHING
+        or (bare != name and bare in _NOTHING_IN_BRACKETS)
+        or all(unicodedata.category(letter)[0] == "P" for letter in name)
+    )
+
+
+def names_nothing(text: str) -> bool:
+    """As :func:`stands_for_nothing`, of a cell for a name: a missing number is none either.
+
+    Examples
+    --------
+    >>> [names_nothing(text) for text in ("-999", "-99.0", "999", "-1")]
+    [True, True, False, False]
+    """
+    return stands_for_nothing(text) or bool(_MISSING_NUMBER.fullmatch(plain_name(text)))
 
 
 def stands_for_unknown(text: str) -> bool:
