@@ -148,10 +148,14 @@ def _refuse_vectors(vectors: Any, spec: EncoderSpec) -> None:
 def _refuse_scores(vectors: torch.Tensor, spec: EncoderSpec) -> None:
     """What a file of a network gives is known by its numbers alone."""
     n = vectors.shape[1]
-    sums_to_one = bool((vectors >= 0).all() and (vectors.double().sum(dim=1) - 1).abs().max() < _SUM)
+    sums_to_one = bool(
+        (vectors >= 0).all() and (vectors.double().sum(dim=1) - 1).abs().max() < _SUM
+    )
     if n > 1 and not sums_to_one:
         return
-    gives = f"the probabilities of {n} classes" if sums_to_one and n > 1 else "one number for a tile"
+    gives = (
+        f"the probabilities of {n} classes" if sums_to_one and n > 1 else "one number for a tile"
+    )
     raise ValueError(
         f"encoders.{spec.name}.model is '{spec.model}', and it gives {gives}, which is no vector of "
         "features: take the network without its classifier"

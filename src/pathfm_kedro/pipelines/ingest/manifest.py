@@ -269,9 +269,9 @@ def _message(column: str, becomes: str, several: Sequence[Spellings]) -> str:
         for one in several[:_NAMED]
     ]
     more = f"; and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
-    differ = "case, blanks, dashes, invisible characters or Unicode form"
+    differ = "case, blanks, separators, invisible characters or Unicode form"
     if column == "patient_id":
-        differ = "case, blanks, dashes, zeros before a number, invisible characters or Unicode form"
+        differ = f"zeros before a number, {differ}"
     return (
         f"column '{column}': {'; '.join(names)}{more} differ in {differ} only and would be {becomes}: "
         "write one spelling in all these rows; where two are meant, give them names that differ in more"

@@ -205,7 +205,9 @@ def clusterings(vectors: Floats32, p: ClusteringScore) -> dict[int, tuple[Ints, 
             fit = KMeans(k, n_init=p.restarts, random_state=p.seed).fit_predict(unit)
             clusters = np.unique(fit, return_inverse=True)[1]
             # Fewer than k where vectors repeat.
-            found.setdefault(int(clusters.max()) + 1, (clusters, silhouettes_of(distances, clusters)))
+            found.setdefault(
+                int(clusters.max()) + 1, (clusters, silhouettes_of(distances, clusters))
+            )
     return found
 
 
