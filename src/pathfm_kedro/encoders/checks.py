@@ -34,9 +34,9 @@ def refuse_senseless(network: Network, spec: EncoderSpec) -> None:
     Raises
     ------
     ValueError
-        If it gives logits or probabilities of classes, a token that it does not have, tokens or maps that are not pooled, the
-        same or no finite vector for every tile, if its normalisation is of another scale, or if it
-        cannot take its input. The error names the key, the value and the mend.
+        If it gives logits or probabilities of classes, a token that it does not have, tokens or maps
+        that are not pooled, the same or no finite vector for every tile, if its normalisation is of
+        another scale, or if it cannot take its input. The error names the key, the value and the mend.
     """
     where = f"encoders.{spec.name}"
     for key in ("mean", "std"):

@@ -535,8 +535,8 @@ def _refuse_twins(slide: Any, images: Sequence[Any]) -> None:
     if len(alike) > 1:
         width, height, *_ = kind(slide)
         raise NotBrightfieldError(
-            f"the file holds {len(alike)} images of {width} x {height} px ({', '.join(alike[:3])}), any "
-            "of which may be the slide: write each to a file of its own"
+            f"the file holds {len(alike)} images of {width} x {height} px ({', '.join(alike[:3])}), "
+            "any of which may be the slide: write each to a file of its own"
         )
 
 
