@@ -64,10 +64,10 @@ Patients are those of the whole cohort: 4 labels at 3 centers, equally many in e
 - **difference**: how often the interval of the difference holds 0 where two such encoders, alike but
   for noise of their own, see the same patients.
 
-The interval of the clustering score holds for the clusters that were found. Other cohorts of such
-patients find other numbers of clusters, so that it holds the mean score more seldom than it should
-where an encoder knows the label. Verdicts ask on which side of 0 it lies: those are not wrong more
-often.
+Resampled patients choose the number of clusters of the clustering score anew, as another cohort would:
+given the clusters alone, its interval held the mean score in 0.75 to 0.87 of 60 cohorts of an encoder
+that knows the label, and in 0.97 and more so. Where two numbers of clusters fit about as well, the
+interval is 1.5 to 1.9 times as wide.
 
 Verdicts are those of the interval alone. The report then corrects for the number of checks, which
 makes passes and fails rarer, wrong ones too.

@@ -65,6 +65,7 @@ class VectorHooks:
         """Check all vectors that a node gets."""
         from pathfm_kedro.statistics.tables import (
             TracedEmbeddings,
+            refuse_other_centers,
             refuse_other_slides,
             refuse_other_tiles,
         )
@@ -81,6 +82,7 @@ class VectorHooks:
             refuse_other_tiles(tables, data, name, mend)
             if slides is not None:
                 refuse_other_slides(slides, data, name, mend)
+                refuse_other_centers(slides, data, name, mend)
             _refuse_other_encoder(name, data, catalog, mend)
 
 

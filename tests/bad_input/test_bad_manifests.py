@@ -68,7 +68,7 @@ REFUSED = {
     ),
     "patient_in_two_spellings": (
         f"{GOOD}s2,s2.tiff,P01,A,x,0.5\n",
-        "column 'patient_id': 'p1' (row 2) and 'P01' (row 3) differ in case, blanks, dashes, zeros",
+        "column 'patient_id': 'p1' (row 2) and 'P01' (row 3) differ in zeros before a number, case",
     ),
     "slide_id_empty": (f"{GOOD},s2.tiff,p2,A,x,0.5\n", "slide_id is empty in row 3"),
     "slide_id_blank": (f"{GOOD}  ,s2.tiff,p2,A,x,0.5\n", "slide_id is empty in row 3"),

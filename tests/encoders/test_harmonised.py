@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.encoders.harmonised import center_maps, plan_harmonised
+from pathfm_kedro.statistics.tables import OtherCentersError, refuse_other_centers
 
 
 class Shards:
@@ -97,6 +98,23 @@ def test_the_header_knows_base_method_and_map(slides, shards):
     )
     assert centred["slide"] == "s00"
     assert centred != combat.jobs[0].header()
+
+
+def test_vectors_of_a_center_that_was_corrected_since_are_refused(slides, shards):
+    class Made(Shards):
+        def slide_header(self, slide_id):
+            return headers[slide_id]
+
+    headers = {job.slide_id: job.header() for job in plan(slides, shards).jobs}
+    refuse_other_centers(slides, Made(shards.shards), "embeddings.v", "embed again")
+    refuse_other_centers(slides, shards, "embeddings.base", "embed again")
+    corrected = slides.with_columns(
+        center=pl.when(pl.col("slide_id") == "s03").then(pl.lit("A")).otherwise("center")
+    )
+    with pytest.raises(OtherCentersError, match=r"embeddings\.v: .* of slide s03 .*: embed again"):
+        refuse_other_centers(corrected, Made(shards.shards), "embeddings.v", "embed again")
+    # Of the encoder itself a center decides nothing.
+    refuse_other_centers(corrected, shards, "embeddings.base", "embed again")
 
 
 def plan(slides, shards):

@@ -359,6 +359,13 @@ def test_of_several_images_of_an_ome_tiff_the_slide_is_read(tmp_path, beside, fi
         np.testing.assert_array_equal(reader.read(0, 0, 0, WIDTH, HEIGHT), drawn())
 
 
+def test_two_slides_in_one_file_are_refused(tmp_path):
+    images = [(drawn()[::step], image_of_ome(f"scan {step}", 0.25, **TILED)) for step in (1, -1)]
+    path = write_images(tmp_path / "a.ome.tif", *images, ome=True)
+    with pytest.raises(ValueError, match=r"2 images of .* px \(scan 1, scan -1\), any of which"):
+        open_slide(path)
+
+
 PLAIN_BESIDE = {
     "thumbnail_in_strips": (small(60, 120), {}),
     "thumbnail_in_tiles": (small(128, 192), TILED),

@@ -299,6 +299,46 @@ def test_a_png_of_16_bits_is_refused(tmp_path, shift, channels):
         SlideFiles(tmp_path).open("a.png")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("name", ["a.tif", "a.svs", "a.png"])
+def test_a_plain_image_is_known_by_its_content(tmp_path, kind, name):
+    path, pixels = tmp_path / name, smooth(60, 90)
+    Image.fromarray(pixels).save(path, kind, lossless=True)
+    with open_slide(path) as reader:
+        assert reader.description.vendor == "image"
+        got = reader.read(0, 0, 0, 90, 60)
+    assert np.abs(got.astype(int) - np.asarray(Image.open(path))).max() == 0
+
+
+def test_a_tiff_called_png_is_read_as_tiff(tmp_path):
+    pixels = smooth(600, 700)
+    path = write_tiff(tmp_path / "a.png", pixels)
+    with open_slide(path) as reader:
+        assert isinstance(reader, DirectReader)
+        assert reader.description.mpp is not None
+    planes = np.stack([pixels, pixels[::-1]])
+    tifffile.imwrite(tmp_path / "b.png", planes, photometric="rgb")
+    with pytest.raises(SlideError, match="2 planes of one image"):
+        SlideFiles(tmp_path).open("b.png")
+
+
+def test_an_aperio_file_of_other_pixels_is_refused(tmp_path):
+    """OpenSlide would show 16 bits as white, and one channel as grey tissue."""
+    words = "Aperio Image Library v12.0.0\n700x600 [0,0 700x600] (256x256)|AppMag = 20|MPP = 0.5"
+    deep, grey = smooth(600, 700).astype(np.uint16) * 257, smooth(600, 700)[..., 0]
+    for name, pixels, kind in (("deep.svs", deep, "rgb"), ("grey.svs", grey, "minisblack")):
+        tifffile.imwrite(
+            tmp_path / name,
+            pixels,
+            photometric=kind,
+            tile=(256, 256),
+            description=words,
+            metadata=None,
+        )
+        with pytest.raises(SlideError, match="only brightfield slides of 8-bit RGB"):
+            SlideFiles(tmp_path).open(name)
+
+
 def test_an_animation_is_refused(tmp_path):
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("pink", "purple")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Two tiles are enough to see whether vectors differ.
 _TILES = 2
+#: Sums of softmax in single precision differ by less from 1.
+_SUM = 1e-4
 
 
 def refuse_senseless(network: Network, spec: EncoderSpec) -> None:
@@ -32,9 +34,9 @@ def refuse_senseless(network: Network, spec: EncoderSpec) -> None:
     Raises
     ------
     ValueError
-        If it gives class logits, a token that it does not have, tokens or maps that are not pooled, the
-        same or no finite vector for every tile, if its normalisation is of another scale, or if it
-        cannot take its input. The error names the key, the value and the mend.
+        If it gives logits or probabilities of classes, a token that it does not have, tokens or maps
+        that are not pooled, the same or no finite vector for every tile, if its normalisation is of
+        another scale, or if it cannot take its input. The error names the key, the value and the mend.
     """
     where = f"encoders.{spec.name}"
     for key in ("mean", "std"):
@@ -130,6 +132,7 @@ def _refuse_vectors(vectors: Any, spec: EncoderSpec) -> None:
     where = f"encoders.{spec.name}"
     if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2 or vectors.shape[0] != _TILES:
         raise ValueError(f"{where}.pooling is '{spec.pooling}', and {_unpooled(vectors, spec)}")
+    _refuse_scores(vectors, spec)
     if not vectors.isfinite().all():
         raise ValueError(
             f"{where}.model is '{spec.model}', and its vectors hold NaN or infinity: check its "
@@ -140,6 +143,23 @@ def _refuse_vectors(vectors: Any, spec: EncoderSpec) -> None:
             f"{where}.model is '{spec.model}', and its vectors of two different tiles are equal: check "
             f"its weights, {where}.pooling, {where}.mean and {where}.std"
         )
+
+
+def _refuse_scores(vectors: torch.Tensor, spec: EncoderSpec) -> None:
+    """What a file of a network gives is known by its numbers alone."""
+    n = vectors.shape[1]
+    sums_to_one = bool(
+        (vectors >= 0).all() and (vectors.double().sum(dim=1) - 1).abs().max() < _SUM
+    )
+    if n > 1 and not sums_to_one:
+        return
+    gives = (
+        f"the probabilities of {n} classes" if sums_to_one and n > 1 else "one number for a tile"
+    )
+    raise ValueError(
+        f"encoders.{spec.name}.model is '{spec.model}', and it gives {gives}, which is no vector of "
+        "features: take the network without its classifier"
+    )
 
 
 def _unpooled(output: Any, spec: EncoderSpec) -> str:

@@ -15,6 +15,7 @@ from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.cross_validation import patient_folds
 from pathfm_kedro.statistics.harmonisation import AffineMap, fit_maps
+from pathfm_kedro.statistics.tables import center_digest
 
 #: Patients go into so many groups; each is mapped by what the others show.
 FOLDS = 5
@@ -58,19 +59,23 @@ class HarmoniseSlide:
         The map of the slide's center, fitted without the slide's patient; None where there is none.
     method
         The mitigation.
+    center
+        Digest of the slide's patient and center.
     """
 
     slide_id: str
     source: Shards
     apply: AffineMap | None
     method: str
+    center: str
 
     def header(self) -> dict[str, str]:
-        """What the base's shard depends on, and the map."""
+        """What the base's shard depends on, the map, and whose center it takes out."""
         header = dict(self.source.slide_header(self.slide_id))
         digest = "" if self.apply is None else self.apply.digest()
         header["encoder"] = f"{header.get('encoder', '')}+{self.method}-{_REVISION}"
         header["map"] = json.dumps([self.method, _REVISION, digest])
+        header["center"] = self.center
         return header
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
@@ -124,9 +129,11 @@ def plan_harmonised(
     """
     spec = EncoderSpec.from_parameters(name, encoder)
     maps = center_maps(slides, embeddings, str(spec.mitigation))
+    named = slides.select("slide_id", "patient_id", "center").iter_rows()
+    centers = {slide: center_digest(*who) for slide, *who in named}
     jobs = [
-        HarmoniseSlide(slide, tensors, maps.get(slide), str(spec.mitigation))
-        for slide in tensors.slide_ids
+        HarmoniseSlide(s, tensors, maps.get(s), str(spec.mitigation), centers.get(s, ""))
+        for s in tensors.slide_ids
     ]
     return ShardPlan(jobs, EngineSettings(**engine), f"taking the center out for {name}")
 

@@ -517,10 +517,27 @@ def _slide_among(images: Sequence[Any]) -> Any:
         except ValueError:
             continue
         if _area(image) * _MUCH_SMALLER > _area(by_area[0]):
+            _refuse_twins(image, by_area)
             return image
     _refuse_planes(by_area[0])
     _refuse_other_pixels(by_area[0].keyframe)
     return by_area[0]
+
+
+def _refuse_twins(slide: Any, images: Sequence[Any]) -> None:
+    """Of two slides in one file the second would be left out without a word."""
+
+    def kind(image: Any) -> tuple[Any, ...]:
+        frame = image.keyframe
+        return frame.imagewidth, frame.imagelength, frame.samplesperpixel, frame.dtype
+
+    alike = [image.name or "no name" for image in images if kind(image) == kind(slide)]
+    if len(alike) > 1:
+        width, height, *_ = kind(slide)
+        raise NotBrightfieldError(
+            f"the file holds {len(alike)} images of {width} x {height} px ({', '.join(alike[:3])}), "
+            "any of which may be the slide: write each to a file of its own"
+        )
 
 
 def _area(image: Any) -> int:

@@ -29,6 +29,8 @@ __all__ = [
 
 #: Images without a pyramid that are read whole.
 PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+#: How the files begin, whatever their name: PNG, JPEG, WebP, BMP.
+_PLAIN_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 #: Formats of which Pillow shows the first frame of several.
 _ANIMATED = ("WEBP", "PNG", "GIF")
 #: How Pillow names stored values of two bytes, high or low byte first.
@@ -163,6 +165,11 @@ def _seek_largest(image: Any) -> None:
         image.seek(areas.index(max(areas)))
 
 
+def _is_plain_image(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(_PLAIN_MAGIC)
+
+
 def _as_rgb(image: Any) -> Pixels:
     """Pixels of a Pillow image as a viewer shows it; what is no 8-bit colour is refused.
 
@@ -199,7 +206,8 @@ def open_slide(path: Path) -> SlideReader:
     its corner lies from a whole pixel; read directly, it begins at the nearest whole pixel.
 
     Of a TIFF that holds several images the largest in 8-bit RGB is the slide: labels, macro images
-    and thumbnails may come first.
+    and thumbnails may come first. TIFF and plain images are known by their content, whatever the
+    name of the file.
 
     Raises
     ------
@@ -208,19 +216,25 @@ def open_slide(path: Path) -> SlideReader:
     """
     if path.is_dir():
         return _OpenSlideReader(dicom_slide(path)[0])
-    if path.suffix.lower() in PLAIN_SUFFIXES:
+    is_a_tiff = is_tiff(path)
+    if path.suffix.lower() in PLAIN_SUFFIXES and not is_a_tiff:
         return _PlainImageReader(path)
     try:
         reader = _OpenSlideReader(path)
     except ValueError as refusal:
-        if not is_tiff(path):
-            raise
-        return _open_other_tiff(path, refusal)
+        if is_a_tiff:
+            return _open_other_tiff(path, refusal)
+        if isinstance(refusal, _UnknownFormatError) and _is_plain_image(path):
+            return _PlainImageReader(path)
+        raise
     # Formats that are tiled TIFF files, whose tiles are decoded without OpenSlide where that gives the
     # same pixels. It takes half the time: OpenSlide paints every tile on a canvas of 32-bit pixels.
     if reader.description.vendor == "aperio":
         try:
             return DirectReader(path, reader, reader.level_sizes)
+        except NotBrightfieldError:
+            reader.__exit__(None, None, None)
+            raise
         except (OSError, ValueError):
             return reader
     if reader.description.vendor == "generic-tiff":

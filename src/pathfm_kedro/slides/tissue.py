@@ -282,8 +282,9 @@ def _flat_colour(image: Pixels, flat_range: int) -> tuple[int, int, int] | None:
         high = ndimage.maximum_filter(channel, _FLAT_WINDOW)
         high -= ndimage.minimum_filter(channel, _FLAT_WINDOW)
         np.maximum(spread, high, out=spread)
-    # White of one value is what fills a file where nothing was scanned.
-    filled = (spread == 0) & (_lowest(image) >= 250)
+    # White of one value is what fills a file where nothing was scanned, up to the px that it shares
+    # with what was: beside a small scan these are many, and brighter than its glass.
+    filled = ndimage.maximum_filter((spread == 0) & (_lowest(image) >= 250), _FLAT_WINDOW + 2)
     scanned = ~filled & (_highest(image) > 40)
     flat = image[scanned & (spread <= flat_range)]
     if not len(flat):

@@ -17,8 +17,8 @@ def unit_distances(unit: Floats32) -> Floats32:
     return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
-def silhouette_of(distances: NDArray[np.floating], clusters: Ints) -> float:
-    """Mean silhouette (b − a) / max(a, b); 0 for a tile that is alone in its cluster.
+def silhouettes_of(distances: NDArray[np.floating], clusters: Ints) -> Floats:
+    """[n] silhouette (b − a) / max(a, b) of each tile; 0 for one that is alone in its cluster.
 
     Parameters
     ----------
@@ -29,18 +29,18 @@ def silhouette_of(distances: NDArray[np.floating], clusters: Ints) -> float:
 
     Returns
     -------
-    float
+    ndarray
         −1 … 1; −1 if there is one cluster only.
 
     Examples
     --------
     >>> places = np.array([0.0, 1.0, 10.0, 11.0])
-    >>> round(silhouette_of(abs(places[:, None] - places), np.array([0, 0, 1, 1])), 3)
-    0.9
+    >>> silhouettes_of(abs(places[:, None] - places), np.array([0, 0, 1, 1])).mean().round(3)
+    np.float64(0.9)
     """
     member = np.eye(int(clusters.max()) + 1)[clusters]
     if member.shape[1] < 2:
-        return -1.0
+        return np.full(len(clusters), -1.0)
     sizes = member.sum(axis=0)
     sums = (distances @ member.astype(distances.dtype)).astype(np.float64)
     rows = np.arange(len(clusters))
@@ -50,7 +50,7 @@ def silhouette_of(distances: NDArray[np.floating], clusters: Ints) -> float:
     nearest = others.min(axis=1)
     with np.errstate(invalid="ignore"):
         each = (nearest - own) / np.maximum(nearest, own)
-    return float(np.where(sizes[clusters] > 1, np.nan_to_num(each), 0).mean())
+    return np.where(sizes[clusters] > 1, np.nan_to_num(each), 0)
 
 
 def resampled_ari(counts: Floats, tags: Ints, patients: Ints, weights: Floats) -> Floats:

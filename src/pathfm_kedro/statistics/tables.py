@@ -237,6 +237,53 @@ def refuse_other_slides(
         )
 
 
+class OtherCentersError(ValueError):
+    """Vectors from which a center was taken out that their slide is no longer of."""
+
+
+def center_digest(patient: str, center: str) -> str:
+    """Of whom and where a slide is, without naming either.
+
+    Examples
+    --------
+    >>> center_digest("p1", "north") == center_digest("p1", "south")
+    False
+    """
+    return hashlib.sha256(f"{patient}\0{center}".encode()).hexdigest()
+
+
+def refuse_other_centers(
+    slides: pl.DataFrame, embeddings: TracedEmbeddings, family: str, mend: str
+) -> None:
+    """Check that vectors without their center were made with the centers that the table has.
+
+    Parameters
+    ----------
+    slides
+        slide_id, patient_id and center.
+    embeddings
+        Vectors whose header may hold the :func:`center_digest` that they were made with.
+    family
+        What the vectors are called.
+    mend
+        What to do where they do not fit.
+
+    Raises
+    ------
+    OtherCentersError
+        If a slide's center or patient was corrected since, naming the slides and the mend.
+    """
+    made = {slide: embeddings.slide_header(slide).get("center") for slide in embeddings.slide_ids}
+    rows = slides.filter(pl.col("slide_id").is_in([slide for slide, by in made.items() if by]))
+    now = rows.select("slide_id", "patient_id", "center").iter_rows()
+    other = sorted(slide for slide, *who in now if center_digest(*who) != made[slide])
+    if other:
+        raise OtherCentersError(
+            f"{family}: the center was taken out of the vectors of {counted(other)} as of another "
+            f"center or patient than the slides table has, which was corrected since: {mend}"
+        )
+
+
 def tile_rows(slides: pl.DataFrame, tiles: pl.DataFrame, slide_ids: Sequence[str]) -> pl.DataFrame:
     """One row per tile of the given slides with what its slide carries.
 

@@ -92,6 +92,32 @@ def test_the_trial_of_an_archive_ends_in_a_runtime(archive):
     assert RuntimeTrial(spec).record()["runtime"] in ("channels_last", "eager", "onnxruntime")
 
 
+class Classifier(Small):
+    """Probabilities of classes."""
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.last(torch.relu(self.conv(batch)).mean(dim=(2, 3))), dim=1)
+
+
+class Score(Small):
+    """One number for a tile."""
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.last(torch.relu(self.conv(batch)).mean(dim=(2, 3)))[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated"),
+    [(Classifier, "the probabilities of 6 classes"), (Score, "one number for a tile")],
+)
+def test_a_classifiers_scores_are_no_vectors(tmp_path, kind, stated):
+    path = tmp_path / "m.pt"
+    torch.jit.script(kind().eval()).save(path)
+    spec = EncoderSpec("mine", f"torchscript:{path}", sha256=sha256(path), **DECLARED)
+    with pytest.raises(ValueError, match=f"{stated}.* without its classifier"):
+        RuntimeTrial(spec).key()
+
+
 class Pair(torch.nn.Module):
     def forward(self, batch: torch.Tensor):
         return batch.mean(dim=(2, 3)), batch

@@ -82,6 +82,10 @@ SPELLINGS = {
     "full_width": ("North", "\uff2eorth"),
     "ligature": ("office", "o\ufb03ce"),
     "dash": ("North-1", "North\u20131"),
+    "underscore": ("North East", "North_East"),
+    "hyphen": ("North East", "North-East"),
+    "quotation_mark": ("Women's", "Women\u2019s"),
+    "number": ("1", "1.0"),
 }
 
 
@@ -105,8 +109,12 @@ def test_a_name_in_two_spellings_is_refused_with_both_and_their_rows(column, cas
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("007", "7"), ("P01", "p1"), ("P-007", "P 7"), ("7.0", "7"), ("MRN 12", "MRN-12")],
-)
+    [
+        ("007", "7"), ("P01", "p1"), ("P-007", "P 7"), ("7.0", "7"), ("MRN 12", "MRN-12"),
+        ("MRN:12", "MRN12"), ("P.1", "P_01"), ("'12", "12"), ('="007"', "7"), ("P1.", "p1"),
+        ("TCGA_AA_0001", "TCGA-AA-0001"),
+    ],
+)  # fmt: skip
 def test_a_patient_whose_id_a_program_changed_is_refused(first, second):
     rows = [manifest_row("a", patient_id=first), manifest_row("b", patient_id=second)]
     with pytest.raises(ManifestError, match="would be two patients, and one patient's slides"):
@@ -117,7 +125,7 @@ def test_a_patient_whose_id_a_program_changed_is_refused(first, second):
     ("first", "second"),
     [
         ("P1", "P10"), ("a01b1", "a1b01"), ("1-11", "11-1"), ("2.05", "2.5"), ("0", "00a"),
-        ("10", "100"), ("TCGA-01", "TCGA-10"),
+        ("10", "100"), ("TCGA-01", "TCGA-10"), ("1_11", "11_1"), ("A.1.11", "A.11.1"),
     ],
 )  # fmt: skip
 def test_patients_whose_ids_differ_in_more_are_two(first, second):
@@ -149,7 +157,9 @@ def test_a_plain_name_is_that_of_all_its_spellings(text):
 NOTHING = [
     "NA", "N/A", "n.a.", "None", "NaN", "null", "NULL", "#N/A", "#N/A N/A", "-", "--", "\u2014",
     "\u2212", "?", "???", ".", "_", "/", "*", "<NA>", "NaT", "nil", "\\N", "#NV", "#REF!", "(null)",
-    "N / A", "\u200b", "not available", "-nan", "1.#QNAN", "k.A.",
+    "N / A", "\u200b", "not available", "-nan", "1.#QNAN", "k.A.", "[Not Available]", "'--",
+    "not reported", "Not Allowed To Collect", "{null}", "'NA'", "(missing)", "keine Angabe", "-999",
+    "-99.0", "#WERT!", "#CALC!", "#NAME?", "Err:508", "none.", "not_available", "N/K",
 ]  # fmt: skip
 
 
@@ -179,8 +189,12 @@ def test_a_slide_id_stands_for_itself_unless_nothing_of_it_is_seen():
 
 
 @pytest.mark.parametrize(
-    "name", ["+", "++", "0", "no", "blank", "unknown", "nano", "Nancy", "NAT1", "none found", "<5%"]
-)
+    "name",
+    [
+        "+", "++", "0", "no", "blank", "unknown", "nano", "Nancy", "NAT1", "none found", "<5%", "-1",
+        "999", "(benign)", "not tumour", "#1", "HER2-", "err:a",
+    ],
+)  # fmt: skip
 def test_a_name_that_only_looks_like_nothing_is_a_name(name):
     assert check_manifest(manifest(manifest_row("a", label=name)))["status"].item() == "listed"
 

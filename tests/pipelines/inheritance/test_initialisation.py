@@ -73,3 +73,14 @@ def test_no_encoder_leaves_the_initialisation_out():
     none = initialisation_statistics(pool(), Shards({}), Shards({}), p)
     (figure,) = initialisation_figures(none, p)
     assert "initialisation.encoder is null" in measure([figure], "i", "a", (), "arm")["reason"][0]
+
+
+def test_an_encoder_that_the_cohort_leaves_out_leaves_the_initialisation_out():
+    """It is the default of conf/base, and its null in a cohort's entries is no mistake."""
+    p, table = INITIALISATION, pool()
+    tiles = tiles_of(table)
+    assert not plan_initialisation(table, tiles, {"e": None, "x": {}}, ENGINE, p).jobs
+    none = initialisation_statistics(table, tiles, Shards({}), p)
+    (figure,) = initialisation_figures(none, p)
+    reason = measure([figure], "i", "a", (), "arm")["reason"][0]
+    assert "initialisation.encoder is 'e', which the cohort leaves out: name" in reason

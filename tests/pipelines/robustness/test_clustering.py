@@ -5,16 +5,17 @@ import itertools
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from pathfm_kedro.pipelines.robustness.clustering import (
     CLUSTERING_SCHEMA,
+    ClusteredUnits,
     ClusteringScore,
-    chosen_clusters,
     clustering_figures,
     clustering_statistics,
+    clusterings,
 )
-from pathfm_kedro.statistics.clusters import resampled_ari, silhouette_of
+from pathfm_kedro.statistics.clusters import resampled_ari, silhouettes_of
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.statistics.tables import to_schema
 from pathfm_kedro.wiring import Experiment
@@ -25,7 +26,7 @@ PARAMETERS = {
     "min_patients_per_cell": 2,
     "min_tiles_per_cell": 2,
     "k_range": [2, 8],
-    "restarts": 5,
+    "restarts": 2,
     "draws": 300,
     "n_permutations": 60,
     "seed": 0,
@@ -113,8 +114,8 @@ def test_silhouette_equals_scikit_learn():
     clusters = np.unique(np.random.default_rng(3).integers(0, 5, 40), return_inverse=True)[1]
     clusters[0] = clusters.max() + 1  # one tile alone
     clusters = np.unique(clusters, return_inverse=True)[1]
-    expected = silhouette_score(distances, clusters, metric="precomputed")
-    assert silhouette_of(distances, clusters) == pytest.approx(expected, abs=1e-12)
+    expected = silhouette_samples(distances, clusters, metric="precomputed")
+    np.testing.assert_allclose(silhouettes_of(distances, clusters), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [3, 5])
@@ -125,9 +126,11 @@ def test_finds_the_number_of_clusters(k):
     vectors = (centres[truth] + 0.08 * generator.standard_normal((90, 8))).astype(np.float32)
     # Lengths must not matter: clusters are of directions.
     vectors *= generator.uniform(0.2, 5, (90, 1)).astype(np.float32)
-    clusters, silhouette = chosen_clusters(vectors, parameters_with())
+    found = clusterings(vectors, parameters_with())
+    assert list(found) == list(range(2, 9))
+    clusters, silhouettes = max(found.values(), key=lambda each: each[1].mean())
     assert adjusted_rand_score(truth, clusters) == 1
-    assert silhouette > 0.6
+    assert silhouettes.mean() > 0.6
 
 
 def test_known_encoders_are_judged():
@@ -167,7 +170,8 @@ def test_the_same_seed_gives_the_same_clusters():
     once, again = (clustering_statistics(*data, parameters_with()) for _ in range(2))
     assert once.equals(again)
     assert dict(once.schema) == CLUSTERING_SCHEMA
-    assert clustering_statistics(*data, parameters_with(max_tiles=40))["n"].sum() == 40
+    fewer = clustering_statistics(*data, parameters_with(max_tiles=40))
+    assert fewer.group_by("n_clusters").agg(pl.col("n").sum())["n"].unique().to_list() == [40]
 
 
 def test_a_cohort_that_cannot_be_clustered_says_why():
@@ -179,6 +183,53 @@ def test_a_cohort_that_cannot_be_clustered_says_why():
     table = measured_on((slides, tiles, embeddings), k_range=[200, 300])
     assert "take fewer clusters" in table["reason"][0]
     assert table.filter(metric="clustering_score_minus_null")["threshold"][0] == 0.0
+
+
+def test_repeated_vectors_make_no_more_clusters_than_there_are():
+    vectors = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
+    with pytest.warns(match="distinct clusters"):
+        found = clusterings(vectors, parameters_with())
+    assert list(found) == [2, 3]
+
+
+def of_two_numbers(seed):
+    """Two labels in two clusters each; two clusters fit about as well as four, by other patients."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for i, (label, center, _) in enumerate(itertools.product(range(2), range(2), range(6))):
+        own = (f"p{i:03d}", f"L{label}", f"C{center}")
+        four, two = generator.normal(0.2, 0.1, 2)
+        # Two clusters are of the labels, four of label and center: their scores differ.
+        rows += [(*own, label, 5, 2, two), (*own, 2 * label + center, 5, 4, four)]
+    columns = ["patient_id", "label", "center", "cluster", "n", "n_clusters", "silhouette"]
+    return to_schema(pl.DataFrame(rows, schema=columns, orient="row"), CLUSTERING_SCHEMA)
+
+
+def test_resampled_patients_choose_the_number_of_clusters_anew():
+    p, table = parameters_with(), of_two_numbers(3)
+    units = ClusteredUnits.of(table, p)
+    weights = p.weights(24)
+    sums = {
+        k: weights @ part.sort("patient_id")["silhouette"].to_numpy()
+        for (k,), part in table.group_by("n_clusters")
+    }
+    expected = np.where(sums[2] > sums[4], 2, 4)
+    assert set(expected.tolist()) == {2, 4}
+    assert units.chosen(weights).tolist() == expected.tolist()
+    scores = units.scores(weights)["clustering_score"]
+    for k in (2, 4):
+        tags = units.labels, units.centers
+        parts = (resampled_ari(units.counts[k], t, units.patients, weights) for t in tags)
+        np.testing.assert_allclose(scores[expected == k], np.subtract(*parts)[expected == k])
+
+
+def test_the_interval_holds_the_scores_of_every_number_that_may_be_chosen():
+    row = judged(of_two_numbers(3)).filter(metric="clustering_score").row(0, named=True)
+    # Two clusters of labels score 1, four of label and center about 0.
+    assert row["ci_low"] < 0.2
+    assert row["ci_high"] > 0.9
+    chosen = judged(of_two_numbers(3)).filter(metric="n_clusters").row(0, named=True)
+    assert (chosen["ci_low"], chosen["ci_high"]) == (2, 4)
 
 
 def clusters_of_patients(seed, labels, centers, patients=5, tiles=8, n_clusters=6):

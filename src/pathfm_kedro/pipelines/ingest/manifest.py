@@ -12,9 +12,9 @@ from pathfm_kedro.pipelines.ingest.repeats import REPEAT_COLUMNS, checked_repeat
 from pathfm_kedro.pipelines.ingest.spelling import (
     Spellings,
     listed_rows,
+    names_nothing,
     plain_name,
     several_spellings,
-    stands_for_nothing,
     visible,
 )
 
@@ -269,9 +269,9 @@ def _message(column: str, becomes: str, several: Sequence[Spellings]) -> str:
         for one in several[:_NAMED]
     ]
     more = f"; and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
-    differ = "case, blanks, dashes, invisible characters or Unicode form"
+    differ = "case, blanks, separators, invisible characters or Unicode form"
     if column == "patient_id":
-        differ = "case, blanks, dashes, zeros before a number, invisible characters or Unicode form"
+        differ = f"zeros before a number, {differ}"
     return (
         f"column '{column}': {'; '.join(names)}{more} differ in {differ} only and would be {becomes}: "
         "write one spelling in all these rows; where two are meant, give them names that differ in more"
@@ -279,8 +279,8 @@ def _message(column: str, becomes: str, several: Sequence[Spellings]) -> str:
 
 
 def _is_nothing(cell: pl.Expr) -> pl.Expr:
-    """Whether a cell is empty or holds a word for nothing, see :func:`stands_for_nothing`."""
-    return cell.fill_null("").map_elements(stands_for_nothing, return_dtype=pl.Boolean)
+    """Whether a cell is empty or holds a word for nothing, see :func:`names_nothing`."""
+    return cell.fill_null("").map_elements(names_nothing, return_dtype=pl.Boolean)
 
 
 def _is_bad_mpp() -> pl.Expr:

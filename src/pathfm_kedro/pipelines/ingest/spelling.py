@@ -7,18 +7,26 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: What programs write for a value that is not there, without case and blanks: R, pandas, Polars,
-#: spreadsheets (English, German, French, Spanish), SQL, MATLAB, and laboratory systems.
+#: What programs write for a value that is not there, without case, blanks and the brackets around it:
+#: R, pandas, Polars, spreadsheets (English, German, French, Spanish), SQL, MATLAB, laboratory systems
+#: and registries (GDC).
 _NOTHING = frozenset(
     {
-        "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "<na>", "(na)", "[na]", "nat",
-        "nan", "-nan", "+nan", "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "<none>",
-        "(none)", "nonetype", "null", "<null>", "(null)", "[null]", "#null", "#null!", "nil", "\\n",
-        "#value!", "#ref!", "#name?", "#num!", "#div/0!", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a",
-        "n/d", "n.d.", "(missing)", "<missing>", "(unknown)", "<unknown>", "(empty)", "(blank)",
-        "notavailable", "notapplicable", "notspecified", "notgiven",
+        "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "nat", "nan", "-nan", "+nan",
+        "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "nonetype", "null", "#null",
+        "#null!", "nil", "\\n", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a", "n/d", "n.d.", "n/k",
+        "n/r", "notavailable", "notapplicable", "notspecified", "notgiven", "notreported",
+        "notrecorded", "notevaluated", "notassessed", "notcollected", "notprovided",
+        "notallowedtocollect", "nodata", "novalue", "keineangabe", "keineangaben", "ohneangabe",
     }
 )  # fmt: skip
+#: Words that stand for nothing in brackets alone: without, a class or a place may be called so.
+_NOTHING_IN_BRACKETS = frozenset({"missing", "unknown", "empty", "blank"})
+_BRACKETS = "()[]<>{}'\".:;,"
+#: What spreadsheets show where a formula failed, in any language.
+_FORMULA_ERROR = re.compile(r"#[^\W_][\w/]*[!?]|err:\d+")
+#: What statistics programs write for a number that is not there.
+_MISSING_NUMBER = re.compile(r"-9+(\.0+)?")
 #: What people write where they do not know: a name like any other to the program, and seldom one name.
 _UNKNOWN = frozenset(
     {"unknown", "unk", "notknown", "missing", "undefined", "undef", "tbd", "unbekannt", "inconnu"}
@@ -30,8 +38,15 @@ _INVISIBLE = re.compile(
 #: Zeros before a whole number that stands alone or behind letters: 007, P007, MRN-007. Those of a
 #: pseudonym such as a01b2, and those behind a decimal point, are part of it.
 _LEADING_ZEROS = re.compile(r"(?<![^\W_])(?<!\d\.)([^\W\d_]*)0+(?=\d+(?![^\W_]))")
-#: A separator between letters and the number behind them: MRN-12 and MRN 12 are MRN12.
-_BEFORE_NUMBER = re.compile(r"(?<=[^\W\d_])[-_](?=\d)")
+#: A separator between letters and the number behind them: MRN-12, MRN:12 and MRN 12 are MRN12.
+_BEFORE_NUMBER = re.compile(r"(?<=[^\W\d_])[-_.:/#]+(?=\d)")
+#: What a spreadsheet writes around an id so that it stays text: '007 or ="007".
+_AROUND_ID = "='\"."
+#: Separators in place of a blank: an underscore anywhere but between digits, a hyphen between letters.
+_AS_BLANK = re.compile(r"(?<!\d)_|_(?!\d)"), re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+#: Quotation marks that word processors write for straight ones.
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "`": "'",
+                         "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u201f": '"'})  # fmt: skip
 #: A whole number as a program writes it that took a column of ids for numbers.
 _FLOAT = re.compile(r"(\d+)\.0+")
 
@@ -39,12 +54,16 @@ _FLOAT = re.compile(r"(\d+)\.0+")
 def plain_name(text: str) -> str:
     """A name without what does not tell names apart: case, blanks, invisible characters, Unicode form.
 
-    Dashes of any length count as hyphens, since word processors write one for the other.
+    Dashes of any length count as hyphens and curly quotation marks as straight ones, since word
+    processors write one for the other; underscores and hyphens between letters count as blanks; 1.0 is
+    the number 1.
 
     Examples
     --------
     >>> plain_name("No\u00a0rth\u200b\u20131"), plain_name("NORTH-1")
     ('north-1', 'north-1')
+    >>> plain_name("Site_A"), plain_name("site-a"), plain_name("1.0"), plain_name("1_1")
+    ('sitea', 'sitea', '1', '1_1')
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     seen = (
@@ -52,8 +71,13 @@ def plain_name(text: str) -> str:
         for letter in _INVISIBLE.sub("", folded)
         if not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf")
     )
+    name = "".join(seen).translate(_QUOTES)
+    for separator in _AS_BLANK:
+        name = separator.sub("", name)
     # Another form can arise where a blank stood between two letters.
-    return unicodedata.normalize("NFKC", "".join(seen))
+    name = unicodedata.normalize("NFKC", name)
+    number = _FLOAT.fullmatch(name)
+    return number[1] if number else name
 
 
 def plain_patient(text: str) -> str:
@@ -64,9 +88,8 @@ def plain_patient(text: str) -> str:
     >>> plain_patient("P-007"), plain_patient("p 7"), plain_patient("7.0"), plain_patient("a01b2")
     ('p7', 'p7', '7', 'a01b2')
     """
-    name = _BEFORE_NUMBER.sub("", plain_name(text))
-    number = _FLOAT.fullmatch(name)
-    return _LEADING_ZEROS.sub(r"\1", number[1] if number else name)
+    name = plain_name(plain_name(text).strip(_AROUND_ID))
+    return _LEADING_ZEROS.sub(r"\1", _BEFORE_NUMBER.sub("", name))
 
 
 def stands_for_nothing(text: str) -> bool:
@@ -74,11 +97,29 @@ def stands_for_nothing(text: str) -> bool:
 
     Examples
     --------
-    >>> [stands_for_nothing(text) for text in ("N/A", " none", "\u2014", "?", "+", "nano", "North")]
-    [True, True, True, True, False, False, False]
+    >>> [stands_for_nothing(text) for text in ("N/A", " none", "\u2014", "?", "[Null]", "+", "nano")]
+    [True, True, True, True, True, False, False]
     """
     name = plain_name(text)
-    return name in _NOTHING or all(unicodedata.category(letter)[0] == "P" for letter in name)
+    bare = name.strip(_BRACKETS)
+    return (
+        name in _NOTHING
+        or bare in _NOTHING
+        or bool(_FORMULA_ERROR.fullmatch(name))
+        or (bare != name and bare in _NOTHING_IN_BRACKETS)
+        or all(unicodedata.category(letter)[0] == "P" for letter in name)
+    )
+
+
+def names_nothing(text: str) -> bool:
+    """As :func:`stands_for_nothing`, of a cell for a name: a missing number is none either.
+
+    Examples
+    --------
+    >>> [names_nothing(text) for text in ("-999", "-99.0", "999", "-1")]
+    [True, True, False, False]
+    """
+    return stands_for_nothing(text) or bool(_MISSING_NUMBER.fullmatch(plain_name(text)))
 
 
 def stands_for_unknown(text: str) -> bool:

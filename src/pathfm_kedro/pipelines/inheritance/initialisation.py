@@ -103,8 +103,10 @@ def plan_initialisation(
         If the encoder is not in the cohort, or its weights cannot be drawn anew.
     """
     jobs: list[PretrainedArm] = []
-    if p.encoder is not None and tiles.slide_ids:
-        starts = _starts(p.encoder, encoders)
+    # A cohort leaves an encoder out by null.
+    left_out = p.encoder is None or encoders.get(p.encoder, {}) is None
+    if not left_out and tiles.slide_ids:
+        starts = _starts(str(p.encoder), encoders)
         jobs = [
             PretrainedArm(
                 arm_name(start, share),
@@ -155,8 +157,12 @@ def initialisation_statistics(
         The parameters.
     """
     names = [arm_name(start, share) for start in STARTS for share in p.budgets]
+    planned = bool(arms.slide_ids or getattr(arms, "failures", {}) or not tiles.slide_ids)
     return arm_statistics(
-        readable_tiles(pool, tiles, DOWNSTREAM, HELD_OUT), arms, names if p.encoder else [], p
+        readable_tiles(pool, tiles, DOWNSTREAM, HELD_OUT),
+        arms,
+        names if p.encoder and planned else [],
+        p,
     )
 
 
@@ -170,10 +176,15 @@ def initialisation_figures(statistics: pl.DataFrame, p: Initialisation) -> Itera
     p
         The parameters.
     """
-    if p.encoder is None:
+    if p.encoder is None or statistics.is_empty():
+        lacks = (
+            "null, as it is where audit.size is quick"
+            if p.encoder is None
+            else f"'{p.encoder}', which the cohort leaves out"
+        )
         reason = (
-            "initialisation.encoder is null, as it is where audit.size is quick: name an encoder of "
-            "the cohort with a network that can be trained"
+            f"initialisation.encoder is {lacks}: name an encoder of the cohort with a network that can "
+            "be trained"
         )
         yield Figure("balanced_accuracy", undefined(reason), {"target": "label"})
         return

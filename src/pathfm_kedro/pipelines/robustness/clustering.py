@@ -9,15 +9,16 @@ with the finer of the two. ``clustering_score_minus_null`` is the difference fro
 permutations of (label, center). To pass it must also lie above what labels permuted within centers
 give: vectors whose centers were pushed apart exceed the first null without knowing a label.
 
-The interval resamples patients *given the clusters*: it does not speak of how k-means would cluster
-another cohort. Copies of a patient are counted as other patients, but a tile never forms a pair
-with its own copy, and pairs within a patient count once for each copy.
+The interval resamples patients, and in each draw chooses the number of clusters anew by the
+silhouettes of the resampled patients: another cohort may find another number, and the score of two
+clusters is not that of four. Where tiles are in the clusters of one number is not found anew. Copies
+of a patient are counted as other patients, but a tile never forms a pair with its own copy, and pairs
+within a patient count once for each copy.
 
 Pitfalls
 --------
-- Other cohorts of such patients may find another number of clusters, which is not in the interval:
-  of encoders that know the label it holds the score's mean in as few as 7 of 10 cohorts. Read which
-  side of 0 it lies on, not how large it is (docs/error_rates.md).
+- Where several numbers of clusters fit about as well the interval spans the scores of all of them,
+  and is wide (docs/error_rates.md).
 - One number of clusters is chosen; where labels have subtypes, more clusters than labels lower
   ``ari_label``.
 - Silhouettes need every pair of tiles, so that few tiles are clustered.
@@ -25,7 +26,7 @@ Pitfalls
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass as record
 from functools import cached_property, partial
 from typing import Annotated
@@ -48,7 +49,7 @@ from pathfm_kedro.statistics.bootstrap import percentile_interval
 from pathfm_kedro.statistics.clusters import (
     permuted_ari,
     resampled_ari,
-    silhouette_of,
+    silhouettes_of,
     unit_distances,
 )
 from pathfm_kedro.statistics.figures import Figure, Value, undefined
@@ -69,13 +70,12 @@ Ints = NDArray[np.int64]
 #: Fewer tiles than this many per cluster make no cluster.
 _TILES_PER_CLUSTER = 3
 
-#: Starts of k-means while the number of clusters is chosen: the silhouette of one tells as much, and
-#: the chosen number gets `restarts`.
-_STARTS = 1
+#: The score and what it is the difference of.
+SCORES = ("clustering_score", "ari_label", "ari_center")
 
-#: One row per unit (patient, label, center) and cluster: its n tiles; a row without patient says why
-#: nothing was clustered (reason), or why a cell is left out, or which one decides the others' size
-#: (remark).
+#: One row per number of clusters, unit (patient, label, center) and cluster: its n tiles and their
+#: mean silhouette; a row without patient says why nothing was clustered (reason), or why a cell is
+#: left out, or which one decides the others' size (remark).
 CLUSTERING_SCHEMA: dict[str, pl.DataType] = {
     "patient_id": pl.String(),
     "label": pl.String(),
@@ -102,7 +102,8 @@ class ClusteringScore(ExperimentParameters):
     k_range
         Smallest and largest number of clusters.
     restarts
-        Of k-means, for the chosen number.
+        Of k-means, for each number: the best of a few, since a single one may end where two clusters
+        share a class, and another number is then chosen.
     n_permutations
         Of (label, center) over patients, and of labels within centers.
     """
@@ -118,7 +119,7 @@ class ClusteringScore(ExperimentParameters):
 def clustering_statistics(
     slides: pl.DataFrame, tiles: pl.DataFrame, embeddings: Embeddings, p: ClusteringScore
 ) -> pl.DataFrame:
-    """Tiles of each unit (patient, label, center) per k-means cluster.
+    """Tiles of each unit (patient, label, center) per k-means cluster, for each number of clusters.
 
     Parameters
     ----------
@@ -144,14 +145,24 @@ def clustering_statistics(
     if problem:
         return to_schema([{"reason": problem}], CLUSTERING_SCHEMA)
     scope = sampled.scopes[0]
-    clusters, silhouette = chosen_clusters(sampled.vectors_of(scope), p)
-    found = pl.DataFrame({"unit": sampled.cohort.units[scope.rows], "cluster": clusters})
+    found = clusterings(sampled.vectors_of(scope), p)
+    assigned = pl.concat(
+        pl.DataFrame(
+            {
+                "unit": sampled.cohort.units[scope.rows],
+                "n_clusters": number,
+                "cluster": clusters,
+                "silhouette": silhouettes,
+            }
+        )
+        for number, (clusters, silhouettes) in found.items()
+    )
+    key = ["n_clusters", "unit", "cluster"]
     counts = (
-        found.group_by("unit", "cluster")
-        .agg(n=pl.len())
+        assigned.group_by(key)
+        .agg(n=pl.len(), silhouette=pl.col("silhouette").mean())
         .join(sampled.cohort.unit_table, on="unit", how="left")
-        .sort("unit", "cluster")
-        .with_columns(n_clusters=pl.lit(int(clusters.max()) + 1), silhouette=pl.lit(silhouette))
+        .sort(key)
     )
     told = to_schema(sampled.of_design("all"), CLUSTERING_SCHEMA)
     return pl.concat([to_schema(counts, CLUSTERING_SCHEMA), told])
@@ -166,8 +177,8 @@ def _problem(sampled: Subsamples, p: ClusteringScore) -> str:
     return ""
 
 
-def chosen_clusters(vectors: Floats32, p: ClusteringScore) -> tuple[Ints, float]:
-    """Clusters of the unit vectors for the number of clusters with the largest silhouette.
+def clusterings(vectors: Floats32, p: ClusteringScore) -> dict[int, tuple[Ints, Floats]]:
+    """Clusters of the unit vectors, for every number of clusters of the range.
 
     Parameters
     ----------
@@ -178,8 +189,8 @@ def chosen_clusters(vectors: Floats32, p: ClusteringScore) -> tuple[Ints, float]
 
     Returns
     -------
-    tuple
-        [n] clusters, 0 … K − 1, and their mean silhouette.
+    dict
+        By the number K of clusters found: [n] clusters, 0 … K − 1, and [n] silhouettes.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -187,31 +198,31 @@ def chosen_clusters(vectors: Floats32, p: ClusteringScore) -> tuple[Ints, float]
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     unit = vectors / lengths[:, None].astype(np.float32)
     fewest, most = p.k_range
-    most = min(most, len(unit) // _TILES_PER_CLUSTER)
-
-    def fitted(k: int, starts: int) -> Ints:
-        means = KMeans(k, n_init=starts, random_state=p.seed)
-        return np.unique(means.fit_predict(unit), return_inverse=True)[1]
-
+    found: dict[int, tuple[Ints, Floats]] = {}
     with threadpool_limits(1):  # sums in one order: the same clusters on any number of cores
         distances = unit_distances(unit)
-        best = max(
-            range(fewest, most + 1), key=lambda k: silhouette_of(distances, fitted(k, _STARTS))
-        )
-        clusters = fitted(best, p.restarts)
-        return clusters, silhouette_of(distances, clusters)
+        for k in range(fewest, min(most, len(unit) // _TILES_PER_CLUSTER) + 1):
+            fit = KMeans(k, n_init=p.restarts, random_state=p.seed).fit_predict(unit)
+            clusters = np.unique(fit, return_inverse=True)[1]
+            # Fewer than k where vectors repeat.
+            found.setdefault(
+                int(clusters.max()) + 1, (clusters, silhouettes_of(distances, clusters))
+            )
+    return found
 
 
 @record(frozen=True)
 class ClusteredUnits:
-    """Tiles of each unit per cluster.
+    """Tiles of each unit per cluster, for every number of clusters.
 
     Attributes
     ----------
     patients, labels, centers
         [u] codes.
     counts
-        [u, K] tiles.
+        [u, K] tiles, by the number K of clusters.
+    silhouettes
+        [numbers, P] sum over each patient's tiles, numbers as in `counts`.
     p
         The parameters.
     remark
@@ -221,7 +232,8 @@ class ClusteredUnits:
     patients: Ints
     labels: Ints
     centers: Ints
-    counts: Floats
+    counts: Mapping[int, Floats]
+    silhouettes: Floats
     p: ClusteringScore
     remark: str = ""
 
@@ -232,33 +244,75 @@ class ClusteredUnits:
         key = ["patient_id", "label", "center"]
         units = rows.select(key).unique().sort(key)
         place = units.with_row_index("unit").join(rows, on=key, how="right", maintain_order="right")
-        counts = np.zeros((units.height, int(rows["n_clusters"][0])))
-        counts[place["unit"].to_numpy(), rows["cluster"].to_numpy()] = rows["n"].to_numpy()
         patients, labels, centers = (codes_of(units[name]) for name in key)
-        return cls(patients, labels, centers, counts, p, remark_on_size(statistics))
+        counts, silhouettes = {}, []
+        for (number,), part in place.group_by("n_clusters", maintain_order=True):
+            unit, n = part["unit"].to_numpy(), part["n"].to_numpy()
+            counts[number] = np.zeros((units.height, number))
+            counts[number][unit, part["cluster"].to_numpy()] = n
+            sums = n * part["silhouette"].to_numpy()
+            silhouettes.append(np.bincount(patients[unit], sums, int(patients.max()) + 1))
+        told = remark_on_size(statistics)
+        return cls(patients, labels, centers, counts, np.array(silhouettes), p, told)
 
     @property
     def n_patients(self) -> int:
         """How many patients there are."""
         return int(self.patients.max()) + 1
 
+    def chosen(self, weights: Floats) -> Ints:
+        """[draws] the number of clusters with the largest mean silhouette, patients resampled."""
+        numbers = np.array(list(self.counts))
+        return np.asarray(numbers[(weights @ self.silhouettes.T).argmax(axis=1)])
+
+    @cached_property
+    def n_clusters(self) -> int:
+        """The number with the largest mean silhouette."""
+        return int(self.chosen(self._once)[0])
+
+    @cached_property
+    def silhouette(self) -> float:
+        """The largest mean silhouette."""
+        return float(self.silhouettes.sum(axis=1).max()) / self.n_tiles
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles there are."""
+        return int(self.counts[self.n_clusters].sum())
+
+    @property
+    def _once(self) -> Floats:
+        """[1, P] every patient once."""
+        return np.ones((1, self.n_patients))
+
     def estimate(self, value: float, draws: Floats | None = None) -> Estimate:
         """A figure of all tiles, with the interval of its draws."""
         low, high = (None, None) if draws is None else percentile_interval(draws)
-        return Estimate(value, low, high, int(self.counts.sum()), self.n_patients, draws)
+        return Estimate(value, low, high, self.n_tiles, self.n_patients, draws)
+
+    def number(self) -> Estimate:
+        """The number of clusters, with those that resampled patients choose."""
+        draws = self.chosen(self.p.weights(self.n_patients)).astype(np.float64)
+        return self.estimate(float(self.n_clusters), draws)
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
-        """[draws] each score with patients resampled."""
-        of_label, of_center = (
-            resampled_ari(self.counts, tags, self.patients, weights)
-            for tags in (self.labels, self.centers)
-        )
-        return _scores(of_label, of_center)
+        """[draws] each score with patients resampled and the number of clusters chosen anew."""
+        chosen = self.chosen(weights)
+        out = {name: np.empty(len(weights)) for name in SCORES}
+        for number in np.unique(chosen):
+            draws = chosen == number
+            of_label, of_center = (
+                resampled_ari(self.counts[number], tags, self.patients, weights[draws])
+                for tags in (self.labels, self.centers)
+            )
+            for name, values in _scores(of_label, of_center).items():
+                out[name][draws] = values
+        return out
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """The scores with their intervals."""
-        point = self.scores(np.ones((1, self.n_patients)))
+        point = self.scores(self._once)
         draws = self.scores(self.p.weights(self.n_patients))
         return {name: self.estimate(float(point[name][0]), draws[name]) for name in point}
 
@@ -277,16 +331,13 @@ class ClusteredUnits:
 
     def _scores_under(self, labels: Ints, centers: Ints) -> dict[str, Floats]:
         """[permutations] the scores, from tags [u, permutations]."""
-        return _scores(*(permuted_ari(self.counts, tags) for tags in (labels, centers)))
+        counts = self.counts[self.n_clusters]
+        return _scores(*(permuted_ari(counts, tags) for tags in (labels, centers)))
 
 
 def _scores(of_label: Floats, of_center: Floats) -> dict[str, Floats]:
     """The scores, from the adjusted Rand index of either."""
-    return {
-        "clustering_score": of_label - of_center,
-        "ari_label": of_label,
-        "ari_center": of_center,
-    }
+    return dict(zip(SCORES, (of_label - of_center, of_label, of_center), strict=True))
 
 
 def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator[Figure]:
@@ -299,21 +350,19 @@ def clustering_figures(statistics: pl.DataFrame, p: ClusteringScore) -> Iterator
     p
         The parameters.
     """
-    scores = ("clustering_score", "ari_label", "ari_center")
-    of_clusters = ("n_clusters", "silhouette")
     problem = statistics.filter(pl.col("label").is_null())["reason"].drop_nulls()
     if len(problem):
-        metrics = ("clustering_score_minus_null", *scores, *of_clusters)
+        metrics = ("clustering_score_minus_null", *SCORES, "n_clusters", "silhouette")
         yield from (Figure(metric, undefined(problem[0])) for metric in metrics)
         return
     units = ClusteredUnits.of(statistics, p)
     for cell, reason in left_out_cells(statistics):
         yield Figure("clustering_score", undefined(reason), {"role": "left_out"}, cell)
     yield Figure("clustering_score_minus_null", partial(score_minus_null, units))
-    for metric in scores:
+    for metric in SCORES:
         yield Figure(metric, partial(score, units, metric))
-    for metric in of_clusters:
-        yield Figure(metric, partial(units.estimate, float(statistics[metric][0])))
+    yield Figure("n_clusters", units.number)
+    yield Figure("silhouette", partial(units.estimate, units.silhouette))
 
 
 def score(units: ClusteredUnits, metric: str) -> Value:
