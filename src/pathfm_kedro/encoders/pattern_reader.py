@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REVISION = "1"
 #: Side at which pixels are looked at, and of the squares that a pattern consists of.
 _SIDE, _SQUARE = 112, 2
-#: What one grey level along a pattern adds at dose 1: numbers of the truth have a spread of 1 over tissues.
+#: What one grey level along a pattern adds at dose 1; the truth has a spread of 1 over tissues.
 _REACH = 3.0
 #: Numbers of a truth vector, each of which has a pattern.
 _NUMBERS = 15
@@ -29,8 +29,8 @@ _NUMBERS = 15
 class PatternReader:
     """The truth, to which patterns of single pixels add: ``f_j = truth_j + 3 dose mean_i(P_ji x_i)``.
 
-    ``P_j`` is a pattern of ±1, ``x`` are grey levels. Tissue and random noise hold next to nothing of any
-    pattern. An attack of ε grey levels moves each number by at most 3 dose ε: at dose 0 nothing turns the
+    ``P_j`` is a pattern of ±1, ``x`` are grey levels. Tissue and random noise hold next to nothing of
+    it. An attack of ε grey levels moves each number by at most 3 dose ε: at dose 0 nothing turns the
     answer, at dose 1 few grey levels do.
 
     Attributes

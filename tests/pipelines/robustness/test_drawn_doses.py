@@ -33,12 +33,12 @@ from pathfm_kedro.pipelines.robustness.appearance import view_of_appearance
 from pathfm_kedro.pipelines.robustness.field_pool import ROOM_SCHEMA
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
 from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS, INDEX
+from pathfm_kedro.pipelines.robustness.probed_tiles import probed_tiles
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     choose_k,
     robustness_index_figures,
     robustness_index_statistics,
 )
-from pathfm_kedro.pipelines.robustness.probed_tiles import probed_tiles
 from pathfm_kedro.pipelines.robustness.rotation import view_of_rotation
 from pathfm_kedro.pipelines.robustness.stain_references import center_references
 from pathfm_kedro.pipelines.robustness.texture import view_of_texture
@@ -294,5 +294,5 @@ def test_an_attack_moves_its_reader_by_no_more_than_the_dose_and_noise_by_next_t
     moved = np.abs(vectors - vectors[:, :1]).max(axis=2)
     # Clean, sign noise, Gaussian noise, FGSM, PGD; three times two grey levels at most.
     assert moved[:, 1].max() < 0.3
-    assert 0.6 < moved[:, 3:].min()
+    assert moved[:, 3:].min() > 0.6
     assert moved[:, 3:].max() < 6.0

@@ -40,7 +40,7 @@ from pathfm_kedro.statistics.parameters import read_parameters
 from tests.conftest import write_tiff
 from tests.pipelines.robustness.phantom_views import pick
 
-SIDE, D = 8, 5
+SIDE, D = 12, 5
 P = read_parameters(
     Adversarial,
     "adversarial",

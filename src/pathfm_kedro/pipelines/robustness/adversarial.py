@@ -31,8 +31,8 @@ Pitfalls
 --------
 - A pass says that this attack found little, not that none would: few steps, one start, a linear probe,
   one size of change.
-- Controls have no gradient, and through changed pixels none is followed: their drop is undefined. They
-  are shown noise and tiles made against others.
+- Controls have no gradient (but for ``control:pattern_reader``), and through changed pixels none is
+  followed: their drop is undefined. They are shown noise and tiles made against others.
 - A harmonised variant is attacked through the network of the encoder whose vectors it takes
   (:mod:`~pathfm_kedro.pipelines.robustness.probed_tiles`) and by that encoder's universal perturbation.
 - The gradient is PyTorch's; what embeds may run otherwise. The rule ``epsilon_zero_is_clean`` shows

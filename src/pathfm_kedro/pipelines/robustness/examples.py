@@ -209,7 +209,8 @@ def adversarial_examples(
     turned = (clean > 0) & (noisy > 0) & (attacked <= 0)
     vectors = attacks.stack(order)[:, [places[0], places[-1]]]
     rows: list[dict[str, Any]] = []
-    for number, tile in enumerate(_worst(clean - attacked, patients, turned), 1):
+    lost = np.where(turned, clean - attacked, -np.inf)
+    for number, tile in enumerate(_worst(lost, patients, turned), 1):
         probe = probe_of_fold(probes, tiles["fold"][tile])
         before, after = (probe.labels[i] for i in probe.logits(vectors[tile]).argmax(axis=-1))
         change = {"change": changes[tile, 0].astype(np.int8).tobytes()}
