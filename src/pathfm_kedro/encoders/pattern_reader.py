@@ -21,17 +21,18 @@ _REVISION = "1"
 _SIDE, _SQUARE = 112, 2
 #: What one grey level along a pattern adds at dose 1; the truth has a spread of 1 over tissues.
 _REACH = 3.0
-#: Numbers of a truth vector, each of which has a pattern.
-_NUMBERS = 15
+#: Numbers of a truth vector, and how many of them, the first, are quantities that differ in any cohort:
+#: what is the same on all tiles would be stretched by a probe that standardises.
+_NUMBERS, _QUANTITIES = 15, 9
 
 
 @dataclass(frozen=True)
 class PatternReader:
     """The truth, to which patterns of single pixels add: ``f_j = truth_j + 3 dose mean_i(P_ji x_i)``.
 
-    ``P_j`` is a pattern of ±1, ``x`` are grey levels. Tissue and random noise hold next to nothing of
-    it. An attack of ε grey levels moves each number by at most 3 dose ε: at dose 0 nothing turns the
-    answer, at dose 1 few grey levels do.
+    j are the drawn quantities, ``P_j`` is a pattern of ±1, ``x`` are grey levels. Tissue and random noise
+    hold next to nothing of it. An attack of ε grey levels moves each number by at most 3 dose ε: at dose
+    0 nothing turns the answer, at dose 1 two grey levels do.
 
     Attributes
     ----------
@@ -72,6 +73,7 @@ class PatternReader:
         patterns = np.kron(signs, np.array([[1.0, -1.0], [-1.0, 1.0]]))
         layer = torch.nn.Linear(3 * _SIDE**2, _NUMBERS, bias=False)
         weight = self.dose * _REACH * patterns.reshape(_NUMBERS, -1) / patterns[0].size
+        weight[_QUANTITIES:] = 0
         layer.weight.data = torch.tensor(weight, dtype=torch.float32)
         return torch.nn.Sequential(torch.nn.Flatten(), layer).eval().requires_grad_(False)
 

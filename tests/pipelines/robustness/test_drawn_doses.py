@@ -283,16 +283,16 @@ def attacked(dose: float) -> tuple[pl.DataFrame, Shards]:
 
 
 def test_an_attack_takes_what_the_dose_of_its_reader_gives():
-    drops = [pick(attacked(dose)[0], "accuracy_drop_beyond_noise") for dose in (0.0, 0.3, 1.0)]
+    drops = [pick(attacked(dose)[0], "accuracy_drop_beyond_noise") for dose in (0.0, 0.5, 1.0)]
     assert [drop["verdict"] for drop in drops][::2] == ["pass", "fail"]
-    values = [drop["value"] for drop in drops]
-    assert values == sorted(values)
+    none, some, all_of_it = (drop["value"] for drop in drops)
+    assert none == 0 < some < all_of_it == 1
 
 
 def test_an_attack_moves_its_reader_by_no_more_than_the_dose_and_noise_by_next_to_nothing():
     vectors = attacked(1.0)[1].stack(attacked(1.0)[1].slide_ids).astype(float)
     moved = np.abs(vectors - vectors[:, :1]).max(axis=2)
     # Clean, sign noise, Gaussian noise, FGSM, PGD; three times two grey levels at most.
-    assert moved[:, 1].max() < 0.3
+    assert moved[:, 1].max() < 0.1
     assert moved[:, 3:].min() > 0.6
     assert moved[:, 3:].max() < 6.0
