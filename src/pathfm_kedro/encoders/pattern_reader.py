@@ -30,9 +30,9 @@ _NUMBERS, _QUANTITIES = 15, 9
 class PatternReader:
     """The truth, to which patterns of single pixels add: ``f_j = truth_j + 3 dose mean_i(P_ji x_i)``.
 
-    j are the drawn quantities, ``P_j`` is a pattern of ±1, ``x`` are grey levels. Tissue and random noise
-    hold next to nothing of it. An attack of ε grey levels moves each number by at most 3 dose ε: at dose
-    0 nothing turns the answer, at dose 1 two grey levels do.
+    j are the drawn quantities, ``P_j`` is a pattern of ±1, ``x`` are grey levels. Tissue and random
+    noise hold next to nothing of it. An attack of ε grey levels moves each number by 3 dose ε at most:
+    at dose 0 nothing turns the answer, at dose 1 two grey levels do.
 
     Attributes
     ----------
