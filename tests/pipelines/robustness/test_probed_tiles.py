@@ -13,50 +13,37 @@ from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.attacks import to_images
 from pathfm_kedro.encoders.gradients import differentiable
 from pathfm_kedro.encoders.harmonised import center_maps, plan_harmonised
-from pathfm_kedro.pipelines.robustness.adversarial import (
-    adversarial_figures,
-    adversarial_statistics,
+from pathfm_kedro.engine import ShardPlan
+from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial, Variant, probe_of_fold
+from pathfm_kedro.pipelines.robustness.adversarial_views import AttackTiles
+from pathfm_kedro.pipelines.robustness.attacks.pipeline import (
+    adversarial_pipeline,
+    attacked_encoders,
 )
-from pathfm_kedro.pipelines.robustness.adversarial_pool import (
-    Adversarial,
-    Variant,
-    choose_adversarial_pool,
-    fit_adversarial_probes,
-    probe_of_fold,
-)
-from pathfm_kedro.pipelines.robustness.adversarial_transfer import plan_transfer
-from pathfm_kedro.pipelines.robustness.adversarial_views import AttackTiles, plan_attacks
-from pathfm_kedro.pipelines.robustness.probed_tiles import (
-    ProbedTiles,
-    plan_through_base,
-    probed_tiles,
-)
+from pathfm_kedro.pipelines.robustness.probed_tiles import ProbedTiles, probed_tiles
 from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
-from pathfm_kedro.statistics.figures import measure
 from pathfm_kedro.statistics.harmonisation import AffineMap, fit_maps
 from pathfm_kedro.statistics.linear_classifier import LinearClassifier
 from pathfm_kedro.statistics.parameters import read_parameters
+from pathfm_kedro.wiring import TileGrids
 from tests.conftest import write_tiff
 from tests.pipelines.robustness.phantom_views import pick
 
 SIDE, D = 12, 5
-P = read_parameters(
-    Adversarial,
-    "adversarial",
-    {
-        "epsilons": [2, 8],
-        "pgd_steps": [3],
-        "transfer_epsilon": 8,
-        "drop_epsilon": 2,
-        "max_tiles": 12,
-        "probe_tiles_per_slide": 4,
-        "probe": {"folds": 3, "C": 0.1, "max_iter": 200},
-        "criteria": [{"metric": "accuracy_drop_beyond_noise", "at": {"epsilon": 2}, "below": 0.15}],
-        "draws": 100,
-        "seed": 0,
-    },
-)
+PARAMETERS = {
+    "epsilons": [2, 8],
+    "pgd_steps": [3],
+    "transfer_epsilon": 8,
+    "drop_epsilon": 2,
+    "max_tiles": 12,
+    "probe_tiles_per_slide": 4,
+    "probe": {"folds": 3, "C": 0.1, "max_iter": 200},
+    "criteria": [{"metric": "accuracy_drop_beyond_noise", "at": {"epsilon": 2}, "below": 0.15}],
+    "draws": 100,
+    "seed": 0,
+}
+P = read_parameters(Adversarial, "adversarial", PARAMETERS)
 NO_UNIVERSAL = np.zeros((0, SIDE, SIDE, 3), np.int8)
 
 
@@ -200,8 +187,8 @@ def done(plan) -> Stored:
 
 
 @pytest.fixture(scope="module")
-def variant(tmp_path_factory):
-    """A variant of a small network on drawn stripes, attacked, and shown the encoder's own tiles."""
+def audit(tmp_path_factory) -> dict:
+    """Datasets of a small network on drawn stripes and its variant, made by the pipeline's nodes."""
     folder = tmp_path_factory.mktemp("slides")
     slides, tiles = cohort()
     random, stripes = np.random.default_rng(0), 30 * np.sin(np.arange(64) * np.pi / 2)
@@ -209,46 +196,42 @@ def variant(tmp_path_factory):
         pixels = random.normal(170, 8, (64, 64, 3)) - 15 * (row["center"] == "B")
         pixels += stripes[:, None, None] if row["label"] == "x" else stripes[None, :, None]
         write_tiff(folder / row["path"], pixels.clip(0, 255).astype(np.uint8))
-    runtimes = {"base": {"runtime": "eager", "precision": "float32", "device": "cpu"}}
     encoder = load_encoder(EncoderSpec.from_parameters("base", ENTRY))
     fields = slide_fields(slides, tiles, SlideFiles(folder), SIDE)
     base = Stored(
         {s["slide_id"]: {"embedding": encoder.embed(next(f.batches(9))[0])} for s, f in fields}
     )
-    own = done(plan_harmonised(slides, base, base, VARIANT, {}, name="variant"))
-    pool = choose_adversarial_pool(slides, tiles, P)
-    job = (SlideFiles(folder), {"pixels": SIDE}, {"workers": 1}, ENTRY, runtimes)
-    nothing = Stored()
-    of_base = fit_adversarial_probes(slides, tiles, base, pool, P)
-    shown = done(plan_attacks(slides, pool, of_base, nothing, *job, P, name="base"))
-    probes = fit_adversarial_probes(slides, tiles, own, pool, P)
-    through = {"base": "base", "name": "variant"}
-    attacks = plan_through_base(
-        slides, base, VARIANT, pool, probes, nothing, *job, P, plan=plan_attacks, **through
-    )
-    transfer = plan_through_base(
-        slides,
-        base,
-        VARIANT,
-        pool,
-        probes,
-        *job,
-        shown,
-        plan=plan_transfer,
-        sources=("base",),
-        **through,
-    )
-    return slides, base, own, pool, probes, attacks, done(attacks), done(transfer)
+    data = {
+        "slides": slides,
+        "tiles": tiles,
+        "slide_files": SlideFiles(folder),
+        "params:tile": {"pixels": SIDE},
+        "params:engine": {"workers": 1},
+        "params:encoders.base": ENTRY,
+        "params:encoders.variant": VARIANT,
+        "params:adversarial": PARAMETERS,
+        "encoder_runtimes": {"base": {"runtime": "eager", "precision": "float32", "device": "cpu"}},
+        "embeddings.base": base,
+        "embeddings.variant": done(
+            plan_harmonised(slides, base, base, VARIANT, {}, name="variant")
+        ),
+    }
+    both, bases = ["base", "variant"], {"variant": "base"}
+    for node in adversarial_pipeline(both, both, [], bases).nodes:
+        found = node.func(*(data[name] for name in node.inputs))
+        made = dict(zip(node.outputs, found if len(node.outputs) > 1 else [found], strict=True))
+        data |= {k: done(v) if isinstance(v, ShardPlan) else v for k, v in made.items()}
+    return data
 
 
-def test_what_is_read_of_clean_tiles_is_the_variants_own(variant):
-    _, _, own, pool, probes, plan, attacks, _ = variant
-    assert plan.title == "attacking base for variant"
+def test_what_is_read_of_clean_tiles_is_the_variants_own(audit):
+    pool, probes = audit["adversarial_pool"], audit["probes.adversarial.variant"]
+    attacks = audit["views.adversarial.variant"]
     assert set(attacks.slide_ids) == set(pool.filter("attacked")["slide_id"])
     for slide in attacks.slide_ids:
         rows = pool.filter("attacked", slide_id=slide)
         places = [int(tile.split("@")[1]) // SIDE for tile in rows["tile_id"]]
-        vectors = own[slide]["embedding"][places]
+        vectors = audit["embeddings.variant"][slide]["embedding"][places]
         np.testing.assert_allclose(attacks[slide]["embedding"][:, 0], vectors, atol=1e-5)
         probe = probe_of_fold(probes, rows["fold"][0])
         targets = np.array([probe.labels.index(label) for label in rows["label"]])
@@ -256,24 +239,36 @@ def test_what_is_read_of_clean_tiles_is_the_variants_own(variant):
         np.testing.assert_allclose(attacks[slide]["margin"][:, 0], margins, atol=1e-4)
 
 
-def test_the_drop_of_a_variant_is_measured_and_its_attack_is_sound(variant):
-    *_, pool, probes, _, attacks, transfer = variant
-    statistics = adversarial_statistics(attacks, transfer, pool, probes, P, sources=["base"])
-    figures = adversarial_figures(statistics, VARIANT, P)
-    table = measure(figures, "adversarial", "variant", P.criteria)
+def test_the_drop_of_a_variant_is_measured_and_its_attack_is_sound(audit):
+    table = audit["measurements.robustness.adversarial.variant"]
     drop = pick(table, "accuracy_drop_beyond_noise")
     assert drop["value"] is not None
     assert drop["threshold"] == 0.15
     assert set(table.filter(metric="attack_check")["value"]) == {0.0}
     assert pick(table, "accuracy", attack="none")["value"] > 0.8
-    assert len(table.filter(metric="transfer_accuracy")) == 1
+    # It is shown what was made against its encoder, and shows that one nothing.
+    shown = audit["measurements.robustness.adversarial"].filter(metric="transfer_accuracy")
+    assert shown["encoder"].to_list() == ["variant"]
 
 
-def test_a_shard_knows_the_map_and_a_slide_without_one_is_left_out(variant):
-    slides, base, _, pool, probes, _, _, _ = variant
+def test_a_variant_is_left_out_where_the_parameters_say_so():
+    both, bases = ["base", "variant"], {"variant": "base"}
+    of = {"adversarial": {"harmonised": False}}
+    assert attacked_encoders(both, bases, {}, TileGrids()) == both
+    assert attacked_encoders(both, bases, of, TileGrids()) == ["base"]
+    left = adversarial_pipeline(both, ["base"], [], bases)
+    own = [node for node in left.nodes if "variant" in node.name]
+    assert [node.short_name.split(".")[-1] for node in own] == ["statistics", "measurements"]
+
+
+def test_a_shard_knows_the_map_and_a_slide_without_one_is_left_out(audit):
+    pool, probes = audit["adversarial_pool"], audit["probes.adversarial.variant"]
     slide = pool.filter("attacked")["slide_id"][0]
     rows = pool.filter("attacked", slide_id=slide)
-    by_method = [center_maps(slides, base, method) for method in ("centring", "whitening")]
+    by_method = [
+        center_maps(audit["slides"], audit["embeddings.base"], method)
+        for method in ("centring", "whitening")
+    ]
     mapped = [probed_tiles(rows, probes, maps).describe() for maps in (None, *by_method)]
     assert mapped[0] == mapped[1][:2] == mapped[2][:2]
     assert mapped[1] != mapped[2]

@@ -139,7 +139,10 @@ def _picture(row: Mapping[str, Any], files: SlideFiles, pixels: int) -> Pixels:
     if row.get("times"):
         # Single pixels: means of neighbours would hide what changes from one to the next.
         every = slice(None, None, pixels // side)
-        return np.clip(_GREY + row["times"] * change[every, every], 0, 255).astype(np.uint8)
+        alone: Pixels = np.clip(_GREY + row["times"] * change[every, every], 0, 255).astype(
+            np.uint8
+        )
+        return alone
     tile = read_tile(files, row, row, pixels)
     if change.size:
         tile = (tile + change).astype(np.uint8)
