@@ -85,6 +85,23 @@ def test_attacks_cost_three_passes_a_step(parameters):
     assert (own.hours, own.gigabytes) == (None, None)
 
 
+def test_a_harmonised_variant_costs_the_attack_on_its_encoder_and_nothing_else(parameters):
+    size = size_of(10, 10, 2, 1000, "")
+    given = only(parameters, e={"model": "timm:x"}, v={"model": "harmonised:e"})
+    given["adversarial"] |= {"universal": None, "harmonised": True}
+    shares = estimate(given, size, {})
+    own, base = (
+        [s for s in shares if (s.encoder, s.experiment) == (name, "adversarial")] for name in "ve"
+    )
+    assert [s.experiment for s in shares if s.encoder == "v"] == ["adversarial"]
+    # Beside its own it is shown the encoder's tiles.
+    assert own[0].passes == base[0].passes + given["adversarial"]["max_tiles"]
+    lines = estimate_lines(given, size, {}, by_experiment=False)
+    assert [line.partition(":")[0] for line in lines[1:3]] == ["e", "v"]
+    given["adversarial"]["harmonised"] = False
+    assert not [s for s in estimate(given, size, {}) if s.encoder == "v"]
+
+
 def test_hours_and_gigabytes_are_plain_arithmetic(parameters):
     size = size_of(100, 100, 4, 7200, "")
     given = only(parameters, e={"model": "timm:x"})

@@ -12,6 +12,9 @@ from kedro_datasets.polars import EagerPolarsDataset
 
 from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
 
+#: Characters shown of what is no plain value: weights and pictures are long.
+_SHOWN_TEXT = 200
+
 
 class ParquetDataset(EagerPolarsDataset):  # type: ignore[misc]
     """A Polars DataFrame in a Parquet file.
@@ -51,7 +54,7 @@ class ParquetDataset(EagerPolarsDataset):  # type: ignore[misc]
         self._invalidate_cache()
 
     def preview(self, nrows: int = 5) -> TablePreview:
-        """First rows, for kedro-viz; lists and arrays as text."""
+        """First rows, for kedro-viz; lists, arrays and bytes as the beginning of their text."""
         return table_preview(self._copy().load(), nrows)
 
 
@@ -75,7 +78,7 @@ def table_preview(table: pl.DataFrame, nrows: int) -> TablePreview:
     [[1, '[2, 3]']]
     """
     rows = table.head(nrows).rows()
-    plain = [[value if _is_plain(value) else str(value) for value in row] for row in rows]
+    plain = [[v if _is_plain(v) else str(v)[:_SHOWN_TEXT] for v in row] for row in rows]
     return TablePreview({"index": list(range(len(rows))), "columns": table.columns, "data": plain})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pathfm_kedro.encoders.base import Encoder, Pixels, Vectors
 from pathfm_kedro.encoders.cue_readers import READERS, CueReader
+from pathfm_kedro.encoders.pattern_reader import PatternReader
 
 #: Raised with any change of what a control computes, so that stored shards are not reused.
 _REVISION = "1"
@@ -208,6 +209,7 @@ CONTROLS: dict[str, Callable[..., Encoder]] = {
     "random_projection": RandomProjection,
     "tile_corner": TileCorner,
     "phantom_truth": PhantomTruth,
+    "pattern_reader": PatternReader,
     **{f"{cue}_reader": partial(CueReader, cue) for cue in READERS},
 }
 

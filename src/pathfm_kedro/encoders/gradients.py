@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from pathfm_kedro.encoders.base import Encoder
+from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.encoders.runtimes import pooled
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class DifferentiableEncoder:
         Side of the network's input.
     mean, std
         Of each channel, on the scale 0 … 1.
+    offset
+        What is added to every vector [d]; None for nothing.
 
     Examples
     --------
@@ -61,6 +63,7 @@ class DifferentiableEncoder:
     input_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    offset: Vectors | None = None
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Vectors float32 [n, d] of images float32 [n, 3, height, width] on the scale 0 … 1.
@@ -69,7 +72,8 @@ class DifferentiableEncoder:
         """
         weight = next(self.model.parameters(), images)
         batch = self.prepare(images).to(weight.device, weight.dtype)
-        return pooled(self.model, self.pooling, batch).float().to(images.device)
+        vectors = pooled(self.model, self.pooling, batch).float().to(images.device)
+        return vectors if self.offset is None else vectors + vectors.new_tensor(self.offset)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """What the network sees: the values that ``TorchEncoder.prepare`` gives.
@@ -96,7 +100,7 @@ class DifferentiableEncoder:
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:
+def differentiable(encoder: Encoder, truth: Vectors | None = None) -> DifferentiableEncoder | None:
     """The encoder with gradients, or None where it is no neural network or PyTorch does not run it.
 
     The gradient is always taken of the PyTorch network, also where something else runs it to embed.
@@ -105,6 +109,8 @@ def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:
     ----------
     encoder
         From :func:`~pathfm_kedro.encoders.load_encoder`.
+    truth
+        What was drawn on the tile [m]: a control may add it to what it reads from pixels.
 
     Examples
     --------
@@ -121,4 +127,5 @@ def differentiable(encoder: Encoder) -> DifferentiableEncoder | None:
         int(preprocessing["input_pixels"]),
         tuple(preprocessing["mean"]),
         tuple(preprocessing["std"]),
+        truth if getattr(encoder, "adds_truth", False) else None,
     )

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pathfm_kedro.cohorts import harmonised_bases
 from pathfm_kedro.encoders import EncoderSpec
-from pathfm_kedro.estimate.passes import work_on_pixels
+from pathfm_kedro.estimate.passes import attacks_on, work_on_pixels
 from pathfm_kedro.estimate.sizes import CohortSize
 from pathfm_kedro.estimate.speed import Speed
 from pathfm_kedro.estimate.training import pixels_of_arms, work_of_arms, work_of_rival
@@ -69,6 +70,7 @@ def estimate(
     ran = _run(parameters)
     return [
         *(share for name in ran for share in _of_encoder(name, ran, parameters, size, speeds)),
+        *_of_variants(ran, parameters, size, speeds),
         *(_of_arms(parameters, size, speeds) if ran else ()),
     ]
 
@@ -90,16 +92,52 @@ def _of_encoder(
             hours = _hours(rival.passes, speed, parameters)
             yield Share(name, "training", rival.passes, hours, rival.pixel_bytes / 1e9)
     others = [n for n, other in ran.items() if n != name and _shows_others(other)]
-    for experiment, whole, numbers, pixels in work_on_pixels(
-        parameters, size, len(others), is_timed(entry)
-    ):
-        passes, vectors = round(whole * audited), round(numbers * audited)
-        stored = _gigabytes(vectors, speed)
-        if stored is not None:
-            stored += pixels * audited / 1e9
-            if experiment == "embed" and parameters["embed"]["dtype"] == "float16":
-                stored /= 2
-        yield Share(name, experiment, passes, _hours(passes, speed, parameters), stored)
+    for work in work_on_pixels(parameters, size, len(others), is_timed(entry)):
+        yield _share(name, work, audited, speed, parameters)
+
+
+def _share(
+    name: str,
+    work: tuple[str, int, int, int],
+    audited: float,
+    speed: Speed,
+    parameters: Mapping[str, Any],
+) -> Share:
+    """What work on a share of the cohort takes."""
+    experiment, whole, numbers, pixels = work
+    passes, vectors = round(whole * audited), round(numbers * audited)
+    stored = _gigabytes(vectors, speed)
+    if stored is not None:
+        stored += pixels * audited / 1e9
+        if experiment == "embed" and parameters["embed"]["dtype"] == "float16":
+            stored /= 2
+    return Share(name, experiment, passes, _hours(passes, speed, parameters), stored)
+
+
+def _of_variants(
+    ran: Mapping[str, Mapping[str, Any]],
+    parameters: Mapping[str, Any],
+    size: CohortSize,
+    speeds: Mapping[str, Speed],
+) -> Iterator[Share]:
+    """Attacks on harmonised variants, through the network of the encoder whose vectors they take."""
+    sources = sum(map(_shows_others, ran.values()))
+    for name, base in _attacked_variants(parameters, ran).items():
+        entry, audited = ran[base], 1.0
+        if str(entry["model"]).startswith(_TRAINED):
+            audited = work_of_rival(size.table, EncoderSpec.from_parameters(base, entry)).audited
+        work = attacks_on(parameters, size, sources, is_timed(entry), universal=False)
+        yield _share(name, work, audited, speeds.get(base, Speed()), parameters)
+
+
+def _attacked_variants(
+    parameters: Mapping[str, Any], ran: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Of each harmonised variant that is attacked the encoder that it is attacked through."""
+    if not parameters["adversarial"]["harmonised"]:
+        return {}
+    entries = {k: v for k, v in parameters["encoders"].items() if v is not None}
+    return {name: base for name, base in harmonised_bases(entries).items() if base in ran}
 
 
 def _shows_others(entry: Mapping[str, Any]) -> bool:
@@ -176,10 +214,12 @@ def estimate_lines(
         f"{size.tiles:,} tiles ({size.basis})"
     ]
     shares = estimate(parameters, size, speeds)
-    audited = [name for name in _run(parameters) if is_timed(parameters["encoders"][name])]
+    ran = _run(parameters)
+    run_by = {name: name for name in ran} | _attacked_variants(parameters, ran)
+    audited = [name for name, network in run_by.items() if is_timed(ran[network])]
     for name in audited:
         own = [share for share in shares if share.encoder == name]
-        lines.append(f"{_line(name, _total(own))}; {speeds.get(name, Speed()).basis}")
+        lines.append(f"{_line(name, _total(own))}; {speeds.get(run_by[name], Speed()).basis}")
         if by_experiment:
             lines += [f"  {_line(share.experiment, share)}" for share in own]
     if len(audited) > 1:

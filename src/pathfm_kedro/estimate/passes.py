@@ -40,12 +40,25 @@ def work_on_pixels(
     if parameters["cohort"].get("same_tissue"):
         passes = tiles_of_same_tissue(parameters, size.table)
         yield "same_tissue", passes, passes, 0
-    yield _adversarial(parameters, size, sources, network)
+    yield attacks_on(parameters, size, sources, network)
 
 
-def _adversarial(
-    parameters: Mapping[str, Any], size: CohortSize, sources: int, network: bool
+def attacks_on(
+    parameters: Mapping[str, Any],
+    size: CohortSize,
+    sources: int,
+    network: bool,
+    universal: bool = True,
 ) -> tuple[str, int, int, int]:
+    """Adversarial noise alone, as of :func:`work_on_pixels`.
+
+    Parameters
+    ----------
+    parameters, size, sources, network
+        As there.
+    universal
+        Whether the perturbation for all tiles is fitted: a variant takes that of its encoder.
+    """
     from pathfm_kedro.pipelines.robustness.adversarial_pool import Adversarial
 
     p = _read(Adversarial, "adversarial", parameters)
@@ -58,10 +71,11 @@ def _adversarial(
         passes += tiles * LEARNT_PASS * len(p.epsilons) * steps
         if p.published is not None:
             passes += tiles * LEARNT_PASS * p.published.steps
-        if p.universal is not None:
+        if p.universal is not None and universal:
             fit = p.universal
             passes += 2 * len(fit.epsilons) * fit.tiles * fit.steps * LEARNT_PASS
-    return "adversarial", passes, tiles * images, tiles * picture if network else 0
+    # One picture for other encoders, and what was changed of one.
+    return "adversarial", passes, tiles * images, 2 * tiles * picture if network else 0
 
 
 def passes_per_tile(parameters: Mapping[str, Any], centers: int) -> dict[str, int]:

@@ -10,7 +10,8 @@ like tissue does. At dose 0 nothing is drawn.
   are everywhere, at 1 on islands that most tiles miss and few fields of 256 micrometres do. Drawn only
   where it is named.
 
-The adversarial check has no dose here: it needs gradients, and what reads a cue has none.
+Nothing is drawn for the adversarial check, which makes its changes itself: there the dose is that of
+the control which reads them (``control:pattern_reader``).
 """
 
 from __future__ import annotations

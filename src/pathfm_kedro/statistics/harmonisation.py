@@ -57,11 +57,15 @@ class AffineMap:
 
     def __call__(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
         """[…, d] float32."""
-        centred = vectors.astype(np.float64) - self.mean
-        mapped = self.offset + self.scale * centred
-        if len(self.gains):
-            mapped += ((centred @ self.basis.T) * self.gains) @ self.basis
+        mapped = self.offset + self.linear(vectors.astype(np.float64) - self.mean)
         return mapped.astype(np.float32)
+
+    def linear(self, vectors: Floats) -> Floats:
+        """The map's linear part, which is symmetric, of vectors [..., d]."""
+        scaled = self.scale * vectors
+        if len(self.gains):
+            scaled += ((vectors @ self.basis.T) * self.gains) @ self.basis
+        return scaled
 
     def digest(self) -> str:
         """SHA-256 of what the map does, to five digits, so that the order of sums does not show.

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.statistics.harmonisation import AffineMap
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -55,6 +57,20 @@ class LinearClassifier:
         others = np.where(np.arange(len(self.labels)) == targets[..., None], -np.inf, logits)
         margins: Floats = own - others.max(axis=-1)
         return margins
+
+    def after(self, center_map: AffineMap) -> LinearClassifier:
+        """The same classifier as one of the vectors that the map is applied to, which is linear too.
+
+        Examples
+        --------
+        >>> double = AffineMap(np.ones(1), np.zeros(1), np.full(1, 2.0), np.zeros((0, 1)), np.zeros(0))
+        >>> probe = LinearClassifier(("a", "b"), np.array([[0.0], [3.0]]), np.array([0.0, 1.0]))
+        >>> probe.after(double).logits(np.array([[4.0]])) == probe.logits(double(np.array([[4.0]])))
+        array([[ True,  True]])
+        """
+        weight = center_map.linear(self.weight)
+        bias = self.bias + self.weight @ center_map.offset - weight @ center_map.mean
+        return LinearClassifier(self.labels, weight, bias)
 
     def digest(self) -> str:
         """SHA-256 of classes and weights."""

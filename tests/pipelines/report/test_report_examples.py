@@ -59,6 +59,32 @@ def test_a_turned_tile_is_shown_turned(pictured, tmp_path) -> None:
     assert turned[:14].mean() < 20 and turned[18:].mean() > 235  # noqa: PT018
 
 
+def test_a_changed_tile_is_shown_with_its_change_alone(pictured, tmp_path) -> None:
+    """What is darker by two levels on the right half; alone it is shown forty times as dark."""
+    change = np.zeros((32, 32, 3), np.int8)
+    change[:, 16:] = -2
+    rows = examples(1).drop("part", "angle").unique().join(
+        pl.DataFrame({"part": ["tile", "attacked", "difference"], "times": [None, None, 40]}),
+        how="cross",
+    ).with_columns(
+        angle=pl.lit(0),
+        read_as=pl.Series(["gland", "stroma", None]),
+        change=pl.Series([None, change.tobytes(), change.tobytes()]),
+    )  # fmt: skip
+    files, allowed = SlideFiles(tmp_path), {"show_tiles": True}
+    (shown,) = draw_examples(rows, findings(), pictured, files, allowed, TILE)
+    clean, attacked, alone = (picture(tile.source).astype(int) for tile in shown.tiles)
+    assert 1 <= clean[:, 20:].mean() - attacked[:, 20:].mean() <= 3
+    assert abs(clean[:, :12].mean() - attacked[:, :12].mean()) <= 1
+    assert alone[:, :12].mean() == pytest.approx(128, abs=1)
+    assert alone[:, 20:].mean() == pytest.approx(128 - 80, abs=1)
+    assert [(tile.read_as, tile.times) for tile in shown.tiles] == [
+        ("gland", None),
+        ("stroma", None),
+        (None, 40),
+    ]
+
+
 def test_a_check_shows_few_examples_of_those_that_fail_it(pictured, tmp_path) -> None:
     files, allowed = SlideFiles(tmp_path), {"show_tiles": True}
     many = pl.concat([examples(3), examples(3, encoder="alpha")])

@@ -27,8 +27,9 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     fit_adversarial_probes,
     probe_of_fold,
 )
+from pathfm_kedro.pipelines.robustness.adversarial_transfer import plan_transfer
 from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
-from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks, plan_transfer
+from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks
 from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import measure
@@ -248,7 +249,7 @@ def test_stored_variants_are_what_their_names_say(experiment):
     variants = len(P.noises) + len(P.white_box)
     shapes = {
         name: attacks.load_slide(slide, name).shape
-        for name in ("embedding", "margin", "ssim", "margin_unrounded", "attacked")
+        for name in ("embedding", "margin", "ssim", "margin_unrounded", "attacked", "change")
     }
     assert shapes == {
         "embedding": (n, variants, 192),
@@ -256,6 +257,7 @@ def test_stored_variants_are_what_their_names_say(experiment):
         "ssim": (n, variants),
         "margin_unrounded": (n, 1 + 4 + 1),
         "attacked": (n, 1, SIDE, SIDE, 3),
+        "change": (n, 1, SIDE, SIDE, 3),
     }
     assert attacks.load_slide(slide, "ssim")[0, 0] == 1
     assert made["stain"]["attacks"].load_slide(slide, "embedding").shape[1] == len(P.noises)
@@ -299,7 +301,7 @@ def test_more_workers_and_another_run_give_the_same_bytes(experiment, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"epsilons": [2, 7, 8]}, {"pgd_steps": [2, 6]}, {"seed": 1}],
+    [{"epsilons": [2, 7, 8]}, {"pgd_steps": [2, 6]}, {"drop_epsilon": 8}, {"seed": 1}],
 )
 def test_a_shard_knows_what_decides_it(experiment, drawn, change):
     pool, made = experiment
@@ -548,7 +550,7 @@ def test_a_harmonised_variant_says_why_it_is_not_attacked():
     row = measured(no_adversarial_statistics(P), entry).row(0, named=True)
     assert (row["verdict"], row["value"]) == ("not_applicable", None)
     assert row["threshold"] is not None
-    assert "no one network" in row["reason"]
+    assert "where adversarial.harmonised is true" in row["reason"]
 
 
 def test_a_variant_with_changed_pixels_has_a_reason_of_its_own():

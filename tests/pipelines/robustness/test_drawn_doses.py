@@ -16,10 +16,23 @@ import pytest
 from pathfm_kedro.encoders.base import Encoder
 from pathfm_kedro.encoders.controls import PhantomTruth, StainStatistics
 from pathfm_kedro.encoders.cue_readers import CueReader
+from pathfm_kedro.encoders.pattern_reader import PatternReader
+from pathfm_kedro.pipelines.robustness.adversarial import (
+    adversarial_figures,
+    adversarial_statistics,
+)
+from pathfm_kedro.pipelines.robustness.adversarial_pool import (
+    Adversarial,
+    attacked_tiles,
+    choose_adversarial_pool,
+    fit_adversarial_probes,
+)
+from pathfm_kedro.pipelines.robustness.adversarial_views import AttackTiles
 from pathfm_kedro.pipelines.robustness.appearance import view_of_appearance
 from pathfm_kedro.pipelines.robustness.field_pool import ROOM_SCHEMA
 from pathfm_kedro.pipelines.robustness.field_views import view_of_fields
 from pathfm_kedro.pipelines.robustness.pipeline import EXPERIMENTS, INDEX
+from pathfm_kedro.pipelines.robustness.probed_tiles import probed_tiles
 from pathfm_kedro.pipelines.robustness.robustness_index import (
     choose_k,
     robustness_index_figures,
@@ -30,9 +43,16 @@ from pathfm_kedro.pipelines.robustness.texture import view_of_texture
 from pathfm_kedro.slides.center_stains import center_references
 from pathfm_kedro.slides.phantom import PhantomDesign, draw_slide, phantom_manifest, tile_truth
 from pathfm_kedro.statistics.figures import measure
+from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.views import VIEWS
 from tests.conftest import base_parameters
-from tests.pipelines.robustness.phantom_views import make_pool, measured_stains, pick, shards_of
+from tests.pipelines.robustness.phantom_views import (
+    Shards,
+    make_pool,
+    measured_stains,
+    pick,
+    shards_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +101,14 @@ QUICKER = {
         ],
     },
     "robustness_index": {"designs": ["all"], "n_permutations": 100},
+    "adversarial": {
+        "epsilons": [2],
+        "transfer_epsilon": 2,
+        "pgd_steps": [2],
+        "universal": None,
+        "published": None,
+        "max_tiles": 24,
+    },
 }
 
 
@@ -223,3 +251,47 @@ def test_a_label_that_most_tiles_miss_needs_a_wider_field(dose, verdict):
     # The label can be read at either dose, in wide fields at the least.
     wide = pick(table, "macro_f1", arm="whole")
     assert wide["ci_low"] > wide["null_high"]
+
+
+@functools.cache
+def attacked(dose: float) -> tuple[pl.DataFrame, Shards]:
+    """Measurements of the attack on a tile of each of 24 patients, and what was made of the tiles."""
+    cohort = drawn(2, 3, orientation=0.0)
+    p, reader = (
+        read_parameters(Adversarial, "adversarial", parameters_of("adversarial")),
+        PatternReader(dose),
+    )
+    places = zip(cohort.descriptions, cohort.pool.select("x", "y").iter_rows(), strict=True)
+    truth = np.stack([tile_truth(description, *at, SIDE) for description, at in places])
+    pixels = np.stack([cohort.cut(i, SIDE) for i in range(cohort.pool.height)])
+    slides = cohort.pool.unique("slide_id", maintain_order=True).with_columns(
+        status=pl.lit("usable")
+    )
+    shards = shards_of(cohort.pool, embedding=reader.embed(pixels, truth))
+    tiles = cohort.pool.drop("patient_id", "center", "organ", "label")
+    pool = choose_adversarial_pool(slides, tiles, p)
+    probes = fit_adversarial_probes(slides, tiles, shards, pool, p)
+    row_of, found = {tile: i for i, tile in enumerate(cohort.pool["tile_id"])}, {}
+    for (slide,), rows in attacked_tiles(pool, probes).group_by("slide_id", maintain_order=True):
+        own = [row_of[tile] for tile in rows["tile_id"]]
+        work = AttackTiles(probed_tiles(rows, probes), np.zeros((0, SIDE, SIDE, 3), np.int8), p)
+        found[slide] = work.compute(reader, pixels[own], truth[own], rows["tile_id"].to_list())
+    attacks = Shards(found)
+    statistics = adversarial_statistics(attacks, Shards({}), pool, probes, p)
+    return measure(adversarial_figures(statistics, {}, p), "adversarial", "e", p.criteria), attacks
+
+
+def test_an_attack_takes_what_the_dose_of_its_reader_gives():
+    drops = [pick(attacked(dose)[0], "accuracy_drop_beyond_noise") for dose in (0.0, 0.5, 1.0)]
+    assert [drop["verdict"] for drop in drops][::2] == ["pass", "fail"]
+    none, some, all_of_it = (drop["value"] for drop in drops)
+    assert none == 0 < some < all_of_it == 1
+
+
+def test_an_attack_moves_its_reader_by_no_more_than_the_dose_and_noise_by_next_to_nothing():
+    vectors = attacked(1.0)[1].stack(attacked(1.0)[1].slide_ids).astype(float)
+    moved = np.abs(vectors - vectors[:, :1]).max(axis=2)
+    # Clean, sign noise, Gaussian noise, FGSM, PGD; three times two grey levels at most.
+    assert moved[:, 1].max() < 0.1
+    assert moved[:, 3:].min() > 0.6
+    assert moved[:, 3:].max() < 6.0

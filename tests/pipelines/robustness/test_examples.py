@@ -7,12 +7,18 @@ import polars as pl
 
 from pathfm_kedro.pipelines.robustness.examples import (
     EXAMPLES_SCHEMA,
+    adversarial_examples,
     center_examples,
     combine_examples,
     rotation_examples,
 )
 from tests.in_memory import InMemory
+from tests.pipelines.robustness.phantom_views import Shards
 
+ADVERSARIAL = {
+    "epsilons": [2], "pgd_steps": [1], "transfer_epsilon": 2, "drop_epsilon": 2, "max_tiles": 4,
+    "probe_tiles_per_slide": 1, "probe": {"folds": 2, "C": 1.0, "max_iter": 10}, "draws": 10, "seed": 0,
+}  # fmt: skip
 ROTATION = {"angle_step": 90, "k": [1], "distances": ["cosine"], "draws": 10, "seed": 0}
 
 
@@ -77,3 +83,47 @@ def test_what_a_rotated_tile_loses_and_gains():
     assert one[:2] == [("tile", "s1-0", 0), ("turned", "s1-0", 90)]
     assert ("lost", "s0-0", 0) in one
     assert ("gained", "s2-0", 90) in one
+
+
+def test_a_tile_that_an_attack_turns_and_noise_does_not_is_shown():
+    _, tiles = design("xxx", "ABA")
+    pool = tiles.with_columns(
+        label=pl.lit("x"), fold=pl.lit(0, pl.Int64), attacked=True, patient_id=pl.col("slide_id")
+    )
+    probes = pl.DataFrame(
+        {
+            "fold": [0, 0],
+            "label": ["x", "y"],
+            "bias": [0.0, 0.0],
+            "weight": [[1.0, 0.0], [0.0, 1.0]],
+        }
+    )
+    change = np.arange(12, dtype=np.int8).reshape(1, 1, 2, 2, 3) - 6
+
+    def tile(*margins: int) -> dict[str, np.ndarray]:
+        """Variants: clean, sign noise, Gaussian noise, FGSM, PGD; vectors with these margins."""
+        margin = np.array([margins], float)
+        vectors = np.stack([margin, np.zeros_like(margin)], axis=-1)
+        return {"embedding": vectors, "margin": margin, "change": change}
+
+    shards = {"s0": tile(1, 1, 1, -3, -1), "s1": tile(1, -1, 1, -3, -9), "s2": tile(1, 1, 1, 1, 1)}
+    found = adversarial_examples(Shards(shards), pool, probes, ADVERSARIAL, name="e")
+    assert found.schema == EXAMPLES_SCHEMA
+    assert found["slide_id"].to_list() == ["s0"] * 3
+    shown = found.select("part", "read_as", "times").rows()
+    assert shown == [("tile", "x", None), ("attacked", "y", None), ("difference", None, 63)]
+    assert [row is None for row in found["change"]] == [True, False, False]
+    np.testing.assert_array_equal(
+        np.frombuffer(found["change"][1], np.int8).reshape(2, 2, 3), change[0, 0]
+    )
+
+
+def test_an_encoder_without_gradient_has_no_attacked_tiles_to_show():
+    _, tiles = design("x", "A")
+    pool = tiles.with_columns(
+        label=pl.lit("x"), fold=pl.lit(0, pl.Int64), attacked=True, patient_id=pl.col("slide_id")
+    )
+    probes = pl.DataFrame({"fold": [0], "label": ["x"], "bias": [0.0], "weight": [[1.0]]})
+    nothing = {"change": np.zeros((1, 0, 2, 2, 3), np.int8)}
+    for shards in (Shards({"s0": nothing}), Shards({})):
+        assert adversarial_examples(shards, pool, probes, ADVERSARIAL, name="e").is_empty()

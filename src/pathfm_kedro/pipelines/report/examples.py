@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 import polars as pl
 
 from pathfm_kedro.slides.files import SlideFiles, without_patient
-from pathfm_kedro.slides.readers import resize
+from pathfm_kedro.slides.readers import Pixels, resize
 from pathfm_kedro.slides.thumbnails import jpeg_source, read_tile
 
 #: Examples of a check, of all encoders together: a page holds at most as many pictures.
 MAX_EXAMPLES = 3
 #: Side of a picture in px, and quality of its JPEG: what a person sees without magnifying.
 _SIDE, _QUALITY = 112, 80
+#: Where nothing was changed.
+_GREY = 128
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class ShownTile:
         Why there is none.
     similarity
         Cosine to the first tile, where it is known.
+    read_as
+        The label that a probe reads, where one was asked.
+    times
+        By how much a change is multiplied that is shown alone.
     """
 
     part: str
@@ -43,6 +50,8 @@ class ShownTile:
     source: str
     reason: str
     similarity: float | None
+    read_as: str | None = None
+    times: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ def draw_examples(
     Parameters
     ----------
     examples
-        Which tiles: experiment, encoder, example, part, slide_id, x, y, field_um, angle, similarity.
+        Which tiles: experiment, encoder, example, part, slide_id, x, y, field_um, angle, similarity;
+        where there are such, read_as, change (int8 [side, side, 3], row by row) and times.
     findings
         Which checks failed.
     slides
@@ -111,10 +121,30 @@ def no_examples(parameters: Mapping[str, Any]) -> list[Example]:
 def _shown(row: Mapping[str, Any], files: SlideFiles, pixels: int) -> ShownTile:
     source = reason = ""
     try:
-        picture = np.rot90(read_tile(files, row, row, pixels), -(row["angle"] // 90))
-        side = min(_SIDE, pixels)
-        source = jpeg_source(resize(np.ascontiguousarray(picture), side, side), _QUALITY)
+        source = jpeg_source(_picture(row, files, pixels), _QUALITY)
     except (OSError, ValueError) as error:
         reason = without_patient(str(error), row["path"] or "", row["patient_id"] or "")
     label, center = (str(row[name] or f"no {name}") for name in ("label", "center"))
-    return ShownTile(row["part"], label, center, source, reason, row["similarity"])
+    more = (row["similarity"], row.get("read_as"), row.get("times"))
+    return ShownTile(row["part"], label, center, source, reason, *more)
+
+
+def _picture(row: Mapping[str, Any], files: SlideFiles, pixels: int) -> Pixels:
+    """A tile as it is, turned or changed, or its change alone; at most as large as a picture."""
+    change = np.frombuffer(row.get("change") or b"", np.int8).astype(np.int16)
+    if change.size:
+        pixels = math.isqrt(change.size // 3)
+        change = change.reshape(pixels, pixels, 3)
+    side = min(_SIDE, pixels)
+    if row.get("times"):
+        # Single pixels: means of neighbours would hide what changes from one to the next.
+        every = slice(None, None, pixels // side)
+        alone: Pixels = np.clip(_GREY + row["times"] * change[every, every], 0, 255).astype(
+            np.uint8
+        )
+        return alone
+    tile = read_tile(files, row, row, pixels)
+    if change.size:
+        tile = (tile + change).astype(np.uint8)
+    turned = np.ascontiguousarray(np.rot90(tile, -(row["angle"] // 90)))
+    return resize(turned, side, side)

@@ -31,9 +31,10 @@ Pitfalls
 --------
 - A pass says that this attack found little, not that none would: few steps, one start, a linear probe,
   one size of change.
-- Controls have no gradient, harmonised variants no single network, and through changed pixels none is
-  followed: their drop is undefined. All but harmonised variants are shown noise and tiles made against
-  others.
+- Controls have no gradient (but for ``control:pattern_reader``), and through changed pixels none is
+  followed: their drop is undefined. They are shown noise and tiles made against others.
+- A harmonised variant is attacked through the network of the encoder whose vectors it takes
+  (:mod:`~pathfm_kedro.pipelines.robustness.probed_tiles`) and by that encoder's universal perturbation.
 - The gradient is PyTorch's; what embeds may run otherwise. The rule ``epsilon_zero_is_clean`` shows
   whether that matters.
 - Few tiles; the interval does not hold the chance of the probes.
@@ -107,7 +108,7 @@ def adversarial_statistics(
     attacks
         Shards of :func:`~.adversarial_views.plan_attacks`.
     transfer
-        Shards of :func:`~.adversarial_views.plan_transfer`.
+        Shards of :func:`~.adversarial_transfer.plan_transfer`.
     pool, probes
         From :func:`~.adversarial_pool.choose_adversarial_pool` and
         :func:`~.adversarial_pool.fit_adversarial_probes`.
@@ -356,10 +357,10 @@ def drop_beyond_noise(
 def _require_attack(
     clean: PatientStatistics, attacked: PatientStatistics, entry: Mapping[str, Any], p: Adversarial
 ) -> None:
-    if str(entry.get("model")).startswith("harmonised:"):
+    if not attacked.n and str(entry.get("model")).startswith("harmonised:"):
         raise Undefined(
-            "the map that takes the center out is fitted anew without each group of patients, so that "
-            "there is no one network to attack: see the figure of the encoder whose vectors these are"
+            "a harmonised variant is attacked through the encoder whose vectors it takes, where "
+            "adversarial.harmonised is true and that encoder itself can be attacked: see its figure"
         )
     if not clean.n:
         raise Undefined(

@@ -142,6 +142,8 @@ class Adversarial(ExperimentParameters):
         Accuracy by which a rule of a sound attack may be broken.
     published
         An attack as another benchmark has it; None leaves it out.
+    harmonised
+        Whether harmonised variants are attacked, through the encoder whose vectors they take.
 
     Examples
     --------
@@ -161,6 +163,7 @@ class Adversarial(ExperimentParameters):
     probe: ProbeSettings
     tolerance: Annotated[float, Field(ge=0)] = 0.05
     published: PublishedAttack | None = None
+    harmonised: bool = True
 
     @property
     def strongest(self) -> str:

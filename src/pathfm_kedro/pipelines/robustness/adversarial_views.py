@@ -1,4 +1,4 @@
-"""Attack the tiles of the adversarial pool, slide by slide, and show them to other encoders.
+"""Attack the tiles of the adversarial pool, slide by slide.
 
 Each tile is attacked under the probe of its patient's fold, at every size at once
 (:func:`~pathfm_kedro.encoders.attacks.attack_series`); noise needs no gradient.
@@ -35,19 +35,18 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     Adversarial,
     Variant,
     attacked_tiles,
-    probe_of_fold,
 )
 from pathfm_kedro.pipelines.robustness.adversarial_universal import name_of_half
+from pathfm_kedro.pipelines.robustness.probed_tiles import ProbedTiles, probed_tiles
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.perturbations import ssim_to_first
 from pathfm_kedro.slides.readers import Pixels
+from pathfm_kedro.statistics.harmonisation import AffineMap
 from pathfm_kedro.statistics.linear_classifier import LinearClassifier
-from pathfm_kedro.statistics.mutual_knn import cosine_distances
 from pathfm_kedro.statistics.tables import Embeddings
 from pathfm_kedro.views import (
     Tensors,
     TileWork,
-    embed_tile,
     kept_pictures,
     plan_tile_work,
     tile_seed,
@@ -71,10 +70,8 @@ class AttackTiles:
 
     Attributes
     ----------
-    probe
-        Trained on other patients.
-    targets
-        The probe's class of each tile, by its id.
+    probed
+        The tiles' probe.
     universal
         int8 [sizes, height, width, 3], fitted on other patients.
     p
@@ -83,8 +80,7 @@ class AttackTiles:
         Whether noisy tiles are kept for other encoders.
     """
 
-    probe: LinearClassifier
-    targets: Mapping[str, int]
+    probed: ProbedTiles
     universal: NDArray[np.int8]
     p: Adversarial
     side: None = None
@@ -106,9 +102,8 @@ class AttackTiles:
         p = self.p
         return [
             _REVISION,
-            [p.epsilons, p.pgd_steps, p.transfer_epsilon, p.seed],
-            self.probe.digest(),
-            self.targets,
+            [p.epsilons, p.pgd_steps, p.transfer_epsilon, p.drop_epsilon, p.seed],
+            *self.probed.describe(),
             hashlib.sha256(self.universal.tobytes()).hexdigest(),
             *([] if p.published is None else [asdict(p.published)]),
         ]
@@ -125,8 +120,9 @@ class AttackTiles:
         - ``embedding`` float32 [n, A, d], ``margin`` float64 [n, A] (true logit minus the best
           other) and ``ssim`` float64 [n, A], of images rounded to 8 bits and embedded as any tile;
         - ``margin_unrounded`` float64 [n, U], on the path with gradients;
-        - ``attacked`` uint8 [n, 1, height, width, 3], by the strongest attack, for other encoders;
-          [n, 0, …] where there is no gradient.
+        - ``attacked`` uint8 [n, 1, height, width, 3], by the strongest attack, for other encoders, and
+          ``change`` int8 of the same shape, what it adds to the tile at the size that the drop is read
+          at; [n, 0, …] where there is no gradient.
 
         Raises
         ------
@@ -134,9 +130,8 @@ class AttackTiles:
             If the encoder gives a number that is not finite.
         """
         assert encoder is not None
-        gradients = differentiable(encoder)
         rows = [
-            self._of_tile(encoder, gradients, tile, None if truth is None else truth[i], tile_id)
+            self._of_tile(encoder, tile, None if truth is None else truth[i], tile_id)
             for i, (tile, tile_id) in enumerate(zip(pixels, tile_ids, strict=True))
         ]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -144,27 +139,30 @@ class AttackTiles:
     def _of_tile(
         self,
         encoder: Encoder,
-        gradients: DifferentiableEncoder | None,
         tile: Pixels,
         truth: Vectors | None,
         tile_id: str,
     ) -> Tensors:
         """All variants of one tile, every ε at once: one batch, whatever else the slide holds."""
-        seed, target = tile_seed(f"{self.p.seed}:{tile_id}"), self.targets[tile_id]
+        seed, target = tile_seed(f"{self.p.seed}:{tile_id}"), self.probed.targets[tile_id]
         images, similarity = self._noisy(tile, seed)
         unrounded, for_others = np.zeros(0), np.zeros((0, *tile.shape), np.uint8)
+        change, gradients = for_others.astype(np.int8), differentiable(encoder, truth)
         if gradients is not None:
             attacked, unrounded = self._attack(gradients, tile, target, seed)
-            for_others = attacked[[self._for_others]]
+            for_others = attacked[[self._strongest_at(self.p.transfer_epsilon)]]
+            misleading = attacked[[self._strongest_at(self.p.drop_epsilon)]]
+            change = (misleading.astype(np.int16) - tile).astype(np.int8)
             images = np.concatenate([images, attacked])
             similarity = np.append(similarity, ssim_to_first(np.stack([tile, *attacked]))[1:])
-        vectors = embed_tile(encoder, images, truth, tile_id)
+        vectors = self.probed.embed(encoder, images, truth, tile_id)
         return {
             "embedding": vectors,
-            "margin": self.probe.margins(vectors, np.full(len(images), target)),
+            "margin": self.probed.margins(vectors, tile_id),
             "margin_unrounded": unrounded,
             "ssim": similarity,
             "attacked": for_others,
+            "change": change,
         }
 
     def _noisy(self, tile: Pixels, seed: int) -> tuple[Pixels, NDArray[np.float64]]:
@@ -176,16 +174,15 @@ class AttackTiles:
 
         return kept_pictures(tile, ("noise", self.p.noises, seed), make) if self.kept else make()
 
-    @property
-    def _for_others(self) -> int:
-        """Which attacked image the other encoders are shown."""
-        return self.p.white_box.index(Variant(self.p.strongest, self.p.transfer_epsilon))
+    def _strongest_at(self, epsilon: int) -> int:
+        """Which attacked image is by the strongest attack of a size."""
+        return self.p.white_box.index(Variant(self.p.strongest, epsilon))
 
     def _attack(
         self, gradients: DifferentiableEncoder, tile: Pixels, target: int, seed: int
     ) -> tuple[Pixels, NDArray[np.float64]]:
         """Images of the white-box variants, and margins of what is read unrounded."""
-        p, probe = self.p, self.probe
+        p, probe = self.p, self.probed.of_network
         sizes = 0 if p.universal is None else len(p.universal.epsilons)
         if sizes and self.universal.shape != (sizes, *tile.shape):
             raise ValueError(
@@ -236,60 +233,6 @@ def _with_noise(tile: Pixels, variant: Variant, seed: int) -> Pixels:
     return tile if noise is None else noise(tile, variant.epsilon, seed)
 
 
-@dataclass(frozen=True, eq=False)
-class ShowAttacked:
-    """Tiles of one slide that were made against other encoders, shown to this one.
-
-    Attributes
-    ----------
-    probe, targets
-        As of :class:`AttackTiles`, of the encoder that is shown the tiles.
-    attacked
-        By the name of the encoder that they were made against, the tiles uint8 [height, width, 3] by
-        id; none where there is no such tile.
-    """
-
-    probe: LinearClassifier
-    targets: Mapping[str, int]
-    attacked: Mapping[str, Mapping[str, Pixels]]
-    side: None = None
-    batch: int = 1
-    units: str = "tile x encoder that the tile was made against; NaN where there is no such tile"
-
-    def describe(self) -> Any:
-        """Everything that decides the result."""
-        shown = [
-            [
-                source,
-                {tile_id: hashlib.sha256(t.tobytes()).hexdigest() for tile_id, t in tiles.items()},
-            ]
-            for source, tiles in self.attacked.items()
-        ]
-        return [_REVISION, shown, self.probe.digest(), self.targets]
-
-    def compute(
-        self,
-        encoder: Encoder | None,
-        pixels: Pixels,
-        truth: Vectors | None,
-        tile_ids: Sequence[str],
-    ) -> Tensors:
-        """``margin`` and ``cosine`` (to the clean tile) float64 [n, encoders]."""
-        assert encoder is not None
-        margin, cosine = np.full((2, len(tile_ids), len(self.attacked)), np.nan)
-        for i, tile_id in enumerate(tile_ids):
-            there = np.array([tile_id in tiles for tiles in self.attacked.values()])
-            shown = [tiles[tile_id] for tiles in self.attacked.values() if tile_id in tiles]
-            truth_of_tile = None if truth is None else truth[i]
-            vectors = embed_tile(encoder, np.stack([pixels[i], *shown]), truth_of_tile, tile_id)
-            targets = np.full(len(shown), self.targets[tile_id])
-            margin[i, there] = self.probe.margins(vectors[1:], targets)
-            cosine[i, there] = 1 - cosine_distances(
-                np.repeat(vectors[:1], len(shown), axis=0), vectors[1:]
-            )
-        return {"margin": margin, "cosine": cosine}
-
-
 def plan_attacks(
     slides: pl.DataFrame,
     pool: pl.DataFrame,
@@ -303,6 +246,7 @@ def plan_attacks(
     p: Adversarial,
     *,
     name: str,
+    maps: Mapping[str, AffineMap] | None = None,
 ) -> ShardPlan:
     """One job per slide of the attacked tiles.
 
@@ -314,13 +258,16 @@ def plan_attacks(
         From :func:`~.adversarial_pool.fit_adversarial_probes`.
     universal
         Shards of :func:`~.adversarial_universal.plan_universal_perturbation`.
+    maps
+        As of :func:`~.probed_tiles.probed_tiles`.
     """
     deltas = {h: universal.stack([h], "universal").astype(np.int8) for h in universal.slide_ids}
     nothing = np.zeros((0, 0, 0, 3), np.int8)
 
-    def work(tiles: pl.DataFrame) -> TileWork:
+    def work(tiles: pl.DataFrame) -> TileWork | None:
         delta = deltas.get(name_of_half(tiles["fold"][0]), nothing)
-        return AttackTiles(*_probed(tiles, probes), delta, p)
+        probed = probed_tiles(tiles, probes, maps)
+        return None if probed is None else AttackTiles(probed, delta, p)
 
     return plan_tile_work(
         slides,
@@ -332,66 +279,3 @@ def plan_attacks(
         engine,
         f"attacking {name}",
     )
-
-
-def plan_transfer(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    probes: pl.DataFrame,
-    files: SlideFiles,
-    tile_parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    encoder: Mapping[str, Any],
-    runtimes: Mapping[str, Mapping[str, Any]],
-    *attacks: Embeddings,
-    name: str,
-    sources: Sequence[str],
-) -> ShardPlan:
-    """One job per slide of the attacked tiles that some other encoder has adversarial tiles of.
-
-    Parameters
-    ----------
-    slides, pool, files, tile_parameters, engine, encoder, runtimes, name
-        As of :func:`plan_attacks`; the encoder is the one that is shown the tiles.
-    probes
-        Of that encoder.
-    *attacks
-        Shards of :func:`plan_attacks` of other encoders.
-    sources
-        Names of those encoders.
-    """
-    made = dict(zip(sources, attacks, strict=True))
-
-    def work(tiles: pl.DataFrame) -> TileWork | None:
-        shown = {source: _attacked(shards, tiles) for source, shards in made.items()}
-        return ShowAttacked(*_probed(tiles, probes), shown) if any(shown.values()) else None
-
-    return plan_tile_work(
-        slides,
-        attacked_tiles(pool, probes),
-        files,
-        work,
-        EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        int(tile_parameters["pixels"]),
-        engine,
-        f"showing adversarial tiles to {name}",
-    )
-
-
-def _probed(tiles: pl.DataFrame, probes: pl.DataFrame) -> tuple[LinearClassifier, dict[str, int]]:
-    """The probe of a slide's fold, and its class of each of the slide's tiles."""
-    probe = probe_of_fold(probes, tiles["fold"][0])
-    return probe, {
-        tile: probe.labels.index(label) for tile, label in tiles["tile_id", "label"].rows()
-    }
-
-
-def _attacked(shards: Embeddings, tiles: pl.DataFrame) -> dict[str, Pixels]:
-    """A slide's adversarial tiles by id; none where the encoder has no gradient or other tiles."""
-    slide = tiles["slide_id"][0]
-    if slide not in shards.slide_ids:
-        return {}
-    images = shards.stack([slide], "attacked").astype(np.uint8)
-    if images.shape[:2] != (len(tiles), 1):
-        return {}
-    return dict(zip(tiles["tile_id"], images[:, 0], strict=True))

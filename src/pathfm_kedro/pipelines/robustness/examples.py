@@ -1,9 +1,11 @@
-"""Tiles that show how a check fails, for the report to draw: their places alone, no pixels.
+"""Tiles that show how a check fails, for the report to draw: their places, and no tile's pixels.
 
 - ``rotation``: the tiles that lose most of their neighbours when all are rotated by 90°, the neighbours
   that they lose and those that take their place;
 - ``robustness_index`` and ``robustness_margins``: the tiles whose nearest of another label in the same
-  center is nearer than the nearest of the same label in another center by most (cosine similarity).
+  center is nearer than the nearest of the same label in another center by most (cosine similarity);
+- ``adversarial``: the tiles that are classified correctly, also under noise, and whose margin falls
+  most, to below 0, under the strongest attack of the size of the drop; what it adds is kept.
 
 Neighbours are of other patients. Examples of one encoder are of different patients. They are the worst
 cases and no sample: how often they occur is what the check measures.
@@ -18,6 +20,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.pipelines.robustness.adversarial_pool import (
+    CLEAN,
+    SIGN_NOISE,
+    Adversarial,
+    Variant,
+    attacked_tiles,
+    probe_of_fold,
+)
 from pathfm_kedro.pipelines.robustness.rotation import (
     QUARTER_TURN,
     ROTATED,
@@ -33,7 +43,9 @@ from pathfm_kedro.views import embedded_views
 Ints = NDArray[np.int64]
 
 #: One row per tile of an example. part: what it is in the example; angle: by which it is shown rotated;
-#: similarity: cosine to the example's first tile, null where neighbours are ranked by another distance.
+#: similarity: cosine to the example's first tile, null where neighbours are ranked by another distance;
+#: read_as: label that a probe gives; change: grey levels added, int8 [side, side, 3] row by row;
+#: times: by what the change is multiplied where it is shown without the tile, else null.
 EXAMPLES_SCHEMA: dict[str, pl.DataType] = {
     "experiment": pl.String(),
     "encoder": pl.String(),
@@ -46,6 +58,9 @@ EXAMPLES_SCHEMA: dict[str, pl.DataType] = {
     "field_um": pl.Float64(),
     "angle": pl.Int64(),
     "similarity": pl.Float64(),
+    "read_as": pl.String(),
+    "change": pl.Binary(),
+    "times": pl.Int64(),
 }
 #: Examples of an encoder: more are not looked at.
 N_EXAMPLES = 3
@@ -53,6 +68,8 @@ N_EXAMPLES = 3
 _SHOWN = 2
 #: Tiles among which examples are looked for: every pair of them is compared.
 _MOST_TILES = 2_000
+#: Grey levels to either side of the middle: what a change is multiplied to fill.
+_HALF_RANGE = 127
 
 
 def rotation_examples(
@@ -152,6 +169,58 @@ def center_examples(
             role = {"example": number, "part": part, "angle": 0, "similarity": near[tile, i]}
             shown.append({**_place(own, i), **role})
     return [_table(shown, experiment, name) for experiment in experiments]
+
+
+def adversarial_examples(
+    attacks: Embeddings,
+    pool: pl.DataFrame,
+    probes: pl.DataFrame,
+    parameters: dict[str, Any],
+    *,
+    name: str,
+) -> pl.DataFrame:
+    """Tiles that noise leaves alone and an attack of the same size turns.
+
+    Parameters
+    ----------
+    attacks, pool, probes
+        As of :func:`~.adversarial.adversarial_statistics`.
+    parameters
+        Of the experiment ``adversarial``.
+    name
+        The encoder.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`EXAMPLES_SCHEMA`: of each example the tile, the attacked tile and the change.
+    """
+    p = read_parameters(Adversarial, "adversarial", parameters)
+    tiles = attacked_tiles(pool, probes)
+    tiles = tiles.filter(pl.col("slide_id").is_in(list(attacks.slide_ids)))
+    order = tiles["slide_id"].unique(maintain_order=True).to_list()
+    if tiles.is_empty() or not (changes := attacks.stack(order, "change")).shape[1]:
+        return pl.DataFrame(schema=EXAMPLES_SCHEMA)
+    variants, size = [*p.noises, *p.white_box], p.drop_epsilon
+    asked = Variant(CLEAN, 0), Variant(SIGN_NOISE, size), Variant(p.strongest, size)
+    places = [variants.index(variant) for variant in asked]
+    clean, noisy, attacked = attacks.stack(order, "margin")[:, places].T
+    patients, _ = patient_codes(tiles["patient_id"].to_numpy())
+    turned = (clean > 0) & (noisy > 0) & (attacked <= 0)
+    vectors = attacks.stack(order)[:, [places[0], places[-1]]]
+    rows: list[dict[str, Any]] = []
+    lost = np.where(turned, clean - attacked, -np.inf)
+    for number, tile in enumerate(_worst(lost, patients, turned), 1):
+        probe = probe_of_fold(probes, tiles["fold"][tile])
+        before, after = (probe.labels[i] for i in probe.logits(vectors[tile]).argmax(axis=-1))
+        change = {"change": changes[tile, 0].astype(np.int8).tobytes()}
+        place = {**_place(tiles, tile), "example": number, "angle": 0}
+        rows += [
+            {**place, "part": "tile", "read_as": before},
+            {**place, "part": "attacked", "read_as": after, **change},
+            {**place, "part": "difference", "times": _HALF_RANGE // size, **change},
+        ]
+    return _table(rows, "adversarial", name)
 
 
 def combine_examples(*tables: pl.DataFrame) -> pl.DataFrame:

@@ -14,7 +14,11 @@ from pathfm_kedro.pipelines.robustness.appearance import (
     appearance_statistics,
     view_of_appearance,
 )
-from pathfm_kedro.pipelines.robustness.attacks.pipeline import ATTACKED, adversarial_pipeline
+from pathfm_kedro.pipelines.robustness.attacks.pipeline import (
+    ATTACKED,
+    adversarial_pipeline,
+    attacked_encoders,
+)
 from pathfm_kedro.pipelines.robustness.calibration import dose_response, mix, noise_in_tiles
 from pathfm_kedro.pipelines.robustness.center_auc import (
     CenterAuc,
@@ -335,6 +339,8 @@ def create_pipeline(
     again = [SAME_TISSUE] if same_tissue else []
     calibrations = (_calibrated(x, encoders, values, grids) for x in (INDEX, MARGINS))
     judged = [INDEX, MARGINS, *listed, *again, ATTACKED]
+    attacked = attacked_encoders(encoders, known, values, grids)
+    audited = [e for e in encoders if e not in controls]
     parts: list[Node | Pipeline] = [
         # No part of a box that vectors enter: pools come before them.
         *in_grids(_pool, encoders, grids),
@@ -342,10 +348,10 @@ def create_pipeline(
         _views(encoders, known, grids),
         *robustness_index_pipelines(encoders, controls, *calibrations, grids=grids, splits=splits),
         *(_experiment(x, encoders, known, values, grids) for x in listed),
-        adversarial_pipeline(encoders, controls, known, grids),
+        adversarial_pipeline(encoders, attacked, controls, known, grids),
         comparison_pipeline("robustness", judged, encoders, controls, grids, mitigated),
         similarity_pipeline(encoders, controls, grids),
-        examples_pipeline([e for e in encoders if e not in controls], grids, _ROTATION),
+        examples_pipeline(audited, grids, _ROTATION, attacked),
     ]
     names = [*WIRED, *(x.name for x in [*listed, *again])]
     if same_tissue:

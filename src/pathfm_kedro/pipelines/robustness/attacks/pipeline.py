@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
@@ -15,8 +16,10 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     choose_adversarial_pool,
     fit_adversarial_probes,
 )
+from pathfm_kedro.pipelines.robustness.adversarial_transfer import plan_transfer
 from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
-from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks, plan_transfer
+from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks
+from pathfm_kedro.pipelines.robustness.probed_tiles import plan_through_base
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
@@ -40,75 +43,107 @@ ATTACKED = Experiment(
 )
 
 
+def attacked_encoders(
+    encoders: Sequence[str],
+    bases: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    grids: TileGrids,
+) -> list[str]:
+    """Encoders that are attacked: there are pixels, and variants only where the parameters say so."""
+    of_variants = (parameters.get(ATTACKED.name) or {}).get("harmonised", True)
+    left_out = {*grids.without_pixels, *(() if of_variants else bases)}
+    return [e for e in encoders if e not in left_out]
+
+
 def adversarial_pipeline(
     encoders: Sequence[str],
+    attacked: Sequence[str],
     controls: Sequence[str],
     bases: Mapping[str, str],
     grids: TileGrids | None = None,
 ) -> Pipeline:
-    """Attacks on every network, and what is made against one shown to the others."""
+    """Attacks on every network, and what is made against one shown to the others.
+
+    Parameters
+    ----------
+    encoders, attacked
+        All encoders of the cohort, and :func:`attacked_encoders`.
+    controls
+        Those that show others nothing.
+    bases
+        Of each harmonised variant the encoder that it is attacked through; it shows others nothing that
+        this one does not.
+    grids
+        Which tiles each encoder has vectors of.
+    """
     x, block = ATTACKED.name, f"params:{ATTACKED.name}"
     grids = grids or TileGrids()
-    #: Harmonised variants are no single network, and of some encoders there are vectors alone.
-    not_attacked = {*bases, *grids.without_pixels}
 
     def step(function, inputs, output, called, /, *tags, **bound) -> Node:  # type: ignore[no-untyped-def]
         run = named_partial(with_parameters(Adversarial, x, function), **bound)
         return node(run, [*inputs, block], output, name=called, tags=[x, *tags])
 
     def job(e: str) -> list[str]:
-        pixels = ["slide_files", "params:tile", "params:engine", f"params:encoders.{e}"]
-        return [*pixels, "encoder_runtimes"]
+        network = f"params:encoders.{bases.get(e, e)}"
+        return ["slide_files", "params:tile", "params:engine", network, "encoder_runtimes"]
+
+    def of_network(plan: Callable[..., Any], e: str, **bound: Any) -> Callable[..., Any]:
+        if e not in bases:
+            return named_partial(plan, name=e, **bound)
+        return named_partial(plan_through_base, plan=plan, base=bases[e], name=e, **bound)
+
+    def slides_and_map(e: str) -> list[str]:
+        mapped = [f"embeddings.{bases[e]}", f"params:encoders.{e}"] if e in bases else []
+        return ["slides", *mapped]
 
     def probe_of(e: str) -> str:
         return f"probes.{x}.{e}"
 
     def attacks_on(e: str) -> list[Node]:
-        pool, universal = grids.dataset("adversarial_pool", e), f"views.{x}_universal.{e}"
-        probe = probe_of(e)
+        pool, probe = grids.dataset("adversarial_pool", e), probe_of(e)
+        universal = f"views.{x}_universal.{bases.get(e, e)}"
         vectors = ["slides", grids.dataset("tiles", e), f"embeddings.{e}", pool]
+        fit = step(
+            plan_universal_perturbation,
+            ["slides", pool, *job(e)],
+            universal,
+            "universal_perturbation",
+            e,
+            name=e,
+        )
         return [
             step(fit_adversarial_probes, vectors, probe, "probes", e),
+            *([] if e in bases else [fit]),
             step(
-                plan_universal_perturbation,
-                ["slides", pool, *job(e)],
-                universal,
-                "universal_perturbation",
-                e,
-                name=e,
-            ),
-            step(
-                plan_attacks,
-                ["slides", pool, probe, universal, *job(e)],
+                of_network(plan_attacks, e),
+                [*slides_and_map(e), pool, probe, universal, *job(e)],
                 f"views.{x}.{e}",
                 "attacks",
                 e,
-                name=e,
             ),
         ]
 
     def of_encoder(e: str) -> list[Node]:
-        if e in not_attacked:
+        if e not in attacked:
             nothing = replace(ATTACKED, accumulate=no_adversarial_statistics)
             missing = grids.without_pixels.get(e, "")
             return encoder_nodes("robustness", nothing, e, grids, missing)
         # What was made against another encoder are tiles of the same grid.
-        others = (s for s in encoders if s not in {e, *controls, *not_attacked})
+        others = (s for s in attacked if s not in {e, *controls, *bases})
         sources = tuple(s for s in others if grids.grid(s) == grids.grid(e))
-        shown = named_partial(plan_transfer, name=e, sources=sources)
+        shown = of_network(plan_transfer, e, sources=sources)
         pool = grids.dataset("adversarial_pool", e)
-        inputs = ["slides", pool, probe_of(e), *job(e)]
+        inputs = [*slides_and_map(e), pool, probe_of(e), *job(e)]
         inputs += [f"views.{x}.{s}" for s in sources]
         measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", pool, probe_of(e)]
         accumulate = named_partial(adversarial_statistics, sources=sources)
-        attacked = replace(ATTACKED, accumulate=accumulate, inputs=measured)
+        of_attacks = replace(ATTACKED, accumulate=accumulate, inputs=measured)
         return [
             node(shown, inputs, f"views.{x}_transfer.{e}", name="transfer", tags=[x, e]),
-            *encoder_nodes("robustness", attacked, e),
+            *encoder_nodes("robustness", of_attacks, e),
         ]
 
     # A namespace of their own: each encoder is shown what was made against the others.
-    attacked = [e for e in encoders if e not in not_attacked]
     attacks = grouped("attacks", [grouped(e, attacks_on(e)) for e in attacked])
 
     def pool_in(named: Callable[[str], str]) -> Node:

@@ -6,6 +6,7 @@ from functools import partial
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.robustness.examples import (
+    adversarial_examples,
     center_examples,
     combine_examples,
     rotation_examples,
@@ -113,7 +114,9 @@ def robustness_index_pipelines(
     ]
 
 
-def examples_pipeline(encoders: Sequence[str], grids: TileGrids, rotation: Experiment) -> Pipeline:
+def examples_pipeline(
+    encoders: Sequence[str], grids: TileGrids, rotation: Experiment, attacked: Sequence[str]
+) -> Pipeline:
     """Tiles that show how checks fail.
 
     Parameters
@@ -124,6 +127,8 @@ def examples_pipeline(encoders: Sequence[str], grids: TileGrids, rotation: Exper
         Which tiles each encoder has vectors of.
     rotation
         The experiment on rotated tiles.
+    attacked
+        Encoders whose tiles are attacked.
     """
     of_center, parts, tables = (INDEX.name, MARGINS.name), [], []
     for e in encoders:
@@ -145,6 +150,18 @@ def examples_pipeline(encoders: Sequence[str], grids: TileGrids, rotation: Exper
                     f"examples.{rotation.name}.{e}",
                     name=rotation.name,
                     tags=[rotation.name, e],
+                )
+            )
+        if e in attacked:
+            pool = grids.dataset("adversarial_pool", e)
+            inputs = [f"views.adversarial.{e}", pool, f"probes.adversarial.{e}"]
+            own.append(
+                node(
+                    named_partial(adversarial_examples, name=e),
+                    [*inputs, "params:adversarial"],
+                    f"examples.adversarial.{e}",
+                    name="adversarial",
+                    tags=["adversarial", e],
                 )
             )
         tables += [output for part in own for output in part.outputs]
