@@ -112,12 +112,16 @@ def pooled(model: Any, pooling: str, batch: torch.Tensor) -> torch.Tensor:
     PoolingError
         If tokens are asked for of a network that has none.
     """
-    import torch
-
     if pooling == "default":
         vectors: torch.Tensor = model(batch)
         return vectors
-    tokens: torch.Tensor = model.forward_features(batch)
+    return pooled_tokens(model, pooling, model.forward_features(batch))
+
+
+def pooled_tokens(model: Any, pooling: str, tokens: torch.Tensor) -> torch.Tensor:
+    """One vector per tile from a network's tokens [n, t, d]; as :func:`pooled`."""
+    import torch
+
     first_patch = prefix_tokens(model)
     if getattr(tokens, "ndim", 0) != 3 or tokens.shape[1] <= first_patch:
         raise PoolingError(

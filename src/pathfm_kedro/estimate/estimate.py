@@ -97,9 +97,21 @@ def _of_encoder(
         stored = _gigabytes(vectors, speed)
         if stored is not None:
             stored += pixels * audited / 1e9
-            if experiment == "embed" and parameters["embed"]["dtype"] == "float16":
-                stored /= 2
+            if experiment == "embed":
+                stored *= _numbers_of_a_tile(entry, parameters["embed"]["dtype"])
         yield Share(name, experiment, passes, _hours(passes, speed, parameters), stored)
+
+
+def _numbers_of_a_tile(entry: Mapping[str, Any], dtype: str) -> float:
+    """Bytes of a tile's vector and patch tokens over those of a float32 vector.
+
+    Examples
+    --------
+    >>> _numbers_of_a_tile({"patch_tokens": 4}, "float16")
+    2.5
+    """
+    # A token is taken to be as wide as the vector.
+    return (0.5 if dtype == "float16" else 1.0) + (entry.get("patch_tokens") or 0) / 2
 
 
 def _shows_others(entry: Mapping[str, Any]) -> bool:
