@@ -239,13 +239,15 @@ class OnnxForward:
         import torch
 
         name = self.session.get_inputs()[0].name
-        # Copied to channels first, the layout of the exported graph.
-        images = np.ascontiguousarray(batch.numpy())
-        missing = -len(images) % self.tiles
-        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        parts = filled.reshape(-1, self.tiles, *images.shape[1:])
-        rows = [self.session.run(None, {name: part})[0] for part in parts]
-        return torch.from_numpy(np.concatenate(rows)[: len(images)])
+        rows = []
+        for start in range(0, len(batch), self.tiles):
+            # Copied to channels first, the layout of the exported graph, while it is near the processor.
+            part = np.ascontiguousarray(batch[start : start + self.tiles].numpy())
+            if len(part) < self.tiles:
+                missing = np.zeros((self.tiles - len(part), *part.shape[1:]), part.dtype)
+                part = np.concatenate([part, missing])
+            rows.append(self.session.run(None, {name: part})[0])
+        return torch.from_numpy(np.concatenate(rows)[: len(batch)])
 
 
 class ExportError(ValueError):
