@@ -13,9 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
+from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder, stream
 from pathfm_kedro.encoders import runtimes as runtimes_module
-from pathfm_kedro.encoders import stream
 from pathfm_kedro.encoders.controls import CONTROLS
 from pathfm_kedro.encoders.runtimes import ExportError, cuda_batch, onnx_session, place
 from pathfm_kedro.encoders.spec import RUNTIMES

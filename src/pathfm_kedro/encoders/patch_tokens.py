@@ -97,7 +97,7 @@ def patch_grid(model: Any, features: torch.Tensor) -> torch.Tensor:
         side = math.isqrt(int(patches.shape[1]))
         if side == 0 or side**2 != patches.shape[1]:
             raise PoolingError(f"its {patches.shape[1]} tokens of patches are no square")
-        grid = patches.transpose(1, 2).unflatten(2, (side, side))
+        grid = patches.transpose(1, 2).reshape(-1, patches.shape[2], side, side)
     else:
         raise PoolingError("the network gives no tokens and no map")
     if grid.shape[-1] != grid.shape[-2]:
@@ -143,7 +143,8 @@ def shares(patches: int, side: int) -> NDArray[np.float32]:
     starts = ends - patches / side
     place = np.arange(patches)
     overlap = np.minimum(ends, place + 1) - np.maximum(starts, place)
-    return (np.clip(overlap, 0, None) * side / patches).astype(np.float32)
+    weights: NDArray[np.float32] = (np.clip(overlap, 0, None) * side / patches).astype(np.float32)
+    return weights
 
 
 @dataclass(frozen=True)

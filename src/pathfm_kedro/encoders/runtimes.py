@@ -241,7 +241,7 @@ class OnnxForward:
         name = self.session.get_inputs()[0].name
         rows = []
         for start in range(0, len(batch), self.tiles):
-            # Copied to channels first, the layout of the exported graph, while it is near the processor.
+            # Copied to channels first, the layout of the exported graph, while near the processor.
             part = np.ascontiguousarray(batch[start : start + self.tiles].numpy())
             if len(part) < self.tiles:
                 missing = np.zeros((self.tiles - len(part), *part.shape[1:]), part.dtype)
