@@ -120,7 +120,7 @@ def test_squares_of_a_grid_are_means_of_their_area(side):
     ("changes", "problem"),
     [
         ({"patch_tokens": 5}, r"e\.patch_tokens is 5: give one of 1, 4, 9, 16"),
-        ({"patch_tokens": True}, r"e\.patch_tokens is True"),
+        ({"patch_tokens": 4.0}, r"e\.patch_tokens is 4\.0"),
         ({"patch_tokens": 4, "mitigation": "rotation_average"}, "gives vectors only"),
         ({"model": "control:noise"}, "gives vectors only"),
     ],

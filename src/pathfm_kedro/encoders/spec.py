@@ -375,7 +375,7 @@ class EncoderSpec:
         tokens = self.patch_tokens
         if tokens is None:
             return
-        if isinstance(tokens, bool) or tokens not in _PATCH_TOKENS:
+        if type(tokens) is not int or tokens not in _PATCH_TOKENS:
             known = ", ".join(map(str, _PATCH_TOKENS))
             raise ValueError(
                 f"{where}.patch_tokens is {tokens!r}: give one of {known}, or leave it out"

@@ -98,16 +98,16 @@ def _of_encoder(
         if stored is not None:
             stored += pixels * audited / 1e9
             if experiment == "embed":
-                stored *= _numbers_of_a_tile(entry, parameters["embed"]["dtype"])
+                stored *= _bytes_over_float32(entry, parameters["embed"]["dtype"])
         yield Share(name, experiment, passes, _hours(passes, speed, parameters), stored)
 
 
-def _numbers_of_a_tile(entry: Mapping[str, Any], dtype: str) -> float:
+def _bytes_over_float32(entry: Mapping[str, Any], dtype: str) -> float:
     """Bytes of a tile's vector and patch tokens over those of a float32 vector.
 
     Examples
     --------
-    >>> _numbers_of_a_tile({"patch_tokens": 4}, "float16")
+    >>> _bytes_over_float32({"patch_tokens": 4}, "float16")
     2.5
     """
     # A token is taken to be as wide as the vector.
