@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder
+from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder, stream
 from pathfm_kedro.encoders import runtimes as runtimes_module
 from pathfm_kedro.encoders.controls import CONTROLS
 from pathfm_kedro.encoders.runtimes import ExportError, cuda_batch, onnx_session, place
@@ -199,6 +199,21 @@ def test_batches_give_what_one_call_gives(tiles):
         encoder = load_encoder(spec)
         batches = ((tiles[start : start + 4], None) for start in range(0, len(tiles), 4))
         np.testing.assert_array_equal(embed_batches(encoder, batches), encoder.embed(tiles))
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_tiles_are_read_in_another_thread_where_a_core_is_free_for_it(monkeypatch, tiles, cores):
+    monkeypatch.setattr(stream, "available_cores", lambda: cores)
+    readers = []
+
+    def batches():
+        for tile in tiles:
+            readers.append(threading.get_ident())
+            yield tile[None], None
+
+    encoder = load_encoder(EncoderSpec("stain", "control:stain_statistics"))
+    np.testing.assert_array_equal(embed_batches(encoder, batches()), encoder.embed(tiles))
+    assert {reader == threading.get_ident() for reader in readers} == {cores == 1}
 
 
 def test_the_next_item_is_made_while_this_one_is_used():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ class EmbeddedCohort:
         from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan
         from pathfm_kedro.context import CohortSession
         from pathfm_kedro.project import project_root
-        from pathfm_kedro.statistics.mosaic import read_mosaic
+        from pathfm_kedro.statistics.mosaic import read_mosaic_with_tokens
 
         name, root = env or DEFAULT_COHORT, project_root()
         plan = read_cohort_plan(name, str(root / "conf"))
@@ -172,7 +172,7 @@ class EmbeddedCohort:
             try:
                 slides, tiles = catalog.load("slides"), catalog.load("tiles")
                 embeddings = catalog.load(f"embeddings.{chosen}")
-                archive = read_mosaic(slides, tiles, embeddings)
+                archive = read_mosaic_with_tokens(slides, tiles, embeddings)
             except DatasetError as error:
                 raise click.ClickException(
                     f"cohort {name} has no vectors of {chosen} yet: run first kedro run --env {name} "
@@ -289,7 +289,7 @@ class EmbeddedCohort:
         from pathfm_kedro.pipelines.ingest.manifest import check_manifest
         from pathfm_kedro.pipelines.tile.tiles import cut_tiles
         from pathfm_kedro.slides.files import SlideFiles
-        from pathfm_kedro.statistics.mosaic import Mosaic
+        from pathfm_kedro.statistics.mosaic import PATCH_TOKENS, Mosaic
 
         entry = self.parameters["encoders"][self.encoder]
         if EncoderSpec.from_parameters(self.encoder, entry).base:
@@ -314,13 +314,18 @@ class EmbeddedCohort:
             slides, chosen, files, entry, self.runtime or {}, self.parameters["tile"], embed, engine,
             name=self.encoder,
         )  # fmt: skip
-        vectors = next(iter(plan.jobs)).compute()["embedding"].astype(np.float32)
+        tensors = next(iter(plan.jobs)).compute()
         described = slides.select(
             "slide_id", pl.col("patient_id").alias("patient"), "center", "organ", "label"
         )
         same = self.slides.filter(fingerprint=slides["fingerprint"][0])
         patients = tuple(same["patient_id"].unique().sort().to_list())
-        mosaic = Mosaic(described, vectors, np.zeros(1, np.int64))
+        first = np.zeros(1, np.int64)
+        mosaic = Mosaic(described, tensors["embedding"].astype(np.float32), first)
+        if PATCH_TOKENS in tensors:
+            tokens = tensors[PATCH_TOKENS].astype(np.float32)
+            flat = tokens.reshape(-1, tokens.shape[-1])
+            mosaic = replace(mosaic, tokens=Mosaic(described, flat, first))
         return _Asked(path.name, mosaic, slides, chosen, files, patients)
 
 

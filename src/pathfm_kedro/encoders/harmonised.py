@@ -15,6 +15,7 @@ from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.cross_validation import patient_folds
 from pathfm_kedro.statistics.harmonisation import AffineMap, fit_maps
+from pathfm_kedro.statistics.mosaic import PATCH_TOKENS, PATCH_TOKENS_LOSS
 from pathfm_kedro.statistics.tables import center_digest
 
 #: Patients go into so many groups; each is mapped by what the others show.
@@ -72,6 +73,7 @@ class HarmoniseSlide:
     def header(self) -> dict[str, str]:
         """What the base's shard depends on, the map, and whose center it takes out."""
         header = dict(self.source.slide_header(self.slide_id))
+        header.pop(PATCH_TOKENS, None)
         digest = "" if self.apply is None else self.apply.digest()
         header["encoder"] = f"{header.get('encoder', '')}+{self.method}-{_REVISION}"
         header["map"] = json.dumps([self.method, _REVISION, digest])
@@ -80,6 +82,8 @@ class HarmoniseSlide:
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
         """Every floating tensor mapped along its last axis; counts and codes stay as they are.
+
+        Patch tokens are left out: the map is one of tiles' vectors.
 
         Raises
         ------
@@ -94,6 +98,7 @@ class HarmoniseSlide:
         tensors = {
             name: self.source.load_slide(self.slide_id, name)
             for name in self.source.tensor_names(self.slide_id)
+            if name not in (PATCH_TOKENS, PATCH_TOKENS_LOSS)
         }
         return {
             name: self.apply(tensor) if np.issubdtype(tensor.dtype, np.floating) else tensor

@@ -112,12 +112,16 @@ def pooled(model: Any, pooling: str, batch: torch.Tensor) -> torch.Tensor:
     PoolingError
         If tokens are asked for of a network that has none.
     """
-    import torch
-
     if pooling == "default":
         vectors: torch.Tensor = model(batch)
         return vectors
-    tokens: torch.Tensor = model.forward_features(batch)
+    return pooled_tokens(model, pooling, model.forward_features(batch))
+
+
+def pooled_tokens(model: Any, pooling: str, tokens: torch.Tensor) -> torch.Tensor:
+    """One vector per tile from a network's tokens [n, t, d]; as :func:`pooled`."""
+    import torch
+
     first_patch = prefix_tokens(model)
     if getattr(tokens, "ndim", 0) != 3 or tokens.shape[1] <= first_patch:
         raise PoolingError(
@@ -235,13 +239,15 @@ class OnnxForward:
         import torch
 
         name = self.session.get_inputs()[0].name
-        # Copied to channels first, the layout of the exported graph.
-        images = np.ascontiguousarray(batch.numpy())
-        missing = -len(images) % self.tiles
-        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        parts = filled.reshape(-1, self.tiles, *images.shape[1:])
-        rows = [self.session.run(None, {name: part})[0] for part in parts]
-        return torch.from_numpy(np.concatenate(rows)[: len(images)])
+        rows = []
+        for start in range(0, len(batch), self.tiles):
+            # Copied to channels first, the layout of the exported graph, while near the processor.
+            part = np.ascontiguousarray(batch[start : start + self.tiles].numpy())
+            if len(part) < self.tiles:
+                missing = np.zeros((self.tiles - len(part), *part.shape[1:]), part.dtype)
+                part = np.concatenate([part, missing])
+            rows.append(self.session.run(None, {name: part})[0])
+        return torch.from_numpy(np.concatenate(rows)[: len(batch)])
 
 
 class ExportError(ValueError):

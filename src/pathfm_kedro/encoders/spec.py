@@ -54,8 +54,14 @@ DEVICES = ("cpu", "cuda")
 AUTO = "auto"
 #: What changes how a network is run, and not which network it is.
 _OF_THE_RUN = frozenset(
-    {"name", "role", "batch_size", "runtime", "precision", "device", "mitigation", "tile"}
+    {
+        *("name", "role", "batch_size", "runtime", "precision", "device"),
+        *("mitigation", "tile", "patch_tokens"),
+    }
 )
+#: Tokens that may be stored of a tile: squares of a grid, few enough that the mosaics of a cohort fit
+#: into memory.
+_PATCH_TOKENS = (1, 4, 9, 16)
 #: Keys of a folder of features.
 _OF_FEATURES = ("patch_size", "patch_level", "encoder", "same_as")
 
@@ -116,6 +122,9 @@ class EncoderSpec:
         Of a model ``trained:<name>``: :class:`~pathfm_kedro.encoders.rivals.Training`.
     tile
         ``{pixels, mpp}`` of the tiles that it is shown; those of the cohort where not given.
+    patch_tokens
+        Tokens of patches that are stored of a tile beside its vector, for late interaction: 1, 4, 9 or
+        16, which its patches are averaged to.
     patch_size, patch_level
         Of a folder of features whose files do not say how large their tiles are: the side of a tile in
         pixels of the level that it was read from, and that level.
@@ -146,6 +155,7 @@ class EncoderSpec:
     dimension: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     tile: Mapping[str, Any] | None = None
+    patch_tokens: int | None = None
     patch_size: int | None = None
     patch_level: int | None = None
     encoder: str | None = None
@@ -176,6 +186,7 @@ class EncoderSpec:
         self._check_file(where)
         self._check_mitigation(where)
         self._check_tiles(where)
+        self._check_patch_tokens(where)
         self._check_how_it_runs(where)
         if self.model.startswith("onnx:"):
             # Nothing else runs it: what is left to a choice elsewhere is settled here.
@@ -359,6 +370,21 @@ class EncoderSpec:
                 raise ValueError(
                     f"{where}.{key} goes with features:<folder>, not with '{self.model}': leave it out"
                 )
+
+    def _check_patch_tokens(self, where: str) -> None:
+        tokens = self.patch_tokens
+        if tokens is None:
+            return
+        if type(tokens) is not int or tokens not in _PATCH_TOKENS:
+            known = ", ".join(map(str, _PATCH_TOKENS))
+            raise ValueError(
+                f"{where}.patch_tokens is {tokens!r}: give one of {known}, or leave it out"
+            )
+        what = f"mitigation {self.mitigation}" if self.mitigation else f"'{self.model}'"
+        if not self.has_network or self.mitigation or self.model.startswith(_FILES):
+            raise ValueError(
+                f"{where}.patch_tokens is {tokens}, and {what} gives vectors only: leave it out"
+            )
 
     def _check_how_it_runs(self, where: str) -> None:
         size = self.batch_size

@@ -103,10 +103,11 @@ class EngineSettings:
     @property
     def n_workers(self) -> int:
         """Number of threads or local worker processes that will run."""
-        return self.workers or _available_cores()
+        return self.workers or available_cores()
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

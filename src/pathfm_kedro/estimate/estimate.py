@@ -93,11 +93,12 @@ def _of_encoder(
             yield Share(name, "training", rival.passes, hours, rival.pixel_bytes / 1e9)
     others = [n for n, other in ran.items() if n != name and _shows_others(other)]
     for work in work_on_pixels(parameters, size, len(others), is_timed(entry)):
-        yield _share(name, work, audited, speed, parameters)
+        yield _share(name, entry, work, audited, speed, parameters)
 
 
 def _share(
     name: str,
+    entry: Mapping[str, Any],
     work: tuple[str, int, int, int],
     audited: float,
     speed: Speed,
@@ -109,8 +110,8 @@ def _share(
     stored = _gigabytes(vectors, speed)
     if stored is not None:
         stored += pixels * audited / 1e9
-        if experiment == "embed" and parameters["embed"]["dtype"] == "float16":
-            stored /= 2
+        if experiment == "embed":
+            stored *= _bytes_over_float32(entry, parameters["embed"]["dtype"])
     return Share(name, experiment, passes, _hours(passes, speed, parameters), stored)
 
 
@@ -127,7 +128,7 @@ def _of_variants(
         if str(entry["model"]).startswith(_TRAINED):
             audited = work_of_rival(size.table, EncoderSpec.from_parameters(base, entry)).audited
         work = attacks_on(parameters, size, sources, is_timed(entry), universal=False)
-        yield _share(name, work, audited, speeds.get(base, Speed()), parameters)
+        yield _share(name, entry, work, audited, speeds.get(base, Speed()), parameters)
 
 
 def _attacked_variants(
@@ -138,6 +139,18 @@ def _attacked_variants(
         return {}
     entries = {k: v for k, v in parameters["encoders"].items() if v is not None}
     return {name: base for name, base in harmonised_bases(entries).items() if base in ran}
+
+
+def _bytes_over_float32(entry: Mapping[str, Any], dtype: str) -> float:
+    """Bytes of a tile's vector and patch tokens over those of a float32 vector.
+
+    Examples
+    --------
+    >>> _bytes_over_float32({"patch_tokens": 4}, "float16")
+    2.5
+    """
+    # A token is taken to be as wide as the vector.
+    return (0.5 if dtype == "float16" else 1.0) + (entry.get("patch_tokens") or 0) / 2
 
 
 def _shows_others(entry: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.presets import differs_from_training, find_preset
+from pathfm_kedro.statistics.mosaic import PATCH_TOKENS, PATCH_TOKENS_LOSS
 from pathfm_kedro.statistics.tables import Embeddings
 
 #: What of the record the card repeats.
@@ -79,7 +80,9 @@ def describe_encoder(
         timed), dtype, dimension, n_slides, n_failed, failures, n_left_out and why; grid where tiles are
         not the cohort's; ``preset``: of an entry with a preset its name, licence, commercial, gated,
         revision, trained_on, and differs: how the cohort's tiles are others than those it was trained
-        on. The fingerprint of features is that of the content of all files.
+        on; ``patch_tokens``: where they are stored, tokens of a tile, width, dtype and the largest
+        relative error of a token by it. The fingerprint of features is that of the content of all
+        files.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -93,6 +96,7 @@ def describe_encoder(
         **{key: runtime[key] for key in _OF_THE_RUNTIME},
         "dtype": header.get("dtype", "float32"),
         "dimension": int(embeddings.stack(done[:1]).shape[1]) if done else 0,
+        **_tokens(embeddings),
         "n_slides": len(done),
         "n_failed": len(embeddings.failures),
         "failures": dict(embeddings.failures),
@@ -101,6 +105,16 @@ def describe_encoder(
         "preset": _published(parameters, tile_parameters),
         **({"grid": grid} if grid else {}),
     }
+
+
+def _tokens(embeddings: EmbeddedCohort) -> dict[str, Any]:
+    """What is stored of patch tokens; empty where there are none."""
+    done = embeddings.slide_ids
+    if not done or PATCH_TOKENS not in embeddings.header:
+        return {}
+    _, tokens, width = embeddings.stack(done[:1], PATCH_TOKENS).shape
+    loss = float(embeddings.stack(done, PATCH_TOKENS_LOSS).max())
+    return {"patch_tokens": {"tokens": tokens, "width": width, "dtype": "float16", "loss": loss}}
 
 
 def _published(parameters: Mapping[str, Any], tile: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pathfm_kedro.encoders.rivals import left_out
 from pathfm_kedro.engine import EngineSettings, ShardPlan, cancellable
 from pathfm_kedro.slides.fields import TileFields, kept_for_others, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.statistics.mosaic import PATCH_TOKENS, PATCH_TOKENS_LOSS
 from pathfm_kedro.statistics.tables import digests_by_slide
 
 
@@ -48,7 +50,9 @@ class EmbedSlide:
     def header(self) -> dict[str, str]:
         """What the shard depends on: slide, tiles, encoder, preprocessing."""
         encoder = load_encoder(self.spec)
+        tokens = self.spec.patch_tokens
         return {
+            **({PATCH_TOKENS: str(tokens)} if tokens else {}),
             "slide": self.slide_fingerprint,
             "tiles": self.fields.digest(),
             "tile_ids": self.tiles_digest,
@@ -59,7 +63,10 @@ class EmbedSlide:
         }
 
     def compute(self) -> dict[str, NDArray[np.generic]]:
-        """``embedding`` [n_tiles, d].
+        """``embedding`` [n_tiles, d]; of an encoder with ``patch_tokens`` these too.
+
+        They are float16 [n_tiles, tokens, width], and ``patch_tokens_loss`` [n_tiles] is the largest
+        relative error that this makes of a tile's.
 
         Raises
         ------
@@ -67,8 +74,8 @@ class EmbedSlide:
             If the encoder gives a number that is not finite, or a vector of zeros, or if ``dtype``
             makes it so.
         """
-        encoder = load_encoder(self.spec)
-        vectors = embed_batches(encoder, cancellable(self.fields.batches(encoder.batch_size)))
+        where = f"encoder {self.spec.name} on slide {self.slide_id}"
+        vectors, beside = self._embedded(where)
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             raise ValueError(
@@ -82,8 +89,19 @@ class EmbedSlide:
                 "no neighbours; check the encoder, or leave such tiles out by "
                 "tile.min_tissue_fraction"
             )
-        where = f"encoder {self.spec.name} on slide {self.slide_id}"
-        return {"embedding": stored(vectors, self.dtype, where, self._tiles)}
+        return {"embedding": stored(vectors, self.dtype, where, self._tiles), **beside}
+
+    def _embedded(self, where: str) -> tuple[Vectors, dict[str, NDArray[np.generic]]]:
+        """Vectors [n_tiles, d], and the tensors beside them."""
+        encoder = load_encoder(self.spec)
+        batches = cancellable(self.fields.batches(encoder.batch_size))
+        if self.spec.patch_tokens is None:
+            return embed_batches(encoder, batches), {}
+        from pathfm_kedro.encoders.patch_tokens import as_float16, token_encoder
+
+        vectors, tokens = token_encoder(self.spec).embed_batches(batches)
+        half, loss = as_float16(tokens, where)
+        return vectors, {PATCH_TOKENS: half, PATCH_TOKENS_LOSS: loss}
 
     def _tiles(self, rows: NDArray[np.intp]) -> str:
         """How many tiles, and where the first lies."""
@@ -126,6 +144,15 @@ def stored(
             "to float32"
         )
     return made
+
+
+def _prepare(spec: EncoderSpec) -> None:
+    """Load what all slides share."""
+    load_encoder(spec)
+    if spec.patch_tokens is not None:
+        from pathfm_kedro.encoders.patch_tokens import token_encoder
+
+        token_encoder(spec)
 
 
 def read_dtype(parameters: Mapping[str, Any]) -> str:
@@ -196,6 +223,6 @@ def plan_embedding(
         jobs,
         EngineSettings(**engine),
         f"embedding with {name}",
-        lambda: load_encoder(spec),
+        partial(_prepare, spec),
         without,
     )

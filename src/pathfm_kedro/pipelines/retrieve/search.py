@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.pipelines.retrieve.families.registry import (
+    TOKEN_FAMILIES,
     Distances,
     comparing_families,
     known_families,
@@ -32,7 +33,7 @@ from pathfm_kedro.pipelines.retrieve.families.settings import (
     Ints,
 )
 from pathfm_kedro.statistics.figures import Undefined
-from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic
+from pathfm_kedro.statistics.mosaic import Mosaic, read_mosaic, read_mosaic_with_tokens
 from pathfm_kedro.statistics.parameters import STRICT
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
@@ -225,7 +226,9 @@ def search_slides(
         match_slide, distance, then patient, center, organ and label of query and match. A family for
         which a scope holds too few slides has one row there with the reason and no query.
     """
-    return search_mosaic(read_mosaic(slides, tiles, embeddings), p)
+    by_tokens = not TOKEN_FAMILIES.keys().isdisjoint((*p.families, *p.fused))
+    read = read_mosaic_with_tokens if by_tokens else read_mosaic
+    return search_mosaic(read(slides, tiles, embeddings), p)
 
 
 def search_mosaic(mosaic: Mosaic, p: SearchSettings) -> pl.DataFrame:

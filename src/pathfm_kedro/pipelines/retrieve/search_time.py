@@ -20,7 +20,11 @@ from pydantic.dataclasses import dataclass as parameters_dataclass
 
 from pathfm_kedro.encoders.trial import processor_of
 from pathfm_kedro.engine.versions import package_versions
-from pathfm_kedro.pipelines.retrieve.families.registry import FAMILIES, known_families
+from pathfm_kedro.pipelines.retrieve.families.registry import (
+    FAMILIES,
+    TOKEN_FAMILIES,
+    known_families,
+)
 from pathfm_kedro.pipelines.retrieve.families.settings import Count, FamilySettings
 from pathfm_kedro.pipelines.retrieve.search import ScopeName, Vote
 from pathfm_kedro.statistics.figures import Undefined, Value
@@ -51,6 +55,15 @@ _NEIGHBOURS = 5
 _REVISION = "1"
 
 
+def _of_tiles(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, each once, none of which compares tokens, whose bytes are not counted here."""
+    listed = known_families(names)
+    for name in listed:
+        if name in TOKEN_FAMILIES:
+            raise ValueError(f"what '{name}' takes is not counted: leave it out")
+    return listed
+
+
 @parameters_dataclass(frozen=True, config=STRICT, kw_only=True)
 class SearchCost(FamilySettings):
     """Parameters of the experiment; see ``parameters_retrieve.yml`` for the reasons.
@@ -67,7 +80,7 @@ class SearchCost(FamilySettings):
         How often they are: intervals come from turns.
     """
 
-    families: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(known_families)]
+    families: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_of_tiles)]
     scope: ScopeName
     vote: Vote
     queries: Count

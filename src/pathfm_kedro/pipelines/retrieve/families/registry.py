@@ -20,7 +20,7 @@ from pathfm_kedro.pipelines.retrieve.families.barcode import barcode
 from pathfm_kedro.pipelines.retrieve.families.chamfer import chamfer
 from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
 from pathfm_kedro.pipelines.retrieve.families.max import maximum
-from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim, maxsim_pooled
+from pathfm_kedro.pipelines.retrieve.families.maxsim import by_tokens, maxsim, maxsim_pooled
 from pathfm_kedro.pipelines.retrieve.families.mean import mean
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min, median_min_symmetric
 from pathfm_kedro.pipelines.retrieve.families.reranked import reranked
@@ -36,6 +36,12 @@ from pathfm_kedro.statistics.mosaic import Mosaic
 Family = Callable[[Mosaic, Mosaic, FamilySettings], Floats]
 Reordering = Callable[[Callable[[str], Floats], Bools, Mosaic, Mosaic, FamilySettings], Floats]
 
+#: Families that compare slides by tokens of patches, several of a tile, where an encoder's entry has
+#: them stored (``patch_tokens``).
+TOKEN_FAMILIES: dict[str, Family] = {
+    "maxsim_tokens": by_tokens(maxsim),
+    "chamfer_tokens": by_tokens(chamfer),
+}
 #: Families that compare two slides by their vectors alone.
 FAMILIES: dict[str, Family] = {
     "mean": mean,
@@ -47,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     "maxsim": maxsim,
     "maxsim_pooled": maxsim_pooled,
     "chamfer": chamfer,
+    **TOKEN_FAMILIES,
     "bovw": bovw,
     "bm25": bm25,
     "vlad": vlad,
