@@ -274,7 +274,10 @@ def refuse_other_centers(
         If a slide's center or patient was corrected since, naming the slides and the mend.
     """
     made = {slide: embeddings.slide_header(slide).get("center") for slide in embeddings.slide_ids}
-    rows = slides.filter(pl.col("slide_id").is_in([slide for slide, by in made.items() if by]))
+    without = [slide for slide, digest in made.items() if digest]
+    if not without:
+        return
+    rows = slides.filter(pl.col("slide_id").is_in(without))
     now = rows.select("slide_id", "patient_id", "center").iter_rows()
     other = sorted(slide for slide, *who in now if center_digest(*who) != made[slide])
     if other:
