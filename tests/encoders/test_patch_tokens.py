@@ -258,6 +258,6 @@ def test_without_tokens_a_search_by_them_says_what_it_needs(embedded):
 def test_a_harmonised_variant_has_vectors_alone(embedded):
     shards, _ = embedded
     identity = AffineMap(np.zeros(64), np.zeros(64), np.ones(64), np.zeros((0, 64)), np.zeros(0))
-    job = HarmoniseSlide("s0", shards, identity, "centring")
+    job = HarmoniseSlide("s0", shards, identity, "centring", center="")
     assert set(job.compute()) == {"embedding"}
     assert "patch_tokens" not in job.header()

@@ -183,8 +183,8 @@ def few_hold_most(vectors: Floats) -> str:
     --------
     >>> few_hold_most(np.ones((9, 2)))
     ''
-    >>> few_hold_most(np.diag([1.0] * 8 + [1e10]))[:36]
-    '1 of 9 vectors is up to 1e+10 times '
+    >>> few_hold_most(np.diag([1.0] * 8 + [1e10]))[:45]
+    '1 of 9 vectors is up to 10,000,000,000 times '
     """
     lengths = np.linalg.norm(vectors, axis=1)
     usual = float(np.median(lengths)) if len(lengths) else 0.0

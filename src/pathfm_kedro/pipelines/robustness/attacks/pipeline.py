@@ -19,6 +19,7 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
 from pathfm_kedro.pipelines.robustness.adversarial_transfer import plan_transfer
 from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
 from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks
+from pathfm_kedro.pipelines.robustness.examples import adversarial_examples
 from pathfm_kedro.pipelines.robustness.probed_tiles import plan_through_base
 from pathfm_kedro.wiring import (
     Experiment,
@@ -69,7 +70,7 @@ def adversarial_pipeline(
     encoders, attacked
         All encoders of the cohort, and :func:`attacked_encoders`.
     controls
-        Those that show others nothing.
+        Those that show others nothing, and of whose tiles there are no examples.
     bases
         Of each harmonised variant the encoder that it is attacked through; it shows others nothing that
         this one does not.
@@ -111,6 +112,13 @@ def adversarial_pipeline(
             e,
             name=e,
         )
+        turned = node(
+            named_partial(adversarial_examples, name=e),
+            [f"views.{x}.{e}", pool, probe, block],
+            f"examples.{x}.{e}",
+            name="examples",
+            tags=[x, e],
+        )
         return [
             step(fit_adversarial_probes, vectors, probe, "probes", e),
             *([] if e in bases else [fit]),
@@ -121,6 +129,7 @@ def adversarial_pipeline(
                 "attacks",
                 e,
             ),
+            *([] if e in controls else [turned]),
         ]
 
     def of_encoder(e: str) -> list[Node]:

@@ -6,7 +6,6 @@ from functools import partial
 from kedro.pipeline import Node, Pipeline
 
 from pathfm_kedro.pipelines.robustness.examples import (
-    adversarial_examples,
     center_examples,
     combine_examples,
     rotation_examples,
@@ -152,19 +151,9 @@ def examples_pipeline(
                     tags=[rotation.name, e],
                 )
             )
-        if e in attacked:
-            pool = grids.dataset("adversarial_pool", e)
-            inputs = [f"views.adversarial.{e}", pool, f"probes.adversarial.{e}"]
-            own.append(
-                node(
-                    named_partial(adversarial_examples, name=e),
-                    [*inputs, "params:adversarial"],
-                    f"examples.adversarial.{e}",
-                    name="adversarial",
-                    tags=["adversarial", e],
-                )
-            )
         tables += [output for part in own for output in part.outputs]
+        # Made where the tiles to attack are chosen, so that layers run forward through the boxes.
+        tables += [f"examples.adversarial.{e}"] if e in attacked else []
         parts.append(grouped(e, own))
     collect = node(combine_examples, tables, "robustness_examples", name="collect")
     return grouped("examples", [*parts, collect])
