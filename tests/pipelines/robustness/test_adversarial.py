@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -27,9 +28,10 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     fit_adversarial_probes,
     probe_of_fold,
 )
-from pathfm_kedro.pipelines.robustness.adversarial_transfer import plan_transfer
+from pathfm_kedro.pipelines.robustness.adversarial_transfer import transfer_work
 from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
-from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks
+from pathfm_kedro.pipelines.robustness.adversarial_views import attack_work
+from pathfm_kedro.pipelines.robustness.probed_tiles import plan_probed
 from pathfm_kedro.slides.fields import slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.statistics.figures import measure
@@ -201,8 +203,8 @@ def vectors_of(slides, tiles, files, name) -> Shards:
 
 def attacks_on(name, drawn, pool, probes, universal, p=P):
     slides, _, files = drawn
-    more = (files, TILE, {"workers": 2}, ENCODERS[name], RUNTIMES, p)
-    return plan_attacks(slides, pool, probes, universal, *more, name=name)
+    more = (files, TILE, {"workers": 2}, ENCODERS[name], RUNTIMES, universal, p)
+    return plan_probed(slides, pool, probes, *more, name=name, work=attack_work, title="attacking")
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +228,9 @@ def experiment(drawn, tmp_path_factory):
         own = made[name]
         sources = {k: made[k]["attacks"] for k in ENCODERS if k != name}
         told = (files, TILE, {"workers": 2}, entry, RUNTIMES, *sources.values())
-        transfer = plan_transfer(
-            slides, pool, own["probes"], *told, name=name, sources=tuple(sources)
+        work = functools.partial(transfer_work, sources=tuple(sources))
+        transfer = plan_probed(
+            slides, pool, own["probes"], *told, name=name, work=work, title="showing"
         )
         shown = save(folder / f"transfer.{name}", transfer)
         own["statistics"] = adversarial_statistics(
@@ -466,10 +469,10 @@ def test_an_empty_pool_leaves_empty_tables(tmp_path):
     pool = choose_adversarial_pool(slides.with_columns(label=pl.lit("x")), tiles, P)
     vectors = stored({s: np.zeros((5, 4)) for s in slides["slide_id"]})
     probes = fit_adversarial_probes(slides, tiles, vectors, pool, P)
-    told = (SlideFiles(tmp_path), TILE, {}, TINY, RUNTIMES, P)
-    assert not plan_universal_perturbation(slides, pool, *told, name="tiny").jobs
-    nothing = Shards({})
-    assert not plan_attacks(slides, pool, probes, nothing, *told, name="tiny").jobs
+    told, nothing = (SlideFiles(tmp_path), TILE, {}, TINY, RUNTIMES), Shards({})
+    assert not plan_universal_perturbation(slides, pool, *told, P, name="tiny").jobs
+    by_name = {"name": "tiny", "work": attack_work, "title": "attacking"}
+    assert not plan_probed(slides, pool, probes, *told, nothing, P, **by_name).jobs
     assert adversarial_statistics(nothing, nothing, pool, probes, P).is_empty()
 
 

@@ -106,9 +106,9 @@ def adversarial_statistics(
     Parameters
     ----------
     attacks
-        Shards of :func:`~.adversarial_views.plan_attacks`.
+        Shards of :class:`~.adversarial_views.AttackTiles`.
     transfer
-        Shards of :func:`~.adversarial_transfer.plan_transfer`.
+        Shards of :class:`~.adversarial_transfer.ShowAttacked`.
     pool, probes
         From :func:`~.adversarial_pool.choose_adversarial_pool` and
         :func:`~.adversarial_pool.fit_adversarial_probes`.

@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.base import Encoder, Vectors
-from pathfm_kedro.engine import ShardPlan
-from pathfm_kedro.pipelines.robustness.adversarial_pool import attacked_tiles
-from pathfm_kedro.pipelines.robustness.probed_tiles import ProbedTiles, probed_tiles
-from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.pipelines.robustness.probed_tiles import ProbedTiles, ProbedWork
 from pathfm_kedro.slides.readers import Pixels
-from pathfm_kedro.statistics.harmonisation import AffineMap
 from pathfm_kedro.statistics.mutual_knn import cosine_distances
 from pathfm_kedro.statistics.tables import Embeddings
-from pathfm_kedro.views import Tensors, TileWork, plan_tile_work
+from pathfm_kedro.views import Tensors
 
 #: Raised with any change of what is read of the same tiles.
 _REVISION = "1"
@@ -79,52 +74,23 @@ class ShowAttacked:
         return {"margin": margin, "cosine": cosine}
 
 
-def plan_transfer(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    probes: pl.DataFrame,
-    files: SlideFiles,
-    tile_parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    encoder: Mapping[str, Any],
-    runtimes: Mapping[str, Mapping[str, Any]],
-    *attacks: Embeddings,
-    name: str,
-    sources: Sequence[str],
-    maps: Mapping[str, AffineMap] | None = None,
-) -> ShardPlan:
-    """One job per slide of the attacked tiles that some other encoder has adversarial tiles of.
+def transfer_work(*attacks: Embeddings, sources: Sequence[str]) -> ProbedWork:
+    """A slide's tiles that other encoders have adversarial tiles of, shown to one more.
 
     Parameters
     ----------
-    slides, pool, files, tile_parameters, engine, encoder, runtimes, name
-        As of :func:`~.adversarial_views.plan_attacks`; the encoder is the one that is shown the tiles.
-    probes
-        Of that encoder.
     *attacks
-        Shards of :func:`~.adversarial_views.plan_attacks` of other encoders.
+        Shards of the attacks on other encoders (:class:`~.adversarial_views.AttackTiles`).
     sources
         Names of those encoders.
-    maps
-        As of :func:`~.probed_tiles.probed_tiles`.
     """
     made = dict(zip(sources, attacks, strict=True))
 
-    def work(tiles: pl.DataFrame) -> TileWork | None:
+    def work(tiles: pl.DataFrame, probed: ProbedTiles) -> ShowAttacked | None:
         shown = {source: _attacked(shards, tiles) for source, shards in made.items()}
-        probed = probed_tiles(tiles, probes, maps)
-        return ShowAttacked(probed, shown) if probed is not None and any(shown.values()) else None
+        return ShowAttacked(probed, shown) if any(shown.values()) else None
 
-    return plan_tile_work(
-        slides,
-        attacked_tiles(pool, probes),
-        files,
-        work,
-        EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        int(tile_parameters["pixels"]),
-        engine,
-        f"showing adversarial tiles to {name}",
-    )
+    return work
 
 
 def _attacked(shards: Embeddings, tiles: pl.DataFrame) -> dict[str, Pixels]:

@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.attacks import (
     ProbeObjective,
     add_perturbation,
@@ -28,29 +27,19 @@ from pathfm_kedro.encoders.attacks import (
 )
 from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.encoders.gradients import DifferentiableEncoder, differentiable
-from pathfm_kedro.engine import ShardPlan
 from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     GAUSSIAN_NOISE,
     SIGN_NOISE,
     Adversarial,
     Variant,
-    attacked_tiles,
 )
 from pathfm_kedro.pipelines.robustness.adversarial_universal import name_of_half
-from pathfm_kedro.pipelines.robustness.probed_tiles import ProbedTiles, probed_tiles
-from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.pipelines.robustness.probed_tiles import ProbedTiles, ProbedWork
 from pathfm_kedro.slides.perturbations import ssim_to_first
 from pathfm_kedro.slides.readers import Pixels
-from pathfm_kedro.statistics.harmonisation import AffineMap
 from pathfm_kedro.statistics.linear_classifier import LinearClassifier
 from pathfm_kedro.statistics.tables import Embeddings
-from pathfm_kedro.views import (
-    Tensors,
-    TileWork,
-    kept_pictures,
-    plan_tile_work,
-    tile_seed,
-)
+from pathfm_kedro.views import Tensors, kept_pictures, tile_seed
 
 if TYPE_CHECKING:
     import torch
@@ -233,49 +222,20 @@ def _with_noise(tile: Pixels, variant: Variant, seed: int) -> Pixels:
     return tile if noise is None else noise(tile, variant.epsilon, seed)
 
 
-def plan_attacks(
-    slides: pl.DataFrame,
-    pool: pl.DataFrame,
-    probes: pl.DataFrame,
-    universal: Embeddings,
-    files: SlideFiles,
-    tile_parameters: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    encoder: Mapping[str, Any],
-    runtimes: Mapping[str, Mapping[str, Any]],
-    p: Adversarial,
-    *,
-    name: str,
-    maps: Mapping[str, AffineMap] | None = None,
-) -> ShardPlan:
-    """One job per slide of the attacked tiles.
+def attack_work(universal: Embeddings, p: Adversarial) -> ProbedWork:
+    """Every attack on a slide's tiles.
 
     Parameters
     ----------
-    slides, pool, files, tile_parameters, engine, encoder, runtimes, p, name
-        As of :func:`~.adversarial_universal.plan_universal_perturbation`.
-    probes
-        From :func:`~.adversarial_pool.fit_adversarial_probes`.
     universal
         Shards of :func:`~.adversarial_universal.plan_universal_perturbation`.
-    maps
-        As of :func:`~.probed_tiles.probed_tiles`.
+    p
+        The parameters.
     """
     deltas = {h: universal.stack([h], "universal").astype(np.int8) for h in universal.slide_ids}
     nothing = np.zeros((0, 0, 0, 3), np.int8)
 
-    def work(tiles: pl.DataFrame) -> TileWork | None:
-        delta = deltas.get(name_of_half(tiles["fold"][0]), nothing)
-        probed = probed_tiles(tiles, probes, maps)
-        return None if probed is None else AttackTiles(probed, delta, p)
+    def work(tiles: pl.DataFrame, probed: ProbedTiles) -> AttackTiles:
+        return AttackTiles(probed, deltas.get(name_of_half(tiles["fold"][0]), nothing), p)
 
-    return plan_tile_work(
-        slides,
-        attacked_tiles(pool, probes),
-        files,
-        work,
-        EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
-        int(tile_parameters["pixels"]),
-        engine,
-        f"attacking {name}",
-    )
+    return work

@@ -19,11 +19,12 @@ from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.encoders.harmonised import Shards, center_maps
 from pathfm_kedro.engine import ShardPlan
-from pathfm_kedro.pipelines.robustness.adversarial_pool import probe_of_fold
+from pathfm_kedro.pipelines.robustness.adversarial_pool import attacked_tiles, probe_of_fold
+from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.readers import Pixels
 from pathfm_kedro.statistics.harmonisation import AffineMap
 from pathfm_kedro.statistics.linear_classifier import Floats, LinearClassifier
-from pathfm_kedro.views import embed_tile
+from pathfm_kedro.views import TileWork, embed_tile, plan_tile_work
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,10 @@ class ProbedTiles:
         return self.probe.margins(vectors, np.full(len(vectors), self.targets[tile_id]))
 
 
+#: What is computed of a slide's tiles under their probe; None for nothing.
+ProbedWork = Callable[[pl.DataFrame, ProbedTiles], TileWork | None]
+
+
 def probed_tiles(
     tiles: pl.DataFrame, probes: pl.DataFrame, maps: Mapping[str, AffineMap] | None = None
 ) -> ProbedTiles | None:
@@ -95,12 +100,62 @@ def probed_tiles(
     return ProbedTiles(probe, targets, None if maps is None else maps[slide])
 
 
+def plan_probed(
+    slides: pl.DataFrame,
+    pool: pl.DataFrame,
+    probes: pl.DataFrame,
+    files: SlideFiles,
+    tile_parameters: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    runtimes: Mapping[str, Mapping[str, Any]],
+    *beside: Any,
+    name: str,
+    work: Callable[..., ProbedWork],
+    title: str,
+    maps: Mapping[str, AffineMap] | None = None,
+) -> ShardPlan:
+    """One job per slide of the attacked tiles.
+
+    Parameters
+    ----------
+    slides, pool, files, tile_parameters, engine, encoder, runtimes, name
+        As of :func:`~.adversarial_universal.plan_universal_perturbation`.
+    probes
+        From :func:`~.adversarial_pool.fit_adversarial_probes`.
+    *beside
+        What `work` takes.
+    work
+        Gives what is computed of a slide's tiles: :func:`~.adversarial_views.attack_work` or
+        :func:`~.adversarial_transfer.transfer_work`.
+    title
+        What the progress bar says before the encoder's name.
+    maps
+        As of :func:`probed_tiles`.
+    """
+    of_tiles = work(*beside)
+
+    def of_slide(tiles: pl.DataFrame) -> TileWork | None:
+        probed = probed_tiles(tiles, probes, maps)
+        return None if probed is None else of_tiles(tiles, probed)
+
+    return plan_tile_work(
+        slides,
+        attacked_tiles(pool, probes),
+        files,
+        of_slide,
+        EncoderSpec.from_parameters(name, encoder).with_runtime(runtimes[name]),
+        int(tile_parameters["pixels"]),
+        engine,
+        f"{title} {name}",
+    )
+
+
 def plan_through_base(
     slides: pl.DataFrame,
     embeddings: Shards,
     variant: Mapping[str, Any],
     *inputs: Any,
-    plan: Callable[..., ShardPlan],
     base: str,
     name: str,
     **bound: Any,
@@ -116,16 +171,14 @@ def plan_through_base(
     variant
         The variant's entry of ``encoders``; ``mitigation`` is the method.
     *inputs
-        What `plan` takes after the slides: that encoder's entry of ``encoders`` and the probes of the
-        variant's vectors among it.
-    plan
-        :func:`~.adversarial_views.plan_attacks` or :func:`~.adversarial_transfer.plan_transfer`.
+        What :func:`plan_probed` takes after the slides: that encoder's entry of ``encoders`` and the
+        probes of the variant's vectors among it.
     base, name
         Names of that encoder and of the variant.
     **bound
-        What `plan` takes by name.
+        What :func:`plan_probed` takes by name.
     """
     method = EncoderSpec.from_parameters(name, variant).mitigation
     maps = center_maps(slides, embeddings, str(method))
-    found = plan(slides, *inputs, name=base, maps=maps, **bound)
+    found = plan_probed(slides, *inputs, name=base, maps=maps, **bound)
     return replace(found, title=f"{found.title} for {name}")

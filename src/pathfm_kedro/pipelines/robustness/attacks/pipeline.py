@@ -16,11 +16,11 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     choose_adversarial_pool,
     fit_adversarial_probes,
 )
-from pathfm_kedro.pipelines.robustness.adversarial_transfer import plan_transfer
+from pathfm_kedro.pipelines.robustness.adversarial_transfer import transfer_work
 from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
-from pathfm_kedro.pipelines.robustness.adversarial_views import plan_attacks
+from pathfm_kedro.pipelines.robustness.adversarial_views import attack_work
 from pathfm_kedro.pipelines.robustness.examples import adversarial_examples
-from pathfm_kedro.pipelines.robustness.probed_tiles import plan_through_base
+from pathfm_kedro.pipelines.robustness.probed_tiles import plan_probed, plan_through_base
 from pathfm_kedro.wiring import (
     Experiment,
     TileGrids,
@@ -51,9 +51,14 @@ def attacked_encoders(
     grids: TileGrids,
 ) -> list[str]:
     """Encoders that are attacked: there are pixels, and variants only where the parameters say so."""
-    of_variants = (parameters.get(ATTACKED.name) or {}).get("harmonised", True)
+    of_variants = (parameters.get(ATTACKED.name) or {}).get("harmonised", Adversarial.harmonised)
     left_out = {*grids.without_pixels, *(() if of_variants else bases)}
     return [e for e in encoders if e not in left_out]
+
+
+def examples_of_attacks(encoder: str) -> str:
+    """Dataset of an encoder's tiles that an attack turns."""
+    return f"examples.{ATTACKED.name}.{encoder}"
 
 
 def adversarial_pipeline(
@@ -88,20 +93,27 @@ def adversarial_pipeline(
         network = f"params:encoders.{bases.get(e, e)}"
         return ["slide_files", "params:tile", "params:engine", network, "encoder_runtimes"]
 
-    def of_network(plan: Callable[..., Any], e: str, **bound: Any) -> Callable[..., Any]:
-        if e not in bases:
-            return named_partial(plan, name=e, **bound)
-        return named_partial(plan_through_base, plan=plan, base=bases[e], name=e, **bound)
-
-    def slides_and_map(e: str) -> list[str]:
-        mapped = [f"embeddings.{bases[e]}", f"params:encoders.{e}"] if e in bases else []
-        return ["slides", *mapped]
-
     def probe_of(e: str) -> str:
         return f"probes.{x}.{e}"
 
+    def on_network(
+        e: str,
+        work: Callable[..., Any],
+        beside: Sequence[str],
+        output: str,
+        called: str,
+        title: str,
+    ) -> Node:
+        """Work on attacked tiles; a variant's by the network of the encoder whose vectors it takes."""
+        plan, inputs = plan_probed, [grids.dataset("adversarial_pool", e), probe_of(e), *job(e)]
+        if e in bases:
+            plan = named_partial(plan_through_base, base=bases[e])
+            inputs = [f"embeddings.{bases[e]}", f"params:encoders.{e}", *inputs]
+        run = named_partial(plan, name=e, work=work, title=title)
+        return node(run, ["slides", *inputs, *beside], output, name=called, tags=[x, e])
+
     def attacks_on(e: str) -> list[Node]:
-        pool, probe = grids.dataset("adversarial_pool", e), probe_of(e)
+        pool, probe, attacks = grids.dataset("adversarial_pool", e), probe_of(e), f"views.{x}.{e}"
         universal = f"views.{x}_universal.{bases.get(e, e)}"
         vectors = ["slides", grids.dataset("tiles", e), f"embeddings.{e}", pool]
         fit = step(
@@ -114,21 +126,16 @@ def adversarial_pipeline(
         )
         turned = node(
             named_partial(adversarial_examples, name=e),
-            [f"views.{x}.{e}", pool, probe, block],
-            f"examples.{x}.{e}",
+            [attacks, pool, probe, block],
+            examples_of_attacks(e),
             name="examples",
             tags=[x, e],
         )
+        work = with_parameters(Adversarial, x, attack_work)
         return [
             step(fit_adversarial_probes, vectors, probe, "probes", e),
             *([] if e in bases else [fit]),
-            step(
-                of_network(plan_attacks, e),
-                [*slides_and_map(e), pool, probe, universal, *job(e)],
-                f"views.{x}.{e}",
-                "attacks",
-                e,
-            ),
+            on_network(e, work, [universal, block], attacks, "attacks", "attacking"),
             *([] if e in controls else [turned]),
         ]
 
@@ -140,15 +147,13 @@ def adversarial_pipeline(
         # What was made against another encoder are tiles of the same grid.
         others = (s for s in attacked if s not in {e, *controls, *bases})
         sources = tuple(s for s in others if grids.grid(s) == grids.grid(e))
-        shown = of_network(plan_transfer, e, sources=sources)
-        pool = grids.dataset("adversarial_pool", e)
-        inputs = [*slides_and_map(e), pool, probe_of(e), *job(e)]
-        inputs += [f"views.{x}.{s}" for s in sources]
-        measured = [f"views.{x}.{e}", f"views.{x}_transfer.{e}", pool, probe_of(e)]
+        transfer, made = f"views.{x}_transfer.{e}", [f"views.{x}.{s}" for s in sources]
+        work = named_partial(transfer_work, sources=sources)
         accumulate = named_partial(adversarial_statistics, sources=sources)
+        measured = [f"views.{x}.{e}", transfer, grids.dataset("adversarial_pool", e), probe_of(e)]
         of_attacks = replace(ATTACKED, accumulate=accumulate, inputs=measured)
         return [
-            node(shown, inputs, f"views.{x}_transfer.{e}", name="transfer", tags=[x, e]),
+            on_network(e, work, made, transfer, "transfer", "showing adversarial tiles to"),
             *encoder_nodes("robustness", of_attacks, e),
         ]
 

@@ -5,6 +5,7 @@ from functools import partial
 
 from kedro.pipeline import Node, Pipeline
 
+from pathfm_kedro.pipelines.robustness.attacks.pipeline import examples_of_attacks
 from pathfm_kedro.pipelines.robustness.examples import (
     center_examples,
     combine_examples,
@@ -153,7 +154,7 @@ def examples_pipeline(
             )
         tables += [output for part in own for output in part.outputs]
         # Made where the tiles to attack are chosen, so that layers run forward through the boxes.
-        tables += [f"examples.adversarial.{e}"] if e in attacked else []
+        tables += [examples_of_attacks(e)] if e in attacked else []
         parts.append(grouped(e, own))
     collect = node(combine_examples, tables, "robustness_examples", name="collect")
     return grouped("examples", [*parts, collect])
