@@ -32,7 +32,7 @@ from pathfm_kedro.slides.fields import (
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.kept_pixels import KEPT, Kept
 from pathfm_kedro.slides.readers import Pixels
-from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide
+from pathfm_kedro.statistics.tables import Embeddings, digests_by_slide, stacked, with_shards
 
 #: Name of the tensor in a shard of views: [tiles, views, d].
 VIEWS = "views"
@@ -508,11 +508,10 @@ def embedded_views(
     ValueError
         If the shards do not hold the expected tiles and views, or hold NaN or infinity.
     """
-    present = pool.filter(pl.col("slide_id").is_in(list(views.slide_ids)))
-    order = present["slide_id"].unique(maintain_order=True).to_list()
-    if not order:
+    present = with_shards(pool, views)
+    if present.is_empty():
         return EmbeddedViews(present, np.zeros((0, len(settings), 0), np.float32), tuple(settings))
-    stack = views.stack(order, VIEWS)
+    stack = stacked(present, views, VIEWS)
     if stack.ndim != 3 or stack.shape[:2] != (present.height, len(settings)):
         raise ValueError(
             f"the views of {experiment} have shape {list(stack.shape)}, expected {present.height} "

@@ -355,6 +355,28 @@ def chosen_vectors(
     return (np.concatenate(parts) if parts else np.zeros((0, 1))).astype(np.float64)
 
 
+def with_shards(rows: pl.DataFrame, shards: Embeddings) -> pl.DataFrame:
+    """Rows whose slide has a shard, in their order."""
+    return rows.filter(pl.col("slide_id").is_in(list(shards.slide_ids)))
+
+
+def stacked(
+    tiles: pl.DataFrame, shards: Embeddings, name: str = "embedding"
+) -> NDArray[np.float32]:
+    """A tensor of tiles, row by row.
+
+    Parameters
+    ----------
+    tiles
+        One tile at least; those of a slide next to each other, and as many as its shard has.
+    shards
+        One for each of their slides.
+    name
+        Of the tensor.
+    """
+    return shards.stack(tiles["slide_id"].unique(maintain_order=True).to_list(), name)
+
+
 def to_schema(
     rows: pl.DataFrame | Sequence[Mapping[str, Any]], schema: Mapping[str, pl.DataType]
 ) -> pl.DataFrame:

@@ -66,7 +66,7 @@ from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.mutual_knn import cosine_distance_chance, cosine_distances
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.readable_numbers import number
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, stacked, with_shards
 
 Floats = NDArray[np.float64]
 
@@ -122,11 +122,11 @@ def adversarial_statistics(
     DataFrame
         Columns :data:`ADVERSARIAL_SCHEMA`.
     """
-    tiles = _with_shards(attacked_tiles(pool, probes), attacks)
+    tiles = with_shards(attacked_tiles(pool, probes), attacks)
     if tiles.is_empty():
         return no_adversarial_statistics(p)
     read = [*_own_variants(attacks, tiles, p)]
-    shown = _with_shards(tiles, transfer)
+    shown = with_shards(tiles, transfer)
     if sources and not shown.is_empty():
         read += _transferred(transfer, shown, p, sources)
     whole = (pl.when(pl.col(n).null_count() == 0).then(pl.col(n).sum()).alias(n) for n in _SUMS)
@@ -145,18 +145,12 @@ def no_adversarial_statistics(p: Adversarial) -> pl.DataFrame:
     return pl.DataFrame(schema=ADVERSARIAL_SCHEMA)
 
 
-def _with_shards(tiles: pl.DataFrame, shards: Embeddings) -> pl.DataFrame:
-    return tiles.filter(pl.col("slide_id").is_in(list(shards.slide_ids)))
-
-
 def _own_variants(
     attacks: Embeddings, tiles: pl.DataFrame, p: Adversarial
 ) -> Iterator[pl.DataFrame]:
     """What was read of each tile, variant by variant."""
-    slides = tiles["slide_id"].unique(maintain_order=True).to_list()
-    vectors, margin, ssim, unrounded = (
-        attacks.stack(slides, name) for name in ("embedding", "margin", "ssim", "margin_unrounded")
-    )
+    names = ("embedding", "margin", "ssim", "margin_unrounded")
+    vectors, margin, ssim, unrounded = (stacked(tiles, attacks, name) for name in names)
     clean = vectors[:, 0]
     codes, _ = patient_codes(tiles["patient_id"].to_numpy())
     between = 1 - cosine_distance_chance(clean, clean, codes)
@@ -189,8 +183,7 @@ def _transferred(
     transfer: Embeddings, tiles: pl.DataFrame, p: Adversarial, sources: Sequence[str]
 ) -> Iterator[pl.DataFrame]:
     """What was read of each tile that was made against another encoder."""
-    slides = tiles["slide_id"].unique(maintain_order=True).to_list()
-    margin, cosine = transfer.stack(slides, "margin"), transfer.stack(slides, "cosine")
+    margin, cosine = (stacked(tiles, transfer, name) for name in ("margin", "cosine"))
     for i, source in enumerate(sources):
         there = np.isfinite(margin[:, i])  # a source without gradient made none
         yield tiles.filter(pl.Series(there)).select(

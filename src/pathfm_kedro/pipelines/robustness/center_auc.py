@@ -55,7 +55,7 @@ from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.ridge import ridge_scores, standardised
-from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.statistics.tables import Embeddings, to_schema, with_shards
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -150,7 +150,7 @@ def center_auc_statistics(
 
     *colours, p = more
     if colours:
-        slides = slides.filter(pl.col("slide_id").is_in(list(colours[0].slide_ids)))
+        slides = with_shards(slides, colours[0])
     sampled = balanced_subsamples(slides, tiles, embeddings, _asked(p), p.seed)
     if not sampled.scopes:
         return _undefined(sampled.obstacle("all"), FEATURES)

@@ -49,7 +49,7 @@ from pathfm_kedro.statistics.mutual_knn import unit
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
 from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 from pathfm_kedro.statistics.perturbation import TileGroups
-from pathfm_kedro.statistics.tables import Embeddings, to_schema
+from pathfm_kedro.statistics.tables import Embeddings, stacked, to_schema, with_shards
 from pathfm_kedro.views import (
     Tensors,
     View,
@@ -179,12 +179,11 @@ def crop_coherence_statistics(
     DataFrame
         Columns :data:`CROP_SCHEMA`.
     """
-    both = pool.filter(pl.col("slide_id").is_in(list(composition.slide_ids)))
+    both = with_shards(pool, composition)
     found = embedded_views(views, both, crop_views(p).settings, "crop_coherence")
     if found.tiles.is_empty():
         return pl.DataFrame(schema=CROP_SCHEMA)
-    order = found.tiles["slide_id"].unique(maintain_order=True).to_list()
-    measured = [composition.stack(order, name) for name in ("composition", "colour")]
+    measured = [stacked(found.tiles, composition, name) for name in ("composition", "colour")]
     vectors = unit(found.vectors.reshape(-1, found.vectors.shape[2])).reshape(found.vectors.shape)
     slides, _ = patient_codes(found.tiles["slide_id"].to_numpy())
     own, other, alone = own_and_other(vectors, slides, p.n_global)

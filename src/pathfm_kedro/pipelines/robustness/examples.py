@@ -37,7 +37,14 @@ from pathfm_kedro.pipelines.robustness.rotation import (
 from pathfm_kedro.statistics.bootstrap import patient_codes
 from pathfm_kedro.statistics.mutual_knn import candidate_counts, nearest, shared, unit
 from pathfm_kedro.statistics.parameters import read_parameters
-from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows, to_schema
+from pathfm_kedro.statistics.tables import (
+    Embeddings,
+    chosen_vectors,
+    stacked,
+    tile_rows,
+    to_schema,
+    with_shards,
+)
 from pathfm_kedro.views import embedded_views
 
 Ints = NDArray[np.int64]
@@ -196,18 +203,16 @@ def adversarial_examples(
         Columns :data:`EXAMPLES_SCHEMA`: of each example the tile, the attacked tile and the change.
     """
     p = read_parameters(Adversarial, "adversarial", parameters)
-    tiles = attacked_tiles(pool, probes)
-    tiles = tiles.filter(pl.col("slide_id").is_in(list(attacks.slide_ids)))
-    order = tiles["slide_id"].unique(maintain_order=True).to_list()
-    if tiles.is_empty() or not (changes := attacks.stack(order, "change")).shape[1]:
+    tiles = with_shards(attacked_tiles(pool, probes), attacks)
+    if tiles.is_empty() or not (changes := stacked(tiles, attacks, "change")).shape[1]:
         return pl.DataFrame(schema=EXAMPLES_SCHEMA)
     variants, size = [*p.noises, *p.white_box], p.drop_epsilon
     asked = Variant(CLEAN, 0), Variant(SIGN_NOISE, size), Variant(p.strongest, size)
     places = [variants.index(variant) for variant in asked]
-    clean, noisy, attacked = attacks.stack(order, "margin")[:, places].T
+    clean, noisy, attacked = stacked(tiles, attacks, "margin")[:, places].T
     patients, _ = patient_codes(tiles["patient_id"].to_numpy())
     turned = (clean > 0) & (noisy > 0) & (attacked <= 0)
-    vectors = attacks.stack(order)[:, [places[0], places[-1]]]
+    vectors = stacked(tiles, attacks)[:, [places[0], places[-1]]]
     rows: list[dict[str, Any]] = []
     lost = np.where(turned, clean - attacked, -np.inf)
     for number, tile in enumerate(_worst(lost, patients, turned), 1):

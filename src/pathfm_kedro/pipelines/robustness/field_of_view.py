@@ -66,7 +66,7 @@ from pathfm_kedro.statistics.figures import Figure, Undefined, Value
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.neighbours import nearest_indices
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, stacked
 from pathfm_kedro.statistics.vote_gain import macro_f1_gain
 from pathfm_kedro.statistics.votes import LabelledQueries, PatientVotes, patient_votes
 
@@ -281,8 +281,7 @@ def _stacked(views: Embeddings, rows: pl.DataFrame, name: str, first: int) -> ND
     """The first entries of a tensor of each place; slides of other largest fields hold more."""
     groups = []
     for (field,), group in rows.with_row_index("_at").group_by("field", maintain_order=True):
-        slide_ids = group["slide_id"].unique(maintain_order=True).to_list()
-        stack = views.stack(slide_ids, name)
+        stack = stacked(group, views, name)
         if len(stack) != group.height or stack.shape[1] < first:
             raise ValueError(
                 f"shards hold {name!r} of shape {list(stack.shape)}, expected {group.height} places "

@@ -12,7 +12,7 @@ import polars as pl
 from pathfm_kedro.encoders.base import Encoder, Vectors
 from pathfm_kedro.slides.center_stains import TILE_STAIN_SCHEMA, TileStains
 from pathfm_kedro.slides.readers import Pixels
-from pathfm_kedro.statistics.tables import Embeddings
+from pathfm_kedro.statistics.tables import Embeddings, stacked, with_shards
 from pathfm_kedro.views import Tensors
 
 #: Raised with any change of what is measured on a tile's pixels.
@@ -62,10 +62,9 @@ def tile_stains(stains: Embeddings, pool: pl.DataFrame) -> pl.DataFrame:
     DataFrame
         Columns :data:`~pathfm_kedro.slides.center_stains.TILE_STAIN_SCHEMA`.
     """
-    present = pool.filter(pl.col("slide_id").is_in(stains.slide_ids))
+    present = with_shards(pool, stains)
     if present.is_empty():
         return pl.DataFrame(schema=TILE_STAIN_SCHEMA)
-    order = present["slide_id"].unique(maintain_order=True).to_list()
     names = [each.name for each in fields(TileStains)]
-    measured = (stains.stack(order, name).astype(np.float64) for name in names)
+    measured = (stacked(present, stains, name).astype(np.float64) for name in names)
     return TileStains(*measured).table(present)
