@@ -30,6 +30,7 @@ from pathfm_kedro.wiring import (
     in_grids,
     named_partial,
     node,
+    shown_as,
     with_parameters,
 )
 
@@ -109,7 +110,7 @@ def adversarial_pipeline(
         if e in bases:
             plan = named_partial(plan_through_base, base=bases[e])
             inputs = [f"embeddings.{bases[e]}", f"params:encoders.{e}", *inputs]
-        run = named_partial(plan, name=e, work=work, title=title)
+        run = shown_as(named_partial(plan, name=e, work=work, title=title), work)
         return node(run, ["slides", *inputs, *beside], output, name=called, tags=[x, e])
 
     def attacks_on(e: str) -> list[Node]:
