@@ -320,15 +320,18 @@ class CueRatio:
 
 def follows_morphology(counts: CueCounts, view: str, scope: str) -> Value:
     """Morphology among the cues that neighbours share; null: equally likely candidates."""
-    ratio = counts.ratio(view, scope)
-    estimate = pair_ratio(ratio.morphology, ratio.cues, ratio.draws(), counts.n, most=1.0)
-    return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
+    return _followed(counts, counts.ratio(view, scope))
 
 
 def follows_morphology_minus_null(counts: CueCounts) -> Value:
     """The same in another center's stain, minus its null; null 0."""
-    found = follows_morphology(counts, TRANSFERRED, "any")
-    return less_chance(found, counts.ratio(TRANSFERRED, "any").null)
+    ratio = counts.ratio(TRANSFERRED, "any")
+    return less_chance(_followed(counts, ratio), ratio.null)
+
+
+def _followed(counts: CueCounts, ratio: CueRatio) -> Value:
+    estimate = pair_ratio(ratio.morphology, ratio.cues, ratio.draws(), counts.n, most=1.0)
+    return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
 
 
 def morphology_loss(counts: CueCounts) -> Value:
