@@ -33,7 +33,7 @@ from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.datasets.slide_files import SlideFilesDataset
 from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
 from pathfm_kedro.encoders.base import Encoder, Pixels
-from pathfm_kedro.encoders.spec import RUNTIMES
+from pathfm_kedro.encoders.entry_checks import RUNTIMES
 from pathfm_kedro.encoders.torch_encoder import TorchEncoder, load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding

@@ -428,7 +428,7 @@ def grid_name(pixels: int, mpp: float) -> str:
 
 
 def _tile_size(name: str, own: Any) -> tuple[int, float]:
-    from pathfm_kedro.encoders.spec import read_tile
+    from pathfm_kedro.encoders.entry_checks import read_tile
 
     return read_tile(f"encoders.{name}.tile", own)
 

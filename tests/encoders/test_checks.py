@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial, load_encoder
+from pathfm_kedro.encoders.entry_checks import refuse_other_scale
 from pathfm_kedro.encoders.runtimes import has_class_token, pooled, prefix_tokens
-from pathfm_kedro.encoders.spec import refuse_other_scale
 
 DRAWN = {"pretrained": False, "seed": 0}
 VIT = {"model": "timm:test_vit"} | DRAWN

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder, stream
 from pathfm_kedro.encoders import runtimes as runtimes_module
 from pathfm_kedro.encoders.controls import CONTROLS
+from pathfm_kedro.encoders.entry_checks import RUNTIMES
 from pathfm_kedro.encoders.runtimes import ExportError, cuda_batch, onnx_session, place
-from pathfm_kedro.encoders.spec import RUNTIMES
 from pathfm_kedro.encoders.stream import one_ahead
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles

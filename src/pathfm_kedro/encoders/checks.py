@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pathfm_kedro.encoders.entry_checks import refuse_other_scale
 from pathfm_kedro.encoders.input_size import patch_side
 from pathfm_kedro.encoders.loaders.files import one_line, some_of
 from pathfm_kedro.encoders.runtimes import PoolingError, has_class_token, pooled
-from pathfm_kedro.encoders.spec import EncoderSpec, refuse_other_scale
+from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.trial import synthetic_tiles
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pathfm_kedro.encoders.entry_checks import HUB_FILE
 from pathfm_kedro.encoders.loaders.files import refuse_other_digest
-from pathfm_kedro.encoders.spec import HUB_FILE, EncoderSpec
+from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.project import resolve_path
 
 #: Of each kind of model the file that says what it is.

@@ -20,8 +20,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.batches import Pixels, turned
+from pathfm_kedro.encoders.entry_checks import AUTO
 from pathfm_kedro.encoders.harmonised import Shards
-from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
+from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.training import (
     AdamWSettings,
     Tensors,

@@ -13,7 +13,8 @@ from unittest import mock
 
 import numpy as np
 
-from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
+from pathfm_kedro.encoders.entry_checks import AUTO
+from pathfm_kedro.encoders.spec import EncoderSpec
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -27,19 +27,17 @@ class _AtWork:
     def __init__(self) -> None:
         self._lock, self._n = threading.Lock(), 0
 
-    def __enter__(self) -> int:
+    @contextmanager
+    def one_more(self) -> Iterator[int]:
+        """How many they are with the one inside."""
         with self._lock:
             self._n += 1
-            return self._n
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._n -= 1
+            slides = self._n
+        try:
+            yield slides
+        finally:
+            with self._lock:
+                self._n -= 1
 
 
 _AT_WORK = _AtWork()
@@ -81,7 +79,7 @@ def embed_batches(encoder: Encoder, batches: Iterable[tuple[Pixels, Vectors | No
     >>> embed_batches(StainStatistics(), [(tile, None), (tile, None)]).shape
     (2, 12)
     """
-    with _AT_WORK as slides:
+    with _AT_WORK.one_more() as slides:
         free = slides < available_cores() or getattr(encoder, "device", "cpu") != "cpu"
         taken: Callable[[Iterable[Any]], Iterator[Any]] = one_ahead if free else iter
         if isinstance(encoder, StagedEncoder):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pathfm_kedro.encoders.base import Pixels, Vectors
 from pathfm_kedro.encoders.batches import outputs
 from pathfm_kedro.encoders.checks import refuse_senseless
+from pathfm_kedro.encoders.entry_checks import AUTO
 from pathfm_kedro.encoders.fingerprints import digest_of_architecture, digest_of_weights
 from pathfm_kedro.encoders.published import at_hand
 from pathfm_kedro.encoders.runtimes import (
@@ -28,7 +29,7 @@ from pathfm_kedro.encoders.runtimes import (
     place,
     torch_forward,
 )
-from pathfm_kedro.encoders.spec import AUTO, EncoderSpec
+from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.weights import build_network
 
 if TYPE_CHECKING:

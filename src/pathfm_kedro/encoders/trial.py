@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
+from pathfm_kedro.encoders.entry_checks import AUTO, RUNTIMES
 from pathfm_kedro.encoders.runtimes import ExportError, Forward, place
-from pathfm_kedro.encoders.spec import AUTO, RUNTIMES, EncoderSpec
+from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.progress import progress
 from pathfm_kedro.engine.threads import one_thread

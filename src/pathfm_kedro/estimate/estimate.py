@@ -18,7 +18,7 @@ from pathfm_kedro.encoders import EncoderSpec
 from pathfm_kedro.estimate.passes import attacks_on, work_on_pixels
 from pathfm_kedro.estimate.sizes import CohortSize
 from pathfm_kedro.estimate.speed import Speed
-from pathfm_kedro.estimate.training import pixels_of_arms, work_of_arms, work_of_rival
+from pathfm_kedro.estimate.training import RivalWork, pixels_of_arms, work_of_arms, work_of_rival
 
 _FLOAT32 = 4
 #: Hours and gigabytes below are not distinguished.
@@ -84,16 +84,20 @@ def _of_encoder(
 ) -> Iterator[Share]:
     """What it embeds; of one that is trained on the cohort first its training."""
     entry, speed = ran[name], speeds.get(name, Speed())
-    audited = 1.0
-    if str(entry["model"]).startswith(_TRAINED):
-        rival = work_of_rival(size.table, EncoderSpec.from_parameters(name, entry))
-        audited = rival.audited
-        if rival.passes:
-            hours = _hours(rival.passes, speed, parameters)
-            yield Share(name, "training", rival.passes, hours, rival.pixel_bytes / 1e9)
+    trained = _trained(name, entry, size)
+    if trained.passes:
+        hours = _hours(trained.passes, speed, parameters)
+        yield Share(name, "training", trained.passes, hours, trained.pixel_bytes / 1e9)
     others = [n for n, other in ran.items() if n != name and _shows_others(other)]
     for work in work_on_pixels(parameters, size, len(others), is_timed(entry)):
-        yield _share(name, entry, work, audited, speed, parameters)
+        yield _share(name, entry, work, trained.audited, speed, parameters)
+
+
+def _trained(name: str, entry: Mapping[str, Any], size: CohortSize) -> RivalWork:
+    """What an encoder takes before it embeds; nothing where it is not trained on the cohort."""
+    if not str(entry["model"]).startswith(_TRAINED):
+        return RivalWork(0, 0, 1.0)
+    return work_of_rival(size.table, EncoderSpec.from_parameters(name, entry))
 
 
 def _share(
@@ -124,9 +128,8 @@ def _of_variants(
     """Attacks on harmonised variants, through the network of the encoder whose vectors they take."""
     sources = sum(map(_shows_others, ran.values()))
     for name, base in _attacked_variants(parameters, ran).items():
-        entry, audited = ran[base], 1.0
-        if str(entry["model"]).startswith(_TRAINED):
-            audited = work_of_rival(size.table, EncoderSpec.from_parameters(base, entry)).audited
+        entry = ran[base]
+        audited = _trained(base, entry, size).audited
         work = attacks_on(parameters, size, sources, is_timed(entry), universal=False)
         yield _share(name, entry, work, audited, speeds.get(base, Speed()), parameters)
 
@@ -137,8 +140,9 @@ def _attacked_variants(
     """Of each harmonised variant that is attacked the encoder that it is attacked through."""
     if not parameters["adversarial"]["harmonised"]:
         return {}
-    entries = {k: v for k, v in parameters["encoders"].items() if v is not None}
-    return {name: base for name, base in harmonised_bases(entries).items() if base in ran}
+    return {
+        name: base for name, base in harmonised_bases(_entries(parameters)).items() if base in ran
+    }
 
 
 def _bytes_over_float32(entry: Mapping[str, Any], dtype: str) -> float:
@@ -198,11 +202,16 @@ def _gigabytes(vectors: int, speed: Speed) -> float | None:
     return None if speed.dimension is None else vectors * speed.dimension * _FLOAT32 / 1e9
 
 
+def _entries(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Encoders of the cohort: null leaves one out."""
+    return {k: v for k, v in parameters["encoders"].items() if v is not None}
+
+
 def _run(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Encoders that see pixels."""
     if parameters["cohort"]["source"] == "features":
         return {}
-    entries = {k: v for k, v in parameters["encoders"].items() if v is not None}
+    entries = _entries(parameters)
     return {k: v for k, v in entries.items() if not str(v["model"]).startswith(_VECTORS_ALONE)}
 
 

@@ -208,6 +208,18 @@ def target_centers(centers: Sequence[str], center: str | None, max_targets: int)
     ]
 
 
+def targets_at(centers: Sequence[str], place: int, max_targets: int) -> dict[str, str]:
+    """Of each center the one at a place among those whose stain its tiles take.
+
+    Examples
+    --------
+    >>> targets_at(["A", "B", "C"], 0, 1), targets_at(["A"], 0, 1)
+    ({'A': 'B', 'B': 'C', 'C': 'A'}, {})
+    """
+    of_center = {center: target_centers(centers, center, max_targets) for center in centers}
+    return {center: targets[place] for center, targets in of_center.items() if place < len(targets)}
+
+
 def n_targets(centers: Sequence[str], max_targets: int) -> int:
     """How many other stains each tile takes."""
     return max(min(max_targets, len(centers) - 1), 0)

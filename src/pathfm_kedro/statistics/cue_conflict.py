@@ -117,10 +117,12 @@ class CueTiles:
         fewest = int(candidate_counts(self.patients).min())
         supported = [k for k in ks if k <= fewest]
         depth = max(supported, default=1)
-        parts = [
-            _Queries.of(self, self._codes(targets), unit(vectors), depth)
-            for targets, vectors in transferred
-        ]
+        clean = nearest_references(self.vectors, self.vectors, self.patients, depth)
+        parts = []
+        for targets, vectors in transferred:
+            changed = nearest_references(unit(vectors), self.vectors, self.patients, depth)
+            near = {TRANSFERRED: changed, CLEAN: clean}
+            parts.append(_Queries.of(self, self._codes(targets), near))
         frames = [pl.DataFrame(schema=CUE_COUNTS)]
         for k, view in product(supported, VIEWS):
             for rows in (_met(self, parts, view, k), _expected(self, parts, k)):
@@ -153,16 +155,13 @@ class _Queries:
     neighbours: Mapping[str, NDArray[np.intp]]
 
     @classmethod
-    def of(cls, tiles: CueTiles, targets: Ints, view: Floats, depth: int) -> _Queries:
+    def of(cls, tiles: CueTiles, targets: Ints, near: Mapping[str, NDArray[np.intp]]) -> _Queries:
+        """Of the target [n] and the neighbours [n, k] of every tile, those of tiles with a conflict."""
         rows = np.flatnonzero(targets >= 0)
         cues = tiles.cues(rows, targets[rows])
         conflict = cues[0].any(axis=1) & cues[2].any(axis=1)
         rows, cues = rows[conflict], cues[:, conflict]
-        near = {
-            name: nearest_references(vectors, tiles.vectors, tiles.patients, depth)[rows]
-            for name, vectors in ((TRANSFERRED, view), (CLEAN, tiles.vectors))
-        }
-        return cls(rows, cues, near)
+        return cls(rows, cues, {view: neighbours[rows] for view, neighbours in near.items()})
 
     def found(self, view: str, k: int) -> tuple[NDArray[np.intp], Flags]:
         """Neighbours [q, k] and whether each is morphology (any, origin) or stain [3, q, k]."""
@@ -321,15 +320,18 @@ class CueRatio:
 
 def follows_morphology(counts: CueCounts, view: str, scope: str) -> Value:
     """Morphology among the cues that neighbours share; null: equally likely candidates."""
-    ratio = counts.ratio(view, scope)
-    estimate = pair_ratio(ratio.morphology, ratio.cues, ratio.draws(), counts.n, most=1.0)
-    return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
+    return _followed(counts, counts.ratio(view, scope))
 
 
 def follows_morphology_minus_null(counts: CueCounts) -> Value:
     """The same in another center's stain, minus its null; null 0."""
-    found = follows_morphology(counts, TRANSFERRED, "any")
-    return less_chance(found, counts.ratio(TRANSFERRED, "any").null)
+    ratio = counts.ratio(TRANSFERRED, "any")
+    return less_chance(_followed(counts, ratio), ratio.null)
+
+
+def _followed(counts: CueCounts, ratio: CueRatio) -> Value:
+    estimate = pair_ratio(ratio.morphology, ratio.cues, ratio.draws(), counts.n, most=1.0)
+    return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
 
 
 def morphology_loss(counts: CueCounts) -> Value:

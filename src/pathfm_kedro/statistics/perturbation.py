@@ -119,7 +119,8 @@ def nearest_references(
     """
     distance = -np.round(queries @ references.T, _DECIMALS)
     distance[patients[:, None] == patients] = np.inf
-    return np.argsort(distance, axis=1, kind="stable")[:, :k]
+    # A view would keep the order of all references alive.
+    return np.ascontiguousarray(np.argsort(distance, axis=1, kind="stable")[:, :k])
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from pathfm_kedro.pipelines.inheritance.arm_tiles import (
 from pathfm_kedro.slides.center_stains import (
     TileStains,
     center_references,
-    target_centers,
+    targets_at,
     usable_references,
 )
 from pathfm_kedro.slides.nuclear_morphology import (
@@ -221,8 +221,7 @@ def stained_as_next_center(tiles: ArmTiles, p: ArmParameters) -> tuple[Pixels, N
         tiles stay as they are, since fewer than two centers have a stain, or it has none.
     """
     known, centers = _center_stains(tiles, p), centers_of(tiles.table)
-    names = list(known)
-    next_one = {c: target_centers(names, c, 1)[0] for c in names if len(names) > 1}
+    next_one = targets_at(list(known), 0, 1)
     made = tiles.pixels.copy()
     for row, center in enumerate(tiles.table["center"]):
         if center in next_one:

@@ -32,7 +32,7 @@ from pathfm_kedro.pipelines.robustness.appearance import (
     Appearance,
     appearance_views,
 )
-from pathfm_kedro.slides.center_stains import target_centers, usable_references
+from pathfm_kedro.slides.center_stains import targets_at, usable_references
 from pathfm_kedro.statistics.cue_conflict import (
     CUE_COUNTS,
     VIEWS,
@@ -110,18 +110,12 @@ def cue_conflict_statistics(
     frames = [pl.DataFrame(schema=CUE_CONFLICT_SCHEMA)]
     for transfer in TRANSFERS:
         transferred = [
-            (_targets(known, setting["target"], seen.max_targets), vectors)
+            (targets_at(known, setting["target"], seen.max_targets), vectors)
             for setting, vectors in found.of(transfer)
         ]
         counts = tiles.counts(transferred, p.k)
         frames.append(to_schema(counts.with_columns(change=pl.lit(transfer)), CUE_CONFLICT_SCHEMA))
     return pl.concat(frames)
-
-
-def _targets(known: list[str], place: int, most: int) -> dict[str, str]:
-    """Center at a place among those whose stain each center's tiles take."""
-    of_center = {center: target_centers(known, center, most) for center in known}
-    return {center: targets[place] for center, targets in of_center.items() if place < len(targets)}
 
 
 def cue_conflict_figures(statistics: pl.DataFrame, p: CueConflict) -> Iterator[Figure]:
