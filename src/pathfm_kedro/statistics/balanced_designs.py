@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as parameters
 
+from pathfm_kedro.statistics.equal_rows import count_before
 from pathfm_kedro.statistics.parameters import STRICT
 from pathfm_kedro.statistics.permutation import permuted_together, permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
@@ -486,9 +487,8 @@ def rank_within(keys: Ints, values: Floats) -> Ints:
     order = np.lexsort((values, *keys))
     new = np.ones(len(values), dtype=bool)
     new[1:] = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
-    starts = np.flatnonzero(new)
     ranks = np.empty(len(values), dtype=np.int64)
-    ranks[order] = np.arange(len(values)) - np.repeat(starts, np.diff([*starts, len(values)]))
+    ranks[order] = count_before(np.cumsum(new))
     return ranks
 
 

@@ -198,11 +198,14 @@ class Nearest:
         Which rows may be found; None for any.
     margin
         [q] scores of a query that lie closer may stand in either order.
+    n_blocks
+        Blocks of queries.
     """
 
     k: int
     relation: Relation | None
     margin: Floats64
+    n_blocks: int
     _best: Floats32 = field(init=False, repr=False)
     _floor: Floats32 = field(init=False, repr=False)
 
@@ -210,12 +213,8 @@ class Nearest:
         """Nothing was found yet."""
         self._best = np.full((len(self.margin), self.k), -np.inf, dtype=np.float32)
         self._floor = np.full(len(self.margin), _LOWEST)
-        self._found: list[list[tuple[Ints, Ints, Floats32]]] = []
-
-    def start(self, n_blocks: int) -> None:
-        """Make room for the candidates of each block of queries."""
-        self._found = [[] for _ in range(n_blocks)]
-        self._locks = [Lock() for _ in range(n_blocks)]
+        self._found: list[list[tuple[Ints, Ints, Floats32]]] = [[] for _ in range(self.n_blocks)]
+        self._locks = [Lock() for _ in range(self.n_blocks)]
 
     def allowed(self, asking: Block, met: Block) -> Bools:
         """Whether rows of a block may be found by those of another: as small as the blocks allow."""
@@ -227,11 +226,7 @@ class Nearest:
 
     def add(self, scores: Floats32, chosen: Bools, number: int, asking: Block, met: Block) -> None:
         """Candidates among scores [queries, rows] of two blocks."""
-        floor = self._floor[asking.place]
-        np.greater_equal(scores, floor[:, None], out=chosen)
-        if np.count_nonzero(chosen) > _MANY * self.k * len(scores):
-            floor = np.maximum(floor, self._below(_kth_best(scores, self.k), asking))
-            np.greater_equal(scores, floor[:, None], out=chosen)
+        self._choose(scores, chosen, asking)
         flat = np.flatnonzero(chosen)
         query, row = np.divmod(flat, scores.shape[1])
         self._merge(number, asking, query, row + met.place.start, scores.ravel()[flat])
@@ -240,16 +235,20 @@ class Nearest:
         self, scores: Floats32, chosen: Bools, number: int, asking: Block, met: Block
     ) -> None:
         """Candidates among scores [rows, queries] of two blocks."""
-        floor = self._floor[asking.place]
-        np.greater_equal(scores, floor, out=chosen)
-        if np.count_nonzero(chosen) > _MANY * self.k * len(floor):
-            floor = np.maximum(floor, self._below(_kth_best_of_columns(scores, self.k), asking))
-            np.greater_equal(scores, floor, out=chosen)
+        self._choose(scores.T, chosen.T, asking)
         flat = np.flatnonzero(chosen)
         row, query = np.divmod(flat, scores.shape[1])
         order = np.argsort(query, kind="stable")
         found = row[order] + met.place.start
         self._merge(number, asking, query[order], found, scores.ravel()[flat[order]])
+
+    def _choose(self, scores: Floats32, chosen: Bools, asking: Block) -> None:
+        """Mark which of the scores [queries, rows] may be among the best."""
+        floor = self._floor[asking.place]
+        np.greater_equal(scores, floor[:, None], out=chosen)
+        if np.count_nonzero(chosen) > _MANY * self.k * len(scores):
+            floor = np.maximum(floor, self._below(_kth_best(scores, self.k), asking))
+            np.greater_equal(scores, floor[:, None], out=chosen)
 
     def _below(self, bound: Floats32, asking: Block) -> Floats32:
         """What no candidate lies below, where the k-th best is at least `bound`."""
@@ -297,20 +296,8 @@ def _kth_best(scores: Floats32, k: int) -> Floats32:
     width = n // folds
     if width < k:
         return np.full(rows, -np.inf, dtype=np.float32)
-    maxima = scores[:, : folds * width].reshape(rows, folds, width).max(axis=1)
-    maxima.partition(width - k, axis=1)
-    return np.ascontiguousarray(maxima[:, width - k])
-
-
-def _kth_best_of_columns(scores: Floats32, k: int) -> Floats32:
-    """[b] as :func:`_kth_best` of each column."""
-    n, columns = scores.shape
-    folds = int(np.clip(n // (16 * k), 1, 64))
-    width = n // folds
-    if width < k:
-        return np.full(columns, -np.inf, dtype=np.float32)
     maxima = np.ascontiguousarray(
-        scores[: folds * width].reshape(folds, width, columns).max(axis=0).T
+        scores[:, : folds * width].reshape(rows, folds, width).max(axis=1)
     )
     maxima.partition(width - k, axis=1)
     return np.ascontiguousarray(maxima[:, width - k])
@@ -364,9 +351,7 @@ class Search:
         queries = blocks_of(self.tags, self.asking, size)
         rows = queries if self.mutual else blocks_of(self.tags, self.met, size)
         margin = 2 * self.space.error[self.asking]
-        sought = [Nearest(k, relation, margin) for k, relation in wanted]
-        for nearest in sought:
-            nearest.start(len(queries))
+        sought = [Nearest(k, relation, margin, len(queries)) for k, relation in wanted]
         self._each_pair(sought, queries, rows, size)
 
         def ordered(numbers: Sequence[int]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.figures import Undefined, Value
 from pathfm_kedro.statistics.jackknife import jackknife_interval
 from pathfm_kedro.statistics.measurements import Estimate, Null
+from pathfm_kedro.statistics.patient_statistics import PatientStatistics
 
 Floats = NDArray[np.float64]
 
@@ -43,39 +46,44 @@ def debiased_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> 
     >>> round(debiased_cka(x, 2 * x[:, ::-1] + 1), 6)
     1.0
     """
-    return aligned(centred_gram(x), centred_gram(y))
+    return next(aligned({"x": centred_gram(x), "y": centred_gram(y)}, [("x", "y")]))
 
 
-def aligned(k: Floats, m: Floats) -> float:
-    """:func:`debiased_cka` of two Gram matrices with an empty diagonal; NaN where one does not vary.
+def aligned(grams: Mapping[str, Floats], pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
+    """:func:`debiased_cka` of pairs of Gram matrices with an empty diagonal.
 
-    Rows and columns may be taken out of both, which gives the alignment of the rows that are left.
+    NaN where one does not vary. Rows and columns may be taken out of all, which gives the alignment of
+    the rows that are left.
     """
-    scale = _unbiased(k, k) * _unbiased(m, m)
-    return float(_unbiased(k, m) / np.sqrt(scale)) if scale > 0 else float("nan")
+    own = {name: _unbiased(gram, gram) for name, gram in grams.items()}
+    for first, second in pairs:
+        scale = own[first] * own[second]
+        cross = _unbiased(grams[first], grams[second])
+        yield float(cross / np.sqrt(scale)) if scale > 0 else float("nan")
 
 
-def aligned_value(value: float, without_group: Floats, n: int, n_patients: int) -> Value:
+def aligned_value(rows: PatientStatistics, n_patients: int) -> Value:
     """An alignment with its interval from those without a group of patients; null 0.
 
     Parameters
     ----------
-    value
-        On all rows.
-    without_group
-        [G] without each group of patients.
-    n, n_patients
-        Rows and patients.
+    rows
+        group, cka and n_tiles: without each group of patients, and with all as group −1.
+    n_patients
+        How many there are.
 
     Raises
     ------
     Undefined
         If one of both does not vary.
     """
+    table = rows.table.sort("group")
+    parts = table["cka"].cast(pl.Float64).to_numpy()
+    value, without_group = float(parts[0]), parts[1:]
     if not np.isfinite(value):
         raise Undefined("vectors of one of both do not vary: there is nothing to align")
     interval = jackknife_interval(value, without_group[np.isfinite(without_group)])
-    return Value(Estimate(value, *interval, n, n_patients), Null(0.0, 0.0))
+    return Value(Estimate(value, *interval, int(table["n_tiles"][0]), n_patients), Null(0.0, 0.0))
 
 
 def centred_gram(values: NDArray[np.floating[Any]]) -> Floats:

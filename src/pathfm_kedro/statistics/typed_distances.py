@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.balanced_designs import rank_within
 from pathfm_kedro.statistics.blocked_search import Metric
+from pathfm_kedro.statistics.equal_rows import count_before
 from pathfm_kedro.statistics.neighbours import nearest_of_types
 
 Floats = NDArray[np.float64]
@@ -154,8 +155,7 @@ def _padded(units: Ints, m: int) -> Ints:
     order = np.argsort(units, kind="stable")
     counts = np.bincount(units)
     table = np.full((len(counts), max(int(counts.max()), m)), len(units), dtype=np.int64)
-    place = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table[units[order], place] = order
+    table[units[order], count_before(units[order])] = order
     return table
 
 

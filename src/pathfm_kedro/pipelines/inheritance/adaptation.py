@@ -327,9 +327,7 @@ def _shared(rows: PatientStatistics, problem: Sequence[str]) -> Value:
 def _cka(rows: PatientStatistics, problem: Sequence[str], n_patients: int) -> Value:
     """Alignment of all rows, its interval from those without a group of patients."""
     _refuse_nothing(rows, problem)
-    table = rows.table.sort("group")
-    parts = table["cka"].cast(pl.Float64).to_numpy()
-    return aligned_value(float(parts[0]), parts[1:], int(table["n_tiles"][0]), n_patients)
+    return aligned_value(rows, n_patients)
 
 
 def _refuse_nothing(

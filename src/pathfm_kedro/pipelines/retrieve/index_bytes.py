@@ -207,7 +207,8 @@ def _by_words(mosaic: Mosaic, p: IndexBytes) -> Iterator[_Search]:
     if not families:
         return
     a_slide = len(mosaic.vectors) / len(mosaic.starts)
-    words = {name: _distances(name, mosaic, p) for name in {*families} - {_FUSED} | {_SPARSE}}
+    searches = {_SPARSE if family == _FUSED else family for family in families}
+    words = {name: _distances(name, mosaic, p) for name in searches}
     means = _mean(mosaic, p)
     for family, code, budget in product(families, p.codes, p.budgets):
         if family != _FUSED:

@@ -164,8 +164,8 @@ def clustering_statistics(
         .join(sampled.cohort.unit_table, on="unit", how="left")
         .sort(key)
     )
-    told = to_schema(sampled.of_design("all"), CLUSTERING_SCHEMA)
-    return pl.concat([to_schema(counts, CLUSTERING_SCHEMA), told])
+    remarks = sampled.of_design("all")
+    return pl.concat([to_schema(rows, CLUSTERING_SCHEMA) for rows in (counts, remarks)])
 
 
 def _problem(sampled: Subsamples, p: ClusteringScore) -> str:
@@ -252,8 +252,8 @@ class ClusteredUnits:
             counts[number][unit, part["cluster"].to_numpy()] = n
             sums = n * part["silhouette"].to_numpy()
             silhouettes.append(np.bincount(patients[unit], sums, int(patients.max()) + 1))
-        told = remark_on_size(statistics)
-        return cls(patients, labels, centers, counts, np.array(silhouettes), p, told)
+        remark = remark_on_size(statistics)
+        return cls(patients, labels, centers, counts, np.array(silhouettes), p, remark)
 
     @property
     def n_patients(self) -> int:

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.statistics.figures import Figure, Value, measure, undefined
+from pathfm_kedro.statistics.figures import Figure, measure, undefined
 from pathfm_kedro.statistics.jackknife import patient_groups
 from pathfm_kedro.statistics.kernel_alignment import aligned, aligned_value, centred_gram
 from pathfm_kedro.statistics.measurements import combine_measurements
@@ -235,7 +235,7 @@ def _of_level(
     # One more than count: the one that moves up where a candidate is missing.
     searched = own if level.k < fewest else []
     near = {e: nearest(level.vectors[e], groups.patients, level.k + 1, "cosine") for e in searched}
-    left_out = patient_groups(groups.patients, p.groups)
+    alignments = _without_groups(grams, pairs, patient_groups(groups.patients, p.groups))
     for first, second in pairs:
         kept = kept_columns(near[first], near[second], groups.patients, level.k) if searched else {}
         neighbours = groups.sums(**kept).with_columns(
@@ -244,7 +244,6 @@ def _of_level(
             fewest_candidates=pl.lit(fewest),
             no_spread=pl.lit(alike[first] or alike[second]),
         )
-        alignment = _without_groups(grams[first], grams[second], left_out)
         yield pl.concat(
             to_schema(
                 rows.with_columns(
@@ -252,19 +251,22 @@ def _of_level(
                 ),
                 SIMILARITY_SCHEMA,
             )
-            for rows in (neighbours, alignment)
+            for rows in (neighbours, alignments[first, second])
         )
 
 
-def _without_groups(first: Floats, second: Floats, groups: Ints) -> pl.DataFrame:
-    """CKA of all rows (group −1) and without each group of patients."""
-    rows = []
+def _without_groups(
+    grams: Mapping[str, Floats], pairs: Sequence[tuple[str, str]], groups: Ints
+) -> dict[tuple[str, str], pl.DataFrame]:
+    """CKA of each pair, of all rows (group −1) and without each group of patients."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in pairs}
     for left_out in range(-1, int(groups.max()) + 1):
         kept = np.flatnonzero(groups != left_out)
-        inside = np.ix_(kept, kept)
-        cka = aligned(first[inside], second[inside])
-        rows.append({"group": left_out, "cka": cka, "n_tiles": len(kept), "part": "alignment"})
-    return pl.DataFrame(rows)
+        inside = {encoder: gram[np.ix_(kept, kept)] for encoder, gram in grams.items()}
+        row = {"group": left_out, "n_tiles": len(kept), "part": "alignment"}
+        for pair, cka in zip(pairs, aligned(inside, pairs), strict=True):
+            rows[pair].append({**row, "cka": cka})
+    return {pair: pl.DataFrame(own) for pair, own in rows.items()}
 
 
 def similarity_figures(
@@ -293,11 +295,4 @@ def similarity_figures(
             near = pair.where(pl.col("part") == "neighbours")
             yield near.figure("mknn", kept_neighbours, k=k)
             whole = pair.where(pl.col("part") == "alignment")
-            yield whole.figure("cka", partial(alignment, n_patients=near.n_patients))
-
-
-def alignment(rows: PatientStatistics, n_patients: int) -> Value:
-    """Alignment of all rows, its interval from those without a group of patients."""
-    table = rows.table.sort("group")
-    parts = table["cka"].to_numpy()
-    return aligned_value(float(parts[0]), parts[1:], int(table["n_tiles"][0]), n_patients)
+            yield whole.figure("cka", partial(aligned_value, n_patients=near.n_patients))

@@ -40,7 +40,6 @@ from pathfm_kedro.statistics.resampled_tail import SUMMARIES, summaries
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 from pathfm_kedro.statistics.typed_distances import (
     Sample,
-    first_mean,
     margin_of,
     margins_under,
     margins_under_both,
@@ -164,10 +163,9 @@ def _scope_margins(
 ) -> list[pl.DataFrame]:
     """Rows of the kinds margins, without_patient and permuted_… of one scope."""
     near, far = (found.distance(distance) for found in (typed.same_label, typed.same_center))
-    every = np.ones(near.shape, dtype=np.bool_)
     frames = []
     for m in p.m:
-        margins = margin_of(first_mean(near, every, m), first_mean(far, every, m))
+        margins = margin_of(near[:, :m].mean(axis=1), far[:, :m].mean(axis=1))
         rows = _without_patients(cohort, tags.units, sample, m)
         if m == p.m[0]:
             rows += _permuted(sample, tags, m)

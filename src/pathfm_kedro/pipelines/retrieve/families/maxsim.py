@@ -7,8 +7,6 @@ median.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from pathfm_kedro.pipelines.retrieve.families.settings import FamilySettings, Floats
@@ -16,7 +14,6 @@ from pathfm_kedro.pipelines.retrieve.families.vectors import (
     mean_by_slide,
     set_to_set_both_ways,
 )
-from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic
 from pathfm_kedro.statistics.mutual_knn import unit
 
@@ -36,28 +33,6 @@ def maxsim_pooled(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats
     left = pooled_patches(queries, p.tokens)
     right = left if queries is archive else pooled_patches(archive, p.tokens)
     return maxsim(left, right, p)
-
-
-def by_tokens(
-    family: Callable[[Mosaic, Mosaic, FamilySettings], Floats],
-) -> Callable[[Mosaic, Mosaic, FamilySettings], Floats]:
-    """A family that compares slides by the patch tokens of their tiles, in place of tiles' vectors.
-
-    Raises
-    ------
-    Undefined
-        Where it is called, if there are no tokens.
-    """
-
-    def compare(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
-        if queries.tokens is None or archive.tokens is None:
-            raise Undefined(
-                "needs tokens of patches, and there are none of these tiles: give the encoder's entry "
-                "patch_tokens, as 4, and embed again"
-            )
-        return family(queries.tokens, archive.tokens, p)
-
-    return compare
 
 
 def pooled_patches(mosaic: Mosaic, tokens: int) -> Mosaic:

@@ -20,7 +20,7 @@ from pathfm_kedro.pipelines.retrieve.families.barcode import barcode
 from pathfm_kedro.pipelines.retrieve.families.chamfer import chamfer
 from pathfm_kedro.pipelines.retrieve.families.hybrid import hybrid
 from pathfm_kedro.pipelines.retrieve.families.max import maximum
-from pathfm_kedro.pipelines.retrieve.families.maxsim import by_tokens, maxsim, maxsim_pooled
+from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim, maxsim_pooled
 from pathfm_kedro.pipelines.retrieve.families.mean import mean
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min, median_min_symmetric
 from pathfm_kedro.pipelines.retrieve.families.reranked import reranked
@@ -31,10 +31,32 @@ from pathfm_kedro.pipelines.retrieve.families.settings import (
     Precision,
 )
 from pathfm_kedro.pipelines.retrieve.families.visual_words import bm25, bovw, vlad
+from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.mosaic import Mosaic
 
 Family = Callable[[Mosaic, Mosaic, FamilySettings], Floats]
 Reordering = Callable[[Callable[[str], Floats], Bools, Mosaic, Mosaic, FamilySettings], Floats]
+
+
+def by_tokens(family: Family) -> Family:
+    """A family that compares slides by the patch tokens of their tiles, in place of tiles' vectors.
+
+    Raises
+    ------
+    Undefined
+        Where it is called, if there are no tokens.
+    """
+
+    def compare(queries: Mosaic, archive: Mosaic, p: FamilySettings) -> Floats:
+        if queries.tokens is None or archive.tokens is None:
+            raise Undefined(
+                "needs tokens of patches, and there are none of these tiles: give the encoder's entry "
+                "patch_tokens, as 4, and embed again"
+            )
+        return family(queries.tokens, archive.tokens, p)
+
+    return compare
+
 
 #: Families that compare slides by tokens of patches, several of a tile, where an encoder's entry has
 #: them stored (``patch_tokens``).
