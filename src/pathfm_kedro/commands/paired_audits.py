@@ -29,7 +29,7 @@ def share_slides(one: Audit, other: Audit) -> bool:
     """Whether both audits are of the same slides: versions of a cohort, or equal fingerprints."""
     if one.cohort == other.cohort:
         return True
-    tables = [audit.load("slides") for audit in (one, other)]
+    tables = [audit.slides for audit in (one, other)]
     columns = {"slide_id", "patient_id", "fingerprint"}
     if any(table is None or not columns <= set(table.columns) for table in tables):
         return False
