@@ -43,7 +43,7 @@ def main() -> None:
     """Take both pictures; without a report the lineage alone."""
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = installed_browser()
     if found is None:
         sys.exit(f"no browser is installed: one of {', '.join(BROWSERS)} is needed")
     reports = sorted((ROOT / "data" / COHORT).glob(REPORTS))
@@ -56,6 +56,11 @@ def main() -> None:
         with lineage() as address:
             store(graph(browser, address), "lineage.png")
         browser.close()
+
+
+def installed_browser() -> str | None:
+    """A Chromium of the system; None where there is none."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def front(browser: Any, report: Path) -> bytes:
@@ -89,11 +94,18 @@ def lineage() -> Iterator[str]:
         )
         command = [sys.executable, "-m", "kedro", "viz", "build"]
         subprocess.run(command, cwd=project, check=True)  # noqa: S603 (the project itself)
-        handler = functools.partial(Quiet, directory=str(project / "build"))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{server.server_port}/"
-            server.shutdown()
+        with served(project / "build") as address:
+            yield address
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder, served on this machine."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import pytest
 import tifffile
 import yaml
 from hypothesis import settings
+
+from docs.pictures import installed_browser
 
 #: Each worker has a core: small matrices and networks take several times as long where threads wait for
 #: each other. Programs that a test starts have it from here.
@@ -41,9 +42,9 @@ AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-pract
 def browser() -> Iterator[Any]:
     """A headless Chromium of the system."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    found = installed_browser()
     if found is None:
-        pytest.skip("needs chromium or google-chrome on the PATH")
+        pytest.skip("needs Chromium on the PATH")
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield chromium

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import shutil
 import subprocess
-import threading
 
 import pytest
 
+from docs.pictures import BROWSERS, installed_browser, served
 from tests.journeys.conftest import kedro, write_parameters
 from tests.test_registry import SEVEN
 
 pytestmark = pytest.mark.journey
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -24,7 +20,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = installed_browser()
     if found is None:
         pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)} is needed")
     return found
@@ -38,17 +34,8 @@ def site(clone):
     encoders = {"noise": None, "stain_statistics": None, "phantom_truth": truth}
     write_parameters(clone, "phantom", "encoders", encoders=encoders)
     kedro(clone, "viz", "build")
-    handler = functools.partial(_Quiet, directory=str(clone / "build"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
+    with served(clone / "build") as address:
+        yield address
 
 
 def page(browser: str, address: str, folder) -> str:

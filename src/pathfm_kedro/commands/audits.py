@@ -69,11 +69,23 @@ class Audit:
     def __str__(self) -> str:
         return f"{self.cohort}@{self.version}"
 
+    @property
+    def table(self) -> Path:
+        """Where the table of all experiments lies."""
+        return self.folder / MEASUREMENTS / self.version / "measurements.parquet"
+
+    @cached_property
     def measurements(self) -> pl.DataFrame:
         """The table of all experiments."""
         import polars as pl
 
-        return pl.read_parquet(self.folder / MEASUREMENTS / self.version / "measurements.parquet")
+        return pl.read_parquet(self.table)
+
+    @cached_property
+    def slides(self) -> pl.DataFrame | None:
+        """Its slides; None where they were not recorded."""
+        found: pl.DataFrame | None = self.load("slides")
+        return found
 
     def load(self, name: str) -> Any:
         """A dataset of the catalog as it was for this audit; None where there was none.
@@ -136,11 +148,10 @@ class Audit:
         from pathfm_kedro.statistics.sampling import shuffled_turns
 
         shards = self.load(f"embeddings.{encoder}")
-        slides = self.load("slides")
-        if shards is None or slides is None:
+        if shards is None or self.slides is None:
             return None
         known = (
-            slides.select("slide_id", "patient_id")
+            self.slides.select("slide_id", "patient_id")
             .filter(pl.col("slide_id").is_in(list(shards.slide_ids)))
             .sort("slide_id")
         )

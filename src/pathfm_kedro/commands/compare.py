@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pathfm_kedro.commands.audits import MEASUREMENTS, PINNED, Audit
+from pathfm_kedro.commands.audits import PINNED, Audit
 from pathfm_kedro.project import project_root
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ComparedAudits:
         from pathfm_kedro.statistics.changed_figures import ChangedFigures
 
         own = pl.col("encoder").is_in(list(encoders))
-        changed = ChangedFigures.between(*(a.measurements().filter(own) for a in (one, other)))
+        changed = ChangedFigures.between(*(a.measurements.filter(own) for a in (one, other)))
         paired = paired_differences(one, other, encoders, changed.both)
         drifts = [_drift(encoder, one, other, tiles, permutations) for encoder in encoders]
         return cls(one, other, encoders, changed, paired, list(filter(None, drifts)))
@@ -165,7 +165,7 @@ def compare(
 
 
 def _shared_encoders(one: Audit, other: Audit, asked: Sequence[str]) -> list[str]:
-    shared = sorted(set.intersection(*(set(a.measurements()["encoder"]) for a in (one, other))))
+    shared = sorted(set.intersection(*(set(a.measurements["encoder"]) for a in (one, other))))
     unknown = sorted(set(asked) - set(shared))
     if unknown:
         raise click.ClickException(
@@ -195,7 +195,7 @@ def verify(name: str, rev: str, tolerance: float) -> None:
 
     root = project_root()
     audit = Audit.parse(f"{name}@{PINNED}", root)
-    changed = ChangedFigures.between(recorded_measurements(audit, root, rev), audit.measurements())
+    changed = ChangedFigures.between(recorded_measurements(audit, root, rev), audit.measurements)
     click.echo(f"{audit} against {rev}: {_counted(changed)}")
     for line in _verdict_lines(changed):
         click.echo(line)
@@ -231,9 +231,9 @@ def recorded_measurements(audit: Audit, root: Path, rev: str) -> pl.DataFrame:
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexError
 
-    path = (audit.folder / MEASUREMENTS / PINNED / "measurements.parquet").relative_to(root)
+    path = audit.table.relative_to(root).as_posix()
     try:
-        content = read(path.as_posix(), repo=str(root), rev=rev, mode="rb")
+        content = read(path, repo=str(root), rev=rev, mode="rb")
     except (DvcException, DataIndexError, OSError) as error:
         raise click.ClickException(
             f"the figures of {rev} cannot be read ({error}): `dvc fetch report@{audit.cohort}` brings "

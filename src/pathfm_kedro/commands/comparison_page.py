@@ -101,15 +101,15 @@ def render_comparison(compared: ComparedAudits) -> str:
     judged = tuple(Judgements.of(audit) for audit in (compared.one, compared.other))
     found = ChangedFigures.between(*(each.of_encoders(compared.encoders) for each in judged))
     words = _words(compared.other)
-    moved = pl.col("verdict").ne_missing(pl.col("verdict_after"))
+    stays = pl.col("verdict").eq_missing(pl.col("verdict_after"))
     return template("commands/comparison.html").render(
         first=str(compared.one),
         second=str(compared.other),
         slides=_slides(compared.one, compared.other),
         result=_result(found, compared),
         verdicts=_verdicts(judged),
-        changed=_groups(found.both.filter(moved), judged, compared, words),
-        same=_groups(found.both.filter(~moved), judged, compared, words),
+        changed=_groups(found.verdicts, judged, compared, words),
+        same=_groups(found.both.filter(stays), judged, compared, words),
         alone=[
             (f"Findings of {compared.one} alone", _named(found.before, words)),
             (f"Findings of {compared.other} alone", _named(found.after, words)),
@@ -128,19 +128,17 @@ def _words(audit: Audit) -> Words:
 
 def _slides(one: Audit, other: Audit) -> str:
     """Slides and patients of both, and whether they are the same."""
-    tables = [audit.load("slides") for audit in (one, other)]
-    if any(table is None for table in tables):
+    if one.slides is None or other.slides is None:
         return "The slides of one of the audits are not recorded."
+    own, others = (set(table["patient_id"]) for table in (one.slides, other.slides))
     counts = [
-        f"{audit}: {count_of(table.height, 'slide')} of "
-        f"{count_of(table['patient_id'].n_unique(), 'patient')}"
-        for audit, table in zip((one, other), tables, strict=True)
+        f"{audit}: {count_of(table.height, 'slide')} of {count_of(len(patients), 'patient')}"
+        for audit, table, patients in ((one, one.slides, own), (other, other.slides, others))
     ]
-    patients = [set(table["patient_id"]) for table in tables]
-    if share_slides(one, other) and patients[0] == patients[1]:
+    if share_slides(one, other) and own == others:
         counts.append("the same patients")
     elif one.cohort == other.cohort:
-        counts.append(f"{count_of(len(patients[0] & patients[1]), 'patient')} in both")
+        counts.append(f"{count_of(len(own & others), 'patient')} in both")
     return " · ".join(counts)
 
 

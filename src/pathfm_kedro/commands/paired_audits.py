@@ -29,9 +29,11 @@ def share_slides(one: Audit, other: Audit) -> bool:
     """Whether both audits are of the same slides: versions of a cohort, or equal fingerprints."""
     if one.cohort == other.cohort:
         return True
-    tables = [audit.load("slides") for audit in (one, other)]
+    if one.slides is None or other.slides is None:
+        return False
+    tables = one.slides, other.slides
     columns = {"slide_id", "patient_id", "fingerprint"}
-    if any(table is None or not columns <= set(table.columns) for table in tables):
+    if any(not columns <= set(table.columns) for table in tables):
         return False
     first, second = (set(t.select(sorted(columns)).drop_nulls().iter_rows()) for t in tables)
     return bool(first) and first == second

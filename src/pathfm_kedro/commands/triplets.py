@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathfm_kedro.statistics.triplets import ReaderAnswers
 
 _DRAWS = 2_000
-_ANSWERS = ("0", "1", "2", "")
 
 
 @click.group(name="triplets")
@@ -208,9 +207,11 @@ def _key(chosen: pl.DataFrame, cohort: EmbeddedCohort) -> pl.DataFrame:
 
 
 def _answers(path: Path) -> pl.DataFrame:
+    from pathfm_kedro.statistics.triplets import FIRST, NEITHER, SECOND
+
     table = _table(path, ("triplet", "answer"))
     for row in table.iter_rows(named=True):
-        if row["answer"] not in _ANSWERS:
+        if row["answer"] not in (FIRST, SECOND, NEITHER, ""):
             raise click.ClickException(
                 f"{path}: triplet {row['triplet']} has the answer '{row['answer']}': give 1, 2, 0 for "
                 "neither, or nothing"

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+from kedro.io.core import DatasetError
 
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path
+from pathfm_kedro.datasets.paths import atomic_path
+from pathfm_kedro.datasets.versioned import FamilyDataset
 from pathfm_kedro.statistics.named_index import NamedIndex
 
 
-class FaissIndexDataset(AbstractVersionedDataset[NamedIndex, NamedIndex]):
+class FaissIndexDataset(FamilyDataset[NamedIndex, NamedIndex]):
     """A :class:`NamedIndex` as FAISS's own bytes, the names in a header line before them.
 
     FAISS's format holds numbers only, so loading one runs no code.
     """
-
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.metadata = metadata
-        super().__init__(filepath=PurePosixPath(filepath), version=version)
-
-    def _get_versioned_path(self, version: str) -> PurePosixPath:
-        return shared_version_path(self._filepath, version)
 
     def load(self) -> NamedIndex:
         """Read the index."""
@@ -47,9 +34,3 @@ class FaissIndexDataset(AbstractVersionedDataset[NamedIndex, NamedIndex]):
         header = json.dumps(list(data.names)).encode()
         with atomic_path(Path(self._get_save_path())) as temporary:
             temporary.write_bytes(header + b"\n" + data.serialized())
-
-    def _exists(self) -> bool:
-        return Path(self._get_load_path()).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "version": self._version}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +23,23 @@ class StateFile:
 
     Parameters
     ----------
-    path
-        Of the file.
+    paths
+        Of the file, and of those that an earlier run may have left elsewhere.
     header
         Of the fit: a state of another one is not gone on from.
-    begun
-        Tensors and text of an earlier run; None to begin anew.
     after
         Called after every epoch.
     """
 
     def __init__(
         self,
-        path: Path,
+        paths: Sequence[Path],
         header: Mapping[str, str],
-        begun: tuple[Tensors, str] | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        self._path, self._header, self._begun, self._after = path, dict(header), begun, after
+        self._path, self._header, self._after = paths[0], dict(header), after
+        found = (self.read(path, header) for path in paths)
+        self._begun = next((state for state in found if state is not None), None)
 
     @staticmethod
     def read(path: Path, header: Mapping[str, str]) -> tuple[Tensors, str] | None:
@@ -57,7 +56,7 @@ class StateFile:
             return None
 
     def load(self) -> tuple[Tensors, str] | None:
-        """What an earlier run left."""
+        """Tensors and text that an earlier run left; None to begin anew."""
         return self._begun
 
     def save(self, tensors: Tensors, text: str) -> None:

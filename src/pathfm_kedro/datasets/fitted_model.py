@@ -6,14 +6,15 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
-from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+from kedro.io.core import DatasetError
 
 from pathfm_kedro.datasets.fit_state import StateFile, Tensors
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
+from pathfm_kedro.datasets.paths import atomic_path
 from pathfm_kedro.datasets.shard_files import link_or_copy, read_header, write_shard
+from pathfm_kedro.datasets.versioned import FamilyDataset
 from pathfm_kedro.engine import Note
 from pathfm_kedro.engine.failures import CannotWriteError, writing_to
 from pathfm_kedro.engine.progress import progress
@@ -66,7 +67,7 @@ class FittedModel:
     history: Mapping[str, Any]
 
 
-class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
+class FamilyModelDataset(FamilyDataset[ModelFit, FittedModel]):
     """One fitted model in the layout ``<folder>/<version>/<name>/``.
 
     Saving looks for weights with an equal header, in this version and in the others, and links them.
@@ -74,20 +75,10 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
     killed goes on from there, in whichever version it began, and repeats at most one epoch.
     """
 
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.metadata = metadata
-        super().__init__(
-            filepath=PurePosixPath(filepath), version=version, exists_function=_is_fitted
-        )
-
-    def _get_versioned_path(self, version: str) -> PurePosixPath:
-        return shared_version_path(self._filepath, version)
+    @staticmethod
+    def is_whole(path: str) -> bool:
+        """Weights are written last."""
+        return (Path(path) / WEIGHTS).is_file()
 
     def load(self) -> FittedModel:
         """Where the newest weights lie."""
@@ -102,11 +93,9 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
 
     def save(self, data: ModelFit) -> None:
         """Take weights that are there, or fit them."""
-        folder = self._folder_to_save()
+        folder = self._place_to_save()
         header = {key: str(value) for key, value in data.header().items()}
-        versions = [] if self._version is None else shared_versions(self._filepath)
-        others = (path.absolute() for path in versions if path.is_dir())
-        folders = [folder, *(other for other in others if other != folder)]
+        folders = [folder, *self._other_versions(folder)]
         try:
             with writing_to(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -123,12 +112,11 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
     def _fit(
         self, data: ModelFit, folder: Path, folders: list[Path], header: dict[str, str]
     ) -> None:
-        states = (StateFile.read(each / STATE, header) for each in folders)
-        begun = next((state for state in states if state is not None), None)
-        if begun is not None:
-            logger.info("%s: going on from the state of an earlier run", data.title)
         with progress(data.title, data.epochs) as advance:
-            checkpoint = StateFile(folder / STATE, header, begun, lambda: advance(_EPOCH))
+            states = [each / STATE for each in folders]
+            checkpoint = StateFile(states, header, lambda: advance(_EPOCH))
+            if checkpoint.load() is not None:
+                logger.info("%s: going on from the state of an earlier run", data.title)
             weights, history = data.fit(checkpoint)
         with writing_to(folder):
             with atomic_path(folder / HISTORY) as temporary:
@@ -136,24 +124,6 @@ class FamilyModelDataset(AbstractVersionedDataset[ModelFit, FittedModel]):
                 temporary.write_text(f"{text}\n", encoding="utf-8")
             # Last: a folder without weights is unfinished.
             write_shard(folder / WEIGHTS, weights, header)
-
-    def _folder_to_save(self) -> Path:
-        version = self.resolve_save_version()
-        path = Path(self._get_versioned_path(version) if version else self._filepath)
-        return path.absolute()
-
-    def _exists(self) -> bool:
-        try:
-            return _is_fitted(str(self._get_load_path()))
-        except DatasetError:
-            return False
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "version": self._version}
-
-
-def _is_fitted(path: str) -> bool:
-    return (Path(path) / WEIGHTS).is_file()
 
 
 def _from_project(path: Path) -> str:

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from kedro.io.core import AbstractVersionedDataset, Version
-
 from pathfm_kedro.datasets.paths import atomic_path
+from pathfm_kedro.datasets.versioned import VersionedDataset
 
 T = TypeVar("T")
 
 
-class NamedFilesDataset(AbstractVersionedDataset[dict[str, T], dict[str, T]], Generic[T]):
+class NamedFilesDataset(VersionedDataset[dict[str, T], dict[str, T]], Generic[T]):
     """Values by name; a subclass says how one is read and written."""
 
     #: How the files' names end.
     suffix: str
 
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.metadata = metadata
-        super().__init__(
-            filepath=PurePosixPath(filepath),
-            version=version,
-            exists_function=lambda path: Path(path).is_dir(),
-        )
+    @staticmethod
+    def is_whole(path: str) -> bool:
+        """Also without a value."""
+        return Path(path).is_dir()
 
     @abstractmethod
     def read(self, path: Path) -> T:
@@ -41,9 +31,6 @@ class NamedFilesDataset(AbstractVersionedDataset[dict[str, T], dict[str, T]], Ge
     @abstractmethod
     def write(self, value: T, path: Path) -> None:
         """One value."""
-
-    def _exists(self) -> bool:
-        return Path(self._get_load_path()).is_dir()
 
     def load(self) -> dict[str, T]:
         """All values by name."""
@@ -60,9 +47,6 @@ class NamedFilesDataset(AbstractVersionedDataset[dict[str, T], dict[str, T]], Ge
         for name, value in data.items():
             with atomic_path(folder / f"{name}{self.suffix}") as temporary:
                 self.write(value, temporary)
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "version": self._version}
 
 
 class MetricsDataset(NamedFilesDataset[dict[str, Any]]):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
-from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+from kedro.io.core import DatasetError
 
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
+from pathfm_kedro.datasets.paths import atomic_path
+from pathfm_kedro.datasets.versioned import FamilyDataset
 
 
 class Measurable(Protocol):
@@ -24,30 +25,13 @@ class Measurable(Protocol):
         ...
 
 
-class FamilyRecordDataset(AbstractVersionedDataset[Measurable, dict[str, Any]]):
+class FamilyRecordDataset(FamilyDataset[Measurable, dict[str, Any]]):
     """A JSON record with a key, in the layout ``<folder>/<version>/<name>``.
 
     Saving looks for a record with an equal key, in this version and then in the others, newest first.
     Only where there is none it is measured: a second run takes the same record, however fast the
     machine is that day.
     """
-
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.metadata = metadata
-        super().__init__(
-            filepath=PurePosixPath(filepath),
-            version=version,
-            exists_function=lambda path: Path(path).is_file(),
-        )
-
-    def _get_versioned_path(self, version: str) -> PurePosixPath:
-        return shared_version_path(self._filepath, version)
 
     def load(self) -> dict[str, Any]:
         """The record."""
@@ -59,7 +43,7 @@ class FamilyRecordDataset(AbstractVersionedDataset[Measurable, dict[str, Any]]):
 
     def save(self, data: Measurable) -> None:
         """Keep an earlier record with the same key, or measure a new one."""
-        target = self._target()
+        target = self._place_to_save()
         key = dict(data.key())
         found = next((r for r in self._records(target) if r.get("key") == key), None)
         if found is None:
@@ -70,25 +54,11 @@ class FamilyRecordDataset(AbstractVersionedDataset[Measurable, dict[str, Any]]):
                 encoding="utf-8",
             )
 
-    def _target(self) -> Path:
-        version = self.resolve_save_version()
-        return Path(self._get_versioned_path(version) if version else self._filepath)
-
     def _records(self, target: Path) -> Iterator[dict[str, Any]]:
-        others = (path for path in shared_versions(self._filepath) if path != target)
-        for path in (target, *others):
+        for path in (target, *self._other_versions(target)):
             record = _read(path)
             if record is not None:
                 yield record
-
-    def _exists(self) -> bool:
-        try:
-            return Path(self._get_load_path()).is_file()
-        except DatasetError:
-            return False
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "version": self._version}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

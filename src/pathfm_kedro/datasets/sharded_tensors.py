@@ -7,16 +7,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
+from kedro.io.core import DatasetError
 from numpy.typing import NDArray
 
 from pathfm_kedro.datasets.fit_state import StateFile
-from pathfm_kedro.datasets.paths import atomic_path, shared_version_path, shared_versions
+from pathfm_kedro.datasets.paths import atomic_path
 from pathfm_kedro.datasets.shard_files import link_or_copy, read_header, shard_name, write_shard
+from pathfm_kedro.datasets.versioned import FamilyDataset
 from pathfm_kedro.engine import FitJob, Note, Outcome, ShardJob, ShardPlan, run_each
 from pathfm_kedro.engine.failures import (
     CannotWriteError,
@@ -160,7 +162,7 @@ class ShardedTensors:
         return stacked
 
 
-class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
+class ShardedTensorDataset(FamilyDataset[ShardPlan, ShardedTensors]):
     """A folder of safetensors shards, one per slide.
 
     Saving runs a :class:`~pathfm_kedro.engine.ShardPlan`: a slide whose shard with an equal header
@@ -171,23 +173,14 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
     Versions share a folder with their family: ``<folder>/<version>/<name>/``.
     """
 
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.metadata = metadata
-        #: Written into the index of the next save: headers tell what a shard depends on, and reading an
-        #: encoder's fingerprint anew means loading the encoder.
-        self.made_by: Mapping[str, Any] = {}
-        super().__init__(
-            filepath=PurePosixPath(filepath), version=version, exists_function=_is_finished
-        )
+    #: Written into the index of the next save: headers tell what a shard depends on, and reading an
+    #: encoder's fingerprint anew means loading the encoder.
+    made_by: Mapping[str, Any] = MappingProxyType({})
 
-    def _get_versioned_path(self, version: str) -> PurePosixPath:
-        return shared_version_path(self._filepath, version)
+    @staticmethod
+    def is_whole(path: str) -> bool:
+        """The index is written last."""
+        return (Path(path) / INDEX_NAME).is_file()
 
     def load(self) -> ShardedTensors:
         """Open the newest finished version; no tensor is read yet."""
@@ -204,7 +197,7 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
 
     def save(self, data: ShardPlan) -> None:
         """Run the plan's jobs, each into its own shard."""
-        folder = self._folder_to_save()
+        folder = self._place_to_save()
         try:
             with writing_to(folder):
                 _tidy(folder, {shard_name(job.slide_id) for job in data.jobs})
@@ -223,9 +216,8 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
 
     def _finish_all(self, folder: Path, plan: ShardPlan) -> dict[str, dict[str, Any]]:
         """Entry of every slide in the index, sorted; tensors and jobs are not kept."""
-        versions = [] if self._version is None else shared_versions(self._filepath)
-        earlier = tuple(path for path in versions if path.is_dir() and path != folder)
-        earlier += self._same_encoder_under_other_names(plan)
+        others = (path for path in self._other_versions(folder) if path.is_dir())
+        earlier = (*others, *self._same_encoder_under_other_names(plan))
         finish = _Finish(folder, earlier)
         slides: dict[str, dict[str, Any]] = {}
         computed = 0
@@ -242,12 +234,6 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         )
         return dict(sorted(slides.items()))
 
-    def _folder_to_save(self) -> Path:
-        version = self.resolve_save_version()
-        path = Path(self._get_versioned_path(version) if version else self._filepath)
-        # A worker may run in another folder.
-        return path.absolute()
-
     def _same_encoder_under_other_names(self, plan: ShardPlan) -> tuple[Path, ...]:
         """Folders of the family whose shards are of the same encoder, by fingerprint.
 
@@ -259,12 +245,6 @@ class ShardedTensorDataset(AbstractVersionedDataset[ShardPlan, ShardedTensors]):
         found = sorted(Path(self._filepath.parent).glob("*/*"), reverse=True) if encoder else ()
         others = (path for path in found if path.name != self._filepath.name and path.is_dir())
         return tuple(path for path in others if _encoder_of(path) == encoder)
-
-    def _exists(self) -> bool:
-        return _is_finished(str(self._get_load_path()))
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "version": self._version}
 
 
 def _encoder_of_plan(plan: ShardPlan) -> str | None:
@@ -309,10 +289,6 @@ def _refuse_failures(slides: Mapping[str, Mapping[str, Any]], plan: ShardPlan) -
         rest = len(failed) - _NAMED_FAILURES
         logger.warning("%d more slides failed: their reasons are in the log of slides", rest)
     refuse_too_many_failed(failed, len(slides), plan.engine)
-
-
-def _is_finished(path: str) -> bool:
-    return (Path(path) / INDEX_NAME).is_file()
 
 
 @dataclass(frozen=True)
@@ -361,9 +337,7 @@ class _Finish:
     ) -> Mapping[str, NDArray[np.generic]]:
         """What a fit gives, gone on with from the state that an earlier run left."""
         paths = [folder / f"{name}{_STATE}" for folder in (self.folder, *self.earlier)]
-        states = (StateFile.read(path, header) for path in paths)
-        begun = next((state for state in states if state is not None), None)
-        return job.fit(StateFile(paths[0], header, begun))
+        return job.fit(StateFile(paths, header))
 
 
 def _rows(path: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from docs.pictures import installed_browser
 from pathfm_kedro.pipelines.report.page import render_report, script_json, slides_digest
 from pathfm_kedro.pipelines.report.plots import plot_design, plot_findings
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA, Estimate, Null, measurement
@@ -410,9 +410,9 @@ def test_json_cannot_end_its_script_element() -> None:
 
 
 def test_a_browser_draws_every_plot(page: str, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    browser = installed_browser()
     if browser is None:
-        pytest.skip("needs chromium or google-chrome on the PATH")
+        pytest.skip("needs Chromium on the PATH")
     file = tmp_path / "report.html"
     file.write_text(page + EVERYTHING_IN_SIGHT, encoding="utf-8")
     done = subprocess.run(
