@@ -89,11 +89,18 @@ def lineage() -> Iterator[str]:
         )
         command = [sys.executable, "-m", "kedro", "viz", "build"]
         subprocess.run(command, cwd=project, check=True)  # noqa: S603 (the project itself)
-        handler = functools.partial(Quiet, directory=str(project / "build"))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{server.server_port}/"
-            server.shutdown()
+        with served(project / "build") as address:
+            yield address
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address at which this machine serves a folder of static pages."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

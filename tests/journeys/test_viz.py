@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import shutil
-import subprocess
-import threading
-
 import pytest
 
+from docs.pictures import served
 from tests.journeys.conftest import kedro, write_parameters
 from tests.test_registry import SEVEN
 
 pytestmark = pytest.mark.journey
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)} is needed")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +19,12 @@ def site(clone):
     encoders = {"noise": None, "stain_statistics": None, "phantom_truth": truth}
     write_parameters(clone, "phantom", "encoders", encoders=encoders)
     kedro(clone, "viz", "build")
-    handler = functools.partial(_Quiet, directory=str(clone / "build"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(clone / "build") as address:
+        yield address
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-
-def page(browser: str, address: str, folder) -> str:
-    return subprocess.run(
-        [browser, *FLAGS, f"--user-data-dir={folder}", "--virtual-time-budget=30000",
-         "--dump-dom", address],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
-
-
-def test_the_page_shows_seven_pipelines_and_the_layers(browser, site, tmp_path):
-    shown = page(browser, site, tmp_path)
+def test_the_page_shows_seven_pipelines_and_the_layers(dumped_page, site, tmp_path):
+    shown = dumped_page(site, tmp_path, 30_000)
     for name in SEVEN:
         assert f">{name}<" in shown, name
     for layer in ("raw", "intermediate", "primary", "feature", "model_output", "reporting"):
