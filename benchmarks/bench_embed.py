@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from kedro.io.core import Version
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.bench_memory import defaults
+from benchmarks.timing import Taken, in_turns, spent
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.datasets.slide_files import SlideFilesDataset
 from pathfm_kedro.encoders import EncoderSpec, RuntimeTrial
@@ -46,7 +48,6 @@ from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.kept_pixels import KEPT
 
 PROJECT = Path(__file__).parents[1]
-CONF = PROJECT / "conf" / "base"
 LITE0: dict[str, Any] = {"model": "package:efficientnet_lite0", "device": "cpu"}
 VIT: dict[str, Any] = {
     "model": "timm:vit_small_patch14_dinov2",
@@ -59,13 +60,6 @@ VIT_WEIGHTS = "weights/vits14_imgfocus_depth8_fp16.safetensors"
 _TILES = 64
 
 
-def spent(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of one call by the clock, and of the processor."""
-    start, processor = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - processor
-
-
 def loop(encoder: Encoder, pixels: Pixels, threads: int) -> None:
     """Vectors of tiles in memory, by threads that compute with one thread each."""
     torch.set_num_threads(1)
@@ -74,14 +68,11 @@ def loop(encoder: Encoder, pixels: Pixels, threads: int) -> None:
             pass
 
 
-def in_turns(
-    works: dict[str, Callable[[], object]], repeat: int
-) -> dict[str, list[tuple[float, float]]]:
+def warmed(works: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[Taken]]:
     """What each work takes, done once before it counts, then all of them in turns."""
     for work in works.values():
         work()
-    turns = [{name: spent(work) for name, work in works.items()} for _ in range(repeat)]
-    return {name: [turn[name] for turn in turns] for name in works}
+    return in_turns(works, repeat)
 
 
 def compare_runtimes(entries: dict[str, dict[str, Any]], threads: int, repeat: int) -> pl.DataFrame:
@@ -93,14 +84,14 @@ def compare_runtimes(entries: dict[str, dict[str, Any]], threads: int, repeat: i
         works = {
             r: partial(loop, e, synthetic_tiles(_TILES, 224), threads) for r, e in encoders.items()
         }
-        times = in_turns(works, repeat)
+        times = warmed(works, repeat)
         for runtime, spec in specs.items():
             agreement = RuntimeTrial(spec).record()["agreement"]
             rows.append(
                 {
                     "encoder": name,
                     "runtime": runtime,
-                    "tiles/s": round(_TILES / min(times[runtime])[0], 1),
+                    "tiles/s": round(_TILES / min(times[runtime]).clock, 1),
                     "smallest cosine": agreement["cosine"],
                     "difference at most": agreement["difference"],
                 }
@@ -129,9 +120,7 @@ class Cohort:
 
 def draw_cohort(root: Path, n_slides: int, threads: int) -> Cohort:
     """A phantom of so many slides."""
-    parameters: dict[str, Any] = {}
-    for path in CONF.glob("parameters*.yml"):
-        parameters |= yaml.safe_load(path.read_text())
+    parameters = defaults()
     engine = {"workers": threads, "max_failed_share": 0.0}
     plan, manifest = draw_phantom(parameters["phantom"], engine)
     store = SlideFilesDataset(filepath=str(root / "raw"))
@@ -166,9 +155,9 @@ def compare_with_pipeline(cohort: Cohort, name: str, entry: dict[str, Any], repe
         )  # fmt: skip
 
     works = {"pipeline": pipeline, "bare": partial(loop, encoder, pixels, threads)}
-    turns = in_turns(works, repeat)
-    wall = {work: [clock for clock, _ in times] for work, times in turns.items()}
-    processor = {work: [own for _, own in times] for work, times in turns.items()}
+    turns = warmed(works, repeat)
+    wall = {work: [one.clock for one in times] for work, times in turns.items()}
+    processor = {work: [one.processors for one in times] for work, times in turns.items()}
     n = len(pixels)
     print(f"{n} tiles of {len(cohort.slides)} slides, {name} by {spec.runtime}, {threads} workers")
     for work, label in (("pipeline", "pipeline "), ("bare", "bare loop")):
@@ -201,7 +190,7 @@ def milliseconds_of_parts(
     staged = [encoder.stage(part) for part in parts[:8]]
     of = {"read": len(pixels), "preprocess": len(pixels), "network": sum(map(len, staged))}
     return {
-        name: 1000 * min(spent(work)[1] for _ in range(3)) / of[name]
+        name: 1000 * min(spent(work).processors for _ in range(3)) / of[name]
         for name, work in works.items()
     }
 

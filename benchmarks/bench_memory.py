@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import struct
 import subprocess
 import sys
@@ -28,6 +27,9 @@ import numpy as np
 import polars as pl
 import yaml
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timing import peak_mb
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
 MPP = 0.25
@@ -165,11 +167,6 @@ def write_cohort(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> pl.DataF
             }
         )
     return pl.DataFrame(rows)
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def defaults() -> dict[str, Any]:

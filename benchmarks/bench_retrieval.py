@@ -11,14 +11,17 @@ hours for all queries of the cohort, and the largest memory.
 from __future__ import annotations
 
 import argparse
-import resource
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timing import peak_mb
 from pathfm_kedro.pipelines.retrieve.families.barcode import barcode, hamming
 from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim
 from pathfm_kedro.pipelines.retrieve.families.median_min import median_min
@@ -65,7 +68,7 @@ def main() -> None:
         f"memory is read at {read:.1f} GB/s"
     )
     report("barcode", speed, given.slides, speed / words, speed / loop)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_mb() / 1024
     print(f"largest memory {peak:.2f} GiB")
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -45,6 +44,7 @@ from benchmarks.bench_retrieval import (
     numpy_loop,
     product_speed,
 )
+from benchmarks.timing import peak_mb
 from pathfm_kedro.engine import EngineSettings, run_each
 from pathfm_kedro.pipelines.retrieve.families.barcode import hamming_median_min
 from pathfm_kedro.pipelines.retrieve.families.maxsim import maxsim
@@ -348,7 +348,7 @@ def main() -> None:
         print(f"{asked.slides:,} slides x {asked.patches} patches x {asked.dimension} numbers")
         measured = measure(cohort, Path(folder), 60 * asked.minutes, asked.dask)
     # Pages of a mapped file count as resident and are given back when others need them.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_mb() / 1024
     print(f"\nlargest resident memory {peak:.2f} GiB, mapped files included (limit 4 GB)")
     if asked.out is not None:
         asked.out.mkdir(parents=True, exist_ok=True)

@@ -33,16 +33,17 @@ With `--large` (50,000 tiles of 1024 dimensions) croma is left out.
 from __future__ import annotations
 
 import argparse
-import resource
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timing import Taken, in_turns, peak_mb
 from pathfm_kedro.pipelines.robustness.margin_statistics import index_and_margin_statistics
 from pathfm_kedro.pipelines.robustness.margins import (
     RobustnessMargins,
@@ -93,31 +94,7 @@ class _InMemory:
         return np.concatenate([self._shards[slide] for slide in slide_ids])
 
 
-class Taken(NamedTuple):
-    """Seconds by the clock, and of all processors together."""
-
-    clock: float
-    processors: float
-
-
 Data = tuple[pl.DataFrame, pl.DataFrame, _InMemory]
-
-
-def in_turn(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Taken]]:
-    """What each work took in every round."""
-    taken: dict[str, list[Taken]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            start, processor = time.perf_counter(), time.process_time()
-            work()
-            seconds = time.perf_counter() - start
-            taken[name].append(Taken(seconds, time.process_time() - processor))
-    return taken
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cohort(n: int, d: int, patients: int, center_effect: float = 0.1) -> Data:
@@ -270,7 +247,7 @@ def main() -> None:
         work()
     grown = peak_mb() - before
     others = searches(data) if arguments.large else searches(data) | of_croma(data, kept)
-    report(in_turn(ours | others, arguments.repeat), found)
+    report(in_turns(ours | others, arguments.repeat), found)
     print(f"peak memory of ours beyond the arrays: {grown:.0f} MB")
 
 

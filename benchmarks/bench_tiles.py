@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CONF = Path(__file__).parents[1] / "conf" / "base"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 HS2P_BACKENDS = ("openslide", "vips", "cucim")
 
 Tiles = NDArray[np.uint8]
@@ -279,8 +280,7 @@ class Peer:
 
 def choose_tiles(path: Path, mpp: float, unknown_mpp: float) -> Work:
     """The tiles that the tile pipeline chooses, all of them."""
-    import yaml
-
+    from benchmarks.bench_memory import defaults
     from pathfm_kedro.pipelines.ingest.description import describe_slides
     from pathfm_kedro.pipelines.ingest.manifest import check_manifest
     from pathfm_kedro.pipelines.tile.tiles import cut_tiles
@@ -290,9 +290,7 @@ def choose_tiles(path: Path, mpp: float, unknown_mpp: float) -> Work:
     with open_slide(path) as reader:
         description = reader.description
     known = description.mpp or unknown_mpp
-    parameters: dict[str, Any] = {}
-    for file in sorted(CONF.glob("parameters*.yml")):
-        parameters |= yaml.safe_load(file.read_text())
+    parameters = defaults()
     engine = {"workers": 1, "max_failed_share": 0.0}
     listed = check_manifest(_manifest(path, known))
     files = SlideFiles(path.parent)

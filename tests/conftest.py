@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tifffile
 import yaml
 from hypothesis import settings
 
-from docs.pictures import installed_browser
+from docs.pictures import BROWSERS, installed_browser
 
 #: Each worker has a core: small matrices and networks take several times as long where threads wait for
 #: each other. Programs that a test starts have it from here.
@@ -38,17 +39,40 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium of the system."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser of the system."""
     found = installed_browser()
     if found is None:
-        pytest.skip("needs Chromium on the PATH")
+        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)} is needed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    """A headless Chromium of the system."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def dumped_page(chromium: str) -> Callable[[str, Path, int], str]:
+    """What a page at an address is once its scripts have run for so many virtual milliseconds."""
+
+    def dump(address: str, profile: Path, milliseconds: int) -> str:
+        words = [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={profile}", f"--virtual-time-budget={milliseconds}", "--dump-dom",
+        ]  # fmt: skip
+        return subprocess.run(
+            [chromium, *words, address], capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+
+    return dump
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -159,8 +159,7 @@ def test_the_page_of_experiments_is_what_the_code_says(monkeypatch):
 def test_every_experiment_with_words_has_its_section(base):
     text = generate.PAGE.read_text(encoding="utf-8")
     for name, x in Words.read(gather_words(base)).experiments.items():
-        # Answers of a person are no step of a run.
-        assert f"\n## {x.title}\n" in text or name == "triplets"
+        assert f"\n## {x.title}\n" in text, name
 
 
 def test_every_parameter_of_an_experiment_says_what_it_means(parameter_classes):

@@ -7,7 +7,6 @@ import io
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from PIL import Image
 
 from pathfm_kedro.manifests.folders import FolderError
@@ -15,7 +14,7 @@ from pathfm_kedro.manifests.layouts import LAYOUTS, layout_parameters
 from pathfm_kedro.manifests.public_cohorts import ORGANS, list_camelyon17, list_tcga
 from pathfm_kedro.manifests.tile_sets import list_pathorob
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, files_of_base
 from tests.slides.test_folders import fill
 
 UUID = "70be2e6a-6b15-4f0b-a5a5-57e5e3bba0f0"
@@ -213,7 +212,7 @@ def test_scenarios_change_parameters_that_there_are():
     assert folders <= set(LAYOUTS)
     for layout in folders:
         for name, content in layout_parameters(PROJECT / "conf", layout).items():
-            base = yaml.safe_load((PROJECT / "conf/base" / name).read_text())
+            base = files_of_base()[name]
             for section, values in content.items():
                 assert set(values) <= set(base[section]), (layout, section)
     assert layout_parameters(PROJECT / "conf", "folders") == {}

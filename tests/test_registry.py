@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from pathfm_kedro.cohorts import read_cohort_plan
 from pathfm_kedro.pipeline_registry import register_pipelines
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, base_parameters
 
 SEVEN = {"ingest", "tile", "embed", "retrieve", "robustness", "inheritance", "report"}
 
@@ -46,13 +45,13 @@ def test_seven_pipelines_and_all_of_them_by_default(pipelines):
 def test_what_no_encoder_passes_without_is_measured_in_every_cohort(pipelines):
     """A check of an experiment that only some cohorts wire would leave all others without a pass."""
     tables = pipelines["__default__"].all_outputs()
-    for path in sorted((PROJECT / "conf/base").glob("parameters_words_*.yml")):
-        for pipeline, block in yaml.safe_load(path.read_text()).items():
-            for experiment, words in block.items():
-                metrics = words.get("metrics", {}) if isinstance(words, dict) else {}
-                if any(isinstance(m, dict) and m.get("core") for m in metrics.values()):
-                    name = f"measurements.{pipeline.removeprefix('words_')}.{experiment}"
-                    assert name in tables, name
+    words_of = {k: v for k, v in base_parameters().items() if k.startswith("words_")}
+    for pipeline, block in words_of.items():
+        for experiment, words in block.items():
+            metrics = words.get("metrics", {}) if isinstance(words, dict) else {}
+            if any(isinstance(m, dict) and m.get("core") for m in metrics.values()):
+                name = f"measurements.{pipeline.removeprefix('words_')}.{experiment}"
+                assert name in tables, name
 
 
 def test_every_node_lies_in_its_pipelines_namespace(pipelines):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +13,8 @@ from pathfm_kedro.encoders.runtimes import CPU_BATCH
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 64
 
 
@@ -24,19 +25,7 @@ def tiles() -> np.ndarray:
 
 def timm_network(name, **kwargs):
     drawn = {"model": f"timm:{name}", "pretrained": False, "seed": 0, "input_pixels": SIDE}
-    return lambda folder: drawn | kwargs
-
-
-def of_transformers(folder):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Dinov2Config(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=16
-    )
-    torch.manual_seed(0)
-    transformers.Dinov2Model(config).save_pretrained(folder)
-    stated = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIDE}
-    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
-    return {"model": f"transformers:{folder}"}
+    return lambda folder, save_dinov2: drawn | kwargs
 
 
 NETWORKS = {
@@ -45,21 +34,15 @@ NETWORKS = {
     "tokens": timm_network(
         "test_vit", model_kwargs={"img_size": SIDE}, pooling="class_token_and_patch_mean"
     ),
-    "transformers": of_transformers,
+    "transformers": lambda folder, save_dinov2: save_dinov2(folder, SIDE),
 }
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory):
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in NETWORKS.items()}
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def entries(tmp_path_factory, save_dinov2):
+    return {
+        name: make(tmp_path_factory.mktemp(name), save_dinov2) for name, make in NETWORKS.items()
+    }
 
 
 @pytest.mark.parametrize("runtime", ["eager", "channels_last", "onnxruntime"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -25,16 +24,10 @@ from pathfm_kedro.pipelines.retrieve.search import Retrieval, search_slides
 from pathfm_kedro.statistics.harmonisation import AffineMap
 from tests.pipelines.embed.test_embed_slides import RECORD, TILE, Drawn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 96
 TILES = synthetic_tiles(3, SIDE)
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +47,8 @@ def vit(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def dinov2(tmp_path_factory):
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("dinov2")
-    config = transformers.Dinov2Config(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE, patch_size=16
-    )
-    torch.manual_seed(0)
-    transformers.Dinov2Model(config).save_pretrained(folder)
-    stated = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIDE}
-    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
-    return {"model": f"transformers:{folder}", "device": "cpu"}
+def dinov2(tmp_path_factory, save_dinov2):
+    return save_dinov2(tmp_path_factory.mktemp("dinov2"), SIDE) | {"device": "cpu"}
 
 
 def spec_of(entry, **more):

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders.verification import check_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARCHITECTURE = "test_vit"
 CONFIG = {
     "architecture": ARCHITECTURE,
@@ -29,15 +31,6 @@ CONFIG = {
         "first_conv": "patch_embed.proj",
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def one_compute_thread():
-    """As in a worker: small networks are many times faster so."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weights_of(seed: int) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +20,9 @@ from pathfm_kedro.encoders.runtimes import ExportError, cuda_batch, onnx_session
 from pathfm_kedro.encoders.stream import one_ahead
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
-from tests.conftest import PROJECT
+from tests.conftest import base_parameters
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODELS = ("test_resnet", "test_efficientnet", "test_vit")
 
@@ -35,15 +36,6 @@ def small(model: str = "test_resnet", **changes) -> EncoderSpec:
 @pytest.fixture(scope="module")
 def tiles() -> np.ndarray:
     return synthetic_tiles(9, 160)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As a worker computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -184,7 +176,7 @@ def test_a_gpu_batch_stays_within_half_of_the_free_memory(weights, free):
 
 def test_the_baseline_is_not_chosen_by_a_machine_s_speed():
     """The record of the phantom's encoder must be the same wherever `dvc repro` runs."""
-    entry = yaml.safe_load((PROJECT / "conf/base/parameters_encoders.yml").read_text())["encoders"]
+    entry = base_parameters()["encoders"]
     spec = EncoderSpec.from_parameters("lite0", entry["efficientnet_lite0"])
     assert place(spec) == ("onnxruntime", "cpu", "float32")
 

@@ -6,13 +6,12 @@ import numpy as np
 import polars as pl
 from polars.testing import assert_frame_equal
 
-from benchmarks.bench_memory import defaults
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.pipelines.tile.contact_sheet import draw_contact_sheet
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
 from pathfm_kedro.slides.files import SlideFiles
-from tests.conftest import manifest, manifest_row, write_tiff
+from tests.conftest import base_parameters, manifest, manifest_row, write_tiff
 
 THREADS = {"workers": 2}
 DASK = {"workers": 2, "scheduler": "dask"}
@@ -25,7 +24,7 @@ def test_slides_are_described_and_tiled_alike(tmp_path, pink_slide):
         write_tiff(tmp_path / f"{name}.tiff", (pink_slide + noise).clip(0, 255).astype(np.uint8))
     (tmp_path / "d.tiff").write_bytes(b"no slide")
     listed = check_manifest(manifest(*(manifest_row(name) for name in "abcd")))
-    parameters, files = defaults(), SlideFiles(tmp_path)
+    parameters, files = base_parameters(), SlideFiles(tmp_path)
 
     def run(engine: dict[str, object]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, bytes]:
         slides = describe_slides(listed, files, parameters["ingest"], engine)

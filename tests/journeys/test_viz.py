@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
-from docs.pictures import BROWSERS, installed_browser, served
+from docs.pictures import served
 from tests.journeys.conftest import kedro, write_parameters
 from tests.test_registry import SEVEN
 
 pytestmark = pytest.mark.journey
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = installed_browser()
-    if found is None:
-        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)} is needed")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +23,8 @@ def site(clone):
         yield address
 
 
-def page(browser: str, address: str, folder) -> str:
-    return subprocess.run(
-        [browser, *FLAGS, f"--user-data-dir={folder}", "--virtual-time-budget=30000",
-         "--dump-dom", address],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
-
-
-def test_the_page_shows_seven_pipelines_and_the_layers(browser, site, tmp_path):
-    shown = page(browser, site, tmp_path)
+def test_the_page_shows_seven_pipelines_and_the_layers(dumped_page, site, tmp_path):
+    shown = dumped_page(site, tmp_path, 30_000)
     for name in SEVEN:
         assert f">{name}<" in shown, name
     for layer in ("raw", "intermediate", "primary", "feature", "model_output", "reporting"):

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pathfm_kedro.slides import ome_tiff
+from pathfm_kedro.slides import ome_tiff, ome_xml
 from pathfm_kedro.slides.files import SlideError, SlideFiles
-from pathfm_kedro.slides.ome_tiff import TiffReader, is_ome_tiff, ome_mpp
+from pathfm_kedro.slides.ome_tiff import TiffReader, is_ome_tiff
+from pathfm_kedro.slides.ome_xml import ome_mpp
 from pathfm_kedro.slides.readers import open_slide, read_field
 from pathfm_kedro.slides.tissue import read_overview
 from tests.conftest import write_tiff
@@ -173,7 +174,7 @@ def test_the_image_that_is_as_wide_as_the_slide_gives_its_size():
     ("xml", "reason"),
     [
         ('<!DOCTYPE x [<!ENTITY a "b">]><OME>&a;</OME>', "declares a document type"),
-        ("<OME>" + " " * ome_tiff.MAX_OME_XML + "</OME>", "more than 10,000,000 characters"),
+        ("<OME>" + " " * ome_xml.MAX_OME_XML + "</OME>", "more than 10,000,000 characters"),
         ("<OME><Pixels></OME>", "OME-XML is damaged"),
     ],
 )

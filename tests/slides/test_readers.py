@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pathfm_kedro.slides.direct_tiff import DirectReader
 from pathfm_kedro.slides.fields import TileFields
 from pathfm_kedro.slides.files import SlideError, SlideFiles
 from pathfm_kedro.slides.mosaic import choose_mosaic
-from pathfm_kedro.slides.ome_tiff import DirectReader
 from pathfm_kedro.slides.readers import file_fingerprint, on_white, open_slide, read_field
 from pathfm_kedro.slides.tissue import read_overview, tissue_mask
 from tests.conftest import write_tiff

@@ -2,64 +2,39 @@
 
 from __future__ import annotations
 
-import math
-import re
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.slides.interface import Pixels, SlideDescription, SlideReader, on_white
+from pathfm_kedro.slides.interface import Pixels, SlideDescription, on_white
+from pathfm_kedro.slides.ome_xml import mean_size, ome_magnification, ome_sizes, refuse_hostile
+from pathfm_kedro.slides.tiff_images import is_reduced_copy, refuse_other_pixels, slide_among
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-#: The OME-XML of one slide has kilobytes. Without a bound a crafted file fills the memory.
-MAX_OME_XML = 10_000_000
 #: Tiles kept decoded: fields of view that overlap a tile, and files of few large strips, would have
 #: it decoded once per field otherwise. Fields come row by row, and a row of fields touches two rows
 #: of a file's tiles: of 240 x 240 px they fit for tissue 90,000 px wide.
 _CACHE_BYTES = 128 << 20
 #: A strip or tile is decoded whole: 20,000 x 20,000 px are 1.2 GB.
 MAX_SEGMENT_PIXELS = 400_000_000
-#: Micrometres per unit of OME's PhysicalSize; its default is the micrometre, which it writes with
-#: the micro sign, others with the Greek letter.
-_MICROMETRES = {
-    "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "in": 25400.0,
-    "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "\u00c5": 1e-4, "\u212b": 1e-4,
-}  # fmt: skip
 #: Micrometres per TIFF ResolutionUnit: inch, centimetre. Unit 1 is none: a shape, not a size.
 _TIFF_UNITS = {2: 25400.0, 3: 10000.0}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
-#: Names of images that scanners store beside the slide.
-_BESIDE_SLIDE = re.compile(
-    r"(?<![^\W_])(label|macro|thumb|thumbnail|overview|barcode)(?![^\W_])", re.IGNORECASE
-)
-#: A colour image so many times smaller than one of other pixels is a macro image or label beside it,
-#: as of a fluorescence slide, and no slide.
-_MUCH_SMALLER = 16
 #: TIFF orientations: those whose rows are stored as columns, then those flipped left to right and
 #: upside down after that.
 _TRANSPOSED, _LEFT_RIGHT, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
-#: TIFF's numbers for JPEG and for Aperio's JPEG 2000 of RGB pixels: decoded here and by OpenSlide with
-#: the same libraries, libjpeg-turbo and OpenJPEG, to the same pixels.
-_JPEG = 7
-_ALIKE = (_JPEG, 33005)
 #: What tifffile runs into on a damaged file, besides ValueError and OSError.
 _DAMAGE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
     TypeError, struct.error,
 )  # fmt: skip
-
-
-class NotBrightfieldError(ValueError):
-    """The file holds other pixels than 8-bit red, green and blue."""
 
 
 def is_tiff(path: Path) -> bool:
@@ -77,91 +52,6 @@ def is_ome_tiff(path: Path) -> bool:
             return bool(file.pages.first.is_ome)
     except (OSError, ValueError, *_DAMAGE):
         return False
-
-
-def ome_mpp(xml: str, width: int, height: int | None = None) -> float | None:
-    """Micrometres per pixel in OME-XML, the mean of both directions; None where it is not given.
-
-    Parameters
-    ----------
-    xml
-        The file's OME-XML.
-    width, height
-        Level-0 px: of several images the one of this size counts.
-
-    Raises
-    ------
-    ValueError
-        If the text declares a document type or entities, is too long, or is no XML.
-
-    Examples
-    --------
-    >>> pixels = '<Pixels SizeX="9" PhysicalSizeX="250" PhysicalSizeXUnit="nm"/>'
-    >>> ome_mpp(f"<OME><Image>{pixels}</Image></OME>", 9)
-    0.25
-    """
-    return _mean(_ome_sizes(xml, width, height))
-
-
-def _mean(sizes: list[float]) -> float | None:
-    return sum(sizes) / len(sizes) if sizes else None
-
-
-def _ome_sizes(xml: str, width: int, height: int | None) -> list[float]:
-    """Micrometres across and down a pixel, those that are given."""
-    images = _ome_elements(xml, "Pixels")
-    fitting = [
-        image
-        for image in images
-        if image.get("SizeX") == str(width) and image.get("SizeY") in (None, str(height or None))
-    ] or [image for image in images if image.get("SizeX") == str(width)]
-    # With several images of other sizes nobody knows whose size it is.
-    if not fitting and len(images) == 1:
-        fitting = images
-    if not fitting:
-        return []
-    sizes = [_physical_size(fitting[0], axis) for axis in "XY"]
-    return [size for size in sizes if size is not None]
-
-
-def _ome_magnification(xml: str) -> float | None:
-    """That of the objectives named, where they agree; which image each took is seldom said."""
-    powers = {
-        objective.get("NominalMagnification", "") for objective in _ome_elements(xml, "Objective")
-    }
-    try:
-        power = float(powers.pop()) if len(powers) == 1 else math.nan
-    except ValueError:
-        return None
-    return power if 0 < power < math.inf else None
-
-
-def _ome_elements(xml: str, name: str) -> list[ElementTree.Element]:
-    _refuse_hostile(xml)
-    try:
-        root = ElementTree.fromstring(xml)  # noqa: S314 - without document type and entities
-    except ElementTree.ParseError as error:
-        raise ValueError(f"the file's OME-XML is damaged: {error}") from error
-    return [element for element in root.iter() if element.tag.rpartition("}")[2] == name]
-
-
-def _physical_size(pixels: ElementTree.Element, axis: str) -> float | None:
-    factor = _MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "um"))
-    try:
-        size = float(pixels.get(f"PhysicalSize{axis}", ""))
-    except ValueError:
-        return None
-    if factor is None or not (math.isfinite(size) and size > 0):
-        return None
-    return size * factor
-
-
-def _refuse_hostile(xml: str) -> None:
-    """Before any parser sees it: tifffile parses the XML too."""
-    if len(xml) > MAX_OME_XML:
-        raise ValueError(f"the file's OME-XML has more than {MAX_OME_XML:,} characters")
-    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise ValueError("the file's OME-XML declares a document type, which OME-XML never does")
 
 
 @dataclass(frozen=True)
@@ -252,14 +142,14 @@ class TiffReader:
     def _find_levels(self) -> tuple[_Level, ...]:
         first = self._file.pages.first
         if first.is_ome:
-            _refuse_hostile(first.description)
+            refuse_hostile(first.description)
         images = self._file.series
-        slide = _slide_among(images)
+        slide = slide_among(images)
         levels = [_level(part.pages[0]) for part in slide.levels]
         levels += [
             _level(other.pages[0])
             for other in images
-            if other is not slide and _is_reduced_copy(other, slide)
+            if other is not slide and is_reduced_copy(other, slide)
         ]
         return tuple(sorted(levels, key=lambda level: -level.width))
 
@@ -273,8 +163,8 @@ class TiffReader:
         magnification = None
         if self._file.pages.first.is_ome:
             xml = self._file.pages.first.description
-            magnification = _ome_magnification(xml)
-            sizes, vendor, comment = _ome_sizes(xml, width, height), "ome-tiff", ""
+            magnification = ome_magnification(xml)
+            sizes, vendor, comment = ome_sizes(xml, width, height), "ome-tiff", ""
         else:
             sizes, vendor, comment = _tag_sizes(page), "tiff", page.description
         if self._orientation in _TRANSPOSED:
@@ -284,7 +174,7 @@ class TiffReader:
             width,
             height,
             tuple(factors),
-            _mean(sizes),
+            mean_size(sizes),
             comment,
             (sizes[0], sizes[1]) if len(sizes) == 2 else None,
             magnification,
@@ -392,184 +282,13 @@ class TiffReader:
         return np.ascontiguousarray(region[..., :3])
 
 
-class DirectReader(TiffReader):
-    """A TIFF that OpenSlide opens, its tiles decoded without OpenSlide; in doubt OpenSlide decides.
-
-    Pixels equal OpenSlide's where a region begins at a whole pixel of its level. Elsewhere OpenSlide
-    interpolates, and this reader begins at the nearest whole pixel.
-
-    Parameters
-    ----------
-    path
-        The file.
-    openslide
-        The slide as OpenSlide opened it: says what the slide is, and reads what cannot be decoded here
-        or may be damaged. Closed with this reader.
-    sizes
-        Width and height of every level that OpenSlide sees.
-
-    Raises
-    ------
-    ValueError
-        If not every level is a whole grid of RGB tiles in JPEG or Aperio's RGB JPEG 2000. Holes
-        OpenSlide may fill from another level.
-    """
-
-    def __init__(
-        self, path: Path, openslide: SlideReader, sizes: Sequence[tuple[int, int]]
-    ) -> None:
-        super().__init__(path)
-        if not self._is_seen_alike(sizes):
-            self._file.close()
-            raise ValueError("OpenSlide may see other pixels")
-        self._openslide = openslide
-        self.description = openslide.description
-
-    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """Pixels uint8 [height, width, 3]; x, y in level-0 px, width and height in the level's px."""
-        try:
-            return super().read(x, y, level, width, height)
-        except ValueError:
-            return self._openslide.read(x, y, level, width, height)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self._openslide.__exit__(kind, error, trace)
-
-    def _is_seen_alike(self, sizes: Sequence[tuple[int, int]]) -> bool:
-        if self.is_reoriented or tuple(sizes) != tuple(
-            (level.width, level.height) for level in self._levels
-        ):
-            return False
-        return all(
-            level.page.keyframe.is_tiled
-            and level.page.keyframe.compression in _ALIKE
-            and level.page.keyframe.planarconfig == 1
-            and level.page.keyframe.samplesperpixel == 3
-            and all(level.page.databytecounts)
-            for level in self._levels
-        )
-
-    def _decoded_content(
-        self, keyframe: Any, page: Any, index: int, content: bytes
-    ) -> NDArray[np.uint8] | None:
-        decoded = super()._decoded_content(keyframe, page, index, content)
-        if keyframe.compression == _JPEG and (
-            decoded is None or not is_whole_jpeg(content) or _ends_undecoded(decoded)
-        ):
-            raise ValueError("a tile may be damaged")
-        return decoded
-
-
-def is_whole_jpeg(content: bytes) -> bool:
-    """Whether a JPEG of one scan begins and ends as it must, without a marker in its data.
-
-    The decoder at hand fills damaged tiles with what it makes of them, without a word. Together with
-    :func:`_ends_undecoded` this found every damage of 512 bytes and more that OpenSlide refuses, of 238
-    made on a real slide; of single flipped bits and 16 bytes it lets pass most that OpenSlide refuses.
-
-    Examples
-    --------
-    >>> is_whole_jpeg(bytes.fromhex("ffd8 ffda 0102 ff00 03 ffd9"))
-    True
-    >>> is_whole_jpeg(bytes.fromhex("ffd8 ffda 0102 0000 00 0000"))
-    False
-    """
-    content = content.rstrip(b"\0")
-    if not (content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")):
-        return False
-    data = content[content.find(b"\xff\xda") + 2 : -2]
-    markers = data.count(b"\xff") - data.count(b"\xff\0")
-    # Markers at which a decoder may begin again are as good as data.
-    return not markers or markers == sum(data.count(bytes((0xFF, 0xD0 + i))) for i in range(8))
-
-
-def _ends_undecoded(decoded: NDArray[np.uint8]) -> bool:
-    """What lies behind the end of too short data libjpeg leaves in the very middle of its range."""
-    return bool((decoded[-8:, -8:] == 128).all())
-
-
 def _bytes(segment: NDArray[np.uint8] | None) -> int:
     return 0 if segment is None else segment.nbytes
 
 
-def _slide_among(images: Sequence[Any]) -> Any:
-    """The largest image of 8-bit RGB, as a series of tifffile; labels and macro images are none.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or a much larger image is of other pixels: why that one cannot be read.
-    """
-    if not images:
-        raise ValueError("the file holds no image")
-    named = [image for image in images if not _BESIDE_SLIDE.search(image.name or "")] or images
-    by_area = sorted(named, key=_area, reverse=True)
-    for image in by_area:
-        try:
-            _refuse_planes(image)
-            _refuse_other_pixels(image.keyframe)
-        except ValueError:
-            continue
-        if _area(image) * _MUCH_SMALLER > _area(by_area[0]):
-            _refuse_twins(image, by_area)
-            return image
-    _refuse_planes(by_area[0])
-    _refuse_other_pixels(by_area[0].keyframe)
-    return by_area[0]
-
-
-def _refuse_twins(slide: Any, images: Sequence[Any]) -> None:
-    """Of two slides in one file the second would be left out without a word."""
-
-    def kind(image: Any) -> tuple[Any, ...]:
-        frame = image.keyframe
-        return frame.imagewidth, frame.imagelength, frame.samplesperpixel, frame.dtype
-
-    alike = [image.name or "no name" for image in images if kind(image) == kind(slide)]
-    if len(alike) > 1:
-        width, height, *_ = kind(slide)
-        raise NotBrightfieldError(
-            f"the file holds {len(alike)} images of {width} x {height} px ({', '.join(alike[:3])}), "
-            "any of which may be the slide: write each to a file of its own"
-        )
-
-
-def _area(image: Any) -> int:
-    return int(image.keyframe.imagewidth) * int(image.keyframe.imagelength)
-
-
-def _is_reduced_copy(image: Any, slide: Any) -> bool:
-    """Whether an image says that it is a reduced one, and has the slide's shape to a px."""
-    own, whole = image.keyframe, slide.keyframe
-    if not own.is_reduced or len(image.pages) > 1 or own.imagewidth >= whole.imagewidth:
-        return False
-    factor = whole.imagewidth / own.imagewidth
-    sizes = {(part.keyframe.imagewidth, part.keyframe.imagelength) for part in slide.levels}
-    return (
-        abs(whole.imagelength / factor - own.imagelength) <= 1
-        and (own.imagewidth, own.imagelength) not in sizes
-        and own.photometric == whole.photometric
-    )
-
-
-def _refuse_planes(image: Any) -> None:
-    if len(image.pages) > 1:
-        raise NotBrightfieldError(
-            f"the file holds {len(image.pages)} planes of one image, which is fluorescence, a stack, "
-            "several slides, or RGB stored as three channels: write one RGB plane (8 bits, 3 samples) "
-            "to a file of its own"
-        )
-
-
 def _level(page: Any) -> _Level:
     frame = page.keyframe
-    _refuse_other_pixels(frame)
+    refuse_other_pixels(frame)
     tiled = frame.is_tiled
     level = _Level(
         page,
@@ -584,33 +303,6 @@ def _level(page: Any) -> _Level:
             "hold in memory: convert the file to a tiled pyramidal TIFF"
         )
     return level
-
-
-def _refuse_other_pixels(frame: Any) -> None:
-    import tifffile
-
-    colours = tifffile.PHOTOMETRIC
-    other_words = (colours.PALETTE, colours.SEPARATED, colours.CIELAB, colours.ICCLAB)
-    if frame.photometric in other_words and frame.bitspersample == 8:
-        raise ValueError(f"colours stored as {frame.photometric.name} are not read in tiles")
-    if (
-        frame.photometric not in (colours.RGB, colours.YCBCR, *other_words)
-        or frame.samplesperpixel < 3
-    ):
-        raise NotBrightfieldError(
-            "the pixels are no RGB colours, so this is fluorescence or a single channel: only "
-            "brightfield slides of 8-bit RGB can be audited, so scan or export it in colour"
-        )
-    if frame.dtype != np.uint8 or frame.bitspersample != 8:
-        raise NotBrightfieldError(
-            f"the pixels have {frame.bitspersample} bits per channel, so this is fluorescence or "
-            "16-bit: only brightfield slides of 8-bit RGB can be audited, so export it with 8 bits"
-        )
-    if frame.samplesperpixel > 4 or frame.imagedepth > 1:
-        raise NotBrightfieldError(
-            f"the image has {frame.samplesperpixel} channels and {frame.imagedepth} planes, so this "
-            "is fluorescence or a stack: only brightfield slides of 8-bit RGB can be audited"
-        )
 
 
 def _tag_sizes(page: Any) -> list[float]:

@@ -12,15 +12,11 @@ from typing import Any, Self
 import numpy as np
 
 from pathfm_kedro.slides.dicom_colour import is_mislabelled_ycbcr, ycbcr_to_rgb
+from pathfm_kedro.slides.direct_tiff import DirectReader
 from pathfm_kedro.slides.interface import Pixels, SlideDescription, SlideReader, on_white
 from pathfm_kedro.slides.members import dicom_slide, slide_members
-from pathfm_kedro.slides.ome_tiff import (
-    DirectReader,
-    NotBrightfieldError,
-    TiffReader,
-    is_ome_tiff,
-    is_tiff,
-)
+from pathfm_kedro.slides.ome_tiff import TiffReader, is_ome_tiff, is_tiff
+from pathfm_kedro.slides.tiff_images import NotBrightfieldError
 
 __all__ = [
     "MAX_PLAIN_PIXELS", "PLAIN_SUFFIXES", "Pixels", "SlideDescription", "SlideReader",
@@ -229,21 +225,25 @@ def open_slide(path: Path) -> SlideReader:
         raise
     # Formats that are tiled TIFF files, whose tiles are decoded without OpenSlide where that gives the
     # same pixels. It takes half the time: OpenSlide paints every tile on a canvas of 32-bit pixels.
-    if reader.description.vendor == "aperio":
-        try:
-            return DirectReader(path, reader, reader.level_sizes)
-        except NotBrightfieldError:
-            reader.__exit__(None, None, None)
-            raise
-        except (OSError, ValueError):
-            return reader
-    if reader.description.vendor == "generic-tiff":
-        try:
+    try:
+        if reader.description.vendor == "aperio":
+            return _open_directly(path, reader) or reader
+        if reader.description.vendor == "generic-tiff":
             return _open_plain_tiff(path, reader)
-        except ValueError:
-            reader.__exit__(None, None, None)
-            raise
+    except ValueError:
+        reader.__exit__(None, None, None)
+        raise
     return reader
+
+
+def _open_directly(path: Path, reader: _OpenSlideReader) -> DirectReader | None:
+    """None where OpenSlide may see other pixels; pixels that are no 8-bit RGB are refused."""
+    try:
+        return DirectReader(path, reader, reader.level_sizes)
+    except NotBrightfieldError:
+        raise
+    except (OSError, ValueError):
+        return None
 
 
 def _open_plain_tiff(path: Path, reader: _OpenSlideReader) -> SlideReader:
@@ -256,12 +256,9 @@ def _open_plain_tiff(path: Path, reader: _OpenSlideReader) -> SlideReader:
         slide: SlideReader = TiffReader(path)
         reader.__exit__(None, None, None)
         return slide
-    try:
-        return DirectReader(path, reader, reader.level_sizes)
-    except NotBrightfieldError:
-        raise
-    except (OSError, ValueError):
-        pass
+    direct = _open_directly(path, reader)
+    if direct is not None:
+        return direct
     try:
         other = TiffReader(path)
     except NotBrightfieldError:

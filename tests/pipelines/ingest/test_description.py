@@ -7,7 +7,6 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from PIL import Image
 
 from pathfm_kedro.engine.failures import TooManyFailedError
@@ -16,7 +15,7 @@ from pathfm_kedro.pipelines.ingest.design import summarise_design
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.interface import SlideDescription
-from tests.conftest import PROJECT, manifest, manifest_row, write_tiff
+from tests.conftest import base_parameters, manifest, manifest_row, write_tiff
 
 PARAMETERS = {"mpp_bounds": [0.05, 10.0], "cramers_v_warning": 0.5}
 ENGINE = {"workers": 1, "max_failed_share": 1.0}
@@ -243,7 +242,7 @@ def test_an_image_cut_from_tissue_may_be_full_of_it(tmp_path):
 
 @pytest.mark.parametrize("mpp", [0.05, 0.08])
 def test_pixels_finer_than_any_objective_resolves_are_a_mistake(tmp_path, pink_slide, mpp):
-    bounds = yaml.safe_load((PROJECT / "conf/base/parameters_ingest.yml").read_text())["ingest"]
+    bounds = base_parameters()["ingest"]
     write_tiff(tmp_path / "a.tiff", pink_slide, mpp=mpp)
     listed = check_manifest(
         manifest(manifest_row("a"), manifest_row("b", path="a.tiff", mpp=str(mpp)))

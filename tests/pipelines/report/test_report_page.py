@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from docs.pictures import installed_browser
 from pathfm_kedro.pipelines.report.page import render_report, script_json, slides_digest
 from pathfm_kedro.pipelines.report.plots import plot_design, plot_findings
 from pathfm_kedro.statistics.measurements import MEASUREMENT_SCHEMA, Estimate, Null, measurement
@@ -409,37 +407,15 @@ def test_json_cannot_end_its_script_element() -> None:
     assert json.loads(escaped) == json.loads(data)
 
 
-def test_a_browser_draws_every_plot(page: str, tmp_path: Path) -> None:
-    browser = installed_browser()
-    if browser is None:
-        pytest.skip("needs Chromium on the PATH")
+def test_a_browser_draws_every_plot(page: str, dumped_page: Any, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page + EVERYTHING_IN_SIGHT, encoding="utf-8")
-    done = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=20000",
-            "--dump-dom",
-            file.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    shown = dumped_page(file.as_uri(), tmp_path / "profile", 20_000)
     boxes = page.count('class="plot"')
-    assert len(re.findall(r'class="plot js-plotly-plot"', done.stdout)) == boxes
-    assert done.stdout.count('class="plot-container plotly"') == boxes
+    assert len(re.findall(r'class="plot js-plotly-plot"', shown)) == boxes
+    assert shown.count('class="plot-container plotly"') == boxes
     # The page's own script holds the sentence once; a plot that failed would add another.
-    assert done.stdout.count("This plot could not be shown") == 1
+    assert shown.count("This plot could not be shown") == 1
 
 
 def test_what_the_registry_knows_of_an_encoder_is_told(report_inputs, provenance):

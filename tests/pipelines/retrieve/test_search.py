@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -22,6 +19,7 @@ from pathfm_kedro.pipelines.retrieve.search import (
 )
 from pathfm_kedro.statistics.mosaic import Mosaic, pool_slides
 from pathfm_kedro.statistics.parameters import read_parameters
+from tests.conftest import base_parameters
 from tests.in_memory import InMemory
 
 PARAMETERS = {
@@ -226,8 +224,7 @@ def test_a_missing_parameter_is_named():
 
 
 def test_the_project_s_own_parameters_hold_together():
-    path = Path(__file__).parents[3] / "conf" / "base" / "parameters_retrieve.yml"
-    p = read_parameters(Retrieval, "retrieval", yaml.safe_load(path.read_text())["retrieval"])
+    p = read_parameters(Retrieval, "retrieval", base_parameters()["retrieval"])
     judged, *gains = p.criteria
     assert judged.at == {"family": "median_min", "vote": "mv5", "scope": "within_organ"}
     assert (judged.metric, judged.threshold, judged.direction) == (

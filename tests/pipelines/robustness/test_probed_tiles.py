@@ -28,7 +28,7 @@ from pathfm_kedro.statistics.linear_classifier import LinearClassifier
 from pathfm_kedro.statistics.parameters import read_parameters
 from pathfm_kedro.wiring import TileGrids
 from tests.conftest import write_tiff
-from tests.pipelines.robustness.phantom_views import pick
+from tests.pipelines.robustness.phantom_views import Shards, pick
 
 SIDE, D = 12, 5
 PARAMETERS = {
@@ -154,24 +154,17 @@ def cohort() -> tuple[pl.DataFrame, pl.DataFrame]:
     return slides, of.with_columns(tile_id=pl.format("{}@{}", "slide_id", "x"))
 
 
-class Stored(dict):
-    """Tensors by slide."""
-
-    @property
-    def slide_ids(self):
-        return tuple(sorted(self))
+class Stored(Shards):
+    """Shards that are read slide by slide too."""
 
     def tensor_names(self, slide_id):
-        return tuple(sorted(self[slide_id]))
+        return tuple(sorted(self.shards[slide_id]))
 
     def load_slide(self, slide_id, name="embedding"):
-        return self[slide_id][name]
+        return self.shards[slide_id][name]
 
     def slide_header(self, slide_id):
         return {}
-
-    def stack(self, slide_ids, name="embedding"):
-        return np.concatenate([self[slide][name] for slide in slide_ids])
 
 
 ENTRY = {
@@ -231,12 +224,12 @@ def test_what_is_read_of_clean_tiles_is_the_variants_own(audit):
     for slide in attacks.slide_ids:
         rows = pool.filter("attacked", slide_id=slide)
         places = [int(tile.split("@")[1]) // SIDE for tile in rows["tile_id"]]
-        vectors = audit["embeddings.variant"][slide]["embedding"][places]
-        np.testing.assert_allclose(attacks[slide]["embedding"][:, 0], vectors, atol=1e-5)
+        vectors = audit["embeddings.variant"].load_slide(slide)[places]
+        np.testing.assert_allclose(attacks.load_slide(slide)[:, 0], vectors, atol=1e-5)
         probe = probe_of_fold(probes, rows["fold"][0])
         targets = np.array([probe.labels.index(label) for label in rows["label"]])
         margins = probe.margins(vectors, targets)
-        np.testing.assert_allclose(attacks[slide]["margin"][:, 0], margins, atol=1e-4)
+        np.testing.assert_allclose(attacks.load_slide(slide, "margin")[:, 0], margins, atol=1e-4)
 
 
 def test_the_drop_of_a_variant_is_measured_and_its_attack_is_sound(audit):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 #: and registries (GDC).
 _NOTHING = frozenset(
     {
-        "na", "n/a", "n.a", "n.a.", "n\\a", "#na", "#n/a", "#n/an/a", "nat", "nan", "-nan", "+nan",
+        "na", "n/a", "n.a", "n\\a", "#na", "#n/a", "#n/an/a", "nat", "nan", "-nan", "+nan",
         "#nan", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "none", "nonetype", "null", "#null",
-        "#null!", "nil", "\\n", "#nv", "#n/v", "#nd", "#n/d", "k.a.", "k.a", "n/d", "n.d.", "n/k",
+        "#null!", "nil", "\\n", "#nv", "#n/v", "#nd", "#n/d", "k.a", "n/d", "n.d.", "n/k",
         "n/r", "notavailable", "notapplicable", "notspecified", "notgiven", "notreported",
         "notrecorded", "notevaluated", "notassessed", "notcollected", "notprovided",
         "notallowedtocollect", "nodata", "novalue", "keineangabe", "keineangaben", "ohneangabe",
