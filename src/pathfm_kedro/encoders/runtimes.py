@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 #: Tiles that are read and prepared at a time for a CPU, which takes them one by one.
 CPU_BATCH = 8
-#: A GPU's batch may take this share of the memory that is free before the first pass; the rest is for
+#: Batches in work on a GPU: while one is computed, the next is copied there and its kernels are queued.
+CUDA_BATCHES = 2
+#: A GPU's batches may take this share of the memory that is free before the first pass; the rest is for
 #: others on the card and for what the allocator cannot use.
 _CUDA_SHARE = 0.5
 #: Beyond this a GPU gains nothing, and a batch of pixels takes long to read.
@@ -335,7 +337,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def cuda_batch(memory_of: Callable[[int], int], free: int) -> int:
-    """Tiles per pass on a GPU: doubled as long as the next would stay within the share of memory.
+    """Tiles per pass on a GPU: doubled as long as batches of the next size stay within the share.
 
     Parameters
     ----------
@@ -346,11 +348,11 @@ def cuda_batch(memory_of: Callable[[int], int], free: int) -> int:
 
     Examples
     --------
-    >>> cuda_batch(lambda tiles: tiles * 10, free=2000)
+    >>> cuda_batch(lambda tiles: tiles * 10, free=4000)
     64
     """
     size = CPU_BATCH
-    while size < _CUDA_MOST and 2 * memory_of(size) <= _CUDA_SHARE * free:
+    while size < _CUDA_MOST and CUDA_BATCHES * 2 * memory_of(size) <= _CUDA_SHARE * free:
         size *= 2
     return size
 
