@@ -265,7 +265,7 @@ def _streams(device: str) -> SimpleQueue[torch.cuda.Stream]:
         # Weights came by another stream, which these do not wait for.
         torch.cuda.synchronize()
         for _ in range(CUDA_BATCHES):
-            streams.put(torch.cuda.Stream())
+            streams.put(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     return streams
 
 
