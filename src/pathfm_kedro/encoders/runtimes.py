@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,8 @@ CUDA_BATCHES = 2
 _CUDA_SHARE = 0.5
 #: Beyond this a GPU gains nothing, and a batch of pixels takes long to read.
 _CUDA_MOST = 512
+#: How a GPU computes is a setting of the process, which a batch must not change under another.
+_LAUNCHING = threading.Lock()
 
 
 class Forward(Protocol):
@@ -174,9 +177,12 @@ class TorchForward:
         import torch
 
         given = batch.to(self.device, memory_format=_memory_format(self.layout))
+        if self.device == "cuda":
+            # Asked for one batch at a time, waited for by all: the GPU need not stand still meanwhile.
+            with _LAUNCHING, torch.inference_mode(), _arithmetic(self.device, self.precision):
+                vectors = pooled(self.model, self.pooling, given).float()
+            return vectors.cpu()
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            if self.device == "cuda":
-                return pooled(self.model, self.pooling, given).float().cpu()
             rows = [pooled(self.model, self.pooling, tile[None]) for tile in given]
             return torch.cat(rows).float()
 
