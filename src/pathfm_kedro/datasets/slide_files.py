@@ -19,7 +19,7 @@ from kedro_datasets._typing import TablePreview
 from pathfm_kedro.datasets.parquet import table_preview
 from pathfm_kedro.datasets.paths import atomic_path
 from pathfm_kedro.engine import FileJob, FilePlan, run_each
-from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.files import LFS_POINTER, SlideFiles
 
 #: Lists what the project itself drew into the folder; a folder that holds files without it is never
 #: written to.
@@ -38,7 +38,7 @@ _NO_CSV = {
     b"\xfe\xff": f"UTF-16 text: {_SAVE}",
     b"PAR1": f"a Parquet file without its suffix: {_SAVE}",
     b"\x1f\x8b": "packed by gzip: unpack it",
-    b"version https://git-lfs": "a pointer of Git LFS in place of the file: run 'git lfs pull'",
+    LFS_POINTER: "a pointer of Git LFS in place of the file: run 'git lfs pull'",
     b"<": f"a web page or XML: download the table itself, or {_SAVE}",
     b"{": f"JSON: {_SAVE}",
     b"[": f"JSON: {_SAVE}",
