@@ -366,7 +366,21 @@ def declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[st
     return {
         "resize": "whole tile, bicubic with anti-aliasing",
         "input_pixels": spec.input_pixels or _built_for(spec) or int(declared["input_size"][-1]),
-        "mean": [float(x) for x in spec.mean or declared["mean"]],
-        "std": [float(x) for x in spec.std or declared["std"]],
+        "mean": _by_channel(spec, "mean", declared),
+        "std": _by_channel(spec, "std", declared),
         "dtype": "float32",
     }
+
+
+def _by_channel(spec: EncoderSpec, key: str, declared: Mapping[str, Any]) -> list[float]:
+    """Numbers of the entry, or as the model declares them, which somebody has written by hand."""
+    given = getattr(spec, key) or declared[key]
+    try:
+        if isinstance(given, str):
+            raise TypeError("its letters are no numbers")
+        return [float(x) for x in given]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"encoders.{spec.name}.{key} is not given, and the model declares {given!r}: write three "
+            "numbers into the entry, one for each channel"
+        ) from None
