@@ -6,7 +6,13 @@ from scipy.sparse import csr_array
 
 from pathfm_kedro.statistics import pair_bootstrap as module
 from pathfm_kedro.statistics.bootstrap import bootstrap_weights
-from pathfm_kedro.statistics.pair_bootstrap import pair_ratio, pair_variance, resampled_total
+from pathfm_kedro.statistics.pair_bootstrap import (
+    linear_draws,
+    pair_ratio,
+    pair_variance,
+    resampled_total,
+)
+from pathfm_kedro.statistics.paired_comparison import simultaneous_differences
 
 
 def counts(seed, size=12):
@@ -62,21 +68,61 @@ def test_the_interval_of_a_ratio_of_few_holds_its_truth():
         numerator, denominator = generator.poisson(rates * np.array([1.0, 0.5])[:, None, None])
         weights = bootstrap_weights(size, 100, 0)
         drawn = np.stack([resampled_total(part, weights) for part in (numerator, denominator)])
-        found = pair_ratio(numerator, denominator, drawn, 1)
+        found = pair_ratio(numerator, denominator, drawn, weights, 1)
         assert found.ci_low * found.ci_high == pytest.approx(found.value**2)
         held.append(found.ci_low <= truth <= found.ci_high)
     assert 0.91 <= np.mean(held) <= 0.99
 
 
+def test_encoders_that_share_the_design_alone_do_not_move_together():
+    """Independent counts of the pairs that count: what resampled labels move is not shared."""
+    size, weights = 24, bootstrap_weights(24, 200, 0)
+    label, center = np.arange(size) % 4, np.arange(size) // 4 % 3
+    same_label, same_center = (codes[:, None] == codes for codes in (label, center))
+    so, os = same_label & ~same_center, ~same_label & same_center
+    generator, linear, two_way, held = np.random.default_rng(0), [], [], []
+    for _ in range(150):
+        pair = []
+        for _ in range(2):
+            numerator = generator.poisson(3.0 * so).astype(float)
+            parts = numerator, numerator + generator.poisson(3.0 * os)
+            drawn = np.stack([resampled_total(part, weights) for part in parts])
+            pair.append((pair_ratio(*parts, drawn, weights, 1), drawn[0] / drawn[1]))
+        (a, of_a), (b, of_b) = pair
+        linear.append(np.corrcoef(a.draws, b.draws)[0, 1])
+        two_way.append(np.corrcoef(of_a, of_b)[0, 1])
+        (found,) = simultaneous_differences([(a, b)])
+        held.append(found.low <= 0 <= found.high)
+    assert abs(np.mean(linear)) < 0.06
+    assert np.mean(two_way) > 0.3
+    assert 0.92 <= np.mean(held) <= 0.99
+
+
+def test_draws_are_spread_as_the_jackknife_says():
+    numerator = counts(6)
+    both, weights = numerator + counts(7), bootstrap_weights(12, 20_000, 0)
+    total = both.sum()
+    without = [
+        numerator[np.ix_(kept, kept)].sum() / both[np.ix_(kept, kept)].sum()
+        for kept in (np.delete(np.arange(12), p) for p in range(12))
+    ]
+    change = np.array(without) - numerator.sum() / total
+    draws = linear_draws(numerator, both, weights)
+    assert draws[0] == pytest.approx(numerator.sum() / total - (weights[0] - 1) @ change)
+    assert draws.var() == pytest.approx(np.sum((change - change.mean()) ** 2), rel=0.05)
+
+
 def test_sparse_equals_dense():
     numerator, other = counts(4), counts(5)
     drawn = np.random.default_rng(0).uniform(1, 2, (2, 50))
-    dense = pair_ratio(numerator, numerator + other, drawn, 10)
-    sparse = pair_ratio(csr_array(numerator), csr_array(numerator + other), drawn, 10)
+    both, weights = numerator + other, bootstrap_weights(12, 50, 0)
+    dense = pair_ratio(numerator, both, drawn, weights, 10)
+    sparse = pair_ratio(csr_array(numerator), csr_array(both), drawn, weights, 10)
     assert sparse.value == pytest.approx(dense.value)
     assert (sparse.ci_low, sparse.ci_high) == pytest.approx((dense.ci_low, dense.ci_high))
+    np.testing.assert_allclose(sparse.draws, dense.draws)
 
 
 def test_nothing_below_is_no_value():
-    nothing = pair_ratio(np.zeros((5, 5)), np.zeros((5, 5)), np.zeros((2, 20)), 7)
+    nothing = pair_ratio(np.zeros((5, 5)), np.zeros((5, 5)), np.zeros((2, 20)), np.ones((20, 5)), 7)
     assert (nothing.value, nothing.ci_low, nothing.n, nothing.n_patients) == (None, None, 7, 5)

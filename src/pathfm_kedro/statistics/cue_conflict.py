@@ -330,7 +330,9 @@ def follows_morphology_minus_null(counts: CueCounts) -> Value:
 
 
 def _followed(counts: CueCounts, ratio: CueRatio) -> Value:
-    estimate = pair_ratio(ratio.morphology, ratio.cues, ratio.draws(), counts.n, most=1.0)
+    estimate = pair_ratio(
+        ratio.morphology, ratio.cues, ratio.draws(), ratio.weights, counts.n, most=1.0
+    )
     return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
 
 

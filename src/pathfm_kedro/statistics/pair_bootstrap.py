@@ -17,6 +17,13 @@ expectation at σ_g = 0, the smallest there is. The percentile interval of the t
 shrunk about the point by √(V/Var r*), which keeps its skewness. Pairs of a patient with itself
 weigh w_p, not w_p².
 
+The draws that an estimate carries, by which two encoders are compared, are those of what each patient
+adds alone, r − Σ_p (w_p − 1)(r₍₋ₚ₎ − r). Labels and centers say which pairs count
+at all: a draw with more patients of one label moves the r of every encoder alike through h_pq, and
+another cohort of as many of each does not. Two-way draws of two encoders hence correlate more than the
+encoders do (0.38 in place of 0.23 where both know nothing, 48 patients), which made the interval of
+their difference too narrow.
+
 A ratio without a largest value is skewed, the more the fewer neighbours its denominator counts, and
 the draws are more skewed than that: patients that are not drawn take all their neighbours away. Its
 interval is symmetric in log r, exp(log r ± t·√V/r) with the quantile of P − 1 degrees of freedom. In
@@ -77,7 +84,12 @@ def resampled_total(matrix: Any, weights: NDArray[np.floating]) -> Floats:
 
 
 def pair_ratio(
-    numerator: Any, denominator: Any, resampled: Floats, n: int, most: float = np.inf
+    numerator: Any,
+    denominator: Any,
+    resampled: Floats,
+    weights: Floats,
+    n: int,
+    most: float = np.inf,
 ) -> Estimate:
     """Σ numerator / Σ denominator with the corrected two-way interval (see the module).
 
@@ -87,6 +99,8 @@ def pair_ratio(
         [P, P] non-negative counts.
     resampled
         [2, draws] both sums in each bootstrap draw, from :func:`resampled_total`.
+    weights
+        [draws, P] of the bootstrap.
     n
         Queries behind the figure.
     most
@@ -97,7 +111,7 @@ def pair_ratio(
     -------
     Estimate
         Without a value where the denominator is zero; without an interval where too many draws
-        are undefined.
+        are undefined. Its draws are :func:`linear_draws`.
     """
     below, size = float(denominator.sum()), int(denominator.shape[0])
     if below == 0:
@@ -109,7 +123,32 @@ def pair_ratio(
     interval = scaled_interval(value, draws, variance, 0.0, most)
     if np.isinf(most) and value > 0 and interval[0] is not None:
         interval = log_interval(value, variance, size - 1)
-    return Estimate(value, *interval, n, size, draws)
+    return Estimate(value, *interval, n, size, linear_draws(numerator, denominator, weights))
+
+
+def linear_draws(numerator: Any, denominator: Any, weights: Floats) -> Floats:
+    """[draws] of Σ numerator / Σ denominator by what each patient adds alone (see the module).
+
+    Parameters
+    ----------
+    numerator, denominator
+        [P, P] counts.
+    weights
+        [draws, P] how often each patient is resampled.
+
+    Examples
+    --------
+    Both count what the labels allow, and so does any encoder: no draw moves.
+
+    >>> pairs = np.kron(1 - np.eye(2), np.ones((2, 2)))
+    >>> linear_draws(pairs, np.ones((4, 4)), np.array([[4.0, 0, 0, 0], [1, 1, 2, 0]])).tolist()
+    [0.5, 0.5]
+    """
+    below, size = float(denominator.sum()), int(denominator.shape[0])
+    value, shares = float(numerator.sum()) / below, _both_roles(denominator) / below
+    added = _both_roles(numerator) / below - value * shares
+    change = added / np.maximum(1 - shares, 1 / size)
+    return cast(Floats, value + np.vecdot(weights, change) - change.sum())
 
 
 def scaled_interval(

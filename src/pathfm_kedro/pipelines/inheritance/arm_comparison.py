@@ -291,7 +291,7 @@ def _robustness_index(arm: PatientStatistics) -> Value:
     drawn = np.stack([resampled_total(so, weights), resampled_total(so + os, weights)])
     k, seeds = getattr(arm.parameters, "k", 1), pairs["seed"].n_unique()
     n = int(pairs["n_tiles"].sum()) // (k * seeds)
-    return Value(pair_ratio(so, so + os, drawn, n, 1.0))
+    return Value(pair_ratio(so, so + os, drawn, weights, n, 1.0))
 
 
 def _cue_conflict(p: ArmParameters, arm: PatientStatistics) -> Value:

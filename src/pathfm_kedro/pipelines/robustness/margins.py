@@ -485,7 +485,7 @@ class WeightedIndex:
             sums = np.stack([resampled[0], resampled[0] + resampled[1]])
             # Patients that meet no neighbour of either kind carry nothing of the figure.
             carry = int((np.asarray((so + os).sum(axis=1)) > 0).sum())
-            out[k] = replace(pair_ratio(so, so + os, sums, found.n, 1.0), n_patients=carry)
+            out[k] = replace(pair_ratio(so, so + os, sums, weights, found.n, 1.0), n_patients=carry)
         return out
 
     @cached_property

@@ -381,17 +381,23 @@ class MeasuredDesign:
     @cached_property
     def indices(self) -> dict[int, dict[str, Estimate]]:
         """Estimates of ri and ri_ratio at each k."""
-        found, n = self.neighbours, self.neighbours.n
-        resampled = found.resampled(self.weights)
+        found, n, weights = self.neighbours, self.neighbours.n, self.weights
+        resampled = found.resampled(weights)
         ss, so, os = (found.matrix(np.zeros(len(found.band), dtype=np.bool_)) for _ in range(3))
         out = {}
         bands = zip(self.k_grid, found.by_band(SS, SO, OS), resampled, strict=True)
         for k, more, (ss_drawn, so_drawn, os_drawn) in bands:
             ss, so, os = ss + more[0], so + more[1], os + more[2]
             out[k] = {
-                "ri": pair_ratio(so, so + os, np.stack([so_drawn, so_drawn + os_drawn]), n, 1.0),
+                "ri": pair_ratio(
+                    so, so + os, np.stack([so_drawn, so_drawn + os_drawn]), weights, n, 1.0
+                ),
                 "ri_ratio": pair_ratio(
-                    ss + so, ss + os, np.stack([ss_drawn + so_drawn, ss_drawn + os_drawn]), n
+                    ss + so,
+                    ss + os,
+                    np.stack([ss_drawn + so_drawn, ss_drawn + os_drawn]),
+                    weights,
+                    n,
                 ),
             }
         return out
