@@ -8,7 +8,13 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
-from pathfm_kedro.estimate.estimate import ARMS, estimate, estimate_lines, networks_of_arms
+from pathfm_kedro.estimate.estimate import (
+    ARMS,
+    estimate,
+    estimate_lines,
+    networks_of_arms,
+    with_presets,
+)
 from pathfm_kedro.estimate.passes import passes_per_tile, tiles_of_same_tissue
 from pathfm_kedro.estimate.sizes import CohortSize, cohort_size
 from pathfm_kedro.estimate.speed import Speed, recorded_speed, tried_small_network, tried_speed
@@ -115,6 +121,16 @@ def test_hours_and_gigabytes_are_plain_arithmetic(parameters):
     assert on_gpu.hours == pytest.approx(4)
     given["embed"] = {"dtype": "float16"}
     assert estimate(given, size, {"e": speed})[0].gigabytes == pytest.approx(0.0144)
+
+
+def test_an_encoder_that_is_named_by_its_preset_alone_is_one_by_its_model(parameters):
+    """Such entries have no `model` of their own: the run ended before its first slide."""
+    short = with_presets(only(parameters, a={"preset": "uni2_h"}, left_out=None))
+    long = only(parameters, a=short["encoders"]["a"], left_out=None)
+    size = size_of(10, 10, 2, 2560)
+    assert estimate_lines(short, size, {}) == estimate_lines(long, size, {})
+    with pytest.raises(ValueError, match=r"encoders\.a\.preset"):
+        with_presets(only(parameters, a={"preset": "uni3"}))
 
 
 def test_before_tiles_are_cut_typical_ones_are_assumed_and_told(parameters):

@@ -254,7 +254,12 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
-    from pathfm_kedro.estimate.estimate import estimate_lines, is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import (
+        estimate_lines,
+        is_timed,
+        networks_of_arms,
+        with_presets,
+    )
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
     root = project_root()
@@ -263,14 +268,16 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     session = KedroSession.create(root, env=name, runtime_params=given)
     with session:
         context = session.load_context()
-        catalog, parameters = context.catalog, context.params
-        found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
+        catalog, written = context.catalog, context.params
+        found = known_size(catalog, written)
     if found is None:
         raise click.ClickException(
             f"the manifest of cohort {name} is not there: correct 'manifest' in "
             f"conf/{name}/globals.yml"
         )
     try:
+        parameters = with_presets(written)
+        speeds = known_speeds(catalog, parameters)
         if trial:
             speeds = _tried(parameters, found, speeds)
         lines = estimate_lines(parameters, found, speeds)

@@ -241,9 +241,9 @@ class SizeHooks:
     @staticmethod
     def _say_estimate(catalog: CatalogProtocol[Any, Any]) -> None:
         """One line for the cohort and one for each encoder."""
-        from pathfm_kedro.estimate.estimate import estimate_lines
+        from pathfm_kedro.estimate.estimate import estimate_lines, with_presets
 
-        parameters = catalog.load("parameters")
+        parameters = with_presets(catalog.load("parameters"))
         size = known_size(catalog, parameters)
         if size is not None:
             speeds = known_speeds(catalog, parameters)

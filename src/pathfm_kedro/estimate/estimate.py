@@ -15,6 +15,7 @@ from typing import Any
 
 from pathfm_kedro.cohorts import harmonised_bases
 from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.encoders.presets import expanded
 from pathfm_kedro.estimate.passes import attacks_on, work_on_pixels
 from pathfm_kedro.estimate.sizes import CohortSize
 from pathfm_kedro.estimate.speed import Speed
@@ -200,6 +201,19 @@ def _hours(passes: int, speed: Speed, parameters: Mapping[str, Any]) -> float | 
 
 def _gigabytes(vectors: int, speed: Speed) -> float | None:
     return None if speed.dimension is None else vectors * speed.dimension * _FLOAT32 / 1e9
+
+
+def with_presets(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A cohort's parameters, each encoder's entry with what its preset stands for.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset, or it cannot be loaded by name alone.
+    """
+    entries = parameters["encoders"].items()
+    written_out = {k: v if v is None else expanded(k, v) for k, v in entries}
+    return {**parameters, "encoders": written_out}
 
 
 def _entries(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
