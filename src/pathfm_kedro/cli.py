@@ -130,7 +130,8 @@ def new(
         sync_stages(root)
     else:
         summary = _take_in(manifest, folder, features, size or "standard", layout)
-    first = "" if features else f" name your encoders in conf/{name}/parameters_encoders.yml, then"
+    entries = f"conf/{name}/parameters_encoders.yml"
+    first = "" if features else f" name your encoders in {entries} (see kedro encoders list), then"
     click.echo(
         f"conf/{name}/ written: {summary}\n"
         f"Next:{first}\n"
