@@ -218,7 +218,7 @@ def fleiss_kappa(answers: TripletAnswers, draws: int, seed: int) -> Estimate:
     n_readers = len(chosen)
     if n_readers < 2:
         raise Undefined("one reader has nobody to agree with: ask a second")
-    shared = (chosen > 0).all(axis=0)
+    shared = np.asarray((chosen > 0).all(axis=0))
     if not shared.any():
         raise Undefined("no triplet was decided by all readers: let them answer the same triplets")
     first = (chosen[:, shared] == int(FIRST)).sum(axis=0)
