@@ -276,9 +276,7 @@ def probe_accuracy(correct: Floats, tested: Floats, weights: Floats) -> Estimate
     value = float(balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)))
     draws = balanced_accuracy(weights @ correct, weights @ tested)
     interval = widened_interval(value, draws, (0.0, 1.0))
-    return exact_without_spread(
-        Estimate(value, *interval, int(tested.sum()), len(tested), draws)
-    )
+    return exact_without_spread(Estimate(value, *interval, int(tested.sum()), len(tested), draws))
 
 
 def widened_interval(

@@ -156,6 +156,7 @@ def test_an_arm_that_knows_is_better_and_one_that_knows_nothing_undecidable(foun
     )
     assert knows["ci_low"] > 0
     assert "better, with the whole interval" in knows["reason"]
+    assert not knows["caveat"]
     assert nothing["ci_low"] <= 0 <= nothing["ci_high"]
     assert "undecidable" in nothing["reason"]
 
@@ -168,7 +169,7 @@ def test_what_stands_every_view_and_reads_nothing_is_undecidable():
     stands = row(found, "difference", arm="simclr", against="random", of="rotation")
     assert stands["ci_low"] > 0
     assert stands["reason"].startswith("undecidable: better")
-    assert "reads the label no better" in stands["reason"]
+    assert "reads the label no better" in stands["caveat"]
 
 
 def test_vectors_without_knowledge_lie_at_chance():

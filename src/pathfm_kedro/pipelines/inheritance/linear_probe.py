@@ -48,8 +48,8 @@ from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 METRIC = "balanced_accuracy"
 #: Why a probe may lie below what a guess reaches.
 _BELOW_CHANCE = (
-    "below a guess, which is no knowledge: who is tested is missing from those who train, so that among "
-    "vectors that do not tell the classes apart the tested one's class is the rarer"
+    "below a guess, which is no knowledge: who is tested is missing from those who train, so that "
+    "among vectors that do not tell the classes apart the tested one's class is the rarer"
 )
 #: What is read from the vectors.
 TARGETS = ("label", "center")
