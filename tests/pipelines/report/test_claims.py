@@ -41,4 +41,4 @@ def test_a_figure_without_a_caveat_decides() -> None:
 def test_what_no_verdict_may_rest_on_decides_no_claim(changes, why) -> None:
     found = cell(**changes)
     assert found.held == "undecided"
-    assert why in found.figure
+    assert why in found.why

@@ -19,11 +19,12 @@ NOT_MEASURED = "not measured in this audit"
 
 @dataclass(frozen=True)
 class ClaimCell:
-    """One encoder's figure, whether the claim held, and the figure alone."""
+    """One encoder's figure, whether the claim held, the figure alone, and why nothing is decided."""
 
     figure: str
     held: str
     short: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _cell(row: Row | None, figure: ClaimFigure) -> ClaimCell:
         return ClaimCell(str(row["reason"]), "not measured")
     shown = marked_interval(row)
     if why := _why_undecided(row, figure.criterion):
-        return ClaimCell(f"{shown}: {why}", "undecided", short_value(row))
+        return ClaimCell(shown, "undecided", short_value(row), why)
     if row["ci_low"] is None or row["ci_high"] is None:
         held = "no interval" if figure.criterion else ""
     else:
