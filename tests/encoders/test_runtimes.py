@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,13 @@ from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder, stre
 from pathfm_kedro.encoders import runtimes as runtimes_module
 from pathfm_kedro.encoders.controls import CONTROLS
 from pathfm_kedro.encoders.entry_checks import RUNTIMES
-from pathfm_kedro.encoders.runtimes import ExportError, cuda_batch, onnx_session, place
+from pathfm_kedro.encoders.runtimes import (
+    CUDA_BATCHES,
+    ExportError,
+    cuda_batch,
+    onnx_session,
+    place,
+)
 from pathfm_kedro.encoders.stream import one_ahead
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
@@ -167,11 +174,33 @@ def test_a_gpu_gives_what_the_cpu_gives(precision, tiles):
     np.testing.assert_allclose(there, here, atol=bound * np.abs(here).max())
 
 
+def test_batches_of_a_gpu_are_filled_up_and_computed_by_threads_of_its_own(tiles):
+    """The CPU stands for a GPU: its threads alone are played."""
+    here = load_torch_encoder(small(runtime="eager", device="cpu"))
+    threads, sizes, full = set(), set(), threading.Barrier(CUDA_BATCHES, timeout=30)
+
+    def run(batch):
+        threads.add(threading.get_ident())
+        sizes.add(len(batch))
+        full.wait()
+        return here.run(batch)
+
+    with ThreadPoolExecutor(CUDA_BATCHES) as gpu, ThreadPoolExecutor(3 * CUDA_BATCHES) as pool:
+        there = replace(here, run=run, gpu=gpu)
+        found = list(pool.map(there.forward, [torch.from_numpy(tiles)] * 3 * CUDA_BATCHES))
+        with pytest.raises(ZeroDivisionError):
+            replace(there, run=lambda _: 1 / 0).forward(torch.from_numpy(tiles))
+    assert len(threads) == CUDA_BATCHES
+    assert sizes == {2 * here.batch_size}
+    assert all(np.array_equal(vectors, here.embed(tiles)) for vectors in found)
+
+
 @given(weights=st.integers(1, 10_000), free=st.integers(1, 10**7))
-def test_a_gpu_batch_stays_within_half_of_the_free_memory(weights, free):
+def test_a_gpu_s_batches_stay_within_half_of_the_free_memory(weights, free):
     size = cuda_batch(lambda tiles: tiles * weights, free)
-    assert size == 8 or size * weights <= free / 2
-    assert size == 512 or 2 * size * weights > free / 2
+    at_work = CUDA_BATCHES * size * weights
+    assert size == 8 or at_work <= free / 2
+    assert size == 512 or 2 * at_work > free / 2
 
 
 def test_the_baseline_is_not_chosen_by_a_machine_s_speed():

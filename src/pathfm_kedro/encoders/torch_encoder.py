@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from pathfm_kedro.encoders.fingerprints import digest_of_architecture, digest_of
 from pathfm_kedro.encoders.published import at_hand
 from pathfm_kedro.encoders.runtimes import (
     CPU_BATCH,
+    CUDA_BATCHES,
     ExportError,
     Forward,
     OnnxForward,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Raised with any change of what is computed from the same weights.
 _REVISION = "3"
+#: Sizes of a GPU's batches are multiples of this, or of the batch where that is smaller.
+_CUDA_STEP = 64
 
 
 @dataclass
@@ -156,8 +160,9 @@ class TorchEncoder:
     device: str
     fingerprint: str
     batch_size: int
-    #: A GPU works on one batch at a time, so that memory does not grow with the number of threads.
-    turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    #: A GPU's batches are computed by threads of its own: memory does not grow with the number of those
+    #: that ask, and cuDNN, which plans a convolution anew in every thread, plans it a few times.
+    gpu: Executor | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -193,13 +198,19 @@ class TorchEncoder:
 
     def forward(self, staged: torch.Tensor) -> Vectors:
         """[n, d] float32 of what :meth:`stage` gave."""
+        if self.gpu is None:
+            return self.run(staged).numpy()
+        return self.gpu.submit(self._on_gpu, staged).result()
+
+    def _on_gpu(self, staged: torch.Tensor) -> Vectors:
+        """A batch, filled up so that there are few sizes for which a GPU must plan."""
         import torch
 
-        if self.device == "cpu":
-            return self.run(staged).numpy()
-        with self.turn, torch.inference_mode():
-            batch = self.network.prepared(staged.to(self.device, non_blocking=True))
-            return self.run(batch).numpy()
+        missing = -len(staged) % min(self.batch_size, _CUDA_STEP)
+        with torch.inference_mode():
+            given = staged.to(self.device, non_blocking=True)
+            full = torch.nn.functional.pad(given, (0, 0, 0, 0, 0, 0, 0, missing))
+            return self.run(self.network.prepared(full))[: len(staged)].numpy()
 
     def prepare(self, tiles: Pixels) -> torch.Tensor:
         """float32 [n, 3, side, side] in channels-last memory, normalised, on the CPU."""
@@ -233,10 +244,24 @@ def load_torch_encoder(spec: EncoderSpec) -> TorchEncoder:
             f"encoders.{spec.name}.runtime is 'onnxruntime', which cannot have this model ({error}): "
             "give auto or channels_last"
         ) from error
-    encoder = TorchEncoder(
-        network, run, device, fingerprint_of(network, spec, runtime, precision), CPU_BATCH
-    )
+    fingerprint = fingerprint_of(network, spec, runtime, precision)
+    encoder = TorchEncoder(network, run, device, fingerprint, CPU_BATCH, _threads_of(device))
     return replace(encoder, batch_size=_batch_size(spec, encoder))
+
+
+def _threads_of(device: str) -> Executor | None:
+    """Those of a GPU, each with a stream of its own; none for a CPU."""
+    import torch
+
+    if device == "cpu":
+        return None
+    # Weights came by another stream, which these do not wait for.
+    torch.cuda.synchronize()
+    return ThreadPoolExecutor(
+        CUDA_BATCHES,
+        thread_name_prefix="gpu",
+        initializer=lambda: torch.cuda.set_stream(torch.cuda.Stream()),  # type: ignore[no-untyped-call]
+    )
 
 
 def fingerprint_of(network: Network, spec: EncoderSpec, runtime: str, precision: str) -> str:
@@ -336,7 +361,21 @@ def declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[st
     return {
         "resize": "whole tile, bicubic with anti-aliasing",
         "input_pixels": spec.input_pixels or _built_for(spec) or int(declared["input_size"][-1]),
-        "mean": [float(x) for x in spec.mean or declared["mean"]],
-        "std": [float(x) for x in spec.std or declared["std"]],
+        "mean": _by_channel(spec, "mean", declared),
+        "std": _by_channel(spec, "std", declared),
         "dtype": "float32",
     }
+
+
+def _by_channel(spec: EncoderSpec, key: str, declared: Mapping[str, Any]) -> list[float]:
+    """Numbers of the entry, or as the model declares them, which somebody has written by hand."""
+    given = getattr(spec, key) or declared[key]
+    try:
+        if isinstance(given, str):
+            raise TypeError("its letters are no numbers")
+        return [float(x) for x in given]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"encoders.{spec.name}.{key} is not given, and the model declares {given!r}: write three "
+            "numbers into the entry, one for each channel"
+        ) from None
