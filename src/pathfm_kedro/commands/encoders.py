@@ -331,7 +331,7 @@ def _rows_of(preset: Preset) -> list[tuple[str, str]]:
         ("tile encoder", preset.tile_encoder),
         ("precision", preset.precision),
         ("hub", where or preset.download),
-        ("weights", preset.weights or preset.entry.get("weights")),
+        ("weights", preset.file),
         ("SHA-256", preset.sha256 or preset.entry.get("sha256")),
         ("cached", _yes(_cached(preset))),
         ("DOI", preset.doi),
@@ -358,10 +358,7 @@ def _cached(preset: Preset) -> bool | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    named = (
-        preset.entry.get("weights") or str(preset.entry.get("checkpoint", "")).rpartition("/")[2]
-    )
-    names = [named] if named else ["model.safetensors", "pytorch_model.bin"]
+    names = [preset.file] if preset.file else ["model.safetensors", "pytorch_model.bin"]
     return any(
         isinstance(
             try_to_load_from_cache(preset.repository, name, revision=preset.pinned or None), str

@@ -78,6 +78,18 @@ class Preset:
         return self.revision or self._source.partition("@")[2].partition("/")[0]
 
     @property
+    def file(self) -> str:
+        """Name of the file of weights; empty where none is stated.
+
+        Examples
+        --------
+        >>> read_presets()["gpfm"].file
+        'GPFM.pth'
+        """
+        named = self.weights or self.entry.get("weights") or self.entry.get("checkpoint")
+        return str(named or "").rpartition("/")[2]
+
+    @property
     def _source(self) -> str:
         return str(self.entry.get("checkpoint") or self.entry.get("model") or "")
 

@@ -204,7 +204,9 @@ def _unreadable(error: Exception) -> str:
             "arrays: download it again, or save model.state_dict() by torch.save or safetensors"
         )
     if "TorchScript" in str(error):
-        return "it is a TorchScript archive: give torchscript:<file> as the model, without checkpoint"
+        return (
+            "it is a TorchScript archive: give torchscript:<file> as the model, without checkpoint"
+        )
     return f"it is cut short or no file of weights ({one_line(error, 100)}): download it again"
 
 

@@ -95,9 +95,7 @@ def _from_hub(spec: EncoderSpec, name: str) -> Path:
     ) from problem
 
 
-def hub_problem(
-    error: BaseException, spec: EncoderSpec, repository: str = ""
-) -> ValueError | None:
+def hub_problem(error: BaseException, spec: EncoderSpec, repository: str = "") -> ValueError | None:
     """What the hub's client ran into in one sentence with its mend; None where it is something else.
 
     Parameters
