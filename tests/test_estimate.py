@@ -12,6 +12,7 @@ from pathfm_kedro.estimate.estimate import ARMS, estimate, estimate_lines, netwo
 from pathfm_kedro.estimate.passes import passes_per_tile, tiles_of_same_tissue
 from pathfm_kedro.estimate.sizes import CohortSize, cohort_size
 from pathfm_kedro.estimate.speed import Speed, recorded_speed, tried_small_network, tried_speed
+from pathfm_kedro.hooks import known_speeds
 from pathfm_kedro.pipelines.inheritance.adaptation_fits import plan_adaptation
 from pathfm_kedro.pipelines.inheritance.noise_arms import plan_noise_arms
 from pathfm_kedro.pipelines.inheritance.pretext_tasks import plan_pretext_tasks
@@ -147,6 +148,17 @@ def test_a_trial_now_knows_speed_and_dimension():
     assert found.dimension == 12
     assert found.seconds > 0
     assert "now" in found.basis
+
+
+def test_a_preset_is_all_that_is_written_and_its_dimension_is_known(parameters):
+    from kedro.io import DataCatalog
+
+    given = only(parameters, uni2_h={"preset": "uni2_h"})
+    speeds = known_speeds(DataCatalog({}), given)
+    assert speeds["uni2_h"].dimension == 1536
+    lines = estimate_lines(given, size_of(48, 48, 3, 1091), speeds, by_experiment=False)
+    assert "hours not known yet" in lines[1]
+    assert "GB" in lines[1]
 
 
 def test_lines_say_what_is_not_known_and_put_controls_apart(parameters):

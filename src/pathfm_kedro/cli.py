@@ -254,7 +254,12 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
-    from pathfm_kedro.estimate.estimate import estimate_lines, is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import (
+        entries_of,
+        estimate_lines,
+        is_timed,
+        networks_of_arms,
+    )
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
     root = project_root()
@@ -281,7 +286,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     for line in too_small_checks(parameters, found.patients):
         click.echo(line)
     untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
-    if arms or any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+    entries = entries_of(parameters)
+    if arms or any(is_timed(entries[encoder]) for encoder in untimed):
         click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
 
 
@@ -289,13 +295,13 @@ def _tried(
     parameters: Mapping[str, Any], size: CohortSize, speeds: Mapping[str, Speed]
 ) -> dict[str, Speed]:
     """Speeds with those of networks that have none yet, timed now."""
-    from pathfm_kedro.estimate.estimate import is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import entries_of, is_timed, networks_of_arms
     from pathfm_kedro.estimate.speed import tried_small_network, tried_speed
 
     pixels, side = int(parameters["tile"]["pixels"]), int(parameters["arms"]["side"])
-    found = dict(speeds)
+    found, entries = dict(speeds), entries_of(parameters)
     for name, speed in speeds.items():
-        entry = parameters["encoders"][name]
+        entry = entries[name]
         if speed.seconds is None and is_timed(entry):
             found[name] = tried_speed(name, entry, speed, pixels)
     small = networks_of_arms(parameters, size)

@@ -210,6 +210,21 @@ def expanded(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return taken
 
 
+def published_dimension(entry: Mapping[str, Any]) -> int | None:
+    """Of the vectors of an entry whose pooling is its preset's; None where nobody says.
+
+    Examples
+    --------
+    >>> published_dimension({"preset": "uni2_h"}), published_dimension({"model": "timm:resnet18"})
+    (1536, None)
+    """
+    if "preset" not in entry:
+        return None
+    preset = find_preset(entry["preset"])
+    published = preset.entry.get("pooling", "default")
+    return preset.dimension if entry.get("pooling", published) == published else None
+
+
 def _refuse_unreachable(preset: Preset, own: Mapping[str, Any], where: str) -> None:
     if not preset.entry:
         made = "slide vectors" if preset.slide_level else "features"

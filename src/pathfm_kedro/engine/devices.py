@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def visible_devices() -> list[str]:
     """CUDA devices that PyTorch finds, as ``CUDA_VISIBLE_DEVICES`` names them.
 
-    None where PyTorch was not loaded: before there is an encoder, as while slides are tiled, nothing runs
-    on a GPU, and a process for each slide is the better use of the machine.
+    None where PyTorch was not loaded: before there is an encoder, as while slides are tiled, nothing
+    runs on a GPU, and a process for each slide is the better use of the machine.
     """
     torch = sys.modules.get("torch")
     if torch is None:
