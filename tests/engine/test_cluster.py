@@ -218,6 +218,7 @@ def test_a_cluster_is_started_by_the_name_of_its_class():
     assert [o.result for o in outcomes] == ["named"]
 
 
+@pytest.mark.slow
 def test_each_of_several_gpus_has_a_worker_that_sees_no_other(monkeypatch):
     from distributed import Client
 
