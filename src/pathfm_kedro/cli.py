@@ -256,10 +256,10 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     from kedro.framework.session import KedroSession
 
     from pathfm_kedro.estimate.estimate import (
+        entries_of,
         estimate_lines,
         is_timed,
         networks_of_arms,
-        with_presets,
     )
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
@@ -269,15 +269,14 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     session = KedroSession.create(root, env=name, runtime_params=given)
     with session:
         context = session.load_context()
-        catalog, written = context.catalog, context.params
-        found = known_size(catalog, written)
+        catalog, parameters = context.catalog, context.params
+        found = known_size(catalog, parameters)
     if found is None:
         raise click.ClickException(
             f"the manifest of cohort {name} is not there: correct 'manifest' in "
             f"conf/{name}/globals.yml"
         )
     try:
-        parameters = with_presets(written)
         speeds = known_speeds(catalog, parameters)
         if trial:
             speeds = _tried(parameters, found, speeds)
@@ -289,7 +288,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     for line in too_small_checks(parameters, found.patients):
         click.echo(line)
     untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
-    if arms or any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+    entries = entries_of(parameters)
+    if arms or any(is_timed(entries[encoder]) for encoder in untimed):
         click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
 
 
@@ -297,13 +297,13 @@ def _tried(
     parameters: Mapping[str, Any], size: CohortSize, speeds: Mapping[str, Speed]
 ) -> dict[str, Speed]:
     """Speeds with those of networks that have none yet, timed now."""
-    from pathfm_kedro.estimate.estimate import is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import entries_of, is_timed, networks_of_arms
     from pathfm_kedro.estimate.speed import tried_small_network, tried_speed
 
     pixels, side = int(parameters["tile"]["pixels"]), int(parameters["arms"]["side"])
-    found = dict(speeds)
+    found, entries = dict(speeds), entries_of(parameters)
     for name, speed in speeds.items():
-        entry = parameters["encoders"][name]
+        entry = entries[name]
         if speed.seconds is None and is_timed(entry):
             found[name] = tried_speed(name, entry, speed, pixels)
     small = networks_of_arms(parameters, size)
