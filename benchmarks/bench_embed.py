@@ -1,12 +1,19 @@
 """Time the runtimes of encoders, and the embed pipeline beside a bare loop of the same encoder.
 
     python benchmarks/bench_embed.py --slides 16 --repeat 3
+    python benchmarks/bench_embed.py --device cuda
 
 The first table has one row per encoder and runtime: preprocessing and forward pass over tiles already
 in memory, by as many threads as the pipeline has workers. Then the pipeline with each encoder is timed
 beside that same loop. The pipeline also opens slides, decodes and resizes tiles, hashes, writes shards
 and keeps its books; the loop does none of that. What is compared is timed in turns, so that a machine
 whose speed drifts treats it alike; by processor time too, which other work on the machine moves less.
+Reading alone, by all workers, is timed as well: the pipeline can be no faster than the slower of both.
+
+With ``--device cuda`` the networks compute in bfloat16, ViT-L/16 (random weights) among them. Slides
+are larger there, of JPEG tiles like a scanner's, and are read as they were scanned, by all cores.
+Printed too: the bare loop by size of batch, whether vectors by several threads equal those by one, and
+what the trial of runtimes would choose.
 """
 
 from __future__ import annotations
@@ -16,10 +23,10 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +36,7 @@ import torch
 from kedro.io.core import Version
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.bench_memory import defaults
+from benchmarks.bench_memory import MPP, defaults, write_cohort
 from benchmarks.timing import Taken, in_turns, spent
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.datasets.slide_files import SlideFilesDataset
@@ -38,12 +45,13 @@ from pathfm_kedro.encoders.base import Encoder, Pixels
 from pathfm_kedro.encoders.entry_checks import RUNTIMES
 from pathfm_kedro.encoders.torch_encoder import TorchEncoder, load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
+from pathfm_kedro.engine.settings import available_cores
 from pathfm_kedro.pipelines.embed.embedding import plan_embedding
 from pathfm_kedro.pipelines.ingest.description import describe_slides
 from pathfm_kedro.pipelines.ingest.drawing import draw_phantom
 from pathfm_kedro.pipelines.ingest.manifest import check_manifest
 from pathfm_kedro.pipelines.tile.tiles import cut_tiles
-from pathfm_kedro.slides.fields import slide_fields
+from pathfm_kedro.slides.fields import TileFields, slide_fields
 from pathfm_kedro.slides.files import SlideFiles
 from pathfm_kedro.slides.kept_pixels import KEPT
 
@@ -56,8 +64,17 @@ VIT: dict[str, Any] = {
     "model_kwargs": {"img_size": 518, "dynamic_img_size": True, "depth": 8, "final_norm": False},
 }
 VIT_WEIGHTS = "weights/vits14_imgfocus_depth8_fp16.safetensors"
+#: An architecture without its weights: as fast as with them.
+RANDOM: dict[str, Any] = {"pretrained": False, "seed": 0}
+VIT_LARGE: dict[str, Any] = {"model": "timm:vit_large_patch16_224", "device": "cpu", **RANDOM}
+#: A transformer gains nothing by onnxruntime.
+LAYOUT = "channels_last"
 #: Tiles of a timed pass over each runtime.
 _TILES = 64
+#: Side in px of a slide that a GPU is fed from: room for the 256 tiles that are taken of a slide.
+_GPU_SLIDE = (10_000, 8_000)
+#: Batches of which the bare loop on a GPU is timed.
+_GPU_BATCHES = (32, 64, 128, 256, 512)
 
 
 def loop(encoder: Encoder, pixels: Pixels, threads: int) -> None:
@@ -110,12 +127,22 @@ class Cohort:
     parameters: dict[str, Any]
     engine: dict[str, Any]
 
-    def batches(self, size: int) -> Iterator[Pixels]:
-        """Tiles of all slides, read now."""
+    @cached_property
+    def pixels(self) -> Pixels:
+        """Tiles of all slides in memory."""
+        return np.concatenate(self.read(_TILES))
+
+    def read(self, size: int) -> list[Pixels]:
+        """Tiles of all slides, read now by as many threads as there are workers."""
         KEPT.clear()
         pixels = int(self.parameters["tile"]["pixels"])
-        for _, fields in slide_fields(self.slides, self.tiles, self.files, pixels):
-            yield from (batch for batch, _ in fields.batches(size))
+        found = slide_fields(self.slides, self.tiles, self.files, pixels)
+
+        def batches(fields: TileFields) -> list[Pixels]:
+            return [tiles for tiles, _ in fields.batches(size)]
+
+        with ThreadPoolExecutor(int(self.engine["workers"])) as pool:
+            return [b for some in pool.map(batches, [own for _, own in found]) for b in some]
 
 
 def draw_cohort(root: Path, n_slides: int, threads: int) -> Cohort:
@@ -125,20 +152,42 @@ def draw_cohort(root: Path, n_slides: int, threads: int) -> Cohort:
     plan, manifest = draw_phantom(parameters["phantom"], engine)
     store = SlideFilesDataset(filepath=str(root / "raw"))
     store.save(type(plan)(plan.jobs[:n_slides], plan.engine, plan.title))
-    files = store.load()
-    kept = check_manifest(manifest.head(n_slides))
-    slides = describe_slides(kept, files, parameters["ingest"], engine)
+    return tiled(root, manifest.head(n_slides), store.load(), parameters, engine)
+
+
+def draw_scans(root: Path, n_slides: int, threads: int) -> Cohort:
+    """So many slides of JPEG tiles, cut at the magnification that they have."""
+    parameters = defaults()
+    parameters["tile"] |= {"mpp": MPP}
+    manifest = write_cohort(root / "raw", {f"s{i:04d}": _GPU_SLIDE for i in range(n_slides)})
+    engine = {"workers": threads, "max_failed_share": 0.0}
+    return tiled(root, manifest, SlideFiles(root / "raw"), parameters, engine)
+
+
+def tiled(
+    root: Path,
+    manifest: pl.DataFrame,
+    files: SlideFiles,
+    parameters: dict[str, Any],
+    engine: dict[str, Any],
+) -> Cohort:
+    """Slides of a manifest, described and tiled."""
+    slides = describe_slides(check_manifest(manifest), files, parameters["ingest"], engine)
     tiles, _ = cut_tiles(slides, files, parameters["tile"], engine)
     return Cohort(root, slides, tiles, files, parameters, engine)
 
 
-def compare_with_pipeline(cohort: Cohort, name: str, entry: dict[str, Any], repeat: int) -> None:
+def compare_with_pipeline(
+    cohort: Cohort,
+    name: str,
+    entry: dict[str, Any],
+    record: dict[str, Any],
+    repeat: int,
+) -> None:
     """Print throughput of the pipeline, of the bare loop, their ratio, and where the rest goes."""
-    spec = EncoderSpec.from_parameters(name, entry)
-    record = RuntimeTrial(spec).record()
-    encoder = load_torch_encoder(spec.with_runtime(record))
-    threads = int(cohort.engine["workers"])
-    pixels = np.concatenate(list(cohort.batches(encoder.batch_size)))
+    encoder = load_torch_encoder(EncoderSpec.from_parameters(name, entry).with_runtime(record))
+    threads, size = int(cohort.engine["workers"]), encoder.batch_size
+    pixels = cohort.pixels
     count = iter(range(10_000))
 
     def pipeline() -> None:
@@ -154,52 +203,98 @@ def compare_with_pipeline(cohort: Cohort, name: str, entry: dict[str, Any], repe
             )
         )  # fmt: skip
 
-    works = {"pipeline": pipeline, "bare": partial(loop, encoder, pixels, threads)}
-    turns = warmed(works, repeat)
+    bare = partial(loop, encoder, pixels, threads)
+    works = {"pipeline": pipeline, "bare": bare, "read": partial(cohort.read, size)}
+    print(
+        f"{len(pixels)} tiles of {len(cohort.slides)} slides, {name} by {record['runtime']} in "
+        f"{record['precision']} on {record['device']}, batches of {size}, {threads} workers"
+    )
+    report(warmed(works, repeat), len(pixels), milliseconds_of_parts(encoder, pixels))
+    if encoder.device == "cuda":
+        report_gpu(encoder, pixels)
+
+
+def report(turns: dict[str, list[Taken]], n: int, parts: dict[str, float]) -> None:
+    """Print throughput, ratios and where the time of processors goes."""
     wall = {work: [one.clock for one in times] for work, times in turns.items()}
     processor = {work: [one.processors for one in times] for work, times in turns.items()}
-    n = len(pixels)
-    print(f"{n} tiles of {len(cohort.slides)} slides, {name} by {spec.runtime}, {threads} workers")
-    for work, label in (("pipeline", "pipeline "), ("bare", "bare loop")):
+    for work, label in (("pipeline", "pipeline "), ("bare", "bare loop"), ("read", "reading  ")):
         print(f"{label} {n / statistics.median(wall[work]):7.1f} tiles/s")
-    print(f"throughput of the pipeline / bare loop: {ratio(wall)}")
-    print(f"processor time of the bare loop / pipeline: {ratio(processor)}")
-    parts = milliseconds_of_parts(cohort, encoder, pixels)
-    parts["pipeline, all"] = 1000 * statistics.median(processor["pipeline"]) / n
+    wall["slower"] = [max(pair) for pair in zip(wall["bare"], wall["read"], strict=True)]
+    print(f"throughput of the pipeline / bare loop: {ratio(wall, 'bare')}")
+    print(f"throughput of the pipeline / slower of bare loop and reading: {ratio(wall, 'slower')}")
+    print(f"processor time of the bare loop / pipeline: {ratio(processor, 'bare')}")
+    for work, label in (("read", "reading"), ("pipeline", "pipeline, all")):
+        parts[label] = 1000 * statistics.median(processor[work]) / n
     print("processor ms a tile: " + ", ".join(f"{part} {ms:.2f}" for part, ms in parts.items()))
 
 
-def ratio(times: dict[str, list[float]]) -> str:
-    """Median and range of bare loop over pipeline, turn by turn."""
-    found = [b / p for p, b in zip(times["pipeline"], times["bare"], strict=True)]
+def ratio(times: dict[str, list[float]], beside: str) -> str:
+    """Median and range of what stands beside over pipeline, turn by turn."""
+    found = [b / p for p, b in zip(times["pipeline"], times[beside], strict=True)]
     return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
-def milliseconds_of_parts(
-    cohort: Cohort, encoder: TorchEncoder, pixels: Pixels
-) -> dict[str, float]:
-    """Processor time of a tile by one thread: what the pipeline alone does, and what both do."""
+def report_gpu(encoder: TorchEncoder, pixels: Pixels) -> None:
+    """Print the bare loop by size of batch, and whether threads give what one gives."""
+    speeds = {}
+    for size in _GPU_BATCHES:
+        sized, some = replace(encoder, batch_size=size), pixels[: 8 * size]
+        sized.embed(some[: 2 * size])
+        speeds[size] = len(some) / spent(partial(loop, sized, some, 2)).clock
+    print("bare loop by batch: " + ", ".join(f"{n}: {v:.0f} tiles/s" for n, v in speeds.items()))
+    parts = [pixels[start : start + 64] for start in range(0, min(len(pixels), 2048), 64)]
+    with ThreadPoolExecutor(8) as pool:
+        same = np.array_equal(
+            np.concatenate(list(pool.map(encoder.embed, parts))),
+            np.concatenate([encoder.embed(part) for part in parts]),
+        )
+    print(f"8 threads give {'the same vectors as' if same else 'OTHER VECTORS THAN'} one")
+    print(f"most memory of the GPU: {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB")
+
+
+def milliseconds_of_parts(encoder: TorchEncoder, pixels: Pixels) -> dict[str, float]:
+    """Processor time of a tile by one thread: what the pipeline and the bare loop both do."""
     torch.set_num_threads(1)
-    size = encoder.batch_size
-    parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    size, some = encoder.batch_size, pixels[: 8 * encoder.batch_size]
+    parts = [some[start : start + size] for start in range(0, len(some), size)]
+    staged = [encoder.stage(part) for part in parts]
     works: dict[str, Callable[[], object]] = {
-        "read": lambda: [None for _ in cohort.batches(size)],
         "preprocess": lambda: [encoder.stage(part) for part in parts],
         "network": lambda: [encoder.forward(part) for part in staged],
     }
-    staged = [encoder.stage(part) for part in parts[:8]]
-    of = {"read": len(pixels), "preprocess": len(pixels), "network": sum(map(len, staged))}
     return {
-        name: 1000 * min(spent(work).processors for _ in range(3)) / of[name]
+        name: 1000 * min(spent(work).processors for _ in range(3)) / len(some)
         for name, work in works.items()
     }
+
+
+def on_cpu(cohort: Cohort, entries: dict[str, dict[str, Any]], runtime: str, repeat: int) -> None:
+    """Every encoder by a runtime that suits it."""
+    for name, entry in entries.items():
+        chosen = entry | {"runtime": runtime if entry is LITE0 else LAYOUT}
+        record = RuntimeTrial(EncoderSpec.from_parameters(name, chosen)).record()
+        compare_with_pipeline(cohort, name, chosen, record, repeat)
+
+
+def on_gpu(cohort: Cohort, entries: dict[str, dict[str, Any]], repeat: int) -> None:
+    """Every encoder in bfloat16, and what the trial would choose."""
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    for name, entry in entries.items():
+        chosen = entry | {"device": "cuda"}
+        record = {"runtime": LAYOUT, "precision": "bfloat16", "device": "cuda"}
+        compare_with_pipeline(cohort, name, chosen, record, repeat)
+        tried = RuntimeTrial(EncoderSpec.from_parameters(name, chosen)).record()
+        kept = ("runtime", "precision", "agreement", "tiles_per_second", "refused")
+        print("the trial chooses", {key: tried[key] for key in kept}, flush=True)
 
 
 def main() -> None:
     """Compare runtimes, then draw slides and embed them both ways."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--slides", type=int, default=16)
-    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--slides", type=int, help="16; on a GPU 64")
+    options.add_argument("--threads", type=int, help="2; on a GPU one for every core")
     options.add_argument("--runtime", choices=RUNTIMES, default="onnxruntime")
     options.add_argument("--repeat", type=int, default=3)
     options.add_argument("--pipeline-only", action="store_true", help="leave the runtimes out")
@@ -207,22 +302,24 @@ def main() -> None:
         "--real-data",
         type=Path,
         default=Path(os.environ.get("PATHFM_REAL_DATA", PROJECT.parent / "shared" / "data")),
-        help="folder with the weights of a ViT-S/14; without them it is left out",
+        help="folder with the weights of a ViT-S/14; without them they are random",
     )
     given = options.parse_args()
-    entries = {"efficientnet_lite0": LITE0}
-    if (given.real_data / VIT_WEIGHTS).is_file():
-        entries["vit_small_14"] = VIT | {"checkpoint": str(given.real_data / VIT_WEIGHTS)}
-    if not given.pipeline_only:
-        with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
-            print(compare_runtimes(entries, given.threads, given.repeat))
-    # A transformer gains nothing by onnxruntime.
-    runtimes = {"efficientnet_lite0": given.runtime, "vit_small_14": "channels_last"}
+    weights = given.real_data / VIT_WEIGHTS
+    vit = VIT | ({"checkpoint": str(weights)} if weights.is_file() else RANDOM)
+    entries = {"efficientnet_lite0": LITE0, "vit_small_14": vit}
     with tempfile.TemporaryDirectory() as folder:
-        cohort = draw_cohort(Path(folder), given.slides, given.threads)
-        for name, entry in entries.items():
-            chosen = entry | {"runtime": runtimes[name]}
-            compare_with_pipeline(cohort, name, chosen, given.repeat)
+        if given.device == "cuda":
+            entries["vit_large_16"] = VIT_LARGE
+            threads = given.threads or available_cores()
+            on_gpu(draw_scans(Path(folder), given.slides or 64, threads), entries, given.repeat)
+            return
+        threads = given.threads or 2
+        if not given.pipeline_only:
+            with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+                print(compare_runtimes(entries, threads, given.repeat))
+        cohort = draw_cohort(Path(folder), given.slides or 16, threads)
+        on_cpu(cohort, entries, given.runtime, given.repeat)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import re
 
@@ -86,6 +87,11 @@ REFUSED = {
     ),
     "utf16": (GOOD.encode("utf-16"), "it is UTF-16 text: save it as 'CSV UTF-8'"),
     "workbook": (b"PK\x03\x04rest", "it is an Excel workbook: save it as 'CSV UTF-8'"),
+    "utf16_without_its_mark": (GOOD.encode("utf-16-le"), "it is UTF-16 text: save it"),
+    "gzip": (gzip.compress(GOOD.encode()), "it is packed by gzip: unpack it"),
+    "git_lfs": (b"version https://git-lfs.github.com/spec/v1\n", "run 'git lfs pull'"),
+    "web_page": ("<!DOCTYPE html>", "it is a web page or XML: download the table itself"),
+    "json": ('[{"slide_id": "s1"}]', "it is JSON: save it as 'CSV UTF-8'"),
     "reserved_column_taken": (
         GOOD.replace("mpp", "status,manifest_status").replace("0.5", "a,b"),
         "the manifest has the columns 'status' and 'manifest_status'",
@@ -204,6 +210,13 @@ def test_a_manifest_that_may_not_be_read_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", denied)
     with pytest.raises(DatasetError, match=r"Permission denied: .*slides\.csv"):
         ManifestDataset(filepath=str(path)).load()
+
+
+def test_a_parquet_manifest_that_is_none_says_what_to_do(tmp_path):
+    path = tmp_path / "slides.parquet"
+    path.write_text(GOOD)
+    with pytest.raises(ValueError, match=r"it is no whole Parquet file .* write it again"):
+        read_manifest_file(path)
 
 
 def test_a_parquet_manifest_with_numbers_is_text_and_one_with_lists_is_refused(tmp_path):

@@ -68,6 +68,24 @@ def empty_file(folder: Path) -> str:
     return "a.svs"
 
 
+def pointer_of_git_lfs(folder: Path) -> str:
+    (folder / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    return "a.png"
+
+
+def damaged_png(folder: Path) -> str:
+    Image.fromarray(tissue(256, 256)).save(folder / "a.png")
+    content = bytearray((folder / "a.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / "a.png").write_bytes(content)
+    return "a.png"
+
+
+def signed_tiff(folder: Path) -> str:
+    tifffile.imwrite(folder / "a.tiff", tissue(256, 256).astype(np.int8), photometric="rgb")
+    return "a.tiff"
+
+
 def truncated_jpeg(folder: Path) -> str:
     Image.fromarray(tissue(256, 256)).save(folder / "a.jpg")
     cut_short(folder / "a.jpg")
@@ -139,8 +157,11 @@ WORDS_OF_INGEST = {
     "truncated_tiff": (truncated_tiff, "cannot be decoded: the file is cut short"),
     "damaged_pixels": (truncated_pixels, "cannot be decoded"),
     "text_called_svs": (text_called_svs, "no reader knows this format"),
-    "truncated_jpeg": (truncated_jpeg, "'a.jpg' cannot be opened: image file is truncated"),
-    "corrupt_jpeg": (corrupt_jpeg, "'a.jpg' cannot be opened: not an image, or truncated"),
+    "pointer_of_git_lfs": (pointer_of_git_lfs, "a pointer of Git LFS in place of the file"),
+    "truncated_jpeg": (truncated_jpeg, "'a.jpg' cannot be opened: the file is cut short, damaged"),
+    "corrupt_jpeg": (corrupt_jpeg, "'a.jpg' cannot be opened: the file is cut short, damaged"),
+    "damaged_png": (damaged_png, "the file is cut short, damaged or no image: copy it again"),
+    "signed_tiff": (signed_tiff, "the pixels have 8 bits per channel (int8)"),
     "grey_png": (png("grey", GREY), "the pixels are grey"),
     "grey_alpha_png": (png("la", GREY.convert("LA")), "the pixels are grey"),
     "grey_in_rgb_png": (png("rgb", GREY.convert("RGB")), "the pixels are grey"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -16,7 +19,13 @@ from pathfm_kedro.encoders import EncoderSpec, embed_batches, load_encoder, stre
 from pathfm_kedro.encoders import runtimes as runtimes_module
 from pathfm_kedro.encoders.controls import CONTROLS
 from pathfm_kedro.encoders.entry_checks import RUNTIMES
-from pathfm_kedro.encoders.runtimes import ExportError, cuda_batch, onnx_session, place
+from pathfm_kedro.encoders.runtimes import (
+    CUDA_BATCHES,
+    ExportError,
+    cuda_batch,
+    onnx_session,
+    place,
+)
 from pathfm_kedro.encoders.stream import one_ahead
 from pathfm_kedro.encoders.torch_encoder import load_torch_encoder
 from pathfm_kedro.encoders.trial import synthetic_tiles
@@ -167,11 +176,38 @@ def test_a_gpu_gives_what_the_cpu_gives(precision, tiles):
     np.testing.assert_allclose(there, here, atol=bound * np.abs(here).max())
 
 
+def test_as_many_threads_compute_on_a_gpu_as_it_has_streams(monkeypatch, tiles):
+    """Another name of the CPU stands for a GPU: the streams alone are played."""
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    here = load_torch_encoder(small(runtime="eager", device="cpu"))
+    at_work, most, full = [], [], threading.Barrier(CUDA_BATCHES, timeout=30)
+
+    def run(batch):
+        at_work.append(1)
+        most.append(len(at_work))
+        full.wait()
+        at_work.pop()
+        return here.run(batch)
+
+    streams = SimpleQueue()
+    for each in range(CUDA_BATCHES):
+        streams.put(each)
+    there = replace(here, device="cpu:0", run=run, streams=streams)
+    with ThreadPoolExecutor(3 * CUDA_BATCHES) as pool:
+        found = list(pool.map(there.forward, [torch.from_numpy(tiles)] * 3 * CUDA_BATCHES))
+    assert max(most) == CUDA_BATCHES
+    assert all(np.array_equal(vectors, here.embed(tiles)) for vectors in found)
+    with pytest.raises(ZeroDivisionError):
+        replace(there, run=lambda _: 1 / 0).forward(torch.from_numpy(tiles))
+    assert streams.qsize() == CUDA_BATCHES
+
+
 @given(weights=st.integers(1, 10_000), free=st.integers(1, 10**7))
-def test_a_gpu_batch_stays_within_half_of_the_free_memory(weights, free):
+def test_a_gpu_s_batches_stay_within_half_of_the_free_memory(weights, free):
     size = cuda_batch(lambda tiles: tiles * weights, free)
-    assert size == 8 or size * weights <= free / 2
-    assert size == 512 or 2 * size * weights > free / 2
+    at_work = CUDA_BATCHES * size * weights
+    assert size == 8 or at_work <= free / 2
+    assert size == 512 or 2 * at_work > free / 2
 
 
 def test_the_baseline_is_not_chosen_by_a_machine_s_speed():

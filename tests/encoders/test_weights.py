@@ -176,6 +176,25 @@ def test_a_normalisation_of_255_that_the_folder_declares_is_refused(tmp_path, st
     load(f"local-dir:{tmp_path}/m", mean=[0.485, 0.456, 0.406])
 
 
+def test_a_normalisation_that_is_no_numbers_names_the_key(tmp_path, state):
+    told = CONFIG["pretrained_cfg"] | {"mean": "0.5"}
+    publish(tmp_path / "m", CONFIG | {"pretrained_cfg": told}, state)
+    with pytest.raises(ValueError, match=r"encoders\.mine\.mean is not given, .* declares '0.5'"):
+        load(f"local-dir:{tmp_path}/m")
+
+
+def test_of_several_files_of_weights_one_must_be_named(tmp_path, state):
+    """timm would take the first by name."""
+    publish(tmp_path / "m", CONFIG, state, "student.safetensors")
+    save_file(state, tmp_path / "m/teacher.safetensors")
+    with pytest.raises(
+        ValueError, match=r"holds student\.safetensors, teacher\.safetensors: which"
+    ):
+        load(f"local-dir:{tmp_path}/m")
+    save_file(state, tmp_path / "m/model.safetensors")
+    load(f"local-dir:{tmp_path}/m")
+
+
 def test_a_side_that_the_folder_declares_and_the_network_refuses(tmp_path, state):
     told = CONFIG["pretrained_cfg"] | {"input_size": [3, 224, 224], "fixed_input_size": False}
     fixed = {"pretrained_cfg": told, "model_args": {"dynamic_img_size": False, "img_size": 160}}

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pathfm_kedro.slides import tissue
+from pathfm_kedro.slides import glass
+from pathfm_kedro.slides.glass import glass_colour
 from pathfm_kedro.slides.tissue import (
     TissueSettings,
-    glass_colour,
     pen_mask,
     sharpness,
     tissue_mask,
@@ -198,6 +198,30 @@ def test_tinted_glass_is_no_tissue_and_the_tissue_stays(tint, colour):
     assert (expected != found).mean() < 0.01
 
 
+LIGHT = {
+    "two halves": np.arange(200) >= 100,
+    "a third beside": np.arange(200) >= 140,
+    "from side to side": np.linspace(0, 1, 200),
+}
+
+
+@pytest.mark.parametrize("light", LIGHT.values(), ids=LIGHT)
+@pytest.mark.parametrize("tint", TINTS.values(), ids=TINTS)
+def test_glass_of_two_tints_in_one_file_is_no_tissue(tint, light):
+    clear = slide(
+        (20, 20, 70, uneven(72, TISSUE["eosin"])[:70, :70]),
+        (110, 110, 60, uneven(60, TISSUE["haematoxylin"])),
+    )
+    tinted = np.rint(clear * (1 + light[None, :, None] * (np.array(tint) - 1))).astype(np.uint8)
+    assert (tissue_mask(clear) != tissue_mask(tinted)).mean() < 0.005
+
+
+def test_flat_stain_and_blurred_tissue_at_the_edge_are_no_other_glass():
+    blurred = ndimage.gaussian_filter(uneven(200, (225, 195, 215)), (3, 3, 0))
+    for colour in (np.full((200, 200, 3), TISSUE["bluish counterstain"], float), blurred):
+        assert tissue_mask(slide((0, 100, 200, colour[:, :100])))[:, 102:].mean() > 0.97
+
+
 @pytest.mark.parametrize("tint", TINTS.values(), ids=TINTS)
 def test_a_pen_mark_on_tinted_glass_is_left_out(tint):
     clear = slide((20, 20, 80, uneven(80, TISSUE["eosin"])), (130, 130, 40, PENS["green"]))
@@ -239,8 +263,8 @@ def test_noise_on_tinted_glass_is_no_tissue(grey, tint, pen):
 def test_neutral_glass_changes_nothing():
     """What glass is like counts only from the saturation on at which it could be taken for tissue."""
     image = slide((40, 40, 120, uneven(120, TISSUE["eosin"])))
-    for glass in ((243, 243, 243), (243, 240, 238), (205, 204, 206)):
-        image[:30] = glass
+    for bare in ((243, 243, 243), (243, 240, 238), (205, 204, 206)):
+        image[:30] = bare
         assert glass_colour(image) is not None
     red, green, blue = glass_colour(slide())
     assert max(red, green, blue) - min(red, green, blue) <= 1
@@ -284,14 +308,14 @@ def test_the_colour_of_glass_is_the_median_of_what_is_about_as_bright_as_the_bri
     image[30:60, 20:60] = generator.integers(0, 256, (30, 40, 3))
     spread = np.max(
         [
-            ndimage.maximum_filter(plane, tissue._FLAT_WINDOW).astype(int)
-            - ndimage.minimum_filter(plane, tissue._FLAT_WINDOW)
+            ndimage.maximum_filter(plane, glass._FLAT_WINDOW).astype(int)
+            - ndimage.minimum_filter(plane, glass._FLAT_WINDOW)
             for plane in np.moveaxis(image, 2, 0)
         ],
         axis=0,
     )
-    flat = image[spread <= tissue._FLAT_RANGE].astype(float)
+    flat = image[spread <= glass._FLAT_RANGE].astype(float)
     brightness = flat.mean(axis=1)
     bright = np.percentile(brightness, 95)
-    expected = np.median(flat[np.abs(brightness - bright) <= tissue._BRIGHTER], axis=0)
+    expected = np.median(flat[np.abs(brightness - bright) <= glass._BRIGHTER], axis=0)
     assert glass_colour(image) == tuple(np.rint(expected))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pathfm_kedro.slides import tissue
+from pathfm_kedro.slides import colour, glass, tissue
 from pathfm_kedro.slides.tissue import Overview, pen_mask, tile_grid, tissue_mask
 
 
@@ -18,9 +18,9 @@ def overview(height: int, width: int, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
     image = generator.normal(240, 2, (height, width, 3))
     image[height // 4 : height // 2, width // 5 : width // 2] = (205, 120, 175)
-    for colour in ((20, 140, 60), (30, 60, 200), (250, 20, 30), (25, 25, 25)):
+    for ink in ((20, 140, 60), (30, 60, 200), (250, 20, 30), (25, 25, 25)):
         y, x = (int(generator.integers(0, size - size // 6)) for size in (height, width))
-        image[y : y + height // 9, x : x + width // 8] = colour
+        image[y : y + height // 9, x : x + width // 8] = ink
     image += generator.normal(0, 6, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
@@ -31,7 +31,8 @@ def test_bands_of_any_height_give_the_same_mask(monkeypatch, band, seed):
     image = overview(180, 150, seed)
     whole = tissue_mask(image), pen_mask(image, 8.0)
     assert whole[1].any()
-    monkeypatch.setattr(tissue, "_COLOUR_BAND_PIXELS", band)
+    for module in (colour, glass, tissue):
+        monkeypatch.setattr(module, "COLOUR_BAND_PIXELS", band)
     banded = tissue_mask(image), pen_mask(image, 8.0)
     for expected, found in zip(whole, banded, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -75,4 +76,4 @@ def test_tissue_of_a_large_slide_takes_few_bytes_a_pixel():
         tracemalloc.stop()
     pixels = mask.size
     # Float saturation, labels of 32 bits and a few masks; beside them one band of colours.
-    assert peak < 20 * pixels + 30 * tissue._COLOUR_BAND_PIXELS
+    assert peak < 20 * pixels + 30 * colour.COLOUR_BAND_PIXELS

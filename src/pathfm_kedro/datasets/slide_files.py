@@ -19,7 +19,7 @@ from kedro_datasets._typing import TablePreview
 from pathfm_kedro.datasets.parquet import table_preview
 from pathfm_kedro.datasets.paths import atomic_path
 from pathfm_kedro.engine import FileJob, FilePlan, run_each
-from pathfm_kedro.slides.files import SlideFiles
+from pathfm_kedro.slides.files import LFS_POINTER, SlideFiles
 
 #: Lists what the project itself drew into the folder; a folder that holds files without it is never
 #: written to.
@@ -29,13 +29,19 @@ _INDEX_NAME = "_drawn.json"
 _SEPARATORS = (",", ";", "\t", "|")
 #: The line by which Excel reads the separator; Excel itself shows it to nobody.
 _SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?[,;\t|]*", re.IGNORECASE)
-#: How files begin that are taken for CSV.
+_SAVE = "save it as 'CSV UTF-8'"
+#: How files begin that are taken for CSV, and the mend.
 _NO_CSV = {
-    b"PK\x03\x04": "an Excel workbook",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"PAR1": "a Parquet file without its suffix",
+    b"PK\x03\x04": f"an Excel workbook: {_SAVE}",
+    b"\xd0\xcf\x11\xe0": f"an Excel workbook: {_SAVE}",
+    b"\xff\xfe": f"UTF-16 text: {_SAVE}",
+    b"\xfe\xff": f"UTF-16 text: {_SAVE}",
+    b"PAR1": f"a Parquet file without its suffix: {_SAVE}",
+    b"\x1f\x8b": "packed by gzip: unpack it",
+    LFS_POINTER: "a pointer of Git LFS in place of the file: run 'git lfs pull'",
+    b"<": f"a web page or XML: download the table itself, or {_SAVE}",
+    b"{": f"JSON: {_SAVE}",
+    b"[": f"JSON: {_SAVE}",
 }
 
 
@@ -174,7 +180,7 @@ def read_manifest_file(path: Path) -> pl.DataFrame:
         )
     try:
         if path.suffix.lower() == ".parquet":
-            return _as_text(pl.read_parquet(path))
+            return _as_text(_parse_parquet(path))
         return _as_text(_parse_csv(path.read_bytes()))
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise ValueError(f"manifest {path} cannot be read as a table: {error}") from error
@@ -188,10 +194,22 @@ def _as_text(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(pl.all().cast(pl.String).str.strip_chars().replace("", None))
 
 
+def _parse_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.ComputeError as error:
+        raise ValueError(
+            f"it is no whole Parquet file ({error}): write it again, or call it .csv where it is one"
+        ) from error
+
+
 def _parse_csv(content: bytes) -> pl.DataFrame:
     for magic, kind in _NO_CSV.items():
         if content.startswith(magic):
-            raise ValueError(f"it is {kind}: save it as 'CSV UTF-8'")
+            raise ValueError(f"it is {kind}")
+    # Latin letters in UTF-16 without a byte order mark: every other byte is zero.
+    if b"\0" in content[:2]:
+        raise ValueError(f"it is UTF-16 text: {_SAVE}")
     text = _decoded(content)
     if not text.strip():
         raise ValueError(

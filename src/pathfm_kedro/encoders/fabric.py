@@ -53,7 +53,7 @@ def fabric_on(device: str) -> Fabric:
         ``cpu`` or ``cuda``.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     # Left to itself Fabric refuses to begin in a job of SLURM with several tasks.
     return Fabric(

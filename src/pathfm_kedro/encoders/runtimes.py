@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 
 #: Tiles that are read and prepared at a time for a CPU, which takes them one by one.
 CPU_BATCH = 8
-#: A GPU's batch may take this share of the memory that is free before the first pass; the rest is for
+#: Batches in work on a GPU: while one is computed, the next is copied there and its kernels are queued.
+CUDA_BATCHES = 2
+#: A GPU's batches may take this share of the memory that is free before the first pass; the rest is for
 #: others on the card and for what the allocator cannot use.
 _CUDA_SHARE = 0.5
 #: Beyond this a GPU gains nothing, and a batch of pixels takes long to read.
 _CUDA_MOST = 512
+#: How a GPU computes is a setting of the process, which a batch must not change under another.
+_LAUNCHING = threading.Lock()
 
 
 class Forward(Protocol):
@@ -184,9 +189,12 @@ class TorchForward:
         import torch
 
         given = batch.to(self.device, memory_format=_memory_format(self.layout))
+        if self.device == "cuda":
+            # Asked for one batch at a time, waited for by all: the GPU need not stand still meanwhile.
+            with _LAUNCHING, torch.inference_mode(), _arithmetic(self.device, self.precision):
+                vectors = pooled(self.model, self.pooling, given).float()
+            return vectors.cpu()
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            if self.device == "cuda":
-                return pooled(self.model, self.pooling, given).float().cpu()
             rows = [pooled(self.model, self.pooling, tile[None]) for tile in given]
             return torch.cat(rows).float()
 
@@ -353,7 +361,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def cuda_batch(memory_of: Callable[[int], int], free: int) -> int:
-    """Tiles per pass on a GPU: doubled as long as the next would stay within the share of memory.
+    """Tiles per pass on a GPU: doubled as long as batches of the next size stay within the share.
 
     Parameters
     ----------
@@ -364,11 +372,11 @@ def cuda_batch(memory_of: Callable[[int], int], free: int) -> int:
 
     Examples
     --------
-    >>> cuda_batch(lambda tiles: tiles * 10, free=2000)
+    >>> cuda_batch(lambda tiles: tiles * 10, free=4000)
     64
     """
     size = CPU_BATCH
-    while size < _CUDA_MOST and 2 * memory_of(size) <= _CUDA_SHARE * free:
+    while size < _CUDA_MOST and CUDA_BATCHES * 2 * memory_of(size) <= _CUDA_SHARE * free:
         size *= 2
     return size
 

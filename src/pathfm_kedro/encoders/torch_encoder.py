@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from pathfm_kedro.encoders.fingerprints import digest_of_architecture, digest_of
 from pathfm_kedro.encoders.published import at_hand
 from pathfm_kedro.encoders.runtimes import (
     CPU_BATCH,
+    CUDA_BATCHES,
     ExportError,
     Forward,
     OnnxForward,
@@ -156,8 +159,11 @@ class TorchEncoder:
     device: str
     fingerprint: str
     batch_size: int
-    #: A GPU works on one batch at a time, so that memory does not grow with the number of threads.
-    turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    #: Of a GPU, as many as batches are in work at a time, so that memory does not grow with the number
+    #: of threads.
+    streams: SimpleQueue[torch.cuda.Stream] = field(
+        default_factory=SimpleQueue, repr=False, compare=False
+    )
 
     @property
     def model(self) -> torch.nn.Module:
@@ -197,9 +203,21 @@ class TorchEncoder:
 
         if self.device == "cpu":
             return self.run(staged).numpy()
-        with self.turn, torch.inference_mode():
+        with self._stream(), torch.inference_mode():
             batch = self.network.prepared(staged.to(self.device, non_blocking=True))
             return self.run(batch).numpy()
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """A GPU's stream for one batch: waits until one is free."""
+        import torch
+
+        stream = self.streams.get()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self.streams.put(stream)
 
     def prepare(self, tiles: Pixels) -> torch.Tensor:
         """float32 [n, 3, side, side] in channels-last memory, normalised, on the CPU."""
@@ -233,10 +251,22 @@ def load_torch_encoder(spec: EncoderSpec) -> TorchEncoder:
             f"encoders.{spec.name}.runtime is 'onnxruntime', which cannot have this model ({error}): "
             "give auto or channels_last"
         ) from error
-    encoder = TorchEncoder(
-        network, run, device, fingerprint_of(network, spec, runtime, precision), CPU_BATCH
-    )
+    fingerprint = fingerprint_of(network, spec, runtime, precision)
+    encoder = TorchEncoder(network, run, device, fingerprint, CPU_BATCH, _streams(device))
     return replace(encoder, batch_size=_batch_size(spec, encoder))
+
+
+def _streams(device: str) -> SimpleQueue[torch.cuda.Stream]:
+    """Those of a GPU for batches to come; none for a CPU."""
+    import torch
+
+    streams: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
+    if device == "cuda":
+        # Weights came by another stream, which these do not wait for.
+        torch.cuda.synchronize()
+        for _ in range(CUDA_BATCHES):
+            streams.put(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+    return streams
 
 
 def fingerprint_of(network: Network, spec: EncoderSpec, runtime: str, precision: str) -> str:
@@ -336,7 +366,21 @@ def declared_preprocessing(model: torch.nn.Module, spec: EncoderSpec) -> dict[st
     return {
         "resize": "whole tile, bicubic with anti-aliasing",
         "input_pixels": spec.input_pixels or _built_for(spec) or int(declared["input_size"][-1]),
-        "mean": [float(x) for x in spec.mean or declared["mean"]],
-        "std": [float(x) for x in spec.std or declared["std"]],
+        "mean": _by_channel(spec, "mean", declared),
+        "std": _by_channel(spec, "std", declared),
         "dtype": "float32",
     }
+
+
+def _by_channel(spec: EncoderSpec, key: str, declared: Mapping[str, Any]) -> list[float]:
+    """Numbers of the entry, or as the model declares them, which somebody has written by hand."""
+    given = getattr(spec, key) or declared[key]
+    try:
+        if isinstance(given, str):
+            raise TypeError("its letters are no numbers")
+        return [float(x) for x in given]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"encoders.{spec.name}.{key} is not given, and the model declares {given!r}: write three "
+            "numbers into the entry, one for each channel"
+        ) from None

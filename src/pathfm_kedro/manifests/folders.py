@@ -249,7 +249,7 @@ def _refuse_several_spellings(rows: Sequence[dict[str, str]]) -> None:
         cells = [(number, row[column]) for number, row in enumerate(rows) if column in row]
         for one in several_spellings(cells, patients=column == "patient_id"):
             first, second = (
-                f"'{visible(text)}' (as of '{rows[at[0]]['path']}')"
+                f"{one.written(text)} (as of '{rows[at[0]]['path']}')"
                 for text, at in list(one.rows.items())[:2]
             )
             raise FolderError(

@@ -11,6 +11,10 @@ from typing import Any
 
 from pathfm_kedro.slides.readers import SlideReader, open_slide
 
+#: How a pointer of Git LFS begins, and the bytes that one stays below.
+LFS_POINTER = b"version https://git-lfs"
+_LARGEST_POINTER = 1024
+
 
 def reason_for_table(reason: str, row: Mapping[str, Any]) -> str:
     """Why a slide's job failed, as it may stand in a table: no class of ours, no patient's name.
@@ -104,14 +108,22 @@ class SlideFiles:
         """
         found = self.resolve(path)
         try:
-            if found.is_file() and not found.stat().st_size:
-                raise ValueError("the file is empty: restore it")
+            if found.is_file():
+                _refuse_placeholder(found)
             return open_slide(found)
         except OSError as error:
             # The system's own text names the file by its place on this machine.
             raise SlideError(f"'{path}' cannot be opened: {error.strerror or error}") from error
         except ValueError as error:
             raise SlideError(f"'{path}' cannot be opened: {error}") from error
+
+
+def _refuse_placeholder(path: Path) -> None:
+    size = path.stat().st_size
+    if not size:
+        raise ValueError("the file is empty: restore it")
+    if size < _LARGEST_POINTER and path.read_bytes().startswith(LFS_POINTER):
+        raise ValueError("a pointer of Git LFS in place of the file: run 'git lfs pull'")
 
 
 def _in_any_form(root: Path, relative: PurePosixPath) -> Path:

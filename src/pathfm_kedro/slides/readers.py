@@ -96,8 +96,6 @@ class _OpenSlideReader:
 
 class _PlainImageReader:
     def __init__(self, path: Path) -> None:
-        from PIL import UnidentifiedImageError
-
         try:
             with _largest_frame(path) as image:
                 if image.width * image.height > MAX_PLAIN_PIXELS:
@@ -106,8 +104,11 @@ class _PlainImageReader:
                         "in memory: convert it to a pyramidal TIFF"
                     )
                 self._pixels = _as_rgb(image)
-        except UnidentifiedImageError as error:
-            raise ValueError("not an image, or truncated") from error
+        except (OSError, SyntaxError) as error:
+            # The system's own errors have a number; Pillow's say no more than that decoding ended.
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise ValueError("the file is cut short, damaged or no image: copy it again") from error
         height, width = self._pixels.shape[:2]
         self.description = SlideDescription("image", width, height, (1.0,), None)
 

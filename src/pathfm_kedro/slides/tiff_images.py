@@ -108,8 +108,9 @@ def refuse_other_pixels(frame: Any) -> None:
         )
     if frame.dtype != np.uint8 or frame.bitspersample != 8:
         raise NotBrightfieldError(
-            f"the pixels have {frame.bitspersample} bits per channel, so this is fluorescence or "
-            "16-bit: only brightfield slides of 8-bit RGB can be audited, so export it with 8 bits"
+            f"the pixels have {frame.bitspersample} bits per channel ({frame.dtype}), so this is "
+            "fluorescence, 16-bit or signed: only brightfield slides of 8-bit RGB can be audited, so "
+            "export it with 8 bits (uint8)"
         )
     if frame.samplesperpixel > 4 or frame.imagedepth > 1:
         raise NotBrightfieldError(

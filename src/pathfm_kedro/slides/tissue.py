@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathfm_kedro.slides.colour import (
+    COLOUR_BAND_PIXELS,
+    between,
+    highest,
+    hue_of,
+    in_bands,
+    saturation_of,
+)
+from pathfm_kedro.slides.glass import beside_glass
 from pathfm_kedro.slides.interface import Pixels, SlideReader
 from pathfm_kedro.slides.readers import reduce_by_area
 
@@ -17,24 +26,6 @@ from pathfm_kedro.slides.readers import reduce_by_area
 #: below 0.03 on real scans; pale tissue begins at 0.08, and must not be lost, since how pale it is
 #: depends on the center.
 SATURATION_BOUNDS = (0.04, 0.08)
-#: Glass of at most this saturation is neutral. Above it, a yellowed mounting medium, a tinted slide or
-#: a shifted white balance lifts all glass over the threshold, so colours are taken relative to it.
-_NEUTRAL_SATURATION = 0.03
-#: Glass that takes more than this from a colour is none, but a field of stain or ink.
-_MOST_TINTED = 0.4
-#: Glass is flat: no colour differs by more than this within a window of so many px, 40 micrometres at
-#: the default resolution. Tissue is uneven there, but for a few lakes of mucin or colloid.
-_FLAT_RANGE, _FLAT_WINDOW = 12, 5
-#: Noise of eight grey levels differs by no more in means of so many px, tissue does.
-_SMOOTHED_RANGE, _SMOOTHED_PX = 8, 4
-#: Light only gets less on its way through tissue: apart from dust and edges nothing is brighter than
-#: glass.
-_BRIGHTER, _MOST_BRIGHTER = 8, 0.02
-#: Share of what was scanned that must be glass to be known as such; more where a file also holds white
-#: that was filled in, since pale tissue beside saturated glass would look the same.
-_LEAST_GLASS, _LEAST_GLASS_BESIDE_FILL = 0.1, 0.25
-#: Smaller images, in px of the overview, are cut from tissue, and their palest part may be tissue.
-_MIN_SIDE_WITH_GLASS = 64
 #: Ink by hue (degrees) and saturation. At overview resolution tissue of eosin and haematoxylin has hues
 #: from about 245 (purple-blue) over 320 to 347 (pink) and a saturation up to 0.8, on real slides of
 #: several scanners. Green and cyan lie far from it, so even pale ink counts.
@@ -55,9 +46,6 @@ _MIN_INK_UM2 = 20_000.0
 #: The overview is read in bands of at most this many level pixels, so that a slide without small
 #: levels does not fill the memory.
 _BAND_PIXELS = 16_000_000
-#: Colour is looked at in bands of at most this many overview px, each with a dozen bytes of
-#: intermediate results per value: an overview of a large slide has 8 million px.
-_COLOUR_BAND_PIXELS = 500_000
 
 
 @dataclass(frozen=True)
@@ -173,7 +161,8 @@ def tissue_mask(
 ) -> NDArray[np.bool_]:
     """Tissue as what is coloured: saturation above Otsu's threshold, without pen, specks and pinholes.
 
-    Colours are relative to the slide's own glass where that is tinted, see :func:`glass_colour`.
+    Colours are relative to the slide's own glass where that is tinted, see
+    :func:`~pathfm_kedro.slides.glass.beside_glass`.
 
     Parameters
     ----------
@@ -199,10 +188,10 @@ def tissue_mask(
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
-    image = _beside_glass(image)
-    saturation = _in_bands(_saturation, image)
+    image = beside_glass(image)
+    saturation = in_bands(saturation_of, image)
     # Black pixels are dirt or an unlit field of fluorescence: saturated by accident.
-    lit = _highest(image) > 40
+    lit = highest(image) > 40
     ink = pen_mask(image, um_per_px) if settings.leave_out_pen else np.zeros_like(lit)
     lit &= ~ink
     if not lit.any():
@@ -237,111 +226,6 @@ def tissue_share(image: Pixels, um_per_px: float) -> float:
     return float(coloured.mean())
 
 
-def glass_colour(image: Pixels) -> tuple[int, int, int] | None:
-    """Colour of a slide's bare glass: the brightest of what is flat, where there is enough of it.
-
-    Where noise leaves nothing flat, the means of a few px are looked at.
-
-    Parameters
-    ----------
-    image
-        uint8 [height, width, 3], a slide at low magnification.
-
-    Returns
-    -------
-    tuple of int or None
-        Red, green, blue; None where no glass can be distinguished from tissue.
-
-    Examples
-    --------
-    >>> image = np.full((128, 128, 3), (240, 230, 205), np.uint8)
-    >>> image[32:96, 32:96] = (200, 90, 160)
-    >>> glass_colour(image)
-    (240, 230, 205)
-    """
-    if min(image.shape[:2]) < _MIN_SIDE_WITH_GLASS:
-        return None
-    found = _flat_colour(image, _FLAT_RANGE)
-    return _flat_colour(_smoothed(image), _SMOOTHED_RANGE) if found is None else found
-
-
-def _smoothed(image: Pixels) -> Pixels:
-    """Means of a few px around each."""
-    from scipy import ndimage
-
-    means = [ndimage.uniform_filter(image[..., i], _SMOOTHED_PX) for i in range(3)]
-    return np.stack(means, axis=2)
-
-
-def _flat_colour(image: Pixels, flat_range: int) -> tuple[int, int, int] | None:
-    """The brightest of what differs by no more than the range, where there is enough of it."""
-    from scipy import ndimage
-
-    spread = np.zeros(image.shape[:2], np.uint8)
-    for channel in np.moveaxis(image, 2, 0):
-        high = ndimage.maximum_filter(channel, _FLAT_WINDOW)
-        high -= ndimage.minimum_filter(channel, _FLAT_WINDOW)
-        np.maximum(spread, high, out=spread)
-    # White of one value is what fills a file where nothing was scanned, up to the px that it shares
-    # with what was: beside a small scan these are many, and brighter than its glass.
-    filled = ndimage.maximum_filter((spread == 0) & (_lowest(image) >= 250), _FLAT_WINDOW + 2)
-    scanned = ~filled & (_highest(image) > 40)
-    flat = image[scanned & (spread <= flat_range)]
-    if not len(flat):
-        return None
-    # Of 8-bit colours there are few sums and values: tables of these take the place of floating-point
-    # numbers for each px, which would be ten times the image.
-    sums = flat.sum(axis=1, dtype=np.uint16)
-    brightness = np.arange(3 * 255 + 1) / 3
-    # In parts: it takes 64-bit numbers.
-    parts = np.array_split(sums, 1 + len(sums) // _COLOUR_BAND_PIXELS)
-    counts = sum(np.bincount(part, minlength=len(brightness)) for part in parts)
-    bright = _percentile(brightness, np.asarray(counts), 0.95)
-    glass = np.median(flat[(np.abs(brightness - bright) <= _BRIGHTER)[sums]], axis=0)
-    n_scanned = np.count_nonzero(scanned)
-    alike = np.ones(len(flat), bool)
-    for channel, value in enumerate(glass):
-        alike &= (np.abs(np.arange(256) - value) <= _FLAT_RANGE)[flat[:, channel]]
-    share = np.count_nonzero(alike) / n_scanned
-    least = _LEAST_GLASS if filled.mean() < _LEAST_GLASS else _LEAST_GLASS_BESIDE_FILL
-    brighter = _in_bands(lambda band: band.mean(axis=2) > glass.mean() + _BRIGHTER, image)
-    if share < least or np.count_nonzero(brighter & scanned) > _MOST_BRIGHTER * n_scanned:
-        return None
-    red, green, blue = (int(value) for value in np.rint(glass))
-    return red, green, blue
-
-
-def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64], share: float) -> float:
-    """Percentile of rising values that occur so often each, as :func:`numpy.percentile` has it.
-
-    Examples
-    --------
-    >>> _percentile(np.array([1.0, 4.0]), np.array([1, 3]), 0.25)
-    3.25
-    """
-    place = (counts.sum() - 1) * share
-    ends = np.searchsorted(np.cumsum(counts), [np.floor(place), np.ceil(place)], side="right")
-    low, high = values[ends]
-    return float(np.interp(place % 1, [0, 1], [low, high]))
-
-
-def _beside_glass(image: Pixels) -> Pixels:
-    """The image with its glass made neutral, where that is tinted; else the image itself."""
-    glass = glass_colour(image)
-    if glass is None:
-        return image
-    tint = 1 - min(glass) / max(glass)
-    if not _NEUTRAL_SATURATION < tint <= _MOST_TINTED:
-        return image
-    balanced = np.empty_like(image)
-    for channel, value in enumerate(glass):
-        table = np.arange(256) * (max(glass) / value)
-        balanced[..., channel] = np.minimum(np.rint(table), 255).astype(np.uint8)[
-            image[..., channel]
-        ]
-    return balanced
-
-
 def pen_mask(image: Pixels, um_per_px: float) -> NDArray[np.bool_]:
     """Marks of green, blue, red and black pens with the rim around them; see the thresholds above.
 
@@ -357,10 +241,10 @@ def pen_mask(image: Pixels, um_per_px: float) -> NDArray[np.bool_]:
     ndarray
         bool [height, width].
     """
-    ink = _in_bands(_coloured_ink, image)
+    ink = in_bands(_coloured_ink, image)
     # An unlit field has no glass: darkness there says nothing of ink.
-    if np.median(_highest(image)) > _BLACK_VALUE:
-        ink |= _in_bands(_black_ink, image)
+    if np.median(highest(image)) > _BLACK_VALUE:
+        ink |= in_bands(_black_ink, image)
     marks = _without_small(ink, _MIN_INK_UM2 / um_per_px**2)
     if not marks.any():
         return marks
@@ -368,18 +252,18 @@ def pen_mask(image: Pixels, um_per_px: float) -> NDArray[np.bool_]:
 
 
 def _coloured_ink(image: Pixels) -> NDArray[np.bool_]:
-    high = _highest(image)
-    hue, saturation = _hue(image), _saturation(image)
-    green = _between(hue, *_GREEN_HUES) & (saturation > _GREEN_SATURATION)
-    blue = _between(hue, *_BLUE_HUES) & (saturation > _BLUE_SATURATION)
-    red = _between(hue, *_RED_HUES) & (saturation > _RED_SATURATION) & (high > _RED_VALUE)
+    high = highest(image)
+    hue, saturation = hue_of(image), saturation_of(image)
+    green = between(hue, *_GREEN_HUES) & (saturation > _GREEN_SATURATION)
+    blue = between(hue, *_BLUE_HUES) & (saturation > _BLUE_SATURATION)
+    red = between(hue, *_RED_HUES) & (saturation > _RED_SATURATION) & (high > _RED_VALUE)
     ink: NDArray[np.bool_] = green | blue | red
     return ink
 
 
 def _black_ink(image: Pixels) -> NDArray[np.bool_]:
-    black: NDArray[np.bool_] = (_highest(image) < _BLACK_VALUE) & (
-        _saturation(image) < _BLACK_SATURATION
+    black: NDArray[np.bool_] = (highest(image) < _BLACK_VALUE) & (
+        saturation_of(image) < _BLACK_SATURATION
     )
     return black
 
@@ -390,7 +274,7 @@ def _with_rim(marks: NDArray[np.bool_], um_per_px: float) -> NDArray[np.bool_]:
 
     reach = int(_INK_RIM_UM / um_per_px) + 1
     height, width = marks.shape
-    rows = max(1, _COLOUR_BAND_PIXELS // width)
+    rows = max(1, COLOUR_BAND_PIXELS // width)
     wide = marks.copy()
     for top in range(0, height, rows):
         first, bottom = max(top - reach, 0), min(top + rows, height)
@@ -399,16 +283,6 @@ def _with_rim(marks: NDArray[np.bool_], um_per_px: float) -> NDArray[np.bool_]:
             near = ndimage.distance_transform_edt(~around) * um_per_px <= _INK_RIM_UM
             wide[top:bottom] = near[top - first : bottom - first]
     return wide
-
-
-def _in_bands(
-    function: Callable[[Pixels], NDArray[Any]],
-    image: Pixels,
-) -> NDArray[Any]:
-    """A function of single pixels, applied to a few rows of the image at a time."""
-    rows = max(1, _COLOUR_BAND_PIXELS // image.shape[1])
-    tops = range(0, len(image), rows)
-    return np.concatenate([function(image[top : top + rows]) for top in tops])
 
 
 def sharpness(tile: Pixels) -> float:
@@ -432,41 +306,6 @@ def sharpness(tile: Pixels) -> float:
 
     brightness = tile.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     return float(ndimage.laplace(np.round(brightness, 6), mode="nearest").var())
-
-
-def _highest(image: Pixels) -> Pixels:
-    """Largest of the three colours; ten times as fast as a maximum over an axis of three."""
-    return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
-
-
-def _lowest(image: Pixels) -> Pixels:
-    return np.minimum(np.minimum(image[..., 0], image[..., 1]), image[..., 2])
-
-
-def _saturation(image: Pixels) -> NDArray[np.float32]:
-    high = _highest(image).astype(np.float32)
-    low = _lowest(image).astype(np.float32)
-    saturation: NDArray[np.float32] = np.divide(high - low, np.maximum(high, 1), dtype=np.float32)
-    return saturation
-
-
-def _hue(image: Pixels) -> NDArray[np.float32]:
-    """Hue in degrees, 0 red, 120 green, 240 blue; 0 where there is no colour."""
-    red, green, blue = np.moveaxis(image.astype(np.float32), 2, 0)
-    high = _highest(image).astype(np.float32)
-    chroma = np.maximum(high - _lowest(image), 1.0)
-    sector = np.select(
-        [high == red, high == green],
-        [(green - blue) / chroma, (blue - red) / chroma + 2],
-        (red - green) / chroma + 4,
-    )
-    hue: NDArray[np.float32] = sector * 60 % 360
-    return hue
-
-
-def _between(hue: NDArray[np.float32], low: float, high: float) -> NDArray[np.bool_]:
-    """Hues from low up to high, through 0 where low is the larger."""
-    return (hue - low) % 360 < (high - low) % 360
 
 
 def _without_small(mask: NDArray[np.bool_], min_pixels: float) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathfm_kedro.pipelines.ingest.manifest import ManifestError, check_manifest
-from pathfm_kedro.pipelines.ingest.spelling import plain_name, plain_patient
+from pathfm_kedro.pipelines.ingest.spelling import latin_letters, plain_name, plain_patient
 from tests.conftest import manifest, manifest_row
 
 
@@ -86,6 +86,13 @@ SPELLINGS = {
     "hyphen": ("North East", "North-East"),
     "quotation_mark": ("Women's", "Women\u2019s"),
     "number": ("1", "1.0"),
+    "cyrillic_capital": ("Centre A", "\u0421entre A"),
+    "cyrillic_small": ("Centre A", "C\u0435ntre A"),
+    "cyrillic_in_other_case": ("MOSCOW", "\u043coscow"),
+    "cyrillic_throughout": ("COMA", "\u0421\u041e\u041c\u0410"),
+    "with_a_mark": ("No\u00ebl", "No\u0451l"),
+    "greek": ("Athens", "\u0391thens"),
+    "greek_or_cyrillic": ("\u0391", "\u0410"),
 }
 
 
@@ -136,6 +143,36 @@ def test_patients_whose_ids_differ_in_more_are_two(first, second):
 def test_labels_of_numbers_keep_their_zeros():
     rows = [manifest_row("a", label="01", center="1"), manifest_row("b", label="1", center="01")]
     assert check_manifest(manifest(*rows))["label"].to_list() == ["01", "1"]
+
+
+def test_a_letter_that_only_looks_latin_is_written_out_with_its_name():
+    rows = [manifest_row("a", center="Centre A"), manifest_row("b", center="\u0421entre A")]
+    with pytest.raises(ManifestError) as error:
+        check_manifest(manifest(*rows))
+    assert "'Centre A' (row 2) and '\\u0421entre A' with CYRILLIC CAPITAL LETTER ES (row 3)" in str(
+        error.value
+    )
+    table = manifest(manifest_row("a")).rename({"center": "\u0441enter"})
+    with pytest.raises(ManifestError, match=r"rename '\\u0441enter' to 'center'"):
+        check_manifest(table)
+
+
+@pytest.mark.parametrize(
+    "points", [range(0x370, 0x400), range(0x400, 0x530)], ids=["greek", "cyrillic"]
+)
+def test_different_names_in_one_script_stay_different(points):
+    letters = {plain_name(chr(point)) for point in points}
+    assert len({latin_letters(letter) for letter in letters}) == len(letters)
+
+
+def test_names_in_another_script_are_names_like_any_other():
+    rows = [
+        manifest_row(str(i), center=center, patient_id=f"\u0420-{i}")
+        for i, center in enumerate(
+            ["\u041a.\u0410.", "\u041d\u0418\u0418", "\u041f\u041d\u0418\u0418"]
+        )
+    ]
+    assert check_manifest(manifest(*rows))["status"].to_list() == ["listed"] * 3
 
 
 def test_many_names_in_two_spellings_are_counted():

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
+#: Of several files timm takes these; else the first by name, whatever it holds.
+_PREFERRED = frozenset(
+    f"{name}{suffix}"
+    for name in ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+    for suffix in _WEIGHTS
+)
 #: Keys by which the config.json of other libraries is distinguished from timm's.
 _TRANSFORMERS = ("model_type", "architectures", "auto_map", "transformers_version")
 _OPEN_CLIP = ("model_cfg", "preprocess_cfg")
@@ -268,6 +274,12 @@ def _check_folder_weights(folder: Path, where: str) -> None:
         raise ValueError(
             f"{where}, whose weights are split into {len(files)} files: join them into one "
             "model.safetensors"
+        )
+    names = [path.name for path in files]
+    if len({path.suffix for path in files}) < len(files) and _PREFERRED.isdisjoint(names):
+        raise ValueError(
+            f"{where}, and the folder holds {', '.join(names)}: which of them is the network's cannot "
+            "be known, so call that one model.safetensors"
         )
 
 

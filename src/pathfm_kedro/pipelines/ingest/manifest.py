@@ -11,7 +11,8 @@ import polars as pl
 from pathfm_kedro.pipelines.ingest.repeats import REPEAT_COLUMNS, checked_repeats
 from pathfm_kedro.pipelines.ingest.spelling import (
     Spellings,
-    listed_rows,
+    listed,
+    look_alikes,
     names_nothing,
     plain_name,
     several_spellings,
@@ -155,7 +156,11 @@ def _refuse_other_columns(columns: Sequence[str]) -> None:
         if name not in columns
     }
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    hints = [f"rename '{given}' to '{name}'" for name, given in likely.items() if given]
+    hints = [
+        f"rename '{visible(given, look_alikes(given))}' to '{name}'"
+        for name, given in likely.items()
+        if given
+    ]
     if missing:
         advice = f"; {', '.join(hints)}" if hints else ""
         header = (
@@ -212,9 +217,7 @@ def _refuse_empty_ids(numbered: pl.DataFrame) -> None:
     seen = pl.col("slide_id").fill_null("").map_elements(plain_name, return_dtype=pl.String)
     rows = numbered.filter(seen == "")[_ROW].to_list()
     if rows:
-        raise ManifestError(
-            f"slide_id is empty in row {listed_rows(rows)}: give every slide its own"
-        )
+        raise ManifestError(f"slide_id is empty in row {listed(rows)}: give every slide its own")
 
 
 def _refuse_duplicates(numbered: pl.DataFrame) -> None:
@@ -231,7 +234,7 @@ def _refuse_duplicates(numbered: pl.DataFrame) -> None:
         return
     first = twice["slide_id"][0]
     same = twice.filter(alike == _file_name(first))
-    rows = listed_rows(same[_ROW].to_list())
+    rows = listed(same[_ROW].to_list())
     if same["slide_id"].n_unique() > 1:
         spelt = ", ".join(visible(text) for text in same["slide_id"].unique(maintain_order=True))
         raise ManifestError(
@@ -263,13 +266,15 @@ def _refuse_several_spellings(numbered: pl.DataFrame, names: Mapping[str, str]) 
 def _message(column: str, becomes: str, several: Sequence[Spellings]) -> str:
     names = [
         " and ".join(
-            f"'{visible(text)}' ({'row' if len(rows) == 1 else 'rows'} {listed_rows(rows)})"
+            f"{one.written(text)} ({'row' if len(rows) == 1 else 'rows'} {listed(rows)})"
             for text, rows in one.rows.items()
         )
         for one in several[:_NAMED]
     ]
     more = f"; and {len(several) - _NAMED} more" if len(several) > _NAMED else ""
-    differ = "case, blanks, separators, invisible characters or Unicode form"
+    differ = (
+        "case, blanks, separators, letters that look alike, invisible characters or Unicode form"
+    )
     if column == "patient_id":
         differ = f"zeros before a number, {differ}"
     return (

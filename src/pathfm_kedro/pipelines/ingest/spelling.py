@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 #: What programs write for a value that is not there, without case, blanks and the brackets around it:
@@ -47,6 +47,19 @@ _AS_BLANK = re.compile(r"(?<!\d)_|_(?!\d)"), re.compile(r"(?<=[^\W\d_])-(?=[^\W\
 #: Quotation marks that word processors write for straight ones.
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "`": "'",
                          "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u201f": '"'})  # fmt: skip
+#: Cyrillic and Greek letters that look like a Latin one as capital or small letter. No two of one
+#: script stand for the same, so that names in one script never become equal by this.
+_LOOK_ALIKE = str.maketrans(
+    {
+        "\u0430": "a", "\u0432": "b", "\u0441": "c", "\u0501": "d", "\u0435": "e", "\u050d": "g",
+        "\u043d": "h", "\u0456": "i", "\u0458": "j", "\u043a": "k", "\u04cf": "l", "\u043c": "m",
+        "\u043e": "o", "\u0440": "p", "\u051b": "q", "\u0455": "s", "\u0442": "t", "\u0475": "v",
+        "\u051d": "w", "\u0445": "x", "\u0443": "y",
+        "\u03b1": "a", "\u03b2": "b", "\u03b5": "e", "\u03b7": "h", "\u03b9": "i", "\u03f3": "j",
+        "\u03ba": "k", "\u03bc": "m", "\u03bd": "n", "\u03bf": "o", "\u03c1": "p", "\u03c4": "t",
+        "\u03c7": "x", "\u03c5": "y", "\u03b6": "z",
+    }
+)  # fmt: skip
 #: A whole number as a program writes it that took a column of ids for numbers.
 _FLOAT = re.compile(r"(\d+)\.0+")
 
@@ -90,6 +103,18 @@ def plain_patient(text: str) -> str:
     """
     name = plain_name(plain_name(text).strip(_AROUND_ID))
     return _LEADING_ZEROS.sub(r"\1", _BEFORE_NUMBER.sub("", name))
+
+
+def latin_letters(plain: str) -> str:
+    """A plain name with Latin letters in place of the Cyrillic and Greek ones that look like them.
+
+    Examples
+    --------
+    >>> latin_letters(plain_name("\u0421entre A")), latin_letters("\u043d\u043e\u0440\u0434")
+    ('centrea', 'hopд')
+    """
+    parts = unicodedata.normalize("NFD", plain)
+    return unicodedata.normalize("NFKC", parts.translate(_LOOK_ALIKE))
 
 
 def stands_for_nothing(text: str) -> bool:
@@ -145,6 +170,21 @@ class Spellings:
 
     rows: dict[str, tuple[int, ...]]
 
+    def written(self, text: str) -> str:
+        r"""One of the spellings in quotation marks, with the letters that only look like Latin ones.
+
+        Examples
+        --------
+        >>> print(Spellings({"\u0421entre": (2,), "Centre": (3,)}).written("\u0421entre"))
+        '\u0421entre' with CYRILLIC CAPITAL LETTER ES
+        """
+        if len({plain_patient(spelt) for spelt in self.rows}) == 1:
+            return f"'{visible(text)}'"
+        letters = look_alikes(text)
+        named = listed([unicodedata.name(letter, "") for letter in letters])
+        written = f"'{visible(text, letters)}'"
+        return f"{written} with {named}" if letters else written
+
 
 def several_spellings(cells: Iterable[tuple[int, str]], patients: bool) -> list[Spellings]:
     """Names that are spelt in more than one way.
@@ -169,7 +209,7 @@ def several_spellings(cells: Iterable[tuple[int, str]], patients: bool) -> list[
     plain = plain_patient if patients else plain_name
     found: dict[str, dict[str, list[int]]] = {}
     for row, text in cells:
-        found.setdefault(plain(text), {}).setdefault(text, []).append(row)
+        found.setdefault(latin_letters(plain(text)), {}).setdefault(text, []).append(row)
     return [
         Spellings({text: tuple(rows) for text, rows in spelt.items()})
         for spelt in found.values()
@@ -177,8 +217,27 @@ def several_spellings(cells: Iterable[tuple[int, str]], patients: bool) -> list[
     ]
 
 
-def visible(text: str) -> str:
+def look_alikes(text: str) -> list[str]:
+    """Letters of a text, each once, that only look like Latin ones.
+
+    Examples
+    --------
+    >>> look_alikes("\u0421entre \u041d"), look_alikes("Köln")
+    (['С', 'Н'], [])
+    """
+    plain = {letter: plain_name(letter) for letter in text}
+    return [letter for letter, name in plain.items() if latin_letters(name) != name]
+
+
+def visible(text: str, beside: Collection[str] = ()) -> str:
     r"""A text in which what cannot be seen is written out, so that two spellings can be distinguished.
+
+    Parameters
+    ----------
+    text
+        A name.
+    beside
+        Further letters to write out.
 
     Examples
     --------
@@ -188,20 +247,20 @@ def visible(text: str) -> str:
 
     def is_seen(letter: str) -> bool:
         visible = unicodedata.category(letter)[0] in "LNPS" and not _INVISIBLE.match(letter)
-        return visible or letter == " "
+        return letter not in beside and (visible or letter == " ")
 
     return "".join(
         letter if is_seen(letter) else letter.encode("unicode_escape").decode() for letter in text
     )
 
 
-def listed_rows(rows: Sequence[int], named: int = 5) -> str:
-    """Rows as a person reads them, the first few by their number.
+def listed(things: Sequence[int | str], named: int = 5) -> str:
+    """Rows or names as a person reads them, the first few in full.
 
     Examples
     --------
-    >>> listed_rows([2, 3, 4], named=2)
+    >>> listed([2, 3, 4], named=2)
     '2, 3 and 1 more'
     """
-    shown = ", ".join(str(row) for row in rows[:named])
-    return shown if len(rows) <= named else f"{shown} and {len(rows) - named} more"
+    shown = ", ".join(str(thing) for thing in things[:named])
+    return shown if len(things) <= named else f"{shown} and {len(things) - named} more"

@@ -433,6 +433,11 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
     Undefined
         If no neighbour is of a kind that the index counts.
     """
+    return _index(measured, k, metric, measured.chosen(k))
+
+
+def _index(measured: MeasuredDesign, k: int, metric: str, chosen: Sequence[int]) -> Value:
+    """An index at k, where each permutation chose its own k, or none did."""
     estimate = measured.indices[k][metric]
     if estimate.value is None:
         raise Undefined(
@@ -444,7 +449,7 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
             "no interval: in more than 5% of the resampled cohorts no neighbour is of a kind that "
             f"this index counts, among {k}: add patients, or take a larger k"
         )
-    permuted = chosen_anew(measured.permuted[metric], k, measured.chosen(k))
+    permuted = chosen_anew(measured.permuted[metric], k, chosen)
     null = null_range(permuted)
     return Value(
         estimate,
@@ -458,8 +463,12 @@ def ri(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
 
 def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
     """The index less the design's own null and what choosing k adds, neutral at 0 in any design."""
-    added = added_by_choice(measured.permuted["ri"], k, measured.chosen(k))
-    return less_chance(ri(measured, k), measured.design_null[k]["ri"] + added)
+    return _index_minus_null(measured, k, measured.chosen(k))
+
+
+def _index_minus_null(measured: MeasuredDesign, k: int, chosen: Sequence[int]) -> Value:
+    added = added_by_choice(measured.permuted["ri"], k, chosen)
+    return less_chance(_index(measured, k, "ri", chosen), measured.design_null[k]["ri"] + added)
 
 
 def ri_design_null(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
@@ -551,8 +560,7 @@ def _about_k(measured: MeasuredDesign, own: int) -> Iterator[Figure]:
         origin = measured.chosen_k.get("origin", "")
         yield Figure("cohort_k", given(cohort_k, origin), {"design": design, "origin": origin})
     yield Figure("own_k", given(own), {"design": design})
-    at_own_k = MeasuredDesign(measured.statistics, design, measured.p, {"k": None})
-    minus = partial(ri_minus_null, at_own_k, own)
+    minus = partial(_index_minus_null, measured, own, ())
     yield Figure("ri_minus_null_at_own_k", minus, {"design": design, "k": own})
 
 
