@@ -6,7 +6,7 @@
 # make viz       explore the lineage in the browser
 # make pictures  the README's pictures, from the phantom's report and lineage (needs Chromium)
 # make bench     the benchmarks whose figures the README gives
-# make calibrate  docs/error_rates.md anew from simulated cohorts: wrong verdicts, power, coverage; an hour on two cores
+# make calibrate  docs/error_rates.md anew from simulated cohorts: wrong verdicts, power, coverage; three hours on two cores
 # make power     docs/power.md anew: how often each check passes and fails by number of patients; half an hour
 
 VENV := .venv

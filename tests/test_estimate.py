@@ -8,10 +8,17 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
-from pathfm_kedro.estimate.estimate import ARMS, estimate, estimate_lines, networks_of_arms
+from pathfm_kedro.estimate.estimate import (
+    ARMS,
+    entries_of,
+    estimate,
+    estimate_lines,
+    networks_of_arms,
+)
 from pathfm_kedro.estimate.passes import passes_per_tile, tiles_of_same_tissue
 from pathfm_kedro.estimate.sizes import CohortSize, cohort_size
 from pathfm_kedro.estimate.speed import Speed, recorded_speed, tried_small_network, tried_speed
+from pathfm_kedro.hooks import known_speeds
 from pathfm_kedro.pipelines.inheritance.adaptation_fits import plan_adaptation
 from pathfm_kedro.pipelines.inheritance.noise_arms import plan_noise_arms
 from pathfm_kedro.pipelines.inheritance.pretext_tasks import plan_pretext_tasks
@@ -117,6 +124,16 @@ def test_hours_and_gigabytes_are_plain_arithmetic(parameters):
     assert estimate(given, size, {"e": speed})[0].gigabytes == pytest.approx(0.0144)
 
 
+def test_an_encoder_that_is_named_by_its_preset_alone_is_one_by_its_model(parameters):
+    """Such entries have no `model` of their own: the run ended before its first slide."""
+    short = only(parameters, a={"preset": "uni2_h"}, left_out=None)
+    long = only(parameters, a=entries_of(short)["a"], left_out=None)
+    size = size_of(10, 10, 2, 2560)
+    assert estimate_lines(short, size, {}) == estimate_lines(long, size, {})
+    with pytest.raises(ValueError, match=r"encoders\.a\.preset"):
+        entries_of(only(parameters, a={"preset": "uni3"}))
+
+
 def test_before_tiles_are_cut_typical_ones_are_assumed_and_told(parameters):
     listed = pl.DataFrame({"patient_id": ["p", "p", "q"], "center": ["A", "A", "B"]})
     found = cohort_size(parameters, listed)
@@ -147,6 +164,17 @@ def test_a_trial_now_knows_speed_and_dimension():
     assert found.dimension == 12
     assert found.seconds > 0
     assert "now" in found.basis
+
+
+def test_a_preset_is_all_that_is_written_and_its_dimension_is_known(parameters):
+    from kedro.io import DataCatalog
+
+    given = only(parameters, uni2_h={"preset": "uni2_h"})
+    speeds = known_speeds(DataCatalog({}), given)
+    assert speeds["uni2_h"].dimension == 1536
+    lines = estimate_lines(given, size_of(48, 48, 3, 1091), speeds, by_experiment=False)
+    assert "hours not known yet" in lines[1]
+    assert "GB" in lines[1]
 
 
 def test_lines_say_what_is_not_known_and_put_controls_apart(parameters):

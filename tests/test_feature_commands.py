@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
@@ -18,7 +18,12 @@ from kedro.framework.project import configure_project
 from pathfm_kedro.cli import cli
 from pathfm_kedro.commands import features as feature_commands
 from pathfm_kedro.context import CohortSession
-from pathfm_kedro.encoders.features import WRITTEN, find_feature_files, read_features
+from pathfm_kedro.encoders.features import (
+    WRITTEN,
+    find_feature_files,
+    read_features,
+    write_features,
+)
 from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.statistics.tables import digests_by_slide
 from tests.conftest import PROJECT
@@ -109,6 +114,23 @@ def made(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def of_other_sizes(made, tmp_path_factory):
+    """What the command loads of an encoder whose tiles are not the cohort's."""
+    root = shutil.copytree(made, tmp_path_factory.mktemp("big") / "project")
+    written = root / "conf/phantom/parameters_encoders.yml"
+    entry = "  big: {model: 'control:noise', role: control, tile: {pixels: 512, mpp: 0.5}}\n"
+    written.write_text(written.read_text() + entry)
+    tiles = tables()[1].with_columns(tile_id=pl.col("tile_id") + "-big")
+    digests = digests_by_slide(tiles)
+    engine = EngineSettings(workers=1, max_failed_share=0.5)
+    jobs = [Job(slide, digests[slide]) for slide in SLIDES]
+    with pytest.MonkeyPatch.context() as patch, opened(root, patch) as catalog:
+        catalog.save("tiles.512px_0_5mpp", tiles)
+        catalog.save("embeddings.big", ShardPlan(jobs, engine))
+        yield feature_commands._load("big", "phantom", None)
+
+
 @contextmanager
 def opened(root, patch):
     """The catalog of a project as a command in its folder sees it."""
@@ -155,6 +177,26 @@ def test_one_file_for_each_slide_reads_back_as_what_was_embedded(
         # TRIDENT counts sides in whole pixels.
         assert read.mpp == pytest.approx(0.5, rel=1e-3)
         assert read.field_px == pytest.approx(FIELD / MPP, abs=0.5)
+
+
+def test_an_encoder_of_other_tiles_is_written_with_its_own(of_other_sizes):
+    assert of_other_sizes.tiles["tile_id"].str.ends_with("-big").all()
+    assert [len(made) for _, made in of_other_sizes.slides("big")] == [TILES, TILES]
+
+
+def test_what_files_of_features_say_is_written_again(embedded, tmp_path):
+    """A vector of a slide has no place, and without its mpp a tile's side is known in pixels alone."""
+    unplaced = {"mpp": pl.lit(None, pl.Float64)}
+    brought = replace(
+        embedded,
+        slides_table=embedded.slides_table.with_columns(**unplaced),
+        tiles=embedded.tiles.with_columns(field_um=pl.lit(None, pl.Float64)),
+        files={"S-1": {"level": "tile", "field_px": 443.0}, "a/b c": {"level": "slide"}},
+    )
+    found = {slide["slide_id"]: made for slide, made in brought.slides("uni")}
+    assert (found["a/b c"].level, found["a/b c"].x) == ("slide", None)
+    write_features(tmp_path / "S-1.h5", "trident", found["S-1"])
+    assert read_features(tmp_path / "S-1.h5").field_px == 443
 
 
 def test_files_that_are_there_are_kept_unless_told_otherwise(embedded, tmp_path, monkeypatch):

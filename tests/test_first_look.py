@@ -8,7 +8,12 @@ import polars as pl
 import pytest
 
 from pathfm_kedro.commands.first_look import SlideSize, propose_tiles, without_mpp
-from pathfm_kedro.commands.supported_checks import patients_by_cell, support_lines, supported_checks
+from pathfm_kedro.commands.supported_checks import (
+    ON_PIXELS,
+    patients_by_cell,
+    support_lines,
+    supported_checks,
+)
 
 TILE = {"pixels": 224, "mpp": 0.5}
 
@@ -68,7 +73,7 @@ BLOCKS = {
     "retrieval": {"scopes": ["within_organ", "across_organs"], "min_patients": 2},
     "linear_probe": {"probe": {"folds": 5}},
     "adaptation": {"encoders": [], "probe": {"folds": 5}},
-    "cohort": {"same_tissue": False},
+    "cohort": {"same_tissue": False, "source": "manifest"},
 }
 
 
@@ -105,12 +110,25 @@ def test_what_a_design_lacks_it_does_not_support(slides, lost):
 
 
 def test_lines_name_each_reason_once_and_what_no_figure_can_decide():
-    lines = support_lines(BLOCKS, cohort(("x", "A", 3), ("y", "A", 3)))
+    slides = cohort(("x", "A", 3), ("y", "A", 3))
+    lines = support_lines(BLOCKS, slides)
     (one_center,) = [line for line in lines if "one center" in line]
     assert one_center.startswith(
         "  cannot: robustness_index (all), robustness_index (paired_2x2): "
     )
     assert "  undecidable: every check, since 6 patients are fewer than 8" in lines
+
+
+def test_experiments_on_pixels_are_not_promised_to_a_cohort_of_features():
+    blocks = BLOCKS | {"texture": {"probe": {"folds": 2}}}
+    slides = cohort(*((label, center, 12) for label in "xy" for center in "AB"))
+    with_slides, without = (
+        "\n".join(support_lines(blocks | {"cohort": {"source": source}}, slides))
+        for source in ("manifest", "features")
+    )
+    assert "texture (probe)" in with_slides
+    assert "texture (probe)" not in without
+    assert f"cannot: {', '.join(ON_PIXELS)}: they need pixels" in without
 
 
 def test_patients_of_a_large_design_are_summed_up():

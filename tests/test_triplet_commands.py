@@ -90,7 +90,15 @@ def test_answers_go_to_the_report_without_a_name(cohort, tmp_path, monkeypatch):
     text = (own / "parameters_report.yml").read_text()
     assert text.startswith("report: {alpha: 0.01}  # ours\n")
     answers = yaml.safe_load(text)["triplets"]["answers"]
-    assert answers == {"famous": {"decided": [1] * 4, "agree": [1] * 4}}
+    nearest = [int(one) for one in known["nearest"]]
+    assert answers["famous"]["readers"] == [nearest]
+    both = run(
+        "read", "out/answers.csv", "out/answers.csv", "--key", "out-key.csv", "--env", "ours"
+    )
+    assert both.output.count("Agreement with famous: 1.00 [") == 3
+    assert "Agreement of 2 readers with each other: Fleiss' kappa 1.00" in both.output
+    answers = yaml.safe_load((own / "parameters_report.yml").read_text())["triplets"]["answers"]
+    assert answers["famous"]["readers"] == [nearest, nearest]
     refused = run("read", "out/answers.csv", "--key", "out-key.csv", "--env", "nobody")
     assert refused.exit_code == 1
 

@@ -130,7 +130,8 @@ def new(
         sync_stages(root)
     else:
         summary = _take_in(manifest, folder, features, size or "standard", layout)
-    first = "" if features else f" name your encoders in conf/{name}/parameters_encoders.yml, then"
+    entries = f"conf/{name}/parameters_encoders.yml"
+    first = "" if features else f" name your encoders in {entries} (see kedro encoders list), then"
     click.echo(
         f"conf/{name}/ written: {summary}\n"
         f"Next:{first}\n"
@@ -254,7 +255,12 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
-    from pathfm_kedro.estimate.estimate import estimate_lines, is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import (
+        entries_of,
+        estimate_lines,
+        is_timed,
+        networks_of_arms,
+    )
     from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
 
     root = project_root()
@@ -264,13 +270,14 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     with session:
         context = session.load_context()
         catalog, parameters = context.catalog, context.params
-        found, speeds = known_size(catalog, parameters), known_speeds(catalog, parameters)
+        found = known_size(catalog, parameters)
     if found is None:
         raise click.ClickException(
             f"the manifest of cohort {name} is not there: correct 'manifest' in "
             f"conf/{name}/globals.yml"
         )
     try:
+        speeds = known_speeds(catalog, parameters)
         if trial:
             speeds = _tried(parameters, found, speeds)
         lines = estimate_lines(parameters, found, speeds)
@@ -281,7 +288,8 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     for line in too_small_checks(parameters, found.patients):
         click.echo(line)
     untimed = [encoder for encoder, speed in speeds.items() if speed.seconds is None]
-    if arms or any(is_timed(parameters["encoders"][encoder]) for encoder in untimed):
+    entries = entries_of(parameters)
+    if arms or any(is_timed(entries[encoder]) for encoder in untimed):
         click.echo(f"Hours of what was never timed: kedro cohort estimate {name} --trial")
 
 
@@ -289,13 +297,13 @@ def _tried(
     parameters: Mapping[str, Any], size: CohortSize, speeds: Mapping[str, Speed]
 ) -> dict[str, Speed]:
     """Speeds with those of networks that have none yet, timed now."""
-    from pathfm_kedro.estimate.estimate import is_timed, networks_of_arms
+    from pathfm_kedro.estimate.estimate import entries_of, is_timed, networks_of_arms
     from pathfm_kedro.estimate.speed import tried_small_network, tried_speed
 
     pixels, side = int(parameters["tile"]["pixels"]), int(parameters["arms"]["side"])
-    found = dict(speeds)
+    found, entries = dict(speeds), entries_of(parameters)
     for name, speed in speeds.items():
-        entry = parameters["encoders"][name]
+        entry = entries[name]
         if speed.seconds is None and is_timed(entry):
             found[name] = tried_speed(name, entry, speed, pixels)
     small = networks_of_arms(parameters, size)

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,14 +198,18 @@ def known_speeds(
     catalog: CatalogProtocol[Any, Any], parameters: Mapping[str, Any]
 ) -> dict[str, Speed]:
     """What is recorded of the speed of each encoder that sees pixels."""
+    from pathfm_kedro.encoders.presets import published_dimension
+    from pathfm_kedro.estimate.estimate import entries_of
     from pathfm_kedro.estimate.speed import recorded_speed
 
     kinds = ("encoder_cost", "encoder_runtime", "encoder_card")
-    return {
-        name: recorded_speed(*(_there(catalog, f"{kind}.{name}") for kind in kinds))
-        for name, entry in parameters["encoders"].items()
-        if entry is not None and not str(entry["model"]).startswith("harmonised:")
-    }
+    speeds = {}
+    for name, entry in entries_of(parameters).items():
+        if not entry["model"].startswith("harmonised:"):
+            found = recorded_speed(*(_there(catalog, f"{kind}.{name}") for kind in kinds))
+            dimension = found.dimension or published_dimension(parameters["encoders"][name])
+            speeds[name] = replace(found, dimension=dimension)
+    return speeds
 
 
 def _there(catalog: CatalogProtocol[Any, Any], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Losses against their closed forms and against lightly; what tasks learn, whenever they stop."""
+"""Losses against their closed forms and those of lightly 1.6.0; what tasks learn."""
 
 from __future__ import annotations
 
@@ -34,19 +34,16 @@ def test_nt_xent_by_hand():
 
 
 def test_losses_are_those_of_lightly():
-    loss = pytest.importorskip("lightly.loss")
+    """Its NTXentLoss(temperature=0.5) and, with this center, DINOLoss(6, teacher_temp=0.04)."""
     first, second = drawn(4, 6), drawn(4, 6, seed=1)
-    theirs = loss.NTXentLoss(temperature=0.5)(first, second)
-    assert float(pretexts.nt_xent(first, second, 0.5)) == pytest.approx(float(theirs), rel=1e-5)
+    assert float(pretexts.nt_xent(first, second, 0.5)) == pytest.approx(2.2397916, rel=1e-5)
 
     taught, learnt, center = drawn(2, 4, 6), drawn(4, 4, 6, seed=1), drawn(6, seed=2) / 10
-    dino = loss.DINOLoss(6, teacher_temp=0.04, student_temp=0.1, center_momentum=0.9)
-    dino.center.data = center[None, None]
-    theirs = dino(list(taught), list(learnt))
-    ours = pretexts.self_distillation(taught, learnt, center)
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
+    value = pretexts.self_distillation(taught, learnt, center)
+    assert float(value) == pytest.approx(8.0230017, rel=1e-4)
     moved = pretexts.moved_center(center, taught)
-    torch.testing.assert_close(moved, dino.center.flatten())
+    theirs = [0.01829266, -0.01985695, -0.05332636, -0.21632828, 0.13181731, 0.15907344]
+    torch.testing.assert_close(moved, torch.tensor(theirs))
 
 
 def test_the_center_takes_away_what_all_tiles_share():

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
-from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -176,30 +174,25 @@ def test_a_gpu_gives_what_the_cpu_gives(precision, tiles):
     np.testing.assert_allclose(there, here, atol=bound * np.abs(here).max())
 
 
-def test_as_many_threads_compute_on_a_gpu_as_it_has_streams(monkeypatch, tiles):
-    """Another name of the CPU stands for a GPU: the streams alone are played."""
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+def test_batches_of_a_gpu_are_filled_up_and_computed_by_threads_of_its_own(tiles):
+    """The CPU stands for a GPU: its threads alone are played."""
     here = load_torch_encoder(small(runtime="eager", device="cpu"))
-    at_work, most, full = [], [], threading.Barrier(CUDA_BATCHES, timeout=30)
+    threads, sizes, full = set(), set(), threading.Barrier(CUDA_BATCHES, timeout=30)
 
     def run(batch):
-        at_work.append(1)
-        most.append(len(at_work))
+        threads.add(threading.get_ident())
+        sizes.add(len(batch))
         full.wait()
-        at_work.pop()
         return here.run(batch)
 
-    streams = SimpleQueue()
-    for each in range(CUDA_BATCHES):
-        streams.put(each)
-    there = replace(here, device="cpu:0", run=run, streams=streams)
-    with ThreadPoolExecutor(3 * CUDA_BATCHES) as pool:
+    with ThreadPoolExecutor(CUDA_BATCHES) as gpu, ThreadPoolExecutor(3 * CUDA_BATCHES) as pool:
+        there = replace(here, run=run, gpu=gpu)
         found = list(pool.map(there.forward, [torch.from_numpy(tiles)] * 3 * CUDA_BATCHES))
-    assert max(most) == CUDA_BATCHES
+        with pytest.raises(ZeroDivisionError):
+            replace(there, run=lambda _: 1 / 0).forward(torch.from_numpy(tiles))
+    assert len(threads) == CUDA_BATCHES
+    assert sizes == {2 * here.batch_size}
     assert all(np.array_equal(vectors, here.embed(tiles)) for vectors in found)
-    with pytest.raises(ZeroDivisionError):
-        replace(there, run=lambda _: 1 / 0).forward(torch.from_numpy(tiles))
-    assert streams.qsize() == CUDA_BATCHES
 
 
 @given(weights=st.integers(1, 10_000), free=st.integers(1, 10**7))

@@ -18,7 +18,8 @@ from kedro.io.core import Version
 
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
 from pathfm_kedro.engine import EngineSettings, ShardPlan, map_in_order, run_each
-from pathfm_kedro.engine.cluster import cluster_class, installed_versions, work
+from pathfm_kedro.engine.cluster import cluster_class, cluster_of, installed_versions, work
+from pathfm_kedro.engine.devices import visible_devices
 from tests.conftest import PROJECT
 
 DASK = EngineSettings(workers=2, scheduler="dask")
@@ -215,6 +216,32 @@ def test_a_cluster_is_started_by_the_name_of_its_class():
     )
     outcomes = list(run_each(variable, ["PATHFM_MARK"], engine, "jobs"))
     assert [o.result for o in outcomes] == ["named"]
+
+
+@pytest.mark.slow
+def test_each_of_several_gpus_has_a_worker_that_sees_no_other(monkeypatch):
+    from distributed import Client
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,9")
+    engine = EngineSettings(workers=6, scheduler="dask")
+    with cluster_of(engine) as cluster, Client(cluster, set_as_default=False) as client:
+        seen = client.run(variable, "CUDA_VISIBLE_DEVICES")
+        threads = client.nthreads()
+    assert sorted(seen.values()) == ["5", "7"]
+    assert list(threads.values()) == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "devices"),
+    [(None, 2, ["0", "1"]), ("3", 1, ["3"]), ("", 0, []), (None, 0, [])],
+)
+def test_devices_are_those_that_torch_finds(monkeypatch, named, count, devices):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_devices() == devices
 
 
 def test_a_cluster_that_was_not_started_here_is_not_ended_here(running):

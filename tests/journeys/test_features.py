@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import h5py
 import numpy as np
+import polars as pl
 import pytest
 
+from pathfm_kedro.commands.supported_checks import ON_PIXELS
 from tests.journeys.conftest import fresh_clone, kedro, newest, read_table, write_parameters
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow]
@@ -70,6 +72,8 @@ def test_what_needs_pixels_is_not_applicable_and_the_rest_is_measured(audited):
         assert own.height
         assert set(own["verdict"]) == {"not_applicable"}, name
         assert own["reason"].str.starts_with("needs pixels").all(), name
+    on_pixels = rows.filter(pl.col("experiment").is_in(ON_PIXELS), encoder="uni")
+    assert set(on_pixels["verdict"]) == {"not_applicable"}
 
 
 def test_a_slide_without_a_file_has_a_reason_for_that_encoder_alone(audited):

@@ -37,7 +37,7 @@ def test_a_whole_run_says_what_a_person_must_see_and_keeps_the_rest(made):
     assert verdicts[3].startswith("The report: data/")
     page = newest(folder, COHORT, "08_reporting/report.html").read_text()
     assert "phantom_truth" in page
-    assert len(page) < 8_000_000
+    assert len(page) < 6_000_000
     assert "Completed node:" in (folder / "logs" / "kedro.log").read_text()
     output = kedro(folder, "run", "--env", COHORT, "--pipelines", "tile", "--verbose").stdout
     assert "Completed node:" in output

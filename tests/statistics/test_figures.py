@@ -74,6 +74,14 @@ def test_a_fault_of_the_code_is_no_reason():
         measure([Figure("kept", compute)], "rotation", "uni")
 
 
+@pytest.mark.parametrize("criteria", [(), (RULE,)])
+def test_what_is_not_a_number_is_not_applicable_and_not_described(criteria):
+    nan = float("nan")
+    found = row(figure(Estimate(nan, nan, nan, 9, 9)), criteria=criteria)
+    assert (found["value"], found["ci_low"], found["verdict"]) == (None, None, "not_applicable")
+    assert found["reason"] == "the cohort does not support this figure"
+
+
 def test_a_caveat_keeps_the_value_and_withholds_the_verdict():
     found = row(figure(Value(CLEAR, caveat="the attack is too weak")))
     assert (found["value"], found["verdict"]) == (0.9, "inconclusive")

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan
-from pathfm_kedro.encoders.presets import Preset, differs_from_training, find_preset, read_presets
+from pathfm_kedro.encoders.presets import (
+    Preset,
+    differs_from_training,
+    find_preset,
+    published_dimension,
+    read_presets,
+)
 from pathfm_kedro.project import project_root
 from pathfm_kedro.variants import expand_variants
 
@@ -253,7 +259,7 @@ def _checked(name: str, entry: Mapping[str, Any], parameters: Mapping[str, Any])
         if spec.has_network:
             click.echo(f"{name}: loading {spec.model}")
         tile = parameters.get("tile") or {}
-        for one in check_encoder(spec, _dimension(entry, spec), int(tile.get("pixels", 224))):
+        for one in check_encoder(spec, published_dimension(entry), int(tile.get("pixels", 224))):
             failed += one.passed is False
             mark = {True: "ok", False: "FAILED", None: "-"}[one.passed]
             click.echo(f"  {mark:<7}{one.name}: {one.detail}")
@@ -267,15 +273,6 @@ def _checked(name: str, entry: Mapping[str, Any], parameters: Mapping[str, Any])
 def _refuse_failed(passed: bool) -> None:
     if not passed:
         raise click.ClickException("the encoder is not what it should be: see above")
-
-
-def _dimension(entry: Mapping[str, Any], spec: Any) -> int | None:
-    """What the preset says, where pooling is the preset's."""
-    if "preset" not in entry:
-        return None
-    preset = find_preset(entry["preset"])
-    pooled = preset.entry.get("pooling", "default")
-    return preset.dimension if spec.pooling == pooled else None
 
 
 def _remarks(entry: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
@@ -331,7 +328,7 @@ def _rows_of(preset: Preset) -> list[tuple[str, str]]:
         ("tile encoder", preset.tile_encoder),
         ("precision", preset.precision),
         ("hub", where or preset.download),
-        ("weights", preset.weights or preset.entry.get("weights")),
+        ("weights", preset.file),
         ("SHA-256", preset.sha256 or preset.entry.get("sha256")),
         ("cached", _yes(_cached(preset))),
         ("DOI", preset.doi),
@@ -358,10 +355,7 @@ def _cached(preset: Preset) -> bool | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    named = (
-        preset.entry.get("weights") or str(preset.entry.get("checkpoint", "")).rpartition("/")[2]
-    )
-    names = [named] if named else ["model.safetensors", "pytorch_model.bin"]
+    names = [preset.file] if preset.file else ["model.safetensors", "pytorch_model.bin"]
     return any(
         isinstance(
             try_to_load_from_cache(preset.repository, name, revision=preset.pinned or None), str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan
+from pathfm_kedro.cohorts import DEFAULT_COHORT, read_cohort_plan, tiles_of_cohort
 from pathfm_kedro.project import project_root
 
 if TYPE_CHECKING:
@@ -77,33 +77,44 @@ def export(
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Vectors of one encoder with the slides and tiles that they stand for."""
+    """Vectors of one encoder with the slides and tiles that they stand for.
+
+    ``files`` holds what files of features say of a slide; empty where we made the vectors.
+    """
 
     vectors: ShardedTensors
-    tables: dict[str, pl.DataFrame]
+    slides_table: pl.DataFrame
+    tiles: pl.DataFrame
+    files: dict[str, dict[str, Any]]
 
     def slides(self, encoder: str) -> Iterator[tuple[dict[str, Any], SlideFeatures]]:
         """Each slide's row and features, read when asked for."""
+        rows = {row["slide_id"]: row for row in self.slides_table.to_dicts()}
+        tiles = self.tiles.partition_by("slide_id", as_dict=True, maintain_order=True)
+        for slide_id in self.vectors.slide_ids:
+            slide = rows[slide_id]
+            made = self._features(slide_id, tiles[(slide_id,)], encoder)
+            yield slide, made.on_slide(slide["mpp"]) if slide["mpp"] else made
+
+    def _features(self, slide_id: str, tiles: pl.DataFrame, encoder: str) -> SlideFeatures:
         from pathfm_kedro.encoders.features import SlideFeatures
 
-        rows = {row["slide_id"]: row for row in self.tables["slides"].to_dicts()}
-        tiles = self.tables["tiles"].partition_by("slide_id", as_dict=True, maintain_order=True)
-        for slide_id in self.vectors.slide_ids:
-            slide, of_slide = rows[slide_id], tiles[(slide_id,)]
-            vectors = self.vectors.load_slide(slide_id)
-            features_ = SlideFeatures(
-                slide_id,
-                vectors,
-                "tile",
-                "pathfm",
-                x=of_slide["x"].to_numpy(),
-                y=of_slide["y"].to_numpy(),
-                field_um=of_slide["field_um"][0],
-                mpp=of_slide["mpp"][0],
-                encoder=encoder,
-                dtype=str(vectors.dtype),
-            )
-            yield slide, features_.on_slide(slide["mpp"]) if slide["mpp"] else features_
+        vectors, file = self.vectors.load_slide(slide_id), self.files.get(slide_id, {})
+        known: dict[str, Any] = {"encoder": encoder, "dtype": str(vectors.dtype)}
+        if file.get("level") == "slide":
+            return SlideFeatures(slide_id, vectors, "slide", "pathfm", **known)
+        return SlideFeatures(
+            slide_id,
+            vectors,
+            "tile",
+            "pathfm",
+            x=tiles["x"].to_numpy(),
+            y=tiles["y"].to_numpy(),
+            field_px=file.get("field_px"),
+            field_um=tiles["field_um"][0],
+            mpp=tiles["mpp"][0],
+            **known,
+        )
 
 
 def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
@@ -121,9 +132,13 @@ def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
     from pathfm_kedro.statistics.tables import refuse_other_tiles
 
     root, cohort = project_root(), env or DEFAULT_COHORT
-    known = read_cohort_plan(cohort, str(root / "conf")).encoders
+    plan = read_cohort_plan(cohort, str(root / "conf"))
+    known = plan.encoders
     if encoder not in known:
         raise ValueError(f"cohort '{cohort}' has no encoder '{encoder}'; it has {', '.join(known)}")
+    own = tiles_of_cohort(plan).grids.get(encoder)
+    of_tiles = f"tiles.{own}" if own else "tiles"
+    from_files = str(known[encoder].get("model", "")).startswith("features:")
     bootstrap_project(root)
     session: Any
     with KedroSession.create(project_path=root, env=cohort) as session:
@@ -131,7 +146,9 @@ def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
         name = f"embeddings.{encoder}"
         try:
             vectors = catalog.load(name, version=version)
-            tables = {key: _table(catalog, key, version) for key in ("slides", "tiles")}
+            slides, tiles = (_table(catalog, key, version) for key in ("slides", of_tiles))
+            of_files = of_tiles.replace("tiles", "tiling", 1)
+            files = _table(catalog, of_files, version).to_dicts() if from_files else []
         except DatasetError as error:
             which = f"version {version} of " if version else ""
             raise ValueError(
@@ -140,12 +157,12 @@ def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
                 f"{cohort} --pipelines ingest,tile,embed"
             ) from error
     refuse_other_tiles(
-        tables["tiles"],
+        tiles,
         vectors,
         f"embeddings.{encoder}",
         f"run kedro run --env {cohort} --pipelines embed, or give the --version that is theirs",
     )
-    return _Embedded(vectors, tables)
+    return _Embedded(vectors, slides, tiles, {row["slide_id"]: row for row in files})
 
 
 def _table(catalog: Any, name: str, version: str | None) -> pl.DataFrame:
@@ -177,6 +194,8 @@ def _file_name(slide_id: str, layout: str) -> str:
 def _summary(
     vectors: ShardedTensors, written: list[tuple[int, int, int]], layout: str, out: Path
 ) -> str:
+    from pathfm_kedro.encoders.features.cohort import plain_reason
+
     tiles, size = sum(n for n, _, _ in written), sum(nbytes for _, _, nbytes in written)
     dimension = written[0][1] if written else 0
     lines = [
@@ -184,7 +203,9 @@ def _summary(
         f"MB) written to {out} in the layout of {layout}"
     ]
     failed = vectors.failures
-    lines += [f"  left out, {slide}: {why}" for slide, why in list(failed.items())[:_NAMED]]
+    lines += [
+        f"  left out, {slide}: {plain_reason(why)}" for slide, why in list(failed.items())[:_NAMED]
+    ]
     if len(failed) > _NAMED:
         lines.append(f"  … and {len(failed) - _NAMED} more that embedding failed on")
     return "\n".join(lines)

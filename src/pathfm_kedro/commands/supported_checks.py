@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 #: Labels and centers in the table of patients; a larger design is summed up.
 _MOST_LABELS, _MOST_CENTERS = 12, 8
 _CELL = "min_patients_per_cell"
+#: Experiments on pixels; a test holds them against an audit of features.
+ON_PIXELS = (
+    "rotation", "appearance", "cue_conflict", "texture", "stain_probe", "crop_coherence",
+    "field_of_view", "adversarial", "mosaic_field", "task_specific", "pretraining_noise",
+    "pretext_tasks", "adaptation", "initialisation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,9 @@ def support_lines(parameters: Mapping[str, Any], slides: pl.DataFrame) -> list[s
     from pathfm_kedro.hooks import too_small_checks
     from pathfm_kedro.statistics.measurements import MIN_PATIENTS
 
+    without_slides = parameters["cohort"]["source"] == "features"
+    if without_slides:
+        parameters = {k: v for k, v in parameters.items() if k not in ON_PIXELS}
     found = supported_checks(parameters, slides)
     reasons: dict[str, list[str]] = {}
     for support in found:
@@ -145,6 +154,8 @@ def support_lines(parameters: Mapping[str, Any], slides: pl.DataFrame) -> list[s
     if "" in reasons:
         lines.append(f"  can be measured: {', '.join(reasons.pop(''))}")
     lines += [f"  cannot: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if without_slides:
+        lines.append(f"  cannot: {', '.join(ON_PIXELS)}: they need pixels, and there are no slides")
     patients = slides["patient_id"].n_unique()
     if patients < MIN_PATIENTS:
         lines.append(

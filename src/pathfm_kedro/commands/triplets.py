@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from pathfm_kedro.commands.search import EmbeddedCohort
-    from pathfm_kedro.statistics.triplets import ReaderAnswers
+    from pathfm_kedro.statistics.triplets import TripletAnswers
 
 _DRAWS = 2_000
 
@@ -73,42 +73,67 @@ def export(
 
 
 @triplets.command("read")
-@click.argument("answers", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("answers", nargs=-1, required=True,
+                type=click.Path(path_type=Path, exists=True, dir_okay=False))  # fmt: skip
 @click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
               help="The key that was written with the triplets.")  # fmt: skip
 @click.option("--env", "-e", default=None,
               help="The cohort whose report shows it; without one it is printed alone.")  # fmt: skip
-def read(answers: Path, key: Path, env: str | None) -> None:
-    """Say how often ANSWERS chose the encoder's nearest tile, with a 95% interval over patients."""
-    from pathfm_kedro.pipelines.report.text import interval_text
-    from pathfm_kedro.statistics.triplets import CHANCE, agreement, read_answers
+def read(answers: tuple[Path, ...], key: Path, env: str | None) -> None:
+    """Say how often ANSWERS, a file of each reader, chose the encoder's nearest tile.
 
-    table, known = _answers(answers), _table(key, ("triplet", "nearest", "patient", "encoder"))
-    strange = table.join(known, on="triplet", how="anti")
-    if strange.height:
-        raise click.ClickException(
-            f"{answers}: triplet {strange['triplet'][0]} is not in {key}: give the key that was "
-            "written with these triplets"
-        )
-    encoder, decided = str(known["encoder"][0]), read_answers(known, table)
-    found = agreement(decided, _DRAWS, 0)
+    With a 95% interval over patients, and of several readers how far they agree with each other.
+    """
+    from pathfm_kedro.statistics.triplets import read_answers
+
+    known = _table(key, ("triplet", "nearest", "patient", "encoder"))
+    decided = read_answers(known, *(_answers(path, key, known) for path in answers))
+    encoder = str(known["encoder"][0])
+    for number, path in enumerate(answers if len(answers) > 1 else ()):
+        click.echo(f"{path}: {_agreement_line(encoder, decided.of_reader(number))}")
+    click.echo(_agreement_line(encoder, decided))
+    if len(answers) > 1:
+        click.echo(_kappa_line(decided))
+    if env is not None and any(map(any, decided.readers)):
+        click.echo(_into_parameters(env, encoder, decided))
+
+
+def _agreement_line(encoder: str, answers: TripletAnswers) -> str:
+    from pathfm_kedro.pipelines.report.text import interval_text
+    from pathfm_kedro.statistics.triplets import CHANCE, agreement
+
+    found = agreement(answers, _DRAWS, 0)
     if found.value is None:
-        click.echo(f"Agreement with {encoder}: not measured, since nothing was answered")
-        return
+        return f"Agreement with {encoder}: not measured, since nothing was answered"
     row = {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
     low = 0.0 if found.ci_low is None else found.ci_low
     high = 1.0 if found.ci_high is None else found.ci_high
     said = "above" if low > CHANCE else "below" if high < CHANCE else "not distinguished from"
-    click.echo(
+    undecided = sum(answer == 0 for reader in answers.readers for answer in reader)
+    return (
         f"Agreement with {encoder}: {interval_text(row)}, {said} chance ({CHANCE:.2f}); "
-        f"{found.n} answers on tiles of {found.n_patients} patients, "
-        f"{known.height - found.n} triplets undecided"
+        f"{found.n} answers on tiles of {found.n_patients} patients, {undecided} triplets undecided"
     )
-    if env is not None:
-        click.echo(_into_parameters(env, encoder, decided))
 
 
-def _into_parameters(env: str, encoder: str, answers: ReaderAnswers) -> str:
+def _kappa_line(answers: TripletAnswers) -> str:
+    from pathfm_kedro.pipelines.report.text import interval_text
+    from pathfm_kedro.statistics.figures import Undefined
+    from pathfm_kedro.statistics.triplets import fleiss_kappa
+
+    head = f"Agreement of {len(answers.readers)} readers with each other"
+    try:
+        found = fleiss_kappa(answers, _DRAWS, 0)
+    except Undefined as reason:
+        return f"{head}: not measured, since {reason}"
+    row = {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+    return (
+        f"{head}: Fleiss' kappa {interval_text(row)}, 0 by chance; {found.n} triplets that all "
+        "decided"
+    )
+
+
+def _into_parameters(env: str, encoder: str, answers: TripletAnswers) -> str:
     """Write the answers where the report reads them; what to do next."""
     from pathfm_kedro.cohorts import read_cohort_plan
     from pathfm_kedro.project import project_root
@@ -131,8 +156,8 @@ def _into_parameters(env: str, encoder: str, answers: ReaderAnswers) -> str:
     )
 
 
-def with_answers(text: str, encoder: str, answers: ReaderAnswers) -> str:
-    r"""A file of parameters with a reader's answers in it; what else it holds stays as it is.
+def with_answers(text: str, encoder: str, answers: TripletAnswers) -> str:
+    r"""A file of parameters with readers' answers in place of earlier ones; what else it holds stays.
 
     Raises
     ------
@@ -141,14 +166,18 @@ def with_answers(text: str, encoder: str, answers: ReaderAnswers) -> str:
 
     Examples
     --------
-    >>> from pathfm_kedro.statistics.triplets import ReaderAnswers
-    >>> print(with_answers("report: {alpha: 0.01}  # ours\n", "uni", ReaderAnswers((2, 1), (1, 1))))
+    >>> from pathfm_kedro.statistics.triplets import TripletAnswers
+    >>> answers = TripletAnswers((0, 1), (1, 2), ((1, 1), (1, 2)))
+    >>> print(with_answers("report: {alpha: 0.01}  # ours\n", "uni", answers))
     report: {alpha: 0.01}  # ours
     triplets:
       answers:
         uni:
-          decided: [2, 1]
-          agree: [1, 1]
+          patient: [0, 1]
+          nearest: [1, 2]
+          readers:
+          - [1, 1]
+          - [1, 2]
     <BLANKLINE>
     """
     import yaml
@@ -159,7 +188,11 @@ def with_answers(text: str, encoder: str, answers: ReaderAnswers) -> str:
         raise ValueError(f"parameters_report.yml is no YAML ({error}): correct it first") from error
     block = dict(before.get("triplets") or {})
     block["answers"] = dict(block.get("answers") or {}) | {
-        encoder: {"decided": list(answers.decided), "agree": list(answers.agree)}
+        encoder: {
+            "patient": list(answers.patient),
+            "nearest": list(answers.nearest),
+            "readers": [list(reader) for reader in answers.readers],
+        }
     }
     others = _BLOCK.sub("", text).rstrip("\n")
     own = yaml.safe_dump({"triplets": block}, sort_keys=False, default_flow_style=None, width=100)
@@ -206,7 +239,8 @@ def _key(chosen: pl.DataFrame, cohort: EmbeddedCohort) -> pl.DataFrame:
     return safe_cells(key.with_columns(**named))
 
 
-def _answers(path: Path) -> pl.DataFrame:
+def _answers(path: Path, key: Path, known: pl.DataFrame) -> pl.DataFrame:
+    """A reader's answers to triplets of the key."""
     from pathfm_kedro.statistics.triplets import FIRST, NEITHER, SECOND
 
     table = _table(path, ("triplet", "answer"))
@@ -220,6 +254,12 @@ def _answers(path: Path) -> pl.DataFrame:
     if twice.height:
         raise click.ClickException(
             f"{path}: triplet {twice['triplet'][0]} is answered twice: keep one of the rows"
+        )
+    strange = table.join(known, on="triplet", how="anti")
+    if strange.height:
+        raise click.ClickException(
+            f"{path}: triplet {strange['triplet'][0]} is not in {key}: give the key that was "
+            "written with these triplets"
         )
     return table
 

@@ -78,6 +78,18 @@ class Preset:
         return self.revision or self._source.partition("@")[2].partition("/")[0]
 
     @property
+    def file(self) -> str:
+        """Name of the file of weights; empty where none is stated.
+
+        Examples
+        --------
+        >>> read_presets()["gpfm"].file
+        'GPFM.pth'
+        """
+        named = self.weights or self.entry.get("weights") or self.entry.get("checkpoint")
+        return str(named or "").rpartition("/")[2]
+
+    @property
     def _source(self) -> str:
         return str(self.entry.get("checkpoint") or self.entry.get("model") or "")
 
@@ -196,6 +208,21 @@ def expanded(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         if not taken.get("checkpoint"):
             taken.pop("sha256", None)
     return taken
+
+
+def published_dimension(entry: Mapping[str, Any]) -> int | None:
+    """Of the vectors of an entry whose pooling is its preset's; None where nobody says.
+
+    Examples
+    --------
+    >>> published_dimension({"preset": "uni2_h"}), published_dimension({"model": "timm:resnet18"})
+    (1536, None)
+    """
+    if "preset" not in entry:
+        return None
+    preset = find_preset(entry["preset"])
+    published = preset.entry.get("pooling", "default")
+    return preset.dimension if entry.get("pooling", published) == published else None
 
 
 def _refuse_unreachable(preset: Preset, own: Mapping[str, Any], where: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_kedro.encoders.batches import Pixels, outputs, turned
+from pathfm_kedro.encoders.fabric import training_device
 from pathfm_kedro.encoders.rivals import untrained
-from pathfm_kedro.encoders.runtimes import place
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.training import AdamWSettings, History, classification_loss
 from pathfm_kedro.engine import FitCheckpoint
@@ -36,7 +36,7 @@ class Backbone:
 
     def __init__(self, name: str, side: int, seed: int) -> None:
         spec = EncoderSpec(name, f"trained:{name}", input_pixels=side, seed=seed)
-        self.network, self.device, self.seed = untrained(spec), place(spec)[1], seed
+        self.network, self.device, self.seed = untrained(spec), training_device(spec), seed
         self.network.model.to(self.device)
 
     def prepared(self, pixels: Pixels) -> torch.Tensor:

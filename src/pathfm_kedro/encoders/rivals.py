@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.batches import Pixels, turned
 from pathfm_kedro.encoders.entry_checks import AUTO
+from pathfm_kedro.encoders.fabric import fitted_on, training_device
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.encoders.training import (
@@ -264,6 +265,7 @@ class RivalFit:
             "input_pixels": str(side_of(self.spec)),
             "data": hashlib.sha256(described.encode()).hexdigest(),
             "torch": torch.__version__.partition("+")[0],
+            **fitted_on(self.spec),
         }
 
     def fit(self, checkpoint: FitCheckpoint) -> tuple[Tensors, dict[str, Any]]:
@@ -288,7 +290,7 @@ class RivalFit:
             )
         rows = [row for row in rows if row[2] in labels]
         training, seed = Training.of(self.spec), self.spec.seed or 0
-        network, device = untrained(self.spec), _device(self.spec)
+        network, device = untrained(self.spec), training_device(self.spec)
         model = with_classifier(network.model, len(labels), seed).to(device)
         train, held_out = (
             _Tiles.read(self.tiles, [row for row in rows if (row[1] in self.validation) == held])
@@ -422,9 +424,3 @@ def with_weights(spec: EncoderSpec, path: str) -> EncoderSpec:
     """
     runtime = "channels_last" if spec.runtime == AUTO else spec.runtime
     return replace(spec, checkpoint=path, runtime=runtime)
-
-
-def _device(spec: EncoderSpec) -> str:
-    from pathfm_kedro.encoders.runtimes import place
-
-    return place(spec)[1]

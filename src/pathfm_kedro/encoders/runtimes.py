@@ -7,7 +7,7 @@ import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
@@ -72,9 +72,21 @@ def place(spec: EncoderSpec) -> tuple[str, str, str]:
         )
     precision = spec.precision
     if precision == AUTO:
-        half = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if half else "float32"
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
     return runtime, device, precision
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device computes in bfloat16 faster than in float32: GPUs of the last years do.
+
+    Examples
+    --------
+    >>> has_bfloat16("cpu")
+    False
+    """
+    import torch
+
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class PoolingError(ValueError):
@@ -209,18 +221,24 @@ def _arithmetic(device: str, precision: str) -> Iterator[None]:
     """Reduced precision where it is asked for, and nowhere else."""
     import torch
 
-    with ExitStack() as stack:
-        if device == "cuda":
-            # A GPU's convolutions otherwise round float32 to 10 bits, and choose their algorithm by
-            # a race.
-            stack.enter_context(
-                torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-                )
-            )
+    with exact_convolutions(device), ExitStack() as stack:
         if precision != "float32":
             stack.enter_context(torch.autocast(device, getattr(torch, precision)))
         yield
+
+
+def exact_convolutions(device: str) -> AbstractContextManager[None]:
+    """Convolutions of a GPU as those of a CPU: the same at every run.
+
+    They otherwise round float32 to 10 bits, and choose their algorithm by a race.
+    """
+    import torch
+
+    if device != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Raised with any change of what is computed from the same weights.
 _REVISION = "3"
+#: Sizes of a GPU's batches are multiples of this, or of the batch where that is smaller.
+_CUDA_STEP = 64
 
 
 @dataclass
@@ -159,11 +160,9 @@ class TorchEncoder:
     device: str
     fingerprint: str
     batch_size: int
-    #: Of a GPU, as many as batches are in work at a time, so that memory does not grow with the number
-    #: of threads.
-    streams: SimpleQueue[torch.cuda.Stream] = field(
-        default_factory=SimpleQueue, repr=False, compare=False
-    )
+    #: A GPU's batches are computed by threads of its own: memory does not grow with the number of those
+    #: that ask, and cuDNN, which plans a convolution anew in every thread, plans it a few times.
+    gpu: Executor | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -199,25 +198,19 @@ class TorchEncoder:
 
     def forward(self, staged: torch.Tensor) -> Vectors:
         """[n, d] float32 of what :meth:`stage` gave."""
-        import torch
-
-        if self.device == "cpu":
+        if self.gpu is None:
             return self.run(staged).numpy()
-        with self._stream(), torch.inference_mode():
-            batch = self.network.prepared(staged.to(self.device, non_blocking=True))
-            return self.run(batch).numpy()
+        return self.gpu.submit(self._on_gpu, staged).result()
 
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
-        """A GPU's stream for one batch: waits until one is free."""
+    def _on_gpu(self, staged: torch.Tensor) -> Vectors:
+        """A batch, filled up so that there are few sizes for which a GPU must plan."""
         import torch
 
-        stream = self.streams.get()
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            self.streams.put(stream)
+        missing = -len(staged) % min(self.batch_size, _CUDA_STEP)
+        with torch.inference_mode():
+            given = staged.to(self.device, non_blocking=True)
+            full = torch.nn.functional.pad(given, (0, 0, 0, 0, 0, 0, 0, missing))
+            return self.run(self.network.prepared(full))[: len(staged)].numpy()
 
     def prepare(self, tiles: Pixels) -> torch.Tensor:
         """float32 [n, 3, side, side] in channels-last memory, normalised, on the CPU."""
@@ -252,21 +245,23 @@ def load_torch_encoder(spec: EncoderSpec) -> TorchEncoder:
             "give auto or channels_last"
         ) from error
     fingerprint = fingerprint_of(network, spec, runtime, precision)
-    encoder = TorchEncoder(network, run, device, fingerprint, CPU_BATCH, _streams(device))
+    encoder = TorchEncoder(network, run, device, fingerprint, CPU_BATCH, _threads_of(device))
     return replace(encoder, batch_size=_batch_size(spec, encoder))
 
 
-def _streams(device: str) -> SimpleQueue[torch.cuda.Stream]:
-    """Those of a GPU for batches to come; none for a CPU."""
+def _threads_of(device: str) -> Executor | None:
+    """Those of a GPU, each with a stream of its own; none for a CPU."""
     import torch
 
-    streams: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
-    if device == "cuda":
-        # Weights came by another stream, which these do not wait for.
-        torch.cuda.synchronize()
-        for _ in range(CUDA_BATCHES):
-            streams.put(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-    return streams
+    if device == "cpu":
+        return None
+    # Weights came by another stream, which these do not wait for.
+    torch.cuda.synchronize()
+    return ThreadPoolExecutor(
+        CUDA_BATCHES,
+        thread_name_prefix="gpu",
+        initializer=lambda: torch.cuda.set_stream(torch.cuda.Stream()),  # type: ignore[no-untyped-call]
+    )
 
 
 def fingerprint_of(network: Network, spec: EncoderSpec, runtime: str, precision: str) -> str:

@@ -19,12 +19,15 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pathfm_kedro.encoders.batches import shuffled_batches
 from pathfm_kedro.encoders.draws import kept_apart, set_seed
+from pathfm_kedro.encoders.fabric import fabric_on
+from pathfm_kedro.encoders.runtimes import exact_convolutions
 from pathfm_kedro.engine.jobs import FitCheckpoint
 from pathfm_kedro.engine.threads import one_thread
 from pathfm_kedro.statistics.parameters import STRICT
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
 
 Ints = NDArray[np.int64]
 Tensors = dict[str, NDArray[np.generic]]
@@ -135,8 +138,9 @@ def fit(
     """
     rates = [group["lr"] for group in optimiser.param_groups]
     history, best = _resumed(model, optimiser, checkpoint)
-    devices = [next(model.parameters()).device.index or 0] if _on_gpu(model) else []
-    with one_thread(), kept_apart(devices):
+    fabric = fabric_on(next(model.parameters()).device.type)
+    devices = [] if fabric.device.index is None else [fabric.device.index]
+    with one_thread(), kept_apart(devices), exact_convolutions(fabric.device.type):
         while not history.ended(recipe.epochs, recipe.patience):
             epoch = len(history.losses)
             set_seed(
@@ -144,7 +148,7 @@ def fit(
             )
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * recipe.rate(epoch)
-            mean = _one_epoch(model, optimiser, batches(epoch), loss)
+            mean = _one_epoch(fabric, model, optimiser, batches(epoch), loss)
             if not np.isfinite(mean):
                 raise DivergedError(
                     f"the loss of epoch {epoch + 1} is {mean}: lower the learning rate"
@@ -265,6 +269,7 @@ def class_weights(targets: Ints, n_labels: int) -> torch.Tensor:
 
 
 def _one_epoch(
+    fabric: Fabric,
     model: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     batches: Iterable[Any],
@@ -275,8 +280,9 @@ def _one_epoch(
     losses = []
     for batch in batches:
         optimiser.zero_grad()
-        value = loss(model, batch)
-        value.backward()  # type: ignore[no-untyped-call]
+        with fabric.autocast():
+            value = loss(model, batch)
+        fabric.backward(value)
         optimiser.step()
         losses.append(value.detach())
     return float(np.mean([float(value) for value in losses]))
@@ -344,10 +350,6 @@ def _resumed(
     read = json.loads(text)
     history = History(tuple(read["losses"]), tuple(read["scores"]), read["best_epoch"])
     return history, part(_BEST)
-
-
-def _on_gpu(model: torch.nn.Module) -> bool:
-    return next(model.parameters()).device.type == "cuda"
 
 
 def tensors_below(tensors: Tensors, beginning: str) -> Tensors:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pathfm_kedro.engine.devices import one_worker_per_device, visible_devices
 from pathfm_kedro.engine.failures import CannotWriteError
 from pathfm_kedro.engine.outcomes import Outcome, attempt
 from pathfm_kedro.engine.settings import EngineSettings
@@ -268,7 +269,7 @@ def _client(engine: EngineSettings) -> Iterator[Client]:
         return
     with (
         _own_environment(),
-        _started(engine) as cluster,
+        cluster_of(engine) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         _say(client)
@@ -283,9 +284,9 @@ def _say(client: Client) -> None:
 
 
 @contextmanager
-def _started(engine: EngineSettings) -> Iterator[Cluster]:
+def cluster_of(engine: EngineSettings) -> Iterator[Cluster]:
+    """A cluster that is started for a run and ends with it."""
     import dask
-    from distributed import LocalCluster
 
     options = dict(engine.dask.options)
     settings = {
@@ -300,19 +301,27 @@ def _started(engine: EngineSettings) -> Iterator[Cluster]:
             cluster = cluster_class(engine.dask.cluster)(**options)
             cluster.scale(engine.workers)
         else:
-            # Dask's memory limit is an equal share of the machine for every core, too little for a
-            # large encoder where there are fewer workers than cores.
-            # Without a dashboard there still is a server of health checks: here alone, on a free port.
-            defaults: dict[str, Any] = {
-                "n_workers": engine.n_workers,
-                "threads_per_worker": 1,
-                "processes": True,
-                "memory_limit": 0,
-                "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-            }
-            cluster = LocalCluster(**defaults | options)
+            cluster = _on_this_machine(engine.n_workers, options)
         with cluster:
             yield cluster
+
+
+def _on_this_machine(workers: int, options: dict[str, Any]) -> Cluster:
+    """Worker processes: one for each of several GPUs, else one for each slide at work."""
+    from distributed import LocalCluster
+
+    # Dask's memory limit is an equal share of the machine for every core, too little for a large
+    # encoder where there are fewer workers than cores.
+    # Without a dashboard there still is a server of health checks: here alone, on a free port.
+    options = {
+        "processes": True,
+        "memory_limit": 0,
+        "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    } | options
+    devices = visible_devices()
+    if len(devices) > 1:
+        return one_worker_per_device(devices, workers, options)
+    return LocalCluster(**{"n_workers": workers, "threads_per_worker": 1} | options)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 from pathfm_kedro.cohorts import harmonised_bases
 from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.encoders.presets import expanded
 from pathfm_kedro.estimate.passes import attacks_on, work_on_pixels
 from pathfm_kedro.estimate.sizes import CohortSize
 from pathfm_kedro.estimate.speed import Speed
@@ -141,7 +142,7 @@ def _attacked_variants(
     if not parameters["adversarial"]["harmonised"]:
         return {}
     return {
-        name: base for name, base in harmonised_bases(_entries(parameters)).items() if base in ran
+        name: base for name, base in harmonised_bases(entries_of(parameters)).items() if base in ran
     }
 
 
@@ -171,7 +172,7 @@ def _of_arms(
         small, speed = work.network.startswith(_TRAINED), speeds.get(work.network, Speed())
         if speed.seconds is not None and not small and work.side is not None:
             # Work goes with the area of the input.
-            entry = parameters["encoders"][work.network]
+            entry = entries_of(parameters)[work.network]
             own = entry.get("input_pixels") or parameters["tile"]["pixels"]
             speed = replace(speed, seconds=speed.seconds * (work.side / int(own)) ** 2)
         yield Share(
@@ -202,16 +203,16 @@ def _gigabytes(vectors: int, speed: Speed) -> float | None:
     return None if speed.dimension is None else vectors * speed.dimension * _FLOAT32 / 1e9
 
 
-def _entries(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Encoders of the cohort: null leaves one out."""
-    return {k: v for k, v in parameters["encoders"].items() if v is not None}
+def entries_of(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Encoders of the cohort with what their presets stand for: null leaves one out."""
+    return {k: expanded(k, v) for k, v in parameters["encoders"].items() if v is not None}
 
 
 def _run(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Encoders that see pixels."""
     if parameters["cohort"]["source"] == "features":
         return {}
-    entries = _entries(parameters)
+    entries = entries_of(parameters)
     return {k: v for k, v in entries.items() if not str(v["model"]).startswith(_VECTORS_ALONE)}
 
 

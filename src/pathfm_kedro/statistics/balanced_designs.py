@@ -20,6 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as parameters
 
 from pathfm_kedro.statistics.equal_rows import count_before
+from pathfm_kedro.statistics.mutual_knn import NO_SPREAD, without_spread
 from pathfm_kedro.statistics.parameters import STRICT
 from pathfm_kedro.statistics.permutation import permuted_together, permuted_within
 from pathfm_kedro.statistics.tables import Embeddings, tile_rows
@@ -39,6 +40,8 @@ _TELLING_SHARE = 0.5
 
 #: Cells named in one sentence.
 _NAMED_CELLS = 3
+#: Vectors that are compared first: where these differ, not all are the same.
+_FIRST = 64
 
 
 @parameters(frozen=True, config=STRICT, kw_only=True)
@@ -206,16 +209,21 @@ def balanced_subsamples(
     Returns
     -------
     Subsamples
-        Without scopes where no design can be measured; `unused` says why.
+        Without scopes where no design can be measured, or all vectors are the same; `unused` says why.
     """
     table = tagged_rows(slides, tiles, embeddings.slide_ids)
     cohort = cohort_of(table, asked.exclude)
     scopes, unused = scopes_of(cohort, asked, seed)
+    nothing = np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
     if not scopes:
-        nothing = np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
         return Subsamples(cohort, [], unused, *nothing)
     wanted = np.unique(np.concatenate([scope.rows for scope in scopes]))
-    return Subsamples(cohort, scopes, unused, wanted, read_rows(embeddings, table[wanted]))
+    vectors = read_rows(embeddings, table[wanted])
+    # A look at the first few spares a copy of all wherever vectors differ.
+    if without_spread(vectors[:_FIRST], "cosine") and without_spread(vectors, "cosine"):
+        alike = [unused_row(design, NO_SPREAD) for design in asked.designs]
+        return Subsamples(cohort, [], alike, *nothing)
+    return Subsamples(cohort, scopes, unused, wanted, vectors)
 
 
 def each_searched(

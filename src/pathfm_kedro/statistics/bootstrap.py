@@ -15,6 +15,8 @@ Ints = NDArray[np.int64]
 
 #: Percentiles of the two-sided 95% interval.
 PERCENTILES = (2.5, 97.5)
+#: An interval narrower than this has no width: far above rounding, far below one patient's weight.
+_NO_WIDTH = 1e-9
 
 
 def patient_codes(patients: NDArray[np.generic]) -> tuple[Ints, int]:
@@ -176,3 +178,24 @@ def at_least_binomial(estimate: Estimate) -> Estimate:
     if value < 0:
         least = -binomial_interval(min(-value, 1.0) * n, n)[1]
     return replace(estimate, ci_low=min(low, least), ci_high=max(high, most))
+
+
+def exact_without_spread(estimate: Estimate) -> Estimate:
+    """:func:`at_least_binomial` where no resampled cohort differs, as where no patient is missed.
+
+    Parameters
+    ----------
+    estimate
+        A share of patients' rows that are right, in 0 … 1.
+
+    Examples
+    --------
+    >>> round(exact_without_spread(Estimate(1.0, 1.0, 1.0, 96, 24)).ci_low, 3)
+    0.858
+    >>> exact_without_spread(Estimate(0.9, 0.8, 0.95, 96, 24)).ci_low
+    0.8
+    """
+    low, high = estimate.ci_low, estimate.ci_high
+    if low is None or high is None or high - low > _NO_WIDTH:
+        return estimate
+    return at_least_binomial(estimate)

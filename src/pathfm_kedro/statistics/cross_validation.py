@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.statistics.bootstrap import percentile_interval
+from pathfm_kedro.statistics.bootstrap import exact_without_spread, percentile_interval
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT
@@ -254,6 +254,8 @@ def balanced_accuracy(correct: Floats, tested: Floats) -> Floats:
 def probe_accuracy(correct: Floats, tested: Floats, weights: Floats) -> Estimate:
     """Balanced accuracy of a cross-validated probe, its interval from :func:`widened_interval`.
 
+    Where no resampled cohort differs the interval is the exact one of so many patients.
+
     Parameters
     ----------
     correct, tested
@@ -264,13 +266,17 @@ def probe_accuracy(correct: Floats, tested: Floats, weights: Floats) -> Estimate
     Examples
     --------
     >>> correct, tested = np.array([[2.0, 0.0], [1.0, 1.0]]), np.full((2, 2), 2.0)
-    >>> probe_accuracy(correct, tested, np.ones((3, 2)))
-    Estimate(value=0.5, ci_low=0.5, ci_high=0.5, n=8, n_patients=2)
+    >>> weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
+    >>> probe_accuracy(correct, tested, weights).value
+    0.5
+    >>> found = probe_accuracy(tested, tested, weights)
+    >>> round(found.ci_low, 3), found.ci_high
+    (0.158, 1.0)
     """
     value = float(balanced_accuracy(correct.sum(axis=0), tested.sum(axis=0)))
     draws = balanced_accuracy(weights @ correct, weights @ tested)
     interval = widened_interval(value, draws, (0.0, 1.0))
-    return Estimate(value, *interval, int(tested.sum()), len(tested), draws)
+    return exact_without_spread(Estimate(value, *interval, int(tested.sum()), len(tested), draws))
 
 
 def widened_interval(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -227,6 +227,7 @@ def measurement(
     >>> row["verdict"], row["setting"]
     ('pass', '{"angle": 90, "k": 10}')
     """
+    estimate = _defined(estimate)
     null = null or Null()
     chance = null
     if label_null is not None:
@@ -240,9 +241,9 @@ def measurement(
         "metric": metric,
         "stratum": stratum,
         "setting": json.dumps(dict(setting or {}), sort_keys=True),
-        "value": _finite(estimate.value),
-        "ci_low": _finite(estimate.ci_low),
-        "ci_high": _finite(estimate.ci_high),
+        "value": estimate.value,
+        "ci_low": estimate.ci_low,
+        "ci_high": estimate.ci_high,
         "n": estimate.n,
         "n_patients": estimate.n_patients,
         "null_low": _finite(null.low),
@@ -310,6 +311,15 @@ def combine_measurements(*tables: pl.DataFrame) -> pl.DataFrame:
     if not tables:
         return pl.DataFrame(schema=MEASUREMENT_SCHEMA)
     return pl.concat(tables)
+
+
+def _defined(estimate: Estimate) -> Estimate:
+    """With None in place of what is not finite, before it is judged; no interval without a value."""
+    value = _finite(estimate.value)
+    low, high = (_finite(end) for end in (estimate.ci_low, estimate.ci_high))
+    if value is None:
+        low = high = None
+    return replace(estimate, value=value, ci_low=low, ci_high=high)
 
 
 def _finite(value: float | None) -> float | None:

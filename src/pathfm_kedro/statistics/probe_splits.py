@@ -98,12 +98,13 @@ def held_out_center_splits(
     """Each center tests once; of other centers' patients one fold is kept aside, the others train.
 
     A patient of the center that tests trains nothing, wherever else it has slides. Rows of targets
-    that do not train are not tested.
+    that do not train are not tested; rows of no known center neither train nor test, since they may
+    be of any.
 
     Parameters
     ----------
     patients, targets, centers
-        [n].
+        [n]; a center that is not known is empty.
     folds
         Of which one is kept aside.
     seed
@@ -121,14 +122,15 @@ def held_out_center_splits(
     >>> [(s.center, s.test.tolist()) for s in splits]
     [('a', [0, 1, 2, 3]), ('b', [4, 5, 6, 7])]
     """
-    names = np.unique(centers)
+    known_center = centers != ""
+    names = np.unique(centers[known_center])
     if len(names) < 2:
         raise Undefined(
             f"{len(names)} center(s): to hold one out needs two; add slides of another center"
         )
     for name in names:
         own = centers == name
-        others = np.flatnonzero(~np.isin(patients, patients[own]))
+        others = np.flatnonzero(known_center & ~np.isin(patients, patients[own]))
         if not len(others):
             reason = "all patients of other centers have slides here too: add patients elsewhere"
             yield Split(others, others, np.flatnonzero(own), str(name), reason)
@@ -237,7 +239,8 @@ class ProbedTiles:
         Undefined
             If a center is to be held out and there is one.
         """
-        patients, centers = (self.tags[name].to_numpy() for name in ("patient_id", "center"))
+        patients = self.tags["patient_id"].to_numpy()
+        centers = self.tags["center"].fill_null("").to_numpy()
         split = in_domain_splits if tested == IN_DOMAIN else held_out_center_splits
         return list(split(patients, self.targets, centers, folds, seed))
 

@@ -37,15 +37,38 @@ _PERMUTED_PAIRS = 256
 def expected_types(cohort: Cohort, scope: Scope, grid: Ints) -> Floats:
     """[n, grid, type] neighbours of each type if every eligible tile were equally likely."""
     labels, centers = cohort.labels[scope.rows], cohort.centers[scope.rows]
-    groups = np.unique(cohort.groups[scope.rows], return_inverse=True)[1]
+    shares, every = type_shares(labels, centers, cohort.groups[scope.rows])
+    met = np.minimum(grid, every[:, None])
+    return cast(Floats, met[:, :, None] * shares[:, None, :])
+
+
+def type_shares(labels: Ints, centers: Ints, groups: Ints) -> tuple[Floats, Ints]:
+    """Of the rows that each may meet, which are those of other groups, the share of each type.
+
+    Parameters
+    ----------
+    labels, centers, groups
+        [n] codes.
+
+    Returns
+    -------
+    tuple
+        [n, type] shares, 0 where a row may meet none, and [n] how many it may meet.
+
+    Examples
+    --------
+    >>> shares, every = type_shares(*np.array([[0, 0, 1], [0, 1, 0], [0, 1, 2]]))
+    >>> shares[0].tolist(), every.tolist()  # one SO, one OS
+    ([0.0, 0.5, 0.5, 0.0], [2, 2, 2])
+    """
+    own = np.unique(groups, return_inverse=True)[1]
+    cells = labels * (int(centers.max(initial=0)) + 1) + centers
     label, center, both, every = (
-        _eligible(groups, key) for key in (labels, centers, cohort.cells[scope.rows], 0 * labels)
+        _eligible(own, key) for key in (labels, centers, cells, 0 * labels)
     )
     shares = np.stack([both, label - both, center - both, every - label - center + both], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.nan_to_num(shares / every[:, None])
-    met = np.minimum(grid, every[:, None])
-    return cast(Floats, met[:, :, None] * shares[:, None, :])
+        return np.nan_to_num(shares / every[:, None]), every
 
 
 def _eligible(groups: Ints, key: Ints) -> Ints:

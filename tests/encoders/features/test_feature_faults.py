@@ -344,6 +344,11 @@ def test_off_the_slide(tmp_path):
         ("resnet50", "our_encoder", None),
         (None, "uni", None),
         ("ours-v3", "uni", None),
+        ("kaiko-vitb8", "kaiko_vitb16", False),
+        ("kaiko-vitb8", "uni", False),
+        ("kaiko-vitl14", "kaiko_vitl", True),
+        ("dinov2", "dinov2_b", None),
+        ("gigapath", "gigapath_slide", None),
     ],
 )
 def test_names_of_encoders(stated, declared, agrees):

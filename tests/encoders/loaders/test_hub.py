@@ -87,6 +87,15 @@ def test_what_the_hub_answers_is_said_in_one_sentence(monkeypatch, refused, pref
     assert stated in refused(f"{prefix}{NAME}")
 
 
+def test_weights_of_timm_that_are_not_cached_are_named(monkeypatch, refused):
+    def answer(*_, **__):
+        raise answered(errors.LocalEntryNotFoundError)
+
+    monkeypatch.setattr(timm, "create_model", answer)
+    mend = "hf download timm/vit_small_patch16_224.dino --local-dir <folder>"
+    assert mend in refused("timm:vit_small_patch16_224.dino")
+
+
 def test_a_folder_that_is_not_there_is_no_name_of_the_hub(refused):
     assert "there is no folder at" in refused("transformers:models/that/is/not")
     assert "there is no folder at" in refused("open_clip:./small")

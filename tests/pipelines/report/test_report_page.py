@@ -263,7 +263,7 @@ def test_what_is_exactly_nothing_is_not_above_nothing(report_inputs: dict[str, A
         experiment="rotation",
         encoder="alpha",
         metric="mknn_excess_drop",
-        estimate=Estimate(0.0, 0.0, 0.0, 16, 6),
+        estimate=Estimate(0.0, 0.0, 0.0, 16, 12),
         setting=setting,
     )
     table = report_inputs["measurements"]

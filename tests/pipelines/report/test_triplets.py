@@ -14,7 +14,7 @@ from pathfm_kedro.statistics.parameters import read_parameters
 from tests.pipelines.report.conftest import TRUTH, WORDS
 
 #: Twelve patients, three answers each, all for the encoder's nearest tile.
-ANSWERED = {"decided": [3] * 12, "agree": [3] * 12}
+ANSWERED = {"patient": [*range(12)] * 3, "nearest": [1, 2] * 18, "readers": [[1, 2] * 18]}
 
 
 def measured(
@@ -58,5 +58,17 @@ def test_an_encoder_that_was_left_out_since_is_not_audited() -> None:
 
 
 def test_impossible_answers_are_refused() -> None:
-    with pytest.raises(ValueError, match="nobody agrees more often than was decided"):
-        measured({"alpha": {"decided": [1, 1], "agree": [2, 0]}})
+    with pytest.raises(ValueError, match="as long as each other"):
+        measured({"alpha": {"patient": [1, 1], "nearest": [2, 1], "readers": [[1]]}})
+
+
+def test_readers_have_a_row_each_and_one_together() -> None:
+    other = [1] * 36
+    rows = measured({"alpha": ANSWERED | {"readers": [[1, 2] * 18, other]}})
+    of = {(row["metric"], row["setting"]): row["value"] for row in rows.iter_rows(named=True)}
+    assert of["agreement", "{}"] == 0.75
+    assert of["agreement_of_reader", '{"reader": 1}'] == 1.0
+    assert of["agreement_of_reader", '{"reader": 2}'] == 0.5
+    # One chose at random as to the other, and the first more often than half of the time.
+    assert of["fleiss_kappa", "{}"] == pytest.approx((0.5 - 0.625) / (1 - 0.625))
+    assert measured({"alpha": ANSWERED})["metric"].to_list() == ["agreement"]

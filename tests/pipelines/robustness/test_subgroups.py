@@ -218,3 +218,11 @@ def test_columns_of_many_values_and_patients_of_several_are_told():
 def test_counterparts_are_patients_of_the_same_label_and_center():
     group, strata = np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1])
     assert counterparts(group, strata).tolist() == [True, True, False, False]
+
+
+def test_a_cohort_without_labels_says_so():
+    slides, tiles, embeddings = cohort(0, per_cell=2)
+    blank = slides.with_columns(label=pl.lit(None, pl.String()))
+    found = SUBGROUPS.statistics(blank, tiles, embeddings, ["sex"], PARAMETERS)
+    assert found["n_slides"].null_count() == found.height
+    assert found["reason"].str.contains("add patients").all()

@@ -38,6 +38,7 @@ TILING_SCHEMA: dict[str, pl.DataType] = {
     "dtype": pl.String(),
     "loss": pl.Float64(),
     "dimension": pl.Int64(),
+    "field_px": pl.Float64(),
 }
 #: Without micrometres per level-0 pixel, places of a file in micrometres stay what they are.
 _ONE_UM = 1.0
@@ -255,6 +256,8 @@ class _Described:
             "dtype": found.dtype,
             "loss": found.loss,
             "dimension": found.dimension,
+            # Without the slide's mpp it is all that is known of a tile's size.
+            "field_px": found.field_px,
         }
         return cls(_table(file, found, parameters, choose_mosaic), about)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from pathfm_kedro.encoders.features.slide_features import (
     SlideFeatures,
     some,
 )
+from pathfm_kedro.encoders.presets import read_presets
 
 #: What tools write around the name of an encoder.
 _VENDORS = (
@@ -25,7 +27,8 @@ _VENDORS = (
     "histai",
     "tile",
 )
-#: Encoders by their name without signs, with the other ways in which tools write it.
+#: Encoders by their name without signs, with the other ways in which tools write it; presets are known
+#: beside them.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "uni": ("univ1", "uni1"),
     "uni2h": ("uni2", "univ2"),
@@ -50,7 +53,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "mstar": (),
     "midnight12k": ("midnight", "midnight12"),
     "resnet50": (),
-    "lunitvits8": ("lunitvits",),
+    "lunitvits8": ("lunitvits", "lunitdino8"),
+    "kaikovitl": ("kaikovitl14",),
     "titan": (),
     "prism": (),
     "prism2": (),
@@ -87,7 +91,18 @@ def encoder_agrees(stated: str | None, declared: str) -> bool | None:
     first, second = (_canonical(name) for name in (stated, declared))
     if first == second:
         return True
-    return False if first in _NAMES and second in _NAMES else None
+    if first in _NAMES and second in _NAMES:
+        return False
+    # "dinov2" may stand for any of its sizes.
+    related = first.startswith(second) or second.startswith(first)
+    return None if related or not {first, second} <= _tile_encoders() else False
+
+
+@lru_cache(maxsize=1)
+def _tile_encoders() -> frozenset[str]:
+    """Names without signs. An encoder of slides is often called as its encoder of tiles."""
+    presets = read_presets().values()
+    return frozenset(_NAMES) | {_canonical(one.name) for one in presets if not one.slide_level}
 
 
 def _canonical(name: str) -> str:

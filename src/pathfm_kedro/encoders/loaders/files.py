@@ -174,25 +174,40 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it holds something else.
+        If it is cut short or holds something else, with the mend.
     """
     import torch
     from safetensors.torch import load_file
 
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Its text advises to load with weights_only=False, which runs whatever code the file holds.
-        raise ValueError(
-            "it is no file of weights, or holds other objects than tensors, as a whole model or NumPy "
-            "arrays: save model.state_dict() by torch.save or safetensors"
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(_unreadable(error)) from error
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"it holds a {type(loaded).__name__} and no tensors by name")
+        raise ValueError(
+            f"it holds a {type(loaded).__name__} and no tensors by name: save model.state_dict()"
+        )
     return dict(loaded)
+
+
+def _unreadable(error: Exception) -> str:
+    """Why a file gives no tensors, and the mend."""
+    # Torch's own texts advise to load with weights_only=False, which runs whatever code the file holds.
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "it is no file of weights, or holds other objects than tensors, as a whole model or NumPy "
+            "arrays: download it again, or save model.state_dict() by torch.save or safetensors"
+        )
+    if "TorchScript" in str(error):
+        return (
+            "it is a TorchScript archive: give torchscript:<file> as the model, without checkpoint"
+        )
+    return f"it is cut short or no file of weights ({one_line(error, 100)}): download it again"
 
 
 #: Tensors that a network computes itself, which files hold or leave out.
@@ -235,8 +250,16 @@ def place_weights(network: torch.nn.Module, tensors: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If it lacks some, or holds others.
+        If it lacks some, holds others, or has some of another shape.
     """
+    own = network.state_dict()
+    wrong = [
+        f"{name} {list(tensor.shape)}, in the network {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"of another shape are {some_of(wrong)}")
     result: Any = network.load_state_dict(dict(tensors), strict=False)
     problem = mismatch(network, result.missing_keys, result.unexpected_keys, strict=True)
     if problem:

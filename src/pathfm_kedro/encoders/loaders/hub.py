@@ -95,8 +95,18 @@ def _from_hub(spec: EncoderSpec, name: str) -> Path:
     ) from problem
 
 
-def hub_problem(error: BaseException, spec: EncoderSpec) -> ValueError | None:
-    """What the hub's client ran into in one sentence with its mend; None where it is something else."""
+def hub_problem(error: BaseException, spec: EncoderSpec, repository: str = "") -> ValueError | None:
+    """What the hub's client ran into in one sentence with its mend; None where it is something else.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    spec
+        The entry.
+    repository
+        ``<owner>/<model>[@<revision>]``; as the entry's model names it if not given.
+    """
     from huggingface_hub import errors
 
     where = f"encoders.{spec.name}.model is '{spec.model}'"
@@ -115,13 +125,13 @@ def hub_problem(error: BaseException, spec: EncoderSpec) -> ValueError | None:
             "name, or run 'hf auth login'"
         )
     offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
-    return _not_cached(spec) if isinstance(error, offline) else None
+    return _not_cached(spec, repository) if isinstance(error, offline) else None
 
 
-def _not_cached(spec: EncoderSpec) -> ValueError:
+def _not_cached(spec: EncoderSpec, repository: str = "") -> ValueError:
     kind, _, name = spec.model.partition(":")
-    folder = "local-dir" if kind == "hf-hub" else kind
-    repository, _, revision = name.partition("@")
+    folder = "local-dir" if kind in ("hf-hub", "timm") else kind
+    repository, _, revision = (repository or name).partition("@")
     at = f" --revision {revision}" if revision else ""
     return ValueError(
         f"encoders.{spec.name}.model is '{spec.model}', whose weights (*.safetensors, *.bin) are not "

@@ -139,7 +139,7 @@ def _explained(spec: EncoderSpec) -> Iterator[None]:
     except Exception as error:
         if kind == "hf-hub" and isinstance(error, KeyError) and "architecture" in str(error):
             raise _of_another_library(spec, "transformers or open_clip") from error
-        known = hub_problem(error, spec) if kind == "hf-hub" else None
+        known = hub_problem(error, spec, _repository(spec)) if kind != "local-dir" else None
         if known is not None:
             raise known from error
         mend = {
@@ -155,6 +155,17 @@ def _explained(spec: EncoderSpec) -> Iterator[None]:
             f"encoders.{spec.name}.model: '{spec.model}' could not be loaded ({one_line(error)}); "
             + mend.format(spec.name)
         ) from error
+
+
+def _repository(spec: EncoderSpec) -> str:
+    """Where the hub has a model of ``hf-hub:``, or timm's own weights of ``timm:``."""
+    import timm
+
+    kind, _, name = spec.model.partition(":")
+    if kind == "hf-hub":
+        return name
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    return known.hf_hub_id or name if known else name
 
 
 @contextmanager
@@ -286,6 +297,8 @@ def _check_folder_weights(folder: Path, where: str) -> None:
 def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> torch.nn.Module:
     """Weights from a file, every one of them placed; heads of a pretext task are dropped by name."""
     where = f"encoders.{spec.name}"
+    with misfit(lambda cause: f"{where}: checkpoint '{spec.checkpoint}' cannot be used: {cause}"):
+        loaded = read_tensors(path)
     with misfit(
         lambda cause: (
             f"{where}: checkpoint '{spec.checkpoint}' does not fit '{spec.model}' ({cause}): give "
@@ -293,7 +306,7 @@ def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> t
             "arguments that it was built with"
         )
     ):
-        found = converted(read_tensors(path), model)
+        found = converted(loaded, model)
         _refuse_other_grid(found.tensors.get("pos_embed"), model)
         place_weights(model, found.tensors)
     if found.dropped:
@@ -310,8 +323,10 @@ def _with_checkpoint(model: torch.nn.Module, path: Path, spec: EncoderSpec) -> t
 def _refuse_other_grid(positions: torch.Tensor | None, model: Any) -> None:
     """Position embeddings belong to a grid of patches, and are no other grid's."""
     own, patch = getattr(model, "pos_embed", None), patch_side(model)
-    if positions is None or own is None or positions.shape == own.shape:
+    if positions is None or own is None or positions.shape[1] == own.shape[1]:
         return
+    if positions.shape[-1] != own.shape[-1]:
+        return  # of another architecture, whose grid says nothing of this one's
     side = math.isqrt(positions.shape[1]) * patch
     raise ValueError(
         f"its position embeddings are of {positions.shape[1]} tokens, and the network's of "

@@ -57,8 +57,8 @@ def load(spec: EncoderSpec) -> torch.nn.Module:
         # A file of another kind raises what its reader happens to run into.
         raise ValueError(
             f"{where}.model is '{spec.model}', which is cut short or no TorchScript archive "
-            f"({one_line(error)}): download it again; weights alone go into {where}.checkpoint with "
-            "timm:<architecture>"
+            f"({one_line(error, 100)}): download it again; weights alone go into {where}.checkpoint "
+            "with timm:<architecture>"
         ) from error
     described = declared(spec.input_pixels, spec.mean or (), spec.std or ())
     return ScriptedNetwork(network, NO_TOKENS, Patches(1, spec.input_pixels), described, digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from dataclasses import dataclass as plain_dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from pathfm_kedro.encoders.adaptation import ArmTrials, Fitted, starting_network
 from pathfm_kedro.encoders.adaptation_arms import ARMS, Arm, Search, Task
 from pathfm_kedro.encoders.energy import CounterError, open_meter
+from pathfm_kedro.encoders.fabric import fitted_on, training_device
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.lora import merge_lora
 from pathfm_kedro.encoders.spec import EncoderSpec
@@ -324,6 +325,7 @@ class FitArm(FitJob):
             "settings": json.dumps([settings, asdict(p.search)], sort_keys=True),
             "data": self.data,
             "torch": torch.__version__.partition("+")[0],
+            **fitted_on(self.spec),
         }
 
     def fit(self, checkpoint: FitCheckpoint) -> dict[str, NDArray[np.generic]]:
@@ -344,7 +346,7 @@ class FitArm(FitJob):
         network = starting_network(
             arm, self.spec, self.untrained, self.seed, p.input_pixels, small=side
         )
-        device = _device(self.spec)
+        device = training_device(self.spec)
         targets = tiles.table["label"].replace_strict(
             list(self.labels), range(len(self.labels)), return_dtype=pl.Int64
         )
@@ -373,13 +375,6 @@ class FitArm(FitJob):
             after = fitted.network.vectors(tiles.pixels[some], device)
             found |= {"vector_rows": some, "vectors": after}
         return found
-
-
-def _device(spec: EncoderSpec) -> str:
-    from pathfm_kedro.encoders.runtimes import place
-
-    # What trains is PyTorch, whatever runs the network otherwise.
-    return place(replace(spec, runtime="channels_last"))[1]
 
 
 def _with_joules(work: Callable[[], Fitted], device: str, counted: bool) -> tuple[Fitted, float]:

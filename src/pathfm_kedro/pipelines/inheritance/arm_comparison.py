@@ -182,9 +182,10 @@ class _Comparison:
         """The arm's figure less that of another, and whether it counts."""
         estimate = self._less(metric, arm, against)
         remark = _in_words(estimate, metric.better)
+        caveat = ""
         if metric.of not in _KNOWS and remark.startswith(_COUNTS) and not self._knows(arm, against):
-            remark = f"undecidable: {remark}, but the arm reads the label no better than the other"
-        return Value(estimate, Null(0.0, 0.0), remark=remark)
+            caveat = f"undecidable: {remark}, but the arm reads the label no better than the other"
+        return Value(estimate, Null(0.0, 0.0), caveat=caveat, remark=caveat or remark)
 
     def _knows(self, arm: Arm, against: str) -> bool:
         """Whether an arm reads the label better than another, with its whole interval."""
@@ -291,7 +292,9 @@ def _robustness_index(arm: PatientStatistics) -> Value:
     drawn = np.stack([resampled_total(so, weights), resampled_total(so + os, weights)])
     k, seeds = getattr(arm.parameters, "k", 1), pairs["seed"].n_unique()
     n = int(pairs["n_tiles"].sum()) // (k * seeds)
-    return Value(pair_ratio(so, so + os, drawn, weights, n, 1.0))
+    so_expected, os_expected = (float(pairs[f"{kind}_expected"].sum()) for kind in ("so", "os"))
+    chance = so_expected / (so_expected + os_expected)
+    return Value(pair_ratio(so, so + os, drawn, weights, n, 1.0), Null(chance, chance))
 
 
 def _cue_conflict(p: ArmParameters, arm: PatientStatistics) -> Value:

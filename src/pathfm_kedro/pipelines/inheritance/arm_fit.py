@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pathfm_kedro.encoders.fabric import fitted_on, training_device
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.operations import passes_of_task
 from pathfm_kedro.encoders.spec import EncoderSpec
@@ -124,6 +125,7 @@ class PretrainedArm(FitJob):
             "packages": json.dumps(
                 package_versions(["torch", "timm", "scikit-image", "torchstain"])
             ),
+            **fitted_on(self.network),
             "units": "vectors of test tiles and of their views, tile x dimension",
         }
 
@@ -157,8 +159,6 @@ class PretrainedArm(FitJob):
         }
 
     def _backbone(self, side: int) -> torch.nn.Module:
-        import torch
-
         network: torch.nn.Module
         if isinstance(self.network, str):
             from pathfm_kedro.encoders.architectures import rival
@@ -170,7 +170,7 @@ class PretrainedArm(FitJob):
             network = build_network(self.network)
             # Encoders are frozen as they are loaded.
             network.requires_grad_(True)
-        return network.to("cuda" if torch.cuda.is_available() else "cpu")
+        return network.to(training_device(self.network))
 
     def _vectors(self, backbone: torch.nn.Module, test: ArmTiles) -> dict[str, NDArray[np.generic]]:
         from pathfm_kedro.encoders.pretexts import frozen_vectors

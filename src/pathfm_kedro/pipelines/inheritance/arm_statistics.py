@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT
+from pathfm_kedro.statistics.balanced_designs import codes_of
 from pathfm_kedro.statistics.cross_validation import ProbeSettings, probed
 from pathfm_kedro.statistics.cue_conflict import CUE_COUNTS, TRANSFERRED, CueTiles
 from pathfm_kedro.statistics.linear_classifier import fit_linear_classifier
@@ -26,6 +27,7 @@ from pathfm_kedro.statistics.perturbation import (
     nearest_references,
 )
 from pathfm_kedro.statistics.tables import to_schema
+from pathfm_kedro.statistics.unit_neighbours import OS, SO, type_shares
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +48,7 @@ LABEL, HELD_OUT_LABEL, CENTER = "label", "label_held_out_center", "center"
 #: - target, value (class), patient: tiles and how many are correctly classified; `problem` where
 #:   nothing could be probed;
 #: - patient and neighbour_patient: neighbours with the label from another center (so), and the reverse
-#:   (os);
+#:   (os), and as many as there would be if every tile of other patients were equally likely;
 #: - view and patient, or patient and neighbour_patient: :data:`CUE_COUNTS`;
 #: - view and patient: :data:`PERTURBATION_SUMS`;
 #: - nothing else: operations, n_tiles, first and last loss, or why the arm failed.
@@ -59,6 +61,8 @@ ARM_SCHEMA: dict[str, pl.DataType] = {
     "n_correct": pl.Int64(),
     "so": pl.Int64(),
     "os": pl.Int64(),
+    "so_expected": pl.Float64(),
+    "os_expected": pl.Float64(),
     **CUE_COUNTS,
     **PERTURBATION_SUMS,
     "operations": pl.Float64(),
@@ -260,6 +264,8 @@ def _neighbours(
     asking, met = table[query], table[found[query, rank]]
     same_label = (asking["label"] == met["label"]).to_numpy()
     same_center = (asking["center"] == met["center"]).to_numpy()
+    labels, centers, patients = (codes_of(table[c]) for c in ("label", "center", "patient_id"))
+    expected = type_shares(labels, centers, patients)[0][query]
     return (
         pl.DataFrame(
             {
@@ -267,10 +273,16 @@ def _neighbours(
                 "neighbour_patient": met["patient_id"],
                 "so": same_label & ~same_center,
                 "os": ~same_label & same_center,
+                "so_expected": expected[:, SO],
+                "os_expected": expected[:, OS],
             }
         )
         .group_by("patient_id", "neighbour_patient")
-        .agg(pl.col("so", "os").sum().cast(pl.Int64), n_tiles=pl.len().cast(pl.Int64))
+        .agg(
+            pl.col("so", "os").sum().cast(pl.Int64),
+            pl.col("so_expected", "os_expected").sum(),
+            n_tiles=pl.len().cast(pl.Int64),
+        )
         .sort("patient_id", "neighbour_patient")
         .with_columns(kind=pl.lit("pairs"))
     )

@@ -44,7 +44,7 @@ from pathfm_kedro.pipelines.inheritance.patient_budgets import (
     refuse_less_than_a_patient,
     sampled_patients,
 )
-from pathfm_kedro.statistics.bootstrap import patient_codes
+from pathfm_kedro.statistics.bootstrap import exact_without_spread, patient_codes
 from pathfm_kedro.statistics.cross_validation import (
     ProbeSettings,
     balanced_accuracy,
@@ -233,7 +233,8 @@ def budget_accuracy(sums: ResampledSums) -> Value:
     chance = 1 / int((sums.tested[0, 0] > 0).sum())
     accuracies = balanced_accuracy(sums.correct, sums.tested)
     remark = f"{sums.training_patients:.3g} patients train"
-    return Value(sums.estimate(accuracies.mean(axis=1)), Null(chance, chance), remark=remark)
+    estimate = exact_without_spread(sums.estimate(accuracies.mean(axis=1)))
+    return Value(estimate, Null(chance, chance), remark=remark)
 
 
 def budget_error(sums: ResampledSums) -> Value:

@@ -12,6 +12,8 @@ Pitfalls
 --------
 - A tile has its slide's label, also where it shows healthy tissue.
 - The penalty is fixed and not tuned per encoder; encoders of many dimensions may profit or suffer.
+- Of vectors that do not tell the classes apart, as of a center by an encoder of the label alone, few
+  patients give figures below the null: whoever is tested is missing from those who train.
 - That a center can be read does not show that it misleads, nor whether colour or something else gives
   it away.
 - The widening of the interval is cautious and not measured for the cohort at hand; coverage with signal
@@ -44,6 +46,11 @@ from pathfm_kedro.statistics.sampling import capped_tiles
 from pathfm_kedro.statistics.tables import Embeddings, chosen_vectors, tile_rows
 
 METRIC = "balanced_accuracy"
+#: Why a probe may lie below what a guess reaches.
+_BELOW_CHANCE = (
+    "below a guess, which is no knowledge: who is tested is missing from those who train, so that "
+    "among vectors that do not tell the classes apart the tested one's class is the rarer"
+)
 #: What is read from the vectors.
 TARGETS = ("label", "center")
 
@@ -172,7 +179,9 @@ def accuracy(target: PatientStatistics) -> Value:
     tested = replace(target, table=table.drop_nulls("n_correct"))
     correct, n = (tested.matrix(name, "value", "n_tiles") for name in ("n_correct", "n_tiles"))
     chance = 1 / tested.table["value"].n_unique()
-    return Value(probe_accuracy(correct, n, tested.weights), Null(chance, chance))
+    estimate = probe_accuracy(correct, n, tested.weights)
+    below = estimate.ci_high is not None and estimate.ci_high < chance
+    return Value(estimate, Null(chance, chance), remark=_BELOW_CHANCE if below else "")
 
 
 def left_out(of_class: PatientStatistics, folds: int) -> Value:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from pathfm_kedro.encoders.batches import turned
+from pathfm_kedro.encoders.fabric import fitted_on
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.nmtune import NMTuneSettings, predicted, strong_view, tuned_classifier
 from pathfm_kedro.encoders.operations import LEARNT_PASS
@@ -227,6 +228,7 @@ class NoisyPretraining(FitJob):
             "settings": json.dumps([_REVISION, BACKBONE, p.seed, *how], sort_keys=True),
             "data": self.digest,
             "torch": torch.__version__.partition("+")[0],
+            **fitted_on(BACKBONE),
         }
 
     def fit(self, checkpoint: FitCheckpoint) -> Mapping[str, NDArray[np.generic]]:

@@ -133,7 +133,8 @@ class _Slides:
 
     def splits(self, tested: str) -> list[Split]:
         """Who trains and who tests; what other experiments keep aside trains too."""
-        patients, centers = (self.tags[name].to_numpy() for name in ("patient_id", "center"))
+        patients = self.tags["patient_id"].to_numpy()
+        centers = self.tags["center"].fill_null("").to_numpy()
         split = in_domain_splits if tested == IN_DOMAIN else held_out_center_splits
         found = split(patients, self.targets, centers, self.p.folds, self.p.seed)
         return [each for each in found if not each.problem]

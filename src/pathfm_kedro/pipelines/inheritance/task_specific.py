@@ -51,6 +51,7 @@ from pathfm_kedro.pipelines.inheritance.task_specific_fits import (
     budget_splits,
     folded,
 )
+from pathfm_kedro.statistics.bootstrap import exact_without_spread
 from pathfm_kedro.statistics.cross_validation import CROSS_VALIDATION_EFFECT
 from pathfm_kedro.statistics.crossings import crossings
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
@@ -274,7 +275,8 @@ class _Curves:
         sums = self.sums(model, budget)
         remark = f"{sums.training_patients:.3g} patients train"
         null = Null(*macro_f1_of_guesses(sums.tested[0, 0]))
-        return Value(sums.estimate(sums.macro_f1), null, remark=remark)
+        estimate = exact_without_spread(sums.estimate(sums.macro_f1))
+        return Value(estimate, null, remark=remark)
 
     def lead(self, budget: float) -> Value:
         """The probe's macro-F1 minus the network's."""

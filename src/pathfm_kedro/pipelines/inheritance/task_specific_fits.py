@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from pathfm_kedro.encoders.fabric import fitted_on
 from pathfm_kedro.encoders.harmonised import Shards
 from pathfm_kedro.encoders.operations import LEARNT_PASS
 from pathfm_kedro.encoders.pretraining import Backbone
@@ -221,6 +222,7 @@ class NetworkFit(FitJob):
             "settings": json.dumps(settings, sort_keys=True),
             "data": self.digest,
             "torch": torch.__version__.partition("+")[0],
+            **fitted_on(NETWORK),
             "units": "logits, tested tile x label",
         }
 

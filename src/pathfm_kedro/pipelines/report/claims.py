@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from pathfm_kedro.pipelines.report.sections import footnote
-from pathfm_kedro.pipelines.report.text import Row, marked_interval, short_value
+from pathfm_kedro.pipelines.report.text import Row, count_of, marked_interval, short_value
 from pathfm_kedro.pipelines.report.words import ClaimFigure, ClaimWords, Words, select, settings_of
+from pathfm_kedro.statistics.measurements import MIN_PATIENTS
 
 #: Of a claim whose figure was not measured here.
 NOT_MEASURED = "not measured in this audit"
@@ -18,11 +19,12 @@ NOT_MEASURED = "not measured in this audit"
 
 @dataclass(frozen=True)
 class ClaimCell:
-    """One encoder's figure, whether the claim held, and the figure alone."""
+    """One encoder's figure, whether the claim held, the figure alone, and why nothing is decided."""
 
     figure: str
     held: str
     short: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,21 @@ def _cell(row: Row | None, figure: ClaimFigure) -> ClaimCell:
         return ClaimCell("", "")
     if row["value"] is None:
         return ClaimCell(str(row["reason"]), "not measured")
+    shown = marked_interval(row)
+    if why := _why_undecided(row, figure.criterion):
+        return ClaimCell(shown, "undecided", short_value(row), why)
     if row["ci_low"] is None or row["ci_high"] is None:
         held = "no interval" if figure.criterion else ""
     else:
         held = _outcome(row, figure.criterion)
-    return ClaimCell(marked_interval(row), held, short_value(row))
+    return ClaimCell(shown, held, short_value(row))
+
+
+def _why_undecided(row: Row, criterion: Mapping[str, Any]) -> str:
+    """Why a figure that decides no verdict decides no claim either; empty where it may."""
+    if criterion and 0 < row["n_patients"] < MIN_PATIENTS:
+        return f"rests on {count_of(row['n_patients'], 'patient')}, fewer than {MIN_PATIENTS}"
+    return str(row["caveat"] or "") if _THRESHOLDS & criterion.keys() else ""
 
 
 def _outcome(row: Row, criterion: Mapping[str, Any]) -> str:
@@ -166,6 +178,8 @@ def _between(row: Row, ends: tuple[float, float]) -> str:
     return "below the reference" if row["ci_high"] < ends[0] else "overlaps the reference"
 
 
+#: A caveat takes nothing from where a figure lies beside its null or a published range.
+_THRESHOLDS = {"above", "below"}
 _SAYS: dict[str, Callable[[Row, Any], str]] = {
     "below": lambda row, end: _side(row["ci_high"] < end, row["ci_low"] >= end),
     "above": lambda row, end: _side(row["ci_low"] > end, row["ci_high"] <= end),

@@ -4,12 +4,13 @@ No step of a run can ask a person: ``kedro triplets export`` makes the triplets,
 puts what was answered among the cohort's parameters, and the figure is computed from there. Without
 answers there is no row, and the report says that it was not measured.
 
-``agreement = Σ_i a_i / Σ_i d_i``: of the triplets of patient i that the reader decided (d_i), those in
-which the encoder's nearest tile was chosen (a_i), see :mod:`pathfm_kedro.statistics.triplets`.
+``agreement = Σ_i a_i / Σ_i d_i``: of the answers on triplets of patient i that chose one of the two
+(d_i), those that chose the encoder's nearest tile (a_i), see :mod:`pathfm_kedro.statistics.triplets`.
+With several readers there is a figure of all, one of each, and Fleiss' kappa among them.
 
 Pitfalls
 --------
-- It is of one reader, and readers differ.
+- Intervals resample patients and not readers: they are of those who were asked, and others may differ.
 - The control tile is sampled at random: an encoder that finds the right organ and nothing more is above
   chance.
 """
@@ -17,6 +18,7 @@ Pitfalls
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 
 import polars as pl
 from pydantic import Field
@@ -25,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from pathfm_kedro.statistics.figures import Figure, Value, measure
 from pathfm_kedro.statistics.measurements import Null, combine_measurements, measurement_table
 from pathfm_kedro.statistics.parameters import STRICT, ExperimentParameters
-from pathfm_kedro.statistics.triplets import CHANCE, ReaderAnswers, agreement
+from pathfm_kedro.statistics.triplets import CHANCE, TripletAnswers, agreement, fleiss_kappa
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -38,7 +40,7 @@ class Triplets(ExperimentParameters):
         Of each encoder whose triplets were answered; ``kedro triplets read`` writes them.
     """
 
-    answers: Mapping[str, ReaderAnswers] = Field(default_factory=dict)
+    answers: Mapping[str, TripletAnswers] = Field(default_factory=dict)
 
 
 def measure_triplets(p: Triplets, *, encoders: Collection[str]) -> pl.DataFrame:
@@ -64,9 +66,18 @@ def measure_triplets(p: Triplets, *, encoders: Collection[str]) -> pl.DataFrame:
     return combine_measurements(measurement_table([]), *tables)
 
 
-def triplets_figures(answers: ReaderAnswers, p: Triplets) -> Iterator[Figure]:
-    """The one figure."""
+def triplets_figures(answers: TripletAnswers, p: Triplets) -> Iterator[Figure]:
+    """How often readers agree with the encoder, and with each other."""
+    yield Figure("agreement", partial(_agreement, answers, p))
+    if len(answers.readers) < 2:
+        return
+    for number in range(len(answers.readers)):
+        own = answers.of_reader(number)
+        yield Figure("agreement_of_reader", partial(_agreement, own, p), {"reader": number + 1})
     yield Figure(
-        "agreement",
-        lambda: Value(agreement(answers, p.draws, p.seed), Null(CHANCE, CHANCE)),
+        "fleiss_kappa", lambda: Value(fleiss_kappa(answers, p.draws, p.seed), Null(0.0, 0.0))
     )
+
+
+def _agreement(answers: TripletAnswers, p: Triplets) -> Value:
+    return Value(agreement(answers, p.draws, p.seed), Null(CHANCE, CHANCE))

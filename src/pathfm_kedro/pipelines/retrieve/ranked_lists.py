@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.bootstrap import (
+    exact_without_spread,
     percentile_interval,
     ratio_estimate,
     sum_by_patient,
@@ -177,4 +178,4 @@ def _by_patient(values: Floats, keep: Bools, queries: LabelledQueries, weights: 
     sums = sum_by_patient(
         np.column_stack([values * keep, keep]), queries.patient, queries.n_patients
     )
-    return ratio_estimate(sums[:, 0], sums[:, 1], weights)
+    return exact_without_spread(ratio_estimate(sums[:, 0], sums[:, 1], weights))

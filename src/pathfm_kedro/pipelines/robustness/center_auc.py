@@ -365,6 +365,11 @@ def _patients(statistics: pl.DataFrame) -> list[str]:
 def _estimate(statistics: pl.DataFrame, aucs: Floats, limits: tuple[float, float]) -> Estimate:
     """The first of the numbers, its interval from the others."""
     value = float(aucs[0])
+    if not np.isfinite(value):
+        raise Undefined(
+            "no fold tests tiles of a center beside tiles of another: add patients, or lower "
+            "center_auc.folds"
+        )
     of_centers = statistics.filter(features=EMBEDDING).select("center", "n_tiles").unique()
     n = int(of_centers["n_tiles"].sum())
     interval = widened_interval(value, aucs[1:], limits)

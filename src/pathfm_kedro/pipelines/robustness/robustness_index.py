@@ -83,6 +83,7 @@ from pathfm_kedro.statistics.balanced_designs import (
     remark_on_size,
 )
 from pathfm_kedro.statistics.bootstrap import (
+    exact_without_spread,
     percentile_interval,
     ratio_estimate,
     sum_by_patient,
@@ -491,18 +492,18 @@ def support(measured: MeasuredDesign, k: int) -> Value:
 
 
 def knn_accuracy(measured: MeasuredDesign, k: int, target: str) -> Value:
-    """Balanced accuracy of the vote of k neighbours; null: permuted labels, or centers."""
+    """Balanced accuracy of the vote of k neighbours; null: permuted labels, or centers.
+
+    Where no resampled cohort differs the interval is the exact one of so many patients.
+    """
     found = measured.neighbours
     cohort = np.ones((1, found.n_patients))
     point, *draws = vote_accuracy(measured.at[k], target, np.vstack([cohort, measured.weights]))
+    resampled = np.array(draws)
+    interval = percentile_interval(resampled)
+    estimate = Estimate(float(point), *interval, found.n, found.n_patients, resampled)
     return Value(
-        Estimate(
-            float(point),
-            *percentile_interval(np.array(draws)),
-            found.n,
-            found.n_patients,
-            np.array(draws),
-        ),
+        exact_without_spread(estimate),
         null_range(chosen_anew(measured.permuted_votes[target], k, measured.chosen(k))),
     )
 

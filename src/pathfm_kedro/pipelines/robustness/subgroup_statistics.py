@@ -56,7 +56,8 @@ def subgroup_statistics(
     pooled = pool_slides(slides, tiles, embeddings).join(slides, on="slide_id", how="left")
     whole = pooled.drop_nulls(["patient_id", "label", "center"])
     members = [_members(whole, column) for column in columns]
-    vectors = whole["mean"].to_numpy().reshape(whole.height, -1)
+    width = -1 if whole.height else 1  # cannot be read off no rows
+    vectors = whole["mean"].to_numpy().reshape(whole.height, width)
     found = [_retrieved(whole, vectors, p), _probed(whole, vectors, p)]
     return pl.concat(to_schema(frame, SUBGROUPS_SCHEMA) for frame in [*members, *found])
 

@@ -182,7 +182,9 @@ def _index_source(index: pl.DataFrame, chosen_k: Mapping[str, Any]) -> Source:
     found = UnitNeighbours.of(rows, "all")
     near = found.band <= found.k_grid.index(k)
     so, os = (found.matrix(near & (found.kind == kind)) for kind in (SO, OS))
-    n = rows.filter(k=k).group_by("patient_id").agg(pl.col("n").sum()).sort("patient_id")
+    # A tile of several subsamples is one query.
+    queries = pl.col("n").sum() // rows["scope"].n_unique()
+    n = rows.filter(k=k).group_by("patient_id").agg(queries).sort("patient_id")
     return Source(INDEX, tuple(n["patient_id"]), PairShare(so, so + os, n["n"].to_numpy()))
 
 
