@@ -18,11 +18,11 @@ shrunk about the point by √(V/Var r*), which keeps its skewness. Pairs of a pa
 weigh w_p, not w_p².
 
 The draws that an estimate carries, by which two encoders are compared, are those of what each patient
-adds alone, r − Σ_p (w_p − 1)(r₍₋ₚ₎ − r). Labels and centers say which pairs count
-at all: a draw with more patients of one label moves the r of every encoder alike through h_pq, and
-another cohort of as many of each does not. Two-way draws of two encoders hence correlate more than the
-encoders do (0.38 in place of 0.23 where both know nothing, 48 patients), which made the interval of
-their difference too narrow.
+adds alone, r − Σ_p (w_p − 1)(r₍₋ₚ₎ − r). Labels and centers say which pairs count at all: a draw with
+more patients of one label moves the r of every encoder alike through h_pq, and another cohort of as
+many of each does not. Two-way draws of two encoders hence correlate more than the encoders do (0.38 in
+place of 0.23 where both know nothing, 48 patients), which made the interval of their difference too
+narrow.
 
 A ratio without a largest value is skewed, the more the fewer neighbours its denominator counts, and
 the draws are more skewed than that: patients that are not drawn take all their neighbours away. Its
