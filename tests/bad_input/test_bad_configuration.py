@@ -90,15 +90,15 @@ MODELS = {
     ),
     "text_as_checkpoint": (
         {"model": "timm:test_vit", "checkpoint": "text.pth"},
-        "encoders.mine: checkpoint 'text.pth' does not fit 'timm:test_vit'",
+        "encoders.mine: checkpoint 'text.pth' cannot be used: it is cut short or no file",
     ),
     "empty_checkpoint": (
         {"model": "timm:test_vit", "checkpoint": "empty.pth"},
-        "encoders.mine: checkpoint 'empty.pth' does not fit",
+        "encoders.mine: checkpoint 'empty.pth' cannot be used: it is cut short or no file",
     ),
     "text_as_safetensors": (
         {"model": "timm:test_vit", "checkpoint": "text.safetensors"},
-        "encoders.mine: checkpoint 'text.safetensors' does not fit",
+        "encoders.mine: checkpoint 'text.safetensors' cannot be used: it is cut short or no file",
     ),
     "checkpoint_of_another_model": (
         {"model": "timm:test_vit", "checkpoint": "other.pth"},
