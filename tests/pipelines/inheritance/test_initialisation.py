@@ -53,7 +53,7 @@ def test_starts_and_budgets_are_compared_with_each_other_and_with_random_weights
 def test_two_starts_share_all_but_their_weights():
     block = {**SETTINGS, "encoder": "e", "budgets": [1.0], "n_seeds": 1, "seed": 3, "epochs": 2}
     entries = {"e": {"model": "package:efficientnet_lite0", "runtime": "eager"}}
-    table = pool()
+    table = pool(role="pretrain")
     plan = plan_initialisation(table, tiles_of(table), entries, ENGINE, Initialisation(**block))
     assert [job.slide_id for job in plan.jobs] == [
         "inherited-0.3", "inherited-1.3", "from_scratch-0.3", "from_scratch-1.3",
@@ -64,6 +64,16 @@ def test_two_starts_share_all_but_their_weights():
     other = Initialisation(**{**block, "encoder": "x"})
     with pytest.raises(ValueError, match=r"initialisation\.encoder is 'x'.*it has e"):
         plan_initialisation(table, tiles_of(table), entries, ENGINE, other)
+
+
+def test_too_few_tiles_to_train_on_are_said_and_end_no_run():
+    p, table, entries = INITIALISATION, pool(), {"e": {"model": "package:efficientnet_lite0"}}
+    tiles = tiles_of(table)
+    assert not plan_initialisation(table, tiles, entries, ENGINE, p).jobs
+    statistics = initialisation_statistics(table, tiles, Shards({}), p)
+    found = measure(initialisation_figures(statistics, p), "i", "a", (), "arm")
+    assert found["value"].null_count() == found.height
+    assert found["reason"].str.contains("too few to pretrain on: add patients").all()
 
 
 def test_no_encoder_leaves_the_initialisation_out():
@@ -77,7 +87,7 @@ def test_no_encoder_leaves_the_initialisation_out():
 
 def test_an_encoder_that_the_cohort_leaves_out_leaves_the_initialisation_out():
     """It is the default of conf/base, and its null in a cohort's entries is no mistake."""
-    p, table = INITIALISATION, pool()
+    p, table = INITIALISATION, pool(role="pretrain")
     tiles = tiles_of(table)
     assert not plan_initialisation(table, tiles, {"e": None, "x": {}}, ENGINE, p).jobs
     none = initialisation_statistics(table, tiles, Shards({}), p)

@@ -276,13 +276,16 @@ def test_drawn_morphology_is_agreed_with_where_it_is_known():
     assert of["ci_low"] > 0
 
 
-def test_without_pixels_nothing_is_trained_and_every_figure_says_so():
-    none = Shards({})
-    assert not plan_pretext_tasks(pool(), none, ENGINE, PretextTasks(**BLOCK)).jobs
+@pytest.mark.parametrize("of", [lambda _: Shards({}), tiles_of], ids=["no pixels", "no role"])
+def test_without_tiles_to_learn_from_nothing_is_trained_and_every_figure_says_so(of):
+    table, none = pool(), Shards({})
+    tiles = of(table)
+    assert not plan_pretext_tasks(table, tiles, ENGINE, PretextTasks(**BLOCK)).jobs
     p = parameters()
-    found = measured(pretext_statistics(pool(), none, none, p), p)
+    found = measured(pretext_statistics(table, tiles, none, p), p)
     assert found["value"].null_count() == found.height
     assert found["reason"].str.contains("no pixels of the arms' tiles could be read").all()
+    assert found["reason"].str.contains("too few to pretrain on: add patients").all()
 
 
 def test_an_arm_is_fitted_frozen_and_shown_its_views():

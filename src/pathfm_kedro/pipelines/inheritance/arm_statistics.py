@@ -125,6 +125,13 @@ def centers_of(tiles: pl.DataFrame) -> list[str]:
     return list(tiles["center"].drop_nulls().unique().sort())
 
 
+#: Nothing was planned.
+_NOT_FITTED = (
+    "no pixels of the arms' tiles could be read, or too few to pretrain on: add patients, or raise "
+    "arms.tiles_per_slide"
+)
+
+
 def arm_statistics(
     tiles: pl.DataFrame,
     shards: Shards,
@@ -162,7 +169,7 @@ def arm_statistics(
                 found = _of_arm(tiles, shards, name, p, drawn)
             else:
                 failures: Mapping[str, str] = getattr(shards, "failures", {})
-                why = failures.get(name, "no pixels of the arms' tiles could be read")
+                why = failures.get(name, _NOT_FITTED)
                 found = [pl.DataFrame({"kind": ["fit"], "problem": [why]})]
             keys = {"arm": pl.lit(arm), "seed": pl.lit(seed, pl.Int64)}
             parts += [to_schema(each.with_columns(**keys), ARM_SCHEMA) for each in found]

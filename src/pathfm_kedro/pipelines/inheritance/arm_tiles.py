@@ -175,6 +175,17 @@ def readable_tiles(pool: pl.DataFrame, shards: Shards, *roles: str) -> pl.DataFr
     return pool.filter(known, asked).sort("slide_id", "place")
 
 
+def can_pretrain(pool: pl.DataFrame, shards: Shards) -> bool:
+    """Whether there are tiles to learn from: two, since a batch of one has nothing to compare.
+
+    Parameters
+    ----------
+    pool, shards
+        As of :func:`readable_tiles`.
+    """
+    return readable_tiles(pool, shards, PRETRAIN).height > 1
+
+
 @dataclass(frozen=True)
 class ArmTiles:
     """Tiles in memory, one row of the table each.

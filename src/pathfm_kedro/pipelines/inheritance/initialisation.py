@@ -35,7 +35,12 @@ from pathfm_kedro.engine import EngineSettings, ShardPlan
 from pathfm_kedro.pipelines.inheritance.arm_comparison import Arm, arm_figures
 from pathfm_kedro.pipelines.inheritance.arm_fit import PretrainedArm
 from pathfm_kedro.pipelines.inheritance.arm_statistics import ArmParameters, arm_statistics
-from pathfm_kedro.pipelines.inheritance.arm_tiles import DOWNSTREAM, HELD_OUT, readable_tiles
+from pathfm_kedro.pipelines.inheritance.arm_tiles import (
+    DOWNSTREAM,
+    HELD_OUT,
+    can_pretrain,
+    readable_tiles,
+)
 from pathfm_kedro.statistics.figures import Figure, undefined
 from pathfm_kedro.statistics.parameters import STRICT
 
@@ -105,7 +110,7 @@ def plan_initialisation(
     jobs: list[PretrainedArm] = []
     # A cohort leaves an encoder out by null.
     left_out = p.encoder is None or encoders.get(p.encoder, {}) is None
-    if not left_out and tiles.slide_ids:
+    if not left_out and can_pretrain(pool, tiles):
         starts = _starts(str(p.encoder), encoders)
         jobs = [
             PretrainedArm(
@@ -157,7 +162,7 @@ def initialisation_statistics(
         The parameters.
     """
     names = [arm_name(start, share) for start in STARTS for share in p.budgets]
-    planned = bool(arms.slide_ids or getattr(arms, "failures", {}) or not tiles.slide_ids)
+    planned = bool(arms.slide_ids or getattr(arms, "failures", {}) or not can_pretrain(pool, tiles))
     return arm_statistics(
         readable_tiles(pool, tiles, DOWNSTREAM, HELD_OUT),
         arms,

@@ -42,6 +42,7 @@ from pathfm_kedro.pipelines.inheritance.arm_statistics import ArmParameters, arm
 from pathfm_kedro.pipelines.inheritance.arm_tiles import (
     DOWNSTREAM,
     HELD_OUT,
+    can_pretrain,
     embedded_vectors,
     readable_tiles,
 )
@@ -96,7 +97,7 @@ def plan_pretext_tasks(
         )
         for task in p.tasks
         for seed in p.seeds
-        if tiles.slide_ids
+        if can_pretrain(pool, tiles)
     ]
     return ShardPlan(jobs, EngineSettings(**engine), "pretraining by pretext tasks")
 
