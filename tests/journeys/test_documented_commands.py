@@ -6,12 +6,14 @@ some need what an earlier one made.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from unittest import mock
 
 import click
 import numpy as np
@@ -85,10 +87,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = fresh_clone(tmp_path_factory)
     _imitate(folder.parent)
     shutil.copy(folder.parent / "job" / "slides.csv", folder)
-    with pytest.MonkeyPatch.context() as patch:
+    # Kedro and its sessions change the environment: this puts all of it back.
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.chdir(folder)
-        patch.delenv("KEDRO_ENV", raising=False)
-        patch.setenv("PYTHONPATH", str(PROJECT / "src"))  # Kedro changes it, and this puts it back
+        os.environ.pop("KEDRO_ENV", None)
+        os.environ["PYTHONPATH"] = str(PROJECT / "src")
         yield folder
 
 
