@@ -15,6 +15,7 @@ from pathfm_kedro.slides.phantom import (
     tile_truth,
     write_pyramid,
 )
+from pathfm_kedro.slides.phantom_fields import _on_map
 from pathfm_kedro.slides.phantom_morphology import Morphology, assign_patterns
 
 SLIDE = "lung_adeno-north-001-01"
@@ -230,3 +231,9 @@ def test_a_cue_is_drawn_at_its_dose_and_leaves_the_truth_alone():
 def test_a_cue_that_cannot_be_drawn_is_refused(cues):
     with pytest.raises(ValueError, match="cues"):
         PhantomDesign(cues=cues)
+
+
+def test_a_point_that_rounds_up_to_the_edge_is_not_on_the_map():
+    # float64 just below 384 is 384 as float32: one in ten million points, so met on a slide in a thousand.
+    points = np.array([[np.nextafter(384.0, 0.0), 1.0], [383.5, 2.0]])
+    assert _on_map(points, 384).tolist() == [[383.5, 2.0]]

@@ -47,8 +47,13 @@ def scatter(spacing: float, size: int, rng: np.random.Generator) -> Map:
     grid = -(-size // max(int(spacing), 1)) + 1
     rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
     points = np.stack([rows.ravel(), columns.ravel()], axis=1) + rng.uniform(0, 1, (grid**2, 2))
-    points = points * spacing
-    return points[(points < size).all(axis=1)].astype(np.float32)
+    return _on_map(points * spacing, size)
+
+
+def _on_map(points: Map, size: int) -> Map:
+    """The points [n, 2] that lie on a map as float32, which may round one up to its edge."""
+    rounded = points.astype(np.float32)
+    return rounded[(rounded < size).all(axis=1)]
 
 
 def worley(
@@ -78,7 +83,7 @@ def worley(
     place = (np.arange(size) // 2)[:, None], (np.arange(size) // 2)[None, :]
     rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
     points = np.stack([(rows + jitter[0]).ravel(), (columns + jitter[1]).ravel()], 1) * spacing
-    points = points[(points < size).all(axis=1)].astype(np.float32)
+    points = _on_map(points, size)
     gap = enlarge(second - near, size)
     return enlarge(near, size), gap, toward[place] + np.float32(turn), points
 
