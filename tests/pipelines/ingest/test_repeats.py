@@ -42,10 +42,16 @@ def test_a_row_that_cannot_be_is_named_and_the_rest_goes_on(bad, said):
 
 
 def test_a_chain_names_the_reference_to_write():
-    found = reasons(row("one", "ref"), row("two", "one"))
+    found = reasons(row("one", "ref"), row("two", "one"), row("three", "two"))
     assert found["one"] == ""
     assert "shows the tissue of 'ref' itself" in found["two"]
     assert "write 'ref'" in found["two"]
+    assert "write 'ref'" in found["three"]
+
+
+def test_references_that_go_round_have_no_reference():
+    found = reasons(row("one", "two"), row("two", "three"), row("three", "two"))
+    assert all("no slide is the reference" in found[name] for name in ("one", "two", "three"))
 
 
 @pytest.mark.parametrize(

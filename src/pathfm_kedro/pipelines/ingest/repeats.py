@@ -108,6 +108,17 @@ def _read(given: Mapping[str, Any], listed: Mapping[str, Mapping[str, Any]], row
     return [*known.values(), f"row {given[row]}: {problem}" if problem else ""]
 
 
+def _first_reference(name: str, listed: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The slide at which references end; None where they go round."""
+    seen = {name}
+    while name in listed and (further := _text(listed[name], "same_tissue_as")) is not None:
+        if further in seen:
+            return None
+        seen.add(further)
+        name = further
+    return name
+
+
 def _of_reference(
     given: Mapping[str, Any], name: str, listed: Mapping[str, Mapping[str, Any]]
 ) -> str:
@@ -116,18 +127,23 @@ def _of_reference(
         return (
             f"same_tissue_as '{name}' is the slide itself: leave it empty for the reference slide"
         )
-    if name not in listed:
+    first = _first_reference(name, listed)
+    if first is None:
         return (
-            f"same_tissue_as '{name}' is no slide_id of this manifest: correct it, list that slide, or "
+            f"same_tissue_as '{name}' leads back to where it began, so that no slide is the reference: "
+            "leave it empty in the row of one, which all others of this tissue name"
+        )
+    if first not in listed:
+        return (
+            f"same_tissue_as '{first}' is no slide_id of this manifest: correct it, list that slide, or "
             "leave the cell empty"
         )
-    other = listed[name]
-    further = _text(other, "same_tissue_as")
-    if further is not None:
+    if first != name:
         return (
-            f"same_tissue_as '{name}' shows the tissue of '{further}' itself: all slides of one tissue "
-            f"name the same reference; write '{further}' here too"
+            f"same_tissue_as '{name}' shows the tissue of '{first}' itself: all slides of one tissue "
+            f"name the same reference; write '{first}' here too"
         )
+    other = listed[name]
     for column, called in _SHARED.items():
         if given.get(column) != other.get(column):
             return (
