@@ -245,3 +245,11 @@ def test_columns_of_subgroups_are_checked_like_names_and_empty_cells_are_none():
         check_manifest(other, ["sex"])
     with pytest.raises(ManifestError, match=r"names 'sexe', .* did you mean 'sex'"):
         check_manifest(other, ["sexe"])
+
+
+def test_a_subgroup_that_ingest_writes_itself_is_named_as_it_is_kept():
+    rows = [manifest_row("a", vendor="one"), manifest_row("b", vendor="two")]
+    with pytest.raises(ManifestError, match="kept as 'manifest_vendor', name that"):
+        check_manifest(manifest(*rows), ["vendor"])
+    checked = check_manifest(manifest(*rows), ["manifest_vendor"])
+    assert checked["manifest_vendor"].to_list() == ["one", "two"]

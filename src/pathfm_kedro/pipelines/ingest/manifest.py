@@ -101,9 +101,10 @@ def _checked(
 ) -> pl.DataFrame:
     """The manifest in the form that ingest works on; rows need a value in the columns `filled_in`."""
     _refuse_other_columns(manifest.columns)
+    manifest = _without_reserved(manifest)
     _refuse_lacking_subgroups(manifest.columns, subgroups)
     # Row 1 is the header, as a spreadsheet counts.
-    numbered = _without_reserved(manifest).with_row_index(_ROW, offset=2)
+    numbered = manifest.with_row_index(_ROW, offset=2)
     # Spreadsheets write rows that somebody once touched and emptied.
     filled = pl.any_horizontal(pl.exclude(_ROW).fill_null("") != "")
     numbered = numbered.filter(filled)
@@ -180,6 +181,11 @@ def _refuse_other_columns(columns: Sequence[str]) -> None:
 
 def _refuse_lacking_subgroups(columns: Sequence[str], subgroups: Sequence[str]) -> None:
     missing = [name for name in subgroups if name not in (*columns, *OPTIONAL_COLUMNS)]
+    if missing and f"manifest_{missing[0]}" in columns:
+        raise ManifestError(
+            f"cohort.subgroups names '{missing[0]}', a column that ingest writes: the manifest's own is kept "
+            f"as 'manifest_{missing[0]}', name that"
+        )
     if missing:
         near = difflib.get_close_matches(missing[0], columns, 1)
         meant = f"did you mean '{near[0]}'? It" if near else "it"
