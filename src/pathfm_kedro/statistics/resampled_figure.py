@@ -164,7 +164,7 @@ def exact_interval(share: float, n: float) -> tuple[float, float]:
 
 
 def range_interval(figures: Sequence[ResampledFigure], ranges: int = 1) -> Bounds:
-    """95% interval of the largest figure minus the smallest.
+    """95% interval of the largest figure minus the smallest, of figures between 0 and 1.
 
     The range is the largest of the signed contrasts d = F_a − F_b over ordered pairs. Each contrast
     reaches as far as its two figures do (low, high: their sampling intervals; r: correlation of the
@@ -174,9 +174,9 @@ def range_interval(figures: Sequence[ResampledFigure], ranges: int = 1) -> Bound
         up²   = (high_a − F_a)² + (F_b − low_b)² − 2 r (high_a − F_a)(F_b − low_b)
 
     Upper end: the largest d + up. It lies above that of the pair that truly differs most, so it
-    holds at the level of one contrast. Lower end: the largest d − down, at least 0; any pair could
-    overshoot there, so it is stretched to Bonferroni's quantile over the ordered pairs. A small
-    observed range thus bounds the true one only as well as the patients allow.
+    holds at the level of one contrast; 1 at most. Lower end: the largest d − down, at least 0; any
+    pair could overshoot there, so it is stretched to Bonferroni's quantile over the ordered pairs. A
+    small observed range thus bounds the true one only as well as the patients allow.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def range_interval(figures: Sequence[ResampledFigure], ranges: int = 1) -> Bound
     apart = ~np.eye(len(figures), dtype=bool)
     lowest = (contrasts - stretch * down)[apart].max()
     highest = (contrasts + reach * up)[apart].max()
-    return max(0.0, float(lowest)), float(highest)
+    return max(0.0, float(lowest)), min(1.0, float(highest))
 
 
 def deviation_bounds(low: float | None, high: float | None, n: int) -> Bounds:

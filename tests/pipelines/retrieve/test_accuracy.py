@@ -279,6 +279,13 @@ def test_a_small_observed_range_bounds_the_true_one_only_as_well_as_the_patients
         assert high == pytest.approx(0.02 + 1.96 * np.hypot(*errors), abs=0.03)
 
 
+@pytest.mark.parametrize("ranges", [1, 6])
+def test_a_range_of_shares_is_never_above_1(ranges):
+    for values in ([1.0, 0.2], [0.9, 0.1, 0.5], [0.5, 0.5]):
+        low, high = range_interval(sampled(values, [0.3] * len(values), 1), ranges)
+        assert 0.0 <= low <= high <= 1.0
+
+
 @pytest.mark.parametrize("n", [6, 12, 24, 100])
 @pytest.mark.parametrize("right", [0.0, 0.5, 1.0])
 def test_exact_interval_equals_scipy(n, right):

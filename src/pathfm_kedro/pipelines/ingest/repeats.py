@@ -135,8 +135,8 @@ def _of_reference(
         )
     if first not in listed:
         return (
-            f"same_tissue_as '{first}' is no slide_id of this manifest: correct it, list that slide, or "
-            "leave the cell empty"
+            f"same_tissue_as '{first}' is no slide_id of this manifest: correct it, list that slide, "
+            "or leave the cell empty"
         )
     if first != name:
         return (
