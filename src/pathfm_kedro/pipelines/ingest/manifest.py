@@ -183,8 +183,8 @@ def _refuse_lacking_subgroups(columns: Sequence[str], subgroups: Sequence[str]) 
     missing = [name for name in subgroups if name not in (*columns, *OPTIONAL_COLUMNS)]
     if missing and f"manifest_{missing[0]}" in columns:
         raise ManifestError(
-            f"cohort.subgroups names '{missing[0]}', a column that ingest writes: the manifest's own is "
-            f"kept as 'manifest_{missing[0]}', name that"
+            f"cohort.subgroups names '{missing[0]}', a column that ingest writes: the manifest's own "
+            f"is kept as 'manifest_{missing[0]}', name that"
         )
     if missing:
         near = difflib.get_close_matches(missing[0], columns, 1)
