@@ -124,6 +124,12 @@ def judge(
     low, high = estimate.ci_low, estimate.ci_high
     if low is None or high is None:
         return "not_applicable", "no interval could be computed for this figure"
+    if estimate.n_patients < MIN_PATIENTS:
+        return (
+            "undecidable",
+            f"rests on {estimate.n_patients} patients: an interval over fewer than {MIN_PATIENTS} "
+            "decides nothing; add patients",
+        )
     if caveat:
         return "inconclusive", caveat
     chance = None if null is None else null.low
@@ -132,12 +138,6 @@ def judge(
             "undecidable",
             f"chance alone is {number(chance)}, which reaches the threshold {threshold:g}: there are "
             "too few tiles of other patients; add patients or sample more tiles",
-        )
-    if estimate.n_patients < MIN_PATIENTS:
-        return (
-            "undecidable",
-            f"rests on {estimate.n_patients} patients: an interval over fewer than {MIN_PATIENTS} "
-            "decides nothing; add patients",
         )
     if low > threshold:
         return ("pass" if direction == "above" else "fail"), ""
