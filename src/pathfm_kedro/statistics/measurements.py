@@ -124,13 +124,7 @@ def judge(
     low, high = estimate.ci_low, estimate.ci_high
     if low is None or high is None:
         return "not_applicable", "no interval could be computed for this figure"
-    if estimate.n_patients < MIN_PATIENTS:
-        return (
-            "undecidable",
-            f"rests on {estimate.n_patients} patients: an interval over fewer than {MIN_PATIENTS} "
-            "decides nothing; add patients",
-        )
-    if caveat:
+    if caveat and estimate.n_patients >= MIN_PATIENTS:
         return "inconclusive", caveat
     chance = None if null is None else null.low
     if direction == "above" and chance is not None and chance > threshold:
@@ -138,6 +132,12 @@ def judge(
             "undecidable",
             f"chance alone is {number(chance)}, which reaches the threshold {threshold:g}: there are "
             "too few tiles of other patients; add patients or sample more tiles",
+        )
+    if estimate.n_patients < MIN_PATIENTS:
+        return (
+            "undecidable",
+            f"rests on {estimate.n_patients} patients: an interval over fewer than {MIN_PATIENTS} "
+            "decides nothing; add patients",
         )
     if low > threshold:
         return ("pass" if direction == "above" else "fail"), ""
