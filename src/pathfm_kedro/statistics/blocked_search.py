@@ -37,7 +37,7 @@ Part = TypeVar("Part")
 BLOCK_ROWS = 1024
 
 #: Pairs scored at once in float64: both sides stay in the processor's cache.
-_PAIRS = 128
+_PAIRS = 64
 
 #: Threads, each with the products of its own blocks: what they do beside is no work for more.
 _MAX_WORKERS = 16
@@ -82,11 +82,13 @@ class Space:
     def of(cls, vectors: Floats32, metric: Metric) -> Space:
         """Rows [n, d], finite; not zero under cosine."""
         norms = np.sqrt(_squares(vectors))
-        rows, scale = vectors, norms
+        centred: Floats32
         if metric == "cosine":
-            rows = np.asarray(vectors / norms[:, None].astype(np.float32), dtype=np.float32)
+            centred = np.asarray(vectors / norms[:, None].astype(np.float32), dtype=np.float32)
             scale = np.ones(len(vectors))
-        centred: Floats32 = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        else:
+            centred, scale = vectors.copy(), norms
+        centred -= centred.mean(axis=0, dtype=np.float64).astype(np.float32)
         halves = 0.5 * _squares(centred)
         length = np.sqrt(2 * halves)
         span = length + length.max(initial=0.0)
@@ -238,7 +240,7 @@ class Nearest:
         self._choose(scores.T, chosen.T, asking)
         flat = np.flatnonzero(chosen)
         row, query = np.divmod(flat, scores.shape[1])
-        order = np.argsort(query, kind="stable")
+        order = _by_query(query)
         found = row[order] + met.place.start
         self._merge(number, asking, query[order], found, scores.ravel()[flat[order]])
 
@@ -281,8 +283,15 @@ class Nearest:
             return nothing, nothing, np.zeros(0, dtype=np.float32)
         query, row, scores = map(np.concatenate, zip(*self._found[number], strict=True))
         kept = np.flatnonzero(scores >= self._floor[asking.place][query])
-        kept = kept[np.lexsort((-scores[kept], query[kept]))]
+        kept = kept[np.argsort(-scores[kept])]
+        kept = kept[_by_query(query[kept])]
         return query[kept], row[kept], scores[kept]
+
+
+def _by_query(query: Ints) -> Ints:
+    """Order by query, those of a query as they stand: integers of two bytes are sorted by counting."""
+    few = np.min_scalar_type(int(query.max(initial=0)))
+    return np.argsort(query.astype(few), kind="stable")
 
 
 def _kth_best(scores: Floats32, k: int) -> Floats32:
@@ -354,13 +363,13 @@ class Search:
         sought = [Nearest(k, relation, margin, len(queries)) for k, relation in wanted]
         self._each_pair(sought, queries, rows, size)
 
-        def ordered(numbers: Sequence[int]) -> None:
+        def ordered(numbers: Iterator[int]) -> None:
             for number in numbers:
                 asking = self.asking[queries[number].place]
                 for i, nearest in enumerate(sought):
                     keep(i, asking, self._ordered(nearest, number, queries[number]))
 
-        _share_out(ordered, range(len(queries)))
+        share_out(ordered, range(len(queries)))
 
     def _each_pair(
         self, sought: Sequence[Nearest], queries: list[Block], rows: list[Block], size: int
@@ -369,7 +378,7 @@ class Search:
         asked = self._sorted(self.asking)
         met = asked if self.mutual else self._sorted(self.met)
 
-        def scored(mine: Sequence[tuple[int, int]]) -> None:
+        def scored(mine: Iterator[tuple[int, int]]) -> None:
             space = np.empty(size * size, np.float32), np.empty(size * size, np.bool_)
             for i, j in mine:
                 scores = _scores(asked, met, queries[i], rows[j], space[0])
@@ -383,7 +392,7 @@ class Search:
                     if self.mutual and i != j:
                         nearest.add_transposed(seen, chosen, j, queries[j], rows[i])
 
-        _share_out(scored, pairs)
+        share_out(scored, pairs)
 
     def _sorted(self, rows: Ints) -> tuple[Floats32, Floats32]:
         return self.space.centred[rows], self.space.halves[rows]
@@ -446,13 +455,14 @@ def _scores(
     return scores
 
 
-def _share_out(work: Callable[[Sequence[Part]], None], parts: Sequence[Part]) -> None:
-    """Parts given to a few threads in turn, each with one thread of BLAS: more would wait."""
+def share_out(work: Callable[[Iterator[Part]], None], parts: Sequence[Part]) -> None:
+    """Parts taken by a few threads in turn, each with one thread of BLAS: more would wait."""
     from threadpoolctl import threadpool_limits
 
     workers = min(_MAX_WORKERS, os.cpu_count() or 1, max(len(parts), 1))
+    left = iter(parts)
     if workers == 1:
-        work(parts)
+        work(left)
         return
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, [parts[i::workers] for i in range(workers)]))
+        list(pool.map(work, [left] * workers))
