@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -10,16 +13,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.balanced_designs import codes_of
+from pathfm_kedro.statistics.blocked_search import share_out
 from pathfm_kedro.statistics.cross_validation import balanced_accuracy
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Scores of votes (query × class × permutation) in memory at once: 2 MB.
-_VOTE_SCORES = 2**18
+#: Classes met (rank × query × permutation) in memory at once: 2 MB, which the processor's cache holds.
+_CLASSES_MET = 2**21
 
-#: Up to this rank a sum of 1 + 2⁻ʳ has no more than the 53 bits of float64.
-_EXACT_RANKS = 46
+#: So many ones are summed exactly in one byte.
+_MOST_SUMMED = 255
 
 
 def votes_at(classes: Ints, found: Ints, grid: Ints) -> Ints:
@@ -117,39 +121,65 @@ def permuted_accuracies(units: Ints, found: Ints, grid: Ints, tags: Ints) -> Flo
     n_units, n_permutations = tags.shape
     if not n_permutations:
         return np.zeros((len(grid), 0))
+    k = found.shape[1]
     classes, codes = np.unique(tags, return_inverse=True)
-    is_member = codes[:, None, :] == np.arange(len(classes))[:, None]
-    member = is_member.reshape(n_units, -1).astype(np.float64)
-    asked = np.einsum("u,ucd->cd", np.bincount(units, minlength=n_units), is_member)
+    few = np.min_scalar_type(max(len(classes), k)).type
+    each_class = [few(code) for code in range(len(classes))]
+    # The last row, of no class, stands for a neighbour that is not there.
+    class_of = np.full((n_units + 1, n_permutations), len(classes), dtype=few)
+    class_of[:-1] = codes.reshape(tags.shape)
+    met_unit = np.where(found >= 0, units[found], n_units).T
+    size = np.bincount(units, minlength=n_units + 1)
+    asked = np.stack([size @ (class_of == code) for code in each_class])
     correct = np.zeros((len(grid), *asked.shape))
-    # A few queries under all permutations at once: their scores stay in the processor's cache.
-    step = max(_VOTE_SCORES // (len(classes) * n_permutations), 1)
-    for start in range(0, len(units), step):
-        part = slice(start, start + step)
-        own = is_member[units[part]]
-        scores = np.zeros(own.shape)
-        for i, votes in enumerate(_votes_of_units(units, found[part], grid, n_units)):
-            scores += (votes @ member).reshape(own.shape)
-            best = scores.max(axis=1, keepdims=True)
-            correct[i] += np.count_nonzero(own & (scores == best) & (best > 0), axis=0)
+    step = max(min(_CLASSES_MET // (k * n_permutations), _MOST_SUMMED), 1)
+    lock = Lock()
+
+    def count(starts: Iterator[int]) -> None:
+        for start in starts:
+            part = slice(start, start + step)
+            more = _correct(grid, each_class, class_of[units[part]], class_of[met_unit[:, part]])
+            with lock:
+                np.add(correct, more, out=correct)
+
+    share_out(count, range(0, len(units), step))
     return balanced_accuracy(np.moveaxis(correct, 1, 2), asked.T.astype(np.float64))
 
 
-def _votes_of_units(units: Ints, found: Ints, grid: Ints, n_units: int) -> list[Any]:
-    """Sparse [n, units] votes that each unit's tiles give a query, for each band of ranks.
+def _correct(
+    grid: Ints, each_class: Sequence[Any], own: NDArray[Any], met: NDArray[Any]
+) -> NDArray[np.uint8]:
+    """[grid, classes, permutations] queries [n, permutations] whose neighbours name their own class."""
+    correct = np.empty((len(grid), len(each_class), own.shape[1]), dtype=np.uint8)
+    of_classes = zip(*(_scores_at(grid, met, code) for code in each_class), strict=True)
+    for i, (scores, mine) in enumerate(zip(of_classes, _scores_at(grid, met, own), strict=True)):
+        right = (mine > 0) & (mine == functools.reduce(np.maximum, scores))
+        for code in each_class:
+            hits = (right & (own == code)).view(np.uint8)
+            hits.sum(axis=0, dtype=np.uint8, out=correct[i, code])
+    return correct
 
-    The neighbour at rank r counts 1 + 2⁻ʳ. Of two classes with equally many votes the one that is
-    met first has then more, as in :func:`votes_at`, since 2⁻ʳ exceeds the sum of all that follow.
-    float64 holds such sums exactly up to rank 46; later ranks count 1.
+
+def _scores_at(grid: Ints, met: NDArray[Any], code: Any) -> Iterator[NDArray[Any]]:
+    """At each k, (k + 1) · votes for a class, and the more the nearer its first neighbour is.
+
+    The class with most votes has the highest score, and of several the one that is met first, as in
+    :func:`votes_at`.
+
+    Parameters
+    ----------
+    met
+        [k, n, permutations] classes of the neighbours, nearest first.
+    code
+        The class, or [n, permutations] one for each query.
     """
-    from scipy.sparse import csr_array
-
-    n, k = found.shape
-    rank = np.arange(1, k + 1)
-    weight = np.where(rank <= _EXACT_RANKS, 1 + 0.5**rank, 1.0)
-    votes = []
+    k = len(met)
+    score = np.min_scalar_type(k * (k + 2)).type
+    votes, first = np.zeros((2, *met.shape[1:]), dtype=met.dtype)
     for low, high in itertools.pairwise([0, *grid]):
-        query, place = np.nonzero(found[:, low:high] >= 0)
-        met = units[found[query, low + place]]
-        votes.append(csr_array((weight[low + place], (query, met)), shape=(n, n_units)))
-    return votes
+        for rank in range(low, high):
+            same = (met[rank] == code).astype(met.dtype, copy=False)
+            votes += same
+            same *= met.dtype.type(k - rank)
+            np.maximum(first, same, out=first)
+        yield votes * score(k + 1) + first

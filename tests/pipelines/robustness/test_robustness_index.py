@@ -311,7 +311,7 @@ def test_permuted_votes_equal_plain_loops():
 def test_chunks_of_queries_change_nothing(monkeypatch):
     data = cohort(0, 3, 2, effects=(0.5, 0.5))
     whole = measured(*data)
-    monkeypatch.setattr(neighbour_votes, "_VOTE_SCORES", 1)
+    monkeypatch.setattr(neighbour_votes, "_CLASSES_MET", 1)
     assert measured(*data).equals(whole)
 
 
