@@ -7,9 +7,11 @@ resampled over patients and compared under permuted labels without a vector bein
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pathfm_kedro.statistics.balanced_designs import Cohort, Scope, codes_of
+from pathfm_kedro.statistics.blocked_search import share_out
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
 from pathfm_kedro.statistics.permutation import permuted_together, permuted_within
 
@@ -206,6 +209,12 @@ class UnitNeighbours:
     def _same_center(self) -> NDArray[np.bool_]:
         return np.asarray(self.center[self.query] == self.center[self.neighbour])
 
+    @cached_property
+    def _bands(self) -> list[slice]:
+        """Where the pairs of each band stand, which are sorted by band."""
+        edges = np.searchsorted(self.band, np.arange(len(self.k_grid) + 1))
+        return [slice(*edge) for edge in itertools.pairwise(edges.tolist())]
+
     def matrix(self, chosen: NDArray[Any]) -> Any:
         """[P, P] counts of the chosen pairs by the patient that asks and the one met."""
         return self._matrix(chosen, self.patient, self.n_patients)
@@ -222,8 +231,8 @@ class UnitNeighbours:
 
     def by_band(self, *kinds: int) -> Iterator[list[Any]]:
         """In each band of ranks, [P, P] counts of each of these types."""
-        for band in range(len(self.k_grid)):
-            yield [self.matrix((self.band == band) & (self.kind == kind)) for kind in kinds]
+        for band in self._bands:
+            yield [self.matrix(_where(self.kind[band] == kind, band)) for kind in kinds]
 
     def resampled(self, weights: Floats) -> Floats:
         """[k, 3, draws] SS, SO and OS among the k neighbours in each bootstrap draw.
@@ -243,13 +252,20 @@ class UnitNeighbours:
         """[bands, draws] resampled number of neighbours with the query's key."""
         total = np.zeros((len(self.k_grid), len(weights)))
         met = np.where(key[self.query] == key[self.neighbour], key[self.query], -1)
-        for code in np.unique(key):
-            members = np.unique(self.patient[key == code])
-            place = np.searchsorted(members, self.patient)
-            here = np.ascontiguousarray(weights[:, members])
-            for band in range(len(total)):
-                chosen = np.flatnonzero((met == code) & (self.band == band))
-                total[band] += resampled_total(self._matrix(chosen, place, len(members)), here)
+        lock = Lock()
+
+        def add(codes: Iterator[int]) -> None:
+            for code in codes:
+                members = np.unique(self.patient[key == code])
+                place = np.searchsorted(members, self.patient)
+                here = np.ascontiguousarray(weights[:, members])
+                for i, band in enumerate(self._bands):
+                    matrix = self._matrix(_where(met[band] == code, band), place, len(members))
+                    more = resampled_total(matrix, here)
+                    with lock:
+                        total[i] += more
+
+        share_out(add, np.unique(key).tolist())
         return total
 
     def permuted_labels(self, n_permutations: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
@@ -268,10 +284,10 @@ class UnitNeighbours:
         strata = self.scope * (int(self.center.max()) + 1) + self.center
         labels = permuted_within(self.label, strata, n_permutations, seed, self.unit)
         ss, so, near = np.zeros(n_permutations), np.zeros(n_permutations), 0.0
-        for band in range(len(self.k_grid)):
-            at_home = (self.band == band) & self._same_center
+        for band in self._bands:
+            at_home = _where(self._same_center[band], band)
             ss = ss + self._agreeing(at_home, labels)
-            so = so + self._agreeing((self.band == band) & ~self._same_center, labels)
+            so = so + self._agreeing(_where(~self._same_center[band], band), labels)
             near += float(self.count[at_home].sum())
             with np.errstate(invalid="ignore", divide="ignore"):
                 yield so / (so + near - ss), (ss + so) / near
@@ -295,10 +311,9 @@ class UnitNeighbours:
             for tags in (self.label, self.center)
         )
         so, os = np.zeros((2, n_permutations))
-        for band in range(len(self.k_grid)):
-            index = np.flatnonzero(self.band == band)
-            for start in range(0, len(index), _PERMUTED_PAIRS):
-                part = index[start : start + _PERMUTED_PAIRS]
+        for band in self._bands:
+            for start in range(band.start, band.stop, _PERMUTED_PAIRS):
+                part = slice(start, min(start + _PERMUTED_PAIRS, band.stop))
                 query, neighbour = self.query[part], self.neighbour[part]
                 same_label = labels[query] == labels[neighbour]
                 same_center = centers[query] == centers[neighbour]
@@ -308,16 +323,20 @@ class UnitNeighbours:
             with np.errstate(invalid="ignore", divide="ignore"):
                 yield so / (so + os)
 
-    def _agreeing(self, chosen: NDArray[np.bool_], labels: Ints) -> Floats:
+    def _agreeing(self, chosen: Ints, labels: Ints) -> Floats:
         """[permutations] how many of the chosen neighbours have the query's label in each."""
         few = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
         total = np.zeros(labels.shape[1])
-        index = np.flatnonzero(chosen)
-        for start in range(0, len(index), _PERMUTED_PAIRS):
-            part = index[start : start + _PERMUTED_PAIRS]
+        for start in range(0, len(chosen), _PERMUTED_PAIRS):
+            part = chosen[start : start + _PERMUTED_PAIRS]
             agree = few[self.query[part]] == few[self.neighbour[part]]
             total += self.count[part].astype(np.float32) @ agree.astype(np.float32)
         return total
+
+
+def _where(chosen: NDArray[np.bool_], band: slice) -> Ints:
+    """Places of the chosen pairs of a band."""
+    return cast(Ints, band.start + np.flatnonzero(chosen))
 
 
 def _pooled_pairs(
