@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pathfm_kedro.statistics.figures import (
     Criterion,
@@ -47,6 +48,15 @@ def test_rows_stand_in_the_order_in_which_figures_are_given():
     angles = [270, 90, 180]
     table = measure([figure(setting={"angle": a}) for a in angles], "rotation", "uni")
     assert [json.loads(text)["angle"] for text in table["setting"]] == angles
+
+
+def test_figures_do_not_depend_on_how_many_threads_sum_them():
+    def threads() -> Estimate:
+        blas = [each for each in threadpool_info() if each["user_api"] == "blas"]
+        return Estimate(max(each["num_threads"] for each in blas), None, None, 64, 8)
+
+    with threadpool_limits(4):
+        assert measure([Figure("threads", threads)], "rotation", "uni")["value"].to_list() == [1]
 
 
 def test_an_undefined_figure_keeps_its_row_and_says_why():

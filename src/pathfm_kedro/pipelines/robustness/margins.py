@@ -472,16 +472,13 @@ class WeightedIndex:
     @cached_property
     def estimates(self) -> dict[int, Estimate]:
         """At each k of the grid."""
-        from threadpoolctl import threadpool_limits
-
         found, weights = self.neighbours, self.p.weights(self.neighbours.n_patients)
         so, os = (found.matrix(np.zeros(len(found.band), dtype=np.bool_)) for _ in range(2))
         resampled = np.zeros((2, len(weights)))
         out = {}
         for k, more in zip(found.k_grid, found.by_band(SO, OS), strict=True):
             so, os = so + more[0], os + more[1]
-            with threadpool_limits(1):  # weights are no integers: their sums need one order
-                resampled += [resampled_total(added, weights) for added in more]
+            resampled += [resampled_total(added, weights) for added in more]
             sums = np.stack([resampled[0], resampled[0] + resampled[1]])
             # Patients that meet no neighbour of either kind carry nothing of the figure.
             carry = int((np.asarray((so + os).sum(axis=1)) > 0).sum())
@@ -491,20 +488,14 @@ class WeightedIndex:
     @cached_property
     def permuted(self) -> dict[int, Floats]:
         """[permutations] at each k of the grid, label and center permuted together."""
-        from threadpoolctl import threadpool_limits
-
         found = self.neighbours.permuted_together(self.p.n_permutations, self.p.seed)
-        with threadpool_limits(1):
-            return dict(zip(self.neighbours.k_grid, found, strict=True))
+        return dict(zip(self.neighbours.k_grid, found, strict=True))
 
     @cached_property
     def permuted_labels(self) -> dict[int, Floats]:
         """[permutations] at each k of the grid, labels permuted within centers."""
-        from threadpoolctl import threadpool_limits
-
         found = self.neighbours.permuted_labels(self.p.n_permutations, self.p.seed)
-        with threadpool_limits(1):
-            return {k: ri for k, (ri, _) in zip(self.neighbours.k_grid, found, strict=True)}
+        return {k: ri for k, (ri, _) in zip(self.neighbours.k_grid, found, strict=True)}
 
 
 def mari(weighted: WeightedIndex, k: int) -> Value:
