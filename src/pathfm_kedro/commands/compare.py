@@ -42,6 +42,8 @@ class DriftOf:
         if self.found is None:
             return self.reason
         drifted = "the vectors differ" if self.found.is_shown else "no drift of vectors shown"
+        if not self.found.can_be_shown:
+            drifted = "too few patients for any drift of vectors to be shown"
         own, other = self.found.n_patients
         sets = (
             f"the same {own} patients twice" if self.found.paired else f"{own} and {other} patients"
