@@ -234,6 +234,6 @@ def test_a_cue_that_cannot_be_drawn_is_refused(cues):
 
 
 def test_a_point_that_rounds_up_to_the_edge_is_not_on_the_map():
-    # float64 just below 384 is 384 as float32: one in ten million points, so met on a slide in a thousand.
+    # float64 just below 384 is 384 as float32: one in ten million points, met on a slide in a thousand.
     points = np.array([[np.nextafter(384.0, 0.0), 1.0], [383.5, 2.0]])
     assert _on_map(points, 384).tolist() == [[383.5, 2.0]]
