@@ -424,7 +424,7 @@ class _Pairs:
 
     @property
     def caveat(self) -> str:
-        """What an interval over regions of one patient's tissue cannot say; empty if there are several."""
+        """What an interval over one patient's regions cannot say; empty if there are several."""
         if self.n_patients > 1:
             return ""
         n = self.table["region"].n_unique()
