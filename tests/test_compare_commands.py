@@ -122,6 +122,34 @@ def test_versions_of_a_cohort_are_compared_on_the_same_patients(root):
     assert "the same 8 patients twice" in found.output
 
 
+def drift_line(found):
+    assert found.exit_code == 0, found.output
+    (line,) = (line for line in found.output.splitlines() if line.startswith("uni: "))
+    return line
+
+
+def test_patients_of_one_name_in_two_cohorts_are_different_patients(root):
+    """Institutions count their patients from 1: nothing but the slides says that they are the same."""
+    write(root, "a", "1", row("mknn", 0.9, "pass"))
+    write(root, "b", "1", row("mknn", 0.9, "pass"), shift=4.0)
+    line = drift_line(run("compare", "a", "b", "--permutations", "99"))
+    assert "8 and 8 patients, those of one name taken as different ones" in line
+    assert "the vectors differ" in line
+
+
+def test_versions_of_a_cohort_that_grew_are_compared_on_the_patients_of_both(root):
+    for version in "12":
+        write(root, "a", version, row("mknn", 0.9, "pass"))
+    path = root / "data/a/02_intermediate/slides.parquet/2/slides.parquet"
+    slides = pl.read_parquet(path)
+    pl.DataFrame(slides).with_columns(
+        patient_id=pl.when(pl.col("slide_id") == "s7").then(pl.lit("new")).otherwise("patient_id")
+    ).write_parquet(path)
+    line = drift_line(run("compare", "a@1", "a@2", "--permutations", "99"))
+    assert "the same 7 patients twice, those of either version alone left out" in line
+    assert "no drift of vectors shown" in line
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

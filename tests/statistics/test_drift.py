@@ -1,9 +1,11 @@
 """Maximum mean discrepancy against brute force, and how often its null is left."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from pathfm_kedro.statistics.drift import drift, patient_kernel
+from pathfm_kedro.statistics.drift import drift, patient_kernel, smallest_p_value
 
 
 def names(n, each, first):
@@ -57,6 +59,54 @@ def test_the_same_patients_twice_are_compared_with_themselves():
     # Read as other patients, the difference between patients hides the shift.
     assert drift(x, x + 0.5, (patients, np.char.add("q", patients)), 500).p_value > 0.05
     assert drift(x, x, (patients, patients), 100).p_value == 1.0
+
+
+def test_the_discrepancy_is_that_of_an_independent_kernel():
+    """One tile a patient: the V-statistic of scikit-learn's kernel."""
+    from sklearn.metrics.pairwise import rbf_kernel
+
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(15, 4)), rng.normal(1, 1, size=(11, 4))
+    found = drift(x, y, (names(15, 1, "p"), names(11, 1, "q")), 20).mmd2
+    # The width is a median over a sample of pairs: read it off the same sample.
+    every = np.concatenate([x, y])
+    a, b = np.random.default_rng(0).integers(26, size=(2, 20_000))
+    width = np.median(((every[a] - every[b]) ** 2).sum(axis=1)[a != b])
+    xx, yy, xy = (rbf_kernel(*pair, 1 / (2 * width)) for pair in ((x, x), (y, y), (x, y)))
+    assert found == pytest.approx(xx.mean() + yy.mean() - 2 * xy.mean())
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 3), (2, 4), (3, 4), (4, 4)])
+def test_the_smallest_p_value_is_that_of_all_splits(n, m):
+    rng = np.random.default_rng(5)
+    apart = np.concatenate([rng.normal(size=(n, 2)), rng.normal(40, 1, size=(m, 2))])
+    kernel = patient_kernel(apart, np.arange(n + m))
+    values = []
+    for chosen in itertools.combinations(range(n + m), n):
+        own = np.isin(np.arange(n + m), chosen)
+        weights = np.where(own, 1 / n, -1 / m)
+        values.append(weights @ kernel @ weights)
+    reached = np.mean(np.array(values) >= values[0] - 1e-12)
+    assert smallest_p_value(n, m, paired=False) == pytest.approx(reached)
+
+
+def test_few_patients_show_nothing_and_say_so():
+    patients = names(5, 3, "p")
+    x = np.random.default_rng(6).normal(size=(15, 3))
+    few = drift(x, x + 100, (patients, patients), 99)
+    assert not few.can_be_shown
+    assert not few.is_shown
+    assert few.smallest_p == 2 / 2**5
+    enough = drift(x, x + 100, (names(5, 3, "p"), names(5, 3, "q")), 999)
+    assert enough.is_shown
+
+
+def test_vectors_in_another_order_have_no_discrepancy():
+    rng = np.random.default_rng(7)
+    x, patients = rng.normal(size=(60, 200)), names(12, 5, "p")
+    order = rng.permutation(60)
+    found = drift(x, x[order], (patients, patients[order]), 50)
+    assert (found.mmd2, found.p_value) == (0.0, 1.0)
 
 
 def test_patients_partly_shared_are_refused():

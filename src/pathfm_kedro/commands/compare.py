@@ -28,7 +28,7 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class DriftOf:
-    """Drift of an encoder's vectors, or why it was not measured."""
+    """Drift of an encoder's vectors, with what it rests on, or why it was not measured."""
 
     encoder: str
     found: Drift | None
@@ -42,6 +42,8 @@ class DriftOf:
         if self.found is None:
             return self.reason
         drifted = "the vectors differ" if self.found.is_shown else "no drift of vectors shown"
+        if not self.found.can_be_shown:
+            drifted = "too few patients for any drift of vectors to be shown"
         own, other = self.found.n_patients
         sets = (
             f"the same {own} patients twice" if self.found.paired else f"{own} and {other} patients"
@@ -49,6 +51,7 @@ class DriftOf:
         return (
             f"{drifted}: MMD² {number(self.found.mmd2)} (by chance up to "
             f"{number(self.found.null_high)}), {p_value_text(self.found.p_value)}, {sets}"
+            f"{', ' if self.reason else ''}{self.reason}"
         )
 
 
@@ -136,7 +139,7 @@ def compare(
 
     A and B are cohorts, or versions of one as COHORT@VERSION; the newest where none is given. Encoders
     are those that both have under the same name. Where the slides are the same, differences are of the
-    same resampled patients.
+    same resampled patients, and vectors are compared patient by patient.
     """
     root = project_root()
     one, other = Audit.parse(first, root), Audit.parse(second, root)
@@ -284,7 +287,13 @@ def difference_text(compared: ComparedAudits, row: Mapping[str, Any]) -> str:
 
 
 def _drift(encoder: str, one: Audit, other: Audit, tiles: int, permutations: int) -> DriftOf | None:
-    """Drift of an encoder's vectors; None where either audit has none."""
+    """Drift of an encoder's vectors; None where either audit has none.
+
+    Patients are the same where the slides are: names such as 1, 2, 3 mean others in another cohort.
+    """
+    import numpy as np
+
+    from pathfm_kedro.commands.paired_audits import share_slides
     from pathfm_kedro.statistics.drift import drift
 
     sampled = [audit.vectors(encoder, tiles) for audit in (one, other)]
@@ -294,8 +303,17 @@ def _drift(encoder: str, one: Audit, other: Audit, tiles: int, permutations: int
     if x.shape[1] != y.shape[1]:
         reason = f"vectors of {x.shape[1]} and {y.shape[1]} dimensions are no one encoder's"
         return DriftOf(encoder, None, reason)
+    shared, note = np.intersect1d(p, q), ""
+    if not share_slides(one, other):
+        p, q = (np.array([f"{n}/{name}" for name in names]) for n, names in enumerate((p, q)))
+        if len(shared):
+            note = "those of one name taken as different ones, since the slides are not the same"
+    elif 0 < len(shared) < len(np.union1d(p, q)):
+        note = "those of either version alone left out"
+        in_x, in_y = np.isin(p, shared), np.isin(q, shared)
+        x, p, y, q = x[in_x], p[in_x], y[in_y], q[in_y]
     try:
-        return DriftOf(encoder, drift(x, y, (p, q), permutations))
+        return DriftOf(encoder, drift(x, y, (p, q), permutations), note)
     except ValueError as error:
         return DriftOf(encoder, None, f"drift of vectors not measured: {error}")
 

@@ -15,11 +15,13 @@ Pitfalls
 - The statistic is that with the patients' own kernel in it (V-statistic): above 0 also where nothing
   drifts, which is why it is read beside its null and not alone.
 - It says that distributions differ, not that the encoder got worse.
+- Few patients have few permutations: with 5 seen twice, or 3 against 3, no drift can be shown at all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,8 @@ Ints = NDArray[np.int64]
 _BLOCK = 1024
 #: Vectors differ below this p-value.
 _ALPHA = 0.05
+#: Kernels are of the order of 1: less is rounding.
+_ROUNDING = 1e-12
 #: Pairs that σ is read from.
 _PAIRS = 20_000
 
@@ -46,6 +50,8 @@ class Drift:
         Its 95% quantile where patients are permuted.
     p_value
         Of "one distribution"; the smallest possible is 1 / (permutations + 1).
+    smallest_p
+        The smallest that so few patients allow, were all permutations tried.
     n_patients
         Of either set.
     paired
@@ -55,13 +61,19 @@ class Drift:
     mmd2: float
     null_high: float
     p_value: float
+    smallest_p: float
     n_patients: tuple[int, int]
     paired: bool
 
     @property
     def is_shown(self) -> bool:
         """Whether the vectors differ by more than chance."""
-        return self.p_value < _ALPHA
+        return self.can_be_shown and self.p_value < _ALPHA
+
+    @property
+    def can_be_shown(self) -> bool:
+        """Whether there are patients enough for any drift to be more than chance."""
+        return self.smallest_p < _ALPHA
 
 
 def drift(
@@ -122,14 +134,34 @@ def drift(
         permuted = np.stack([rng.permutation(weights) for _ in range(n_permutations)])
     found = float(weights @ kernel @ weights)
     null = np.einsum("rp,pq,rq->r", permuted, kernel, permuted, optimize=True)
-    reached = int((null >= found - 1e-12).sum())
+    reached = int((null >= found - _ROUNDING).sum())
     return Drift(
-        found,
-        float(np.quantile(null, 0.95)),
+        _rounded(found),
+        _rounded(float(np.quantile(null, 0.95))),
         (1 + reached) / (1 + n_permutations),
+        smallest_p_value(len(own), len(other), paired),
         (len(own), len(other)),
         paired,
     )
+
+
+def _rounded(mmd2: float) -> float:
+    return mmd2 if mmd2 > _ROUNDING else 0.0
+
+
+def smallest_p_value(n: int, m: int, paired: bool) -> float:
+    """The smallest p-value of all permutations of so many patients.
+
+    Sets that change places as a whole have the same discrepancy: where they are equally large, and
+    where they are swapped one by one, each permutation has a twin.
+
+    Examples
+    --------
+    >>> smallest_p_value(3, 3, paired=False), smallest_p_value(5, 5, paired=True)
+    (0.1, 0.0625)
+    """
+    every = 2**n if paired else comb(n + m, n)
+    return (2 if n == m else 1) / every
 
 
 def patient_kernel(vectors: Floats, patients: Ints, seed: int = 0) -> Floats:

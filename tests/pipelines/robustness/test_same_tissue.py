@@ -262,8 +262,24 @@ def test_one_patient_has_an_interval_over_regions_that_decides_nothing():
     row = pick(figures_of(paired, Shards(views)), "paired_top_k", kind="any", k=1)
     assert row["ci_low"] < row["value"] <= row["ci_high"]
     assert row["n_patients"] == 1
-    assert row["verdict"] == "inconclusive"
+    assert row["verdict"] == "undecidable"
     assert "4 regions of this tissue" in row["caveat"]
+
+
+def test_a_figure_of_one_of_several_patients_is_said_to_be_one_patients():
+    """The others show too few places for this k: their slides say nothing of it."""
+    paired, rng = synthetic(patients=3), np.random.default_rng(0)
+    paired = paired.filter((pl.col("patient_id") == "p0") | (pl.col("place") < "04"))
+    views = {
+        str(name): {VIEWS: rng.standard_normal((rows.height, 1, 8)).astype(np.float32)}
+        for (name,), rows in paired.group_by("slide_id", maintain_order=True)
+    }
+    table = figures_of(paired, Shards(views))
+    one, all_ = (pick(table, "paired_top_k", kind="any", k=k) for k in (5, 1))
+    assert (one["n_patients"], all_["n_patients"]) == (1, 3)
+    assert "one patient: the interval is over 4 regions" in one["caveat"]
+    assert all_["caveat"] in (None, "")
+    assert one["ci_low"] < one["value"] < one["ci_high"]
 
 
 def test_all_pairs_of_a_tissue_count_and_unknown_changes_only_among_all():

@@ -215,6 +215,23 @@ def test_columns_of_many_values_and_patients_of_several_are_told():
     assert "without 1 patients whose slides are of several subgroups" in told
 
 
+@pytest.mark.parametrize("name", ["mean", "n_tiles", "max", "mpp", "group", "n_slides", "tile_id"])
+def test_a_column_of_any_name_is_the_same_column(name):
+    """Also of a name that the tables use themselves, and of numbers, as resolutions are."""
+    columns = {"plain": lambda i: ["0.25", "0.5"][i % 2], name: lambda i: [0.25, 0.5][i % 2]}
+    slides, tiles, embeddings = cohort(0, per_cell=4, **columns)
+    of = [
+        measured(slides, tiles, embeddings, [each], min_patients=2)
+        .select(
+            "metric", "value", "ci_low", "verdict", pl.col("stratum").str.split("=").list.last()
+        )
+        .rows()
+        for each in ("plain", name)
+    ]
+    assert of[0] == of[1]
+    assert {"0.25", "0.5"} <= {row[-1] for row in of[0]}
+
+
 def test_counterparts_are_patients_of_the_same_label_and_center():
     group, strata = np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1])
     assert counterparts(group, strata).tolist() == [True, True, False, False]

@@ -408,8 +408,7 @@ class _Pairs:
         def compute() -> Value:
             if self.table.is_empty():
                 raise Undefined(self.nothing)
-            value = estimator(self)
-            return replace(value, caveat=value.caveat or self._caveat)
+            return estimator(self)
 
         n = int(self.table["n_tiles"].sum())
         return Figure(metric, compute, setting, n=n, n_patients=self.n_patients)
@@ -424,7 +423,8 @@ class _Pairs:
         return "patient_id" if self.n_patients > 1 else "region"
 
     @property
-    def _caveat(self) -> str:
+    def caveat(self) -> str:
+        """What an interval over one patient's regions cannot say; empty if there are several."""
         if self.n_patients > 1:
             return ""
         n = self.table["region"].n_unique()
@@ -432,6 +432,10 @@ class _Pairs:
             f"one patient: the interval is over {n} regions of this tissue and holds for no other; add "
             "patients"
         )
+
+    def where(self, rows: pl.Expr) -> _Pairs:
+        """Those that a figure rests on: patients who bring nothing to it are not resampled either."""
+        return replace(self, table=self.table.filter(rows))
 
     @property
     def weights(self) -> Floats:
@@ -453,8 +457,6 @@ class _Pairs:
     def median_ratio(self, numerator: str, denominator: str) -> tuple[Estimate, str]:
         """Median over pairs of a ratio of sums with its interval, and the quartiles in words."""
         above, below = self.sums(numerator, denominator)
-        there = below.sum(axis=1) > 0
-        above, below = above[there], below[there]
         values = above.sum(axis=1) / below.sum(axis=1)
         if self._unit == "patient_id":
             # A pair is of one patient, and counts as often as its patient.
@@ -497,7 +499,7 @@ def weighted_medians(values: Floats, weights: Floats) -> Floats:
 def median(of: _Pairs, column: str) -> Value:
     """Median over pairs of the mean over places."""
     estimate, words = of.median_ratio(column, "n_tiles")
-    return Value(estimate, remark=words)
+    return Value(estimate, caveat=of.caveat, remark=words)
 
 
 def excess(of: _Pairs) -> Value:
@@ -508,57 +510,60 @@ def excess(of: _Pairs) -> Value:
 def top_k(of: _Pairs, place: int, k: int) -> Value:
     """Median over pairs of the share of places found among the k nearest; null k/n."""
     hits = of.table["hits"].list.get(place)
-    table = of.table.with_columns(_hit=hits).filter(hits.is_not_null())
-    if table.is_empty():
+    hit = replace(of, table=of.table.with_columns(_hit=hits)).where(pl.col("_hit").is_not_null())
+    if hit.table.is_empty():
         raise Undefined(
             f"no pair has more than {k} places that both slides show: raise same_tissue.max_places, or "
             "bring slides that show more of the tissue"
         )
-    estimate, words = replace(of, table=table).median_ratio("_hit", "n_tiles")
-    pools = table.unique(["first", "second"])["n_pool"]
+    estimate, words = hit.median_ratio("_hit", "n_tiles")
+    pools = hit.table.unique(["first", "second"])["n_pool"]
     least, most = (int(end) for end in (pools.min(), pools.max()))  # type: ignore[arg-type]
     chance = Null(k / most, k / least)
     pool = f"{least}" if least == most else f"{least} to {most}"
-    return Value(estimate, chance, remark=f"of {pool} places, chance {k}/n; {words}")
+    remark = f"of {pool} places, chance {k}/n; {words}"
+    return Value(estimate, chance, caveat=hit.caveat, remark=remark)
 
 
 def agreement(of: _Pairs) -> Value:
     """Median over pairs of the share of places with one label on both; null: of different places."""
-    _require_probe(of)
-    estimate, words = of.median_ratio("agree_sum", "n_probed")
-    chance, _ = of.median_ratio("agree_chance_sum", "n_probed")
-    return Value(estimate, Null(chance.value, chance.value), remark=words)
+    asked = _probed_pairs(of)
+    estimate, words = asked.median_ratio("agree_sum", "n_probed")
+    chance, _ = asked.median_ratio("agree_chance_sum", "n_probed")
+    null = Null(chance.value, chance.value)
+    return Value(estimate, null, caveat=asked.caveat, remark=words)
 
 
 def calibration_shift(of: _Pairs) -> Value:
     """Expected calibration error on the repeats minus that on their reference slides; null 0."""
-    _require_probe(of)
-    table = of.table.filter(pl.col("bins").list.len() > 0, pl.col("n_probed") > 0)
-    if table.is_empty():
+    kept = _probed_pairs(of).where(pl.col("bins").list.len() > 0)
+    if kept.table.is_empty():
         raise Undefined(
             "no pair holds a reference slide that was probed: embed the reference slides"
         )
-    kept = replace(of, table=table)
-    by_unit = table.group_by(kept._unit).agg("bins").sort(kept._unit)["bins"].to_list()
+    by_unit = kept.table.group_by(kept._unit).agg("bins").sort(kept._unit)["bins"].to_list()
     sums = np.array([np.sum(rows, axis=0) for rows in by_unit])
     resampled = np.concatenate([sums.sum(axis=0)[None], kept.weights @ sums])
     count, confidence, correct = np.moveaxis(resampled.reshape(len(resampled), 2, _BINS, 3), 3, 0)
     errors = np.abs(correct - confidence).sum(axis=2) / count.sum(axis=2)
     shift = errors[:, 1] - errors[:, 0]
     low, high = percentile_interval(shift[1:]) if len(sums) > 1 else (None, None)
-    n = int(table["n_probed"].sum())
+    n = int(kept.table["n_probed"].sum())
     first, again = map(number, errors[0])
     words = f"{first} on reference slides, {again} on slides that show them again"
     estimate = Estimate(float(shift[0]), low, high, n, kept.n_patients, shift[1:])
-    return Value(estimate, Null(0.0, 0.0), remark=words)
+    return Value(estimate, Null(0.0, 0.0), caveat=kept.caveat, remark=words)
 
 
-def _require_probe(of: _Pairs) -> None:
-    if not of.table["n_probed"].sum():
+def _probed_pairs(of: _Pairs) -> _Pairs:
+    """Pairs of which a probe said something."""
+    asked = of.where(pl.col("n_probed") > 0)
+    if asked.table.is_empty():
         raise Undefined(
             f"fewer than two labels have {of.parameters.probe.folds} patients with embedded tiles, so "
             "no probe can be fitted on other patients: add patients, or lower same_tissue.probe.folds"
         )
+    return asked
 
 
 def pool_size(of: _Pairs) -> Value:

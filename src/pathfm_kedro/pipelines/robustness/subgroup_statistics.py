@@ -26,6 +26,9 @@ from pathfm_kedro.statistics.tables import Embeddings, to_schema
 
 #: What ingest writes where the manifest gives no scanner or stain: no subgroup.
 _NOT_GIVEN = "unspecified"
+_TAGS = ["patient_id", "label", "center"]
+#: Before the names of columns of subgroups, which a manifest is free to choose.
+_OF_COLUMN = "subgroup "
 
 
 def subgroup_statistics(
@@ -40,7 +43,7 @@ def subgroup_statistics(
     Parameters
     ----------
     slides, tiles
-        The slides and tiles tables; slides with the columns of subgroups.
+        The slides and tiles tables; slides with the columns of subgroups, of any name and type.
     embeddings
         Vectors of one encoder.
     columns
@@ -53,8 +56,10 @@ def subgroup_statistics(
     DataFrame
         Columns :data:`SUBGROUPS_SCHEMA`.
     """
-    pooled = pool_slides(slides, tiles, embeddings).join(slides, on="slide_id", how="left")
-    whole = pooled.drop_nulls(["patient_id", "label", "center"])
+    own = [pl.col(name).cast(pl.String).alias(_OF_COLUMN + name) for name in columns]
+    tags = slides.select("slide_id", *_TAGS, *own)
+    pooled = pool_slides(slides, tiles, embeddings).select("slide_id", "mean")
+    whole = pooled.join(tags, on="slide_id", how="left").drop_nulls(_TAGS)
     members = [_members(whole, column) for column in columns]
     width = -1 if whole.height else 1  # cannot be read off no rows
     vectors = whole["mean"].to_numpy().reshape(whole.height, width)
@@ -64,7 +69,8 @@ def subgroup_statistics(
 
 def _members(slides: pl.DataFrame, column: str) -> pl.DataFrame:
     """The one value that a patient's slides have in the column; null where there are several."""
-    given = pl.col(column).filter(pl.col(column).is_not_null() & (pl.col(column) != _NOT_GIVEN))
+    cell = pl.col(_OF_COLUMN + column)
+    given = cell.filter(cell.is_not_null() & (cell != _NOT_GIVEN))
     one = pl.when(given.n_unique() == 1).then(given.first())
     rows = slides.group_by("patient_id").agg(
         one.alias("group"), given.len().alias("_n"), pl.col("label", "center").min()
