@@ -255,13 +255,14 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
+    from pathfm_kedro.commands.supported_checks import too_small_checks
     from pathfm_kedro.estimate.estimate import (
         entries_of,
         estimate_lines,
         is_timed,
         networks_of_arms,
     )
-    from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
+    from pathfm_kedro.hooks import known_size, known_speeds
 
     root = project_root()
     given = {"audit": {"size": size}} if size else None
