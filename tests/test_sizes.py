@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pathfm_kedro.commands.supported_checks import too_small_checks
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
+from pathfm_kedro.commands.supported_checks import too_small_checks
 from pathfm_kedro.configuration import refuse_unknown_keys
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.bootstrap import binomial_interval

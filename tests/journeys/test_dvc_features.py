@@ -1,4 +1,4 @@
-"""`dvc repro` of a cohort of features alone, to its report: nothing runs twice, and changed files are seen."""
+"""`dvc repro` of a cohort of features alone: a report, nothing runs twice, changed files are seen."""
 
 from __future__ import annotations
 

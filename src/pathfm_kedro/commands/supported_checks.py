@@ -176,7 +176,8 @@ def too_small_checks(blocks: Mapping[str, Any], n_patients: int) -> list[str]:
     ----------
     blocks
         Parameters by experiment; of their ``criteria`` those with ``min_patients`` are asked, and
-        ``max_tiles`` places belong to so many patients at most. ``cohort`` says whether there are slides.
+        ``max_tiles`` places belong to so many patients at most. ``cohort`` says whether there are
+        slides.
     n_patients
         Of the cohort.
 

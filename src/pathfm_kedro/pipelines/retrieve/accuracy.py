@@ -72,8 +72,8 @@ OF_LIST = ("map_at_5", "same_center")
 #: Gains within these bounds count as none: half of the signature's five points.
 _MARGIN = 0.025
 _THE_SAME_SEARCH = (
-    "finds the same slides in the same order as one mean vector for every query, as where the mosaic of "
-    "each slide is a single tile or vector: there is nothing to gain"
+    "finds the same slides in the same order as one mean vector for every query, as where the mosaic "
+    "of each slide is a single tile or vector: there is nothing to gain"
 )
 
 
