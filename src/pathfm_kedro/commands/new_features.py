@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pathfm_kedro.project import path_from, write_yaml
 
+if TYPE_CHECKING:
+    from pathfm_kedro.encoders.features import SlideFeatures
+
 #: Files of each folder of features that are read when a cohort is made; a run reads all.
-_LOOKED_AT = 3
+_LOOKED_AT = 5
+#: Problems that are told before a run, which tells all.
+_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,12 @@ def feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
     for text in given:
         name, equals, folder = text.partition("=")
         path = Path(folder).expanduser()
-        if not equals or not folder or name in found:
+        if name in found:
+            raise click.ClickException(
+                f"--features '{text}': '{name}' is given twice: an encoder has one folder, so give the "
+                "second a name of its own"
+            )
+        if not equals or not folder:
             raise click.ClickException(
                 f"--features '{text}': write <encoder>=<folder>, such as uni=../job/features_uni, once "
                 "for each encoder"
@@ -48,7 +59,12 @@ def feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         if not path.is_dir():
-            raise click.ClickException(f"--features '{text}': there is no folder '{folder}'")
+            what = (
+                f"'{folder}' is a file: give the folder that holds it, with one file for each slide"
+                if path.is_file()
+                else f"there is no folder '{folder}': correct the path"
+            )
+            raise click.ClickException(f"--features '{text}': {what}")
         if "${" in path_from(path.resolve(), root):
             raise click.ClickException(
                 f"--features '{text}': what stands in ${{…}} is read as a reference in YAML files: "
@@ -101,25 +117,30 @@ def check_features(manifest: Path, brought: Mapping[str, Path], source: str) -> 
 def _look_at(
     name: str, own: Mapping[str, Sequence[Path]], mpp: Mapping[str, float | None], others: int
 ) -> Brought:
-    """Counts of a folder, and what the first of its files say."""
+    """Counts of a folder, and what a few of its files say, evenly spaced."""
     from pathfm_kedro.encoders.features import read_features, refuse_other_encoder
+    from pathfm_kedro.encoders.features.finding import two_files
 
     text = f"{name}: {len(own)} of {len(mpp)} slides have a file"
-    text += f", {others} files are of other slides" if others else ""
-    read, problems = [], []
-    for slide in list(own)[:_LOOKED_AT]:
+    text += f", {others} of the files are named after no slide of the manifest" if others else ""
+    read: dict[str, SlideFeatures] = {}
+    problems = {slide: two_files(slide, paths) for slide, paths in own.items() if len(paths) > 1}
+    single = [slide for slide in own if slide not in problems]
+    for slide in single[:: max(-(-len(single) // _LOOKED_AT), 1)]:
         try:
             features = read_features(own[slide][0], slide_id=slide, slide_mpp=mpp[slide])
             refuse_other_encoder(features, name)
-            read.append(features)
+            read[slide] = features
         except (OSError, ValueError, ImportError) as error:
-            problems.append(f"  {slide}: {error}")
+            problems[slide] = str(error)
     if read:
-        first = read[0]
-        text += (
-            f"; layout {first.layout}, {first.dimension} numbers a vector, one per {first.level}"
-        )
-    return Brought("\n".join([text, *problems]), read[0].level if read else "")
+        layouts = ", ".join(dict.fromkeys(one.layout for one in read.values()))
+        lengths = " or ".join(dict.fromkeys(str(one.dimension) for one in read.values()))
+        levels = " or ".join(dict.fromkeys(one.level for one in read.values()))
+        text += f"; layout {layouts}, {lengths} numbers a vector, one per {levels}"
+    told = [f"  {slide}: {problem}" for slide, problem in list(problems.items())[:_TOLD]]
+    told += [f"  and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else []
+    return Brought("\n".join([text, *told]), next(iter(read.values())).level if read else "")
 
 
 def write_features(folder: Path, brought: Mapping[str, Path], looks: Mapping[str, Brought]) -> None:
