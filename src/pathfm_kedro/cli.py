@@ -22,6 +22,7 @@ from pathfm_kedro.commands.new_cohort import (
 )
 from pathfm_kedro.commands.new_features import (
     check_features,
+    entries_of,
     feature_folders,
     without_paths,
     write_features,
@@ -158,7 +159,7 @@ def _take_in(
         )
     source = "features" if brought and without_paths(manifest) else "manifest"
     listed, sizes, summary = checked_slides(manifest, slides_root, source)
-    looks = check_features(manifest, brought, source)
+    looks = check_features(manifest, entries_of(brought, root))
     changes = layout_parameters(root / "conf", layout)
     if source == "manifest" and shows_tissue_again(manifest):
         changes["parameters.yml"] = {"cohort": {"same_tissue": True}}

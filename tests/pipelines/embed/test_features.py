@@ -198,6 +198,12 @@ def test_tiles_of_several_magnifications_are_told(side, told, tmp_path, caplog):
     assert card.get("field_um") == ([128.0, 256.0] if told else None)
 
 
+def test_files_of_another_encoder_than_the_preset_end_the_run(tmp_path):
+    layouts.trident(tmp_path / "f", "a")
+    with pytest.raises(ValueError, match="8 numbers, and 1024 are published of the preset 'uni'"):
+        brought(slides("a"), entry(tmp_path / "f", preset="uni"))
+
+
 def test_noise_of_ids_is_the_same_always_and_another_for_every_tile(tmp_path):
     tiles = pl.DataFrame({"slide_id": ["s"] * 3, "tile_id": ["s@0_0", "s@1_0", "s@2_0"]})
     noise = {"model": "control:noise", "role": "control", "dimension": 16}

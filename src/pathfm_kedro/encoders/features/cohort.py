@@ -21,6 +21,7 @@ from pathfm_kedro.encoders.features.faults import (
 from pathfm_kedro.encoders.features.finding import list_feature_files, two_files
 from pathfm_kedro.encoders.features.reading import read_features
 from pathfm_kedro.encoders.features.slide_features import FeatureFileError, SlideFeatures, place
+from pathfm_kedro.encoders.presets import refuse_other_dimension
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, Note, Outcome, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
@@ -216,6 +217,8 @@ def tiles_of_features(
     ------
     FeatureFileError
         If the folder holds no features of the cohort.
+    ValueError
+        If the entry names a preset whose vectors are of another length.
     TooManyFailedError
         If more files cannot be used than ``engine.max_failed_share`` allows.
     """
@@ -239,6 +242,8 @@ def tiles_of_features(
     reasons = _reasons(outcomes)
     refuse_too_many_failed({s: r for s, r in reasons.items() if r}, len(files), settings)
     good = [o.result for o in outcomes if not reasons[o.item.slide_id]]
+    if good:
+        refuse_other_dimension(name, encoder, good[0].about["dimension"])
     _warn_of_sizes(name, good)
     tiling = [_tiling_row(o.item.slide_id, o.result, reasons[o.item.slide_id]) for o in outcomes]
     tiles = pl.concat([pl.DataFrame(schema=TILES_SCHEMA), *(found.table for found in good)])
