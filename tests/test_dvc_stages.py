@@ -147,24 +147,42 @@ def test_outputs_are_those_of_the_pipeline(name, stages, pipelines, catalog):
     assert [d for d in declared if not any(covers(d, p) for p in written)] == []
 
 
-def test_a_cohort_of_controls_alone_writes_every_output_of_its_stages(stages, catalog, monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    monkeypatch.delenv("KEDRO_ENV", raising=False)
+def without_networks() -> dict[str, None]:
+    """Every entry that is no control, left out."""
     files = [PROJECT / "conf" / name / "parameters_encoders.yml" for name in ("base", COHORT)]
-    candidates = {
+    return {
         encoder: None
         for file in files
         for encoder, entry in yaml.safe_load(file.read_text())["encoders"].items()
         if not entry["model"].startswith("control:")
     }
-    given = {"encoders": candidates, "adaptation": {"encoders": []}}
+
+
+#: What such a cohort says beside the phantom's parameters.
+FEATURES_ALONE = {"uni": {"model": "features:../uni"}, "titan": {"model": "features:../titan"}}
+KINDS = {
+    "controls alone": {"encoders": without_networks()},
+    "features alone": {
+        "encoders": without_networks() | FEATURES_ALONE,
+        "cohort": {"source": "features"},
+    },
+    "features and slides": {"encoders": without_networks() | FEATURES_ALONE},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_cohort_writes_every_output_of_its_stages(kind, stages, catalog, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.delenv("KEDRO_ENV", raising=False)
+    given = KINDS[kind] | {"adaptation": {"encoders": []}}
     monkeypatch.setenv(RUNTIME_VARIABLE, json.dumps(given))
     registered = register_pipelines()
-    for name in ("retrieve", "robustness", "inheritance", "collect", "report"):
+    for name in ("tile", "retrieve", "robustness", "inheritance", "collect", "report"):
         part = part_of(stages[name], registered)
         written = {pinned_path(d, catalog) for d in part.all_outputs()} - {None}
-        outs = paths(stages[name]["outs"])
+        outs = [p for k in ("outs", "metrics", "plots") for p in paths(stages[name].get(k, []))]
         assert [d for d in outs if not any(covers(d, p) for p in written)] == [], name
+        assert [p for p in written if not any(covers(d, p) for d in outs)] == [], name
 
 
 @pytest.mark.parametrize("name", STAGES)

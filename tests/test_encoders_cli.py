@@ -18,6 +18,7 @@ from pathfm_kedro.commands import encoders as encoders_cli
 from pathfm_kedro.commands.encoders import encoders, with_encoder
 from pathfm_kedro.encoders.presets import read_presets
 from tests.conftest import PROJECT
+from tests.encoders.features import layouts
 
 
 @pytest.fixture(autouse=True)
@@ -297,3 +298,66 @@ def test_lines_are_added_and_none_is_changed(case):
 def test_a_file_that_lines_cannot_be_added_to(text, stated):
     with pytest.raises(ValueError, match=stated):
         with_encoder(text, "new", {"preset": "uni"})
+
+
+# --- entries that cannot be, and features
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "harmonised:nowhere", "--set", "mitigation=centring"], "'harmonised:nowhere'"),
+        (["--model", "features:.", "--set", "same_as=nowhere"], "same_as is 'nowhere'"),
+        (["--model", "features:nowhere"], "there is no such folder"),
+        (["--model", "features:.", "--set", "variants=[class_token]"], "as they were pooled"),
+        (["--model", "control:nois"], "give control: with one of arrangement_reader"),
+        (["--model", "package:resnet"], "give package: with one of efficientnet_lite0"),
+    ],
+)
+def test_what_the_cohort_cannot_run_is_not_written(project, words, message):
+    files = [project / "conf/clinic/parameters_encoders.yml", project / "params.yaml"]
+    before = [path.read_text() if path.is_file() else None for path in files]
+    result = run("add", "mine", *words, "--env", "clinic")
+    assert result.exit_code == 1
+    assert message in result.output
+    assert isinstance(result.exception, SystemExit)
+    assert [path.read_text() if path.is_file() else None for path in files] == before
+
+
+def test_a_name_that_is_neither_the_cohorts_nor_a_preset_tells_both(project):
+    result = run("check", "nowhere", "--env", "clinic")
+    assert result.exit_code == 1
+    assert "cohort clinic has no encoder 'nowhere' (it has efficientnet_lite0, " in result.output
+
+
+def of_features(project, **keys):
+    """A cohort whose manifest names two slides, of which there are features."""
+    for name in ("S-1", "S-2"):
+        layouts.trident(project.parent / "job", name)
+    manifest = "slide_id,path,patient_id,center,label\nS-1,,p,A,x\nS-2,,q,A,y\n"
+    (project / "manifest.csv").write_text(manifest)
+    written = project / "conf/clinic/globals.yml"
+    stated = yaml.safe_load(written.read_text()) | {"manifest": "manifest.csv"}
+    written.write_text(yaml.safe_dump(stated))
+    entry = {"model": "features:../job"} | keys
+    words = [word for key, value in entry.items() for word in ("--set", f"{key}={value}")]
+    return words[2:]
+
+
+def test_features_are_checked_by_their_files(project):
+    more = of_features(project)
+    added = run("add", "uni", "--model", "features:../job", *more, "--env", "clinic")
+    assert added.exit_code == 0, added.output
+    result = run("check", "uni", "--env", "clinic")
+    assert result.exit_code == 0, result.output
+    assert "uni: 2 of 2 slides have a file; layout trident, 8 numbers a vector" in result.output
+    assert "published of uni are 1024 numbers" in result.output
+
+
+def test_features_of_another_length_than_their_preset_are_refused(project):
+    more = of_features(project, preset="uni")
+    words = ["add", "uni", "--model", "features:../job", *more, "--check", "--env", "clinic"]
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "vectors have 8 numbers, and 1024 are published of the preset 'uni'" in result.output
+    assert "no file that was looked at can be used" in result.output

@@ -320,3 +320,16 @@ def test_work_of_an_encoder_that_is_trained_goes_with_the_area_of_its_input(para
 def test_the_small_network_of_arms_is_timed():
     found = tried_small_network("small_cnn", 16)
     assert (found.dimension, found.seconds > 0) == (128, True)
+
+
+def test_of_features_nothing_is_run_or_timed(parameters):
+    uni, small = {"model": "features:f/uni"}, {"model": "timm:resnet18"}
+    both = only(parameters, uni=uni, small=small)
+    size = size_of(10, 10, 2, 1000, "")
+    assert set(known_speeds({}, both)) == {"small"}
+    lines = estimate_lines(both, size, {})
+    assert "uni: vectors are read from files" in lines
+    assert not [line for line in lines if line.startswith("uni: ") and "passes" in line]
+    both["cohort"]["source"] = "features"
+    assert known_speeds({}, both) == {}
+    assert estimate_lines(both, size, {})[1:] == ["uni: vectors are read from files"]

@@ -222,6 +222,9 @@ def test_what_is_not_there_is_told_with_the_mend(made, tmp_path, monkeypatch):
         stated = run("uni", *words)
         assert stated.exit_code == 1
         assert "cohort 'phantom' has no encoder 'uni'; it has" in stated.output
+        stated = run("stain_statistics", *words)
+        assert stated.exit_code == 1
+        assert "has no vectors of 'stain_statistics' yet: make them by kedro run" in stated.output
         stated = run("noise", *words, "--version", "2025-01-01T00.00.00.000Z")
         assert stated.exit_code == 1
         assert "version 2025-01-01T00.00.00.000Z of the vectors of 'noise'" in stated.output

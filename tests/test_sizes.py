@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pathfm_kedro.cohorts import CONFIG_LOADER_ARGS
+from pathfm_kedro.commands.supported_checks import too_small_checks
 from pathfm_kedro.configuration import refuse_unknown_keys
-from pathfm_kedro.hooks import too_small_checks
 from pathfm_kedro.sizes import SizedConfigLoader
 from pathfm_kedro.statistics.bootstrap import binomial_interval
 from tests.conftest import PROJECT, base_parameters

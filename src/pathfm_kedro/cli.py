@@ -22,6 +22,7 @@ from pathfm_kedro.commands.new_cohort import (
 )
 from pathfm_kedro.commands.new_features import (
     check_features,
+    entries_of,
     feature_folders,
     without_paths,
     write_features,
@@ -158,7 +159,7 @@ def _take_in(
         )
     source = "features" if brought and without_paths(manifest) else "manifest"
     listed, sizes, summary = checked_slides(manifest, slides_root, source)
-    looks = check_features(manifest, brought, source)
+    looks = check_features(manifest, entries_of(brought, root))
     changes = layout_parameters(root / "conf", layout)
     if source == "manifest" and shows_tissue_again(manifest):
         changes["parameters.yml"] = {"cohort": {"same_tissue": True}}
@@ -255,13 +256,14 @@ def estimate(name: str, size: str | None, trial: bool) -> None:
     """Say what an audit of the cohort NAME will take, and which checks cannot pass at its size."""
     from kedro.framework.session import KedroSession
 
+    from pathfm_kedro.commands.supported_checks import too_small_checks
     from pathfm_kedro.estimate.estimate import (
         entries_of,
         estimate_lines,
         is_timed,
         networks_of_arms,
     )
-    from pathfm_kedro.hooks import known_size, known_speeds, too_small_checks
+    from pathfm_kedro.hooks import known_size, known_speeds
 
     root = project_root()
     given = {"audit": {"size": size}} if size else None

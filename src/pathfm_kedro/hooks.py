@@ -199,16 +199,15 @@ def known_speeds(
 ) -> dict[str, Speed]:
     """What is recorded of the speed of each encoder that sees pixels."""
     from pathfm_kedro.encoders.presets import published_dimension
-    from pathfm_kedro.estimate.estimate import entries_of
+    from pathfm_kedro.estimate.estimate import encoders_run
     from pathfm_kedro.estimate.speed import recorded_speed
 
     kinds = ("encoder_cost", "encoder_runtime", "encoder_card")
     speeds = {}
-    for name, entry in entries_of(parameters).items():
-        if not entry["model"].startswith("harmonised:"):
-            found = recorded_speed(*(_there(catalog, f"{kind}.{name}") for kind in kinds))
-            dimension = found.dimension or published_dimension(parameters["encoders"][name])
-            speeds[name] = replace(found, dimension=dimension)
+    for name in encoders_run(parameters):
+        found = recorded_speed(*(_there(catalog, f"{kind}.{name}") for kind in kinds))
+        dimension = found.dimension or published_dimension(parameters["encoders"][name])
+        speeds[name] = replace(found, dimension=dimension)
     return speeds
 
 
@@ -231,6 +230,7 @@ class SizeHooks:
             for name in sorted(pipeline.inputs())
             if name.startswith("params:") and "." not in name
         }
+        self._blocks["cohort"] = catalog.load("parameters")["cohort"]
         if any((node.namespace or "").startswith("embed.") for node in pipeline.nodes):
             self._say_estimate(catalog)
         known = "slides" in pipeline.inputs() and catalog["slides"].exists()
@@ -256,40 +256,11 @@ class SizeHooks:
                 _say(line)
 
     def _say_too_small(self, slides: pl.DataFrame) -> None:
+        from pathfm_kedro.commands.supported_checks import too_small_checks
+
         patients = slides.filter(status="usable")["patient_id"].n_unique()
         for line in too_small_checks(self._blocks, patients):
             _say(line)
-
-
-def too_small_checks(blocks: Mapping[str, Any], n_patients: int) -> list[str]:
-    """Checks that cannot pass with so many patients, one line each.
-
-    Parameters
-    ----------
-    blocks
-        Parameters by experiment; of their ``criteria`` those with ``min_patients`` are asked, and
-        ``max_tiles`` places belong to so many patients at most.
-    n_patients
-        Of the cohort.
-
-    Examples
-    --------
-    >>> criteria = [{"metric": "macro_f1_gain", "below": 0.05, "min_patients": 72}]
-    >>> too_small_checks({"field_of_view": {"max_tiles": 48, "criteria": criteria}}, 200)
-    ['field_of_view: macro_f1_gain cannot pass at this size: it needs 72 patients, 48 take part']
-    """
-    lines = []
-    for name, block in blocks.items():
-        criteria = block.get("criteria") if isinstance(block, Mapping) else None
-        for criterion in criteria or ():
-            needed = int(criterion.get("min_patients", 0))
-            there = min(n_patients, int(block.get("max_tiles") or n_patients))
-            if there < needed:
-                lines.append(
-                    f"{name}: {criterion['metric']} cannot pass at this size: it needs {needed} "
-                    f"patients, {there} take part"
-                )
-    return lines
 
 
 class RunHooks:

@@ -27,11 +27,10 @@ from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
 from pathfm_kedro.variants import splits_of_rivals
-from pathfm_kedro.wiring import TileGrids
+from pathfm_kedro.wiring import NO_SLIDES, TileGrids
 
 #: Why an experiment on pixels has no figure of an encoder.
 _NO_ENCODER = "needs pixels: of this encoder there are vectors in files, and not the encoder itself"
-_NO_SLIDES = "needs pixels: this cohort has features and no slides"
 #: measurements.<pipeline>.<experiment>
 _PARTS_OF_AN_EXPERIMENT = 3
 
@@ -98,7 +97,7 @@ def _grids(plan: CohortPlan, tiles: CohortTiles, bases: Mapping[str, str]) -> Ti
     """Which tiles each encoder has vectors of, and why some cannot be shown pixels."""
     without_slides = plan.source == "features"
     reasons = {
-        name: _NO_SLIDES if without_slides else _NO_ENCODER
+        name: NO_SLIDES if without_slides else _NO_ENCODER
         for name in plan.encoders
         if without_slides or name in tiles.features or bases.get(name) in tiles.features
     }

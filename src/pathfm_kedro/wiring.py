@@ -39,6 +39,11 @@ _OF_TILES = frozenset(
         "paired_tiles",
     }
 )
+#: What is measured or trained on pixels whatever the encoder, and what an encoder makes of pixels.
+_FROM_SLIDES = frozenset({"tile_stains", "arm_tiles"})
+_BY_ENCODER = ("views.", "arms.")
+#: Why an experiment on pixels has no figure of a cohort.
+NO_SLIDES = "needs pixels: this cohort has features and no slides"
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,9 @@ class TileGrids:
     def needs_pixels(self, experiment: Experiment, encoder: str) -> str:
         """Why an experiment has no figure of an encoder; empty where it has."""
         inputs = experiment.inputs
-        if any(name.startswith("views.") and "{e}" in name for name in inputs):
-            return self.without_pixels.get(encoder, "")
-        if self.without_slides and "tile_stains" in inputs:
+        if self.without_slides and not _FROM_SLIDES.isdisjoint(inputs):
+            return NO_SLIDES
+        if any(name.startswith(_BY_ENCODER) and "{e}" in name for name in inputs):
             return self.without_pixels.get(encoder, "")
         return ""
 

@@ -221,8 +221,8 @@ def test_an_entry_set_to_null_is_left_out():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("control:wishes", "control 'wishes' is unknown"),
-        ("package:resnet", "package:resnet is unknown"),
+        ("control:wishes", "'control:wishes', which there is not: give control: with one of arr"),
+        ("package:resnet", "'package:resnet', which there is not: .* efficientnet_lite0"),
         ("timm:no_such_model", "could not be loaded"),
         ("local-dir:/nowhere", "has no config.json"),
     ],

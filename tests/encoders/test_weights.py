@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from pathfm_kedro.encoders import EncoderSpec, load_encoder
 from pathfm_kedro.encoders import weights as weights_module
+from pathfm_kedro.pipelines.embed.runtime import choose_runtime
 
 ARCHITECTURE = "test_vit"
 CONFIG = {
@@ -99,7 +100,7 @@ def test_a_folder_of_open_clip_without_config(tmp_path):
 WEIGHTS = {
     "missing": (None, "the folder holds no weights"),
     "pointer": (POINTER, "model.safetensors is a pointer of Git LFS"),
-    "no_safetensors": ("hello", r"SafetensorError"),
+    "no_safetensors": ("hello", r"cut short or no safetensors"),
 }
 
 
@@ -115,8 +116,21 @@ def test_weights_cut_short(tmp_path, state):
     publish(tmp_path / "m", CONFIG, state)
     path = tmp_path / "m/model.safetensors"
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"encoders\.mine\.model.*SafetensorError.*download"):
+    with pytest.raises(ValueError, match=r"encoders\.mine\.model.*cut short.*download it again"):
         load(f"local-dir:{tmp_path}/m")
+
+
+def test_weights_of_another_encoder_than_the_preset_are_told_before_a_slide_is_read(
+    tmp_path, state
+):
+    """Every key of a preset can be overridden, its weights by those of another network too."""
+    publish(tmp_path / "m", CONFIG, state)
+    entry = {"model": f"local-dir:{tmp_path}/m", "preset": "lunit_dino", "weights": None}
+    entry |= {"sha256": None, "model_kwargs": {}, "input_pixels": None}
+    with pytest.raises(ValueError, match=r"64 numbers, and 384 are published of the preset"):
+        choose_runtime(entry, {"pixels": 160}, name="mine").record()
+    own = {key: value for key, value in entry.items() if key != "preset"}
+    assert choose_runtime(own, {"pixels": 160}, name="mine").record()["runtime"]
 
 
 CHANGED = {

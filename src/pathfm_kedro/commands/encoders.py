@@ -18,7 +18,7 @@ from pathfm_kedro.encoders.presets import (
     published_dimension,
     read_presets,
 )
-from pathfm_kedro.project import project_root
+from pathfm_kedro.project import project_root, resolve_path
 from pathfm_kedro.variants import expand_variants
 
 if TYPE_CHECKING:
@@ -87,8 +87,15 @@ def check(name: str, cohort: str) -> None:
     plan = read_cohort_plan(cohort, str(project_root() / "conf"))
     entry = plan.encoders.get(name)
     if entry is None:
-        _found(name)
         entry = {"preset": name}
+        if name not in read_presets():
+            raise click.ClickException(
+                f"cohort {cohort} has no encoder '{name}' (it has {', '.join(sorted(plan.encoders))}), "
+                "and there is no preset of that name ('kedro encoders list'): correct the name"
+            )
+    if str(entry.get("model", "")).startswith("features:"):
+        _check_files(name, entry, cohort)
+        return
     _refuse_failed(_checked(name, entry, plan.parameters))
 
 
@@ -133,6 +140,11 @@ def add(
             spec = EncoderSpec.from_parameters(one, written)
             if spec.is_trained:
                 Training.of(spec)
+            if spec.features and not resolve_path(spec.features).is_dir():
+                raise ValueError(
+                    f"encoders.{one}.model is '{spec.model}', and there is no such folder: correct the "
+                    "path, which starts from the project's folder"
+                )
         plan = read_cohort_plan(cohort, str(root / "conf"))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
@@ -141,15 +153,26 @@ def add(
             f"cohort {cohort} has encoders.{name} already: choose another name, or change the entry in "
             f"conf/{cohort}/parameters_encoders.yml"
         )
-    if load:
+    if load and entry.get("model", "").startswith("features:"):
+        _check_files(name, entry, cohort)
+    elif load:
         _refuse_failed(_checked(name, entry, plan.parameters))
     path = root / "conf" / cohort / "parameters_encoders.yml"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
     try:
-        path.write_text(with_encoder(before, name, entry), encoding="utf-8")
+        written = with_encoder(before or "", name, entry)
     except ValueError as error:
         raise click.ClickException(f"conf/{cohort}/{path.name}: {error}") from error
-    sync_stages(root)
+    path.write_text(written, encoding="utf-8")
+    try:
+        sync_stages(root)
+    except ValueError as error:
+        # What an entry names may be missing from the cohort.
+        if before is None:
+            path.unlink()
+        else:
+            path.write_text(before, encoding="utf-8")
+        raise click.ClickException(f"{error}; nothing was written") from error
     click.echo(f"conf/{cohort}/{path.name}: encoders.{name} written, and params.yaml for DVC")
     for line in _remarks(entry, plan.parameters):
         click.echo(line)
@@ -268,6 +291,24 @@ def _checked(name: str, entry: Mapping[str, Any], parameters: Mapping[str, Any])
     for line in _remarks(entry, parameters):
         click.echo(line)
     return not failed
+
+
+def _check_files(name: str, entry: Mapping[str, Any], cohort: str) -> None:
+    """Hold a folder of features against the cohort's manifest, and read a few of its files."""
+    from pathfm_kedro.commands.new_features import check_features
+    from pathfm_kedro.dvc_stages import cohort_globals
+
+    root = project_root()
+    given = cohort_globals(root, cohort).get("manifest")
+    if given is None or not resolve_path(given).is_file():
+        raise click.ClickException(
+            f"encoders.{name} is features, and cohort {cohort} has no manifest to hold them against: "
+            "correct 'manifest' in its globals.yml"
+        )
+    look = check_features(resolve_path(given), {name: entry})[name]
+    click.echo(look.text)
+    if not look.level:
+        raise click.ClickException("no file that was looked at can be used: see above")
 
 
 def _refuse_failed(passed: bool) -> None:

@@ -144,6 +144,9 @@ def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
     with KedroSession.create(project_path=root, env=cohort) as session:
         catalog = session.load_context().catalog
         name = f"embeddings.{encoder}"
+        make = f"make them by kedro run --env {cohort} --pipelines ingest,tile,embed"
+        if version is None and not catalog[name].exists():
+            raise ValueError(f"cohort '{cohort}' has no vectors of '{encoder}' yet: {make}")
         try:
             vectors = catalog.load(name, version=version)
             slides, tiles = (_table(catalog, key, version) for key in ("slides", of_tiles))
@@ -153,8 +156,7 @@ def _load(encoder: str, env: str | None, version: str | None) -> _Embedded:
             which = f"version {version} of " if version else ""
             raise ValueError(
                 f"{which}the vectors of '{encoder}' in cohort '{cohort}', or their slides and "
-                f"tiles, cannot be loaded ({_first_line(error)}): make them by kedro run --env "
-                f"{cohort} --pipelines ingest,tile,embed"
+                f"tiles, cannot be loaded ({_first_line(error)}): {make}"
             ) from error
     refuse_other_tiles(
         tiles,

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pathfm_kedro.project import path_from, write_yaml
+from pathfm_kedro.encoders.presets import read_presets, refuse_other_dimension
+from pathfm_kedro.project import path_from, resolve_path, write_yaml
+
+if TYPE_CHECKING:
+    from pathfm_kedro.encoders.features import SlideFeatures
+    from pathfm_kedro.encoders.spec import EncoderSpec
 
 #: Files of each folder of features that are read when a cohort is made; a run reads all.
-_LOOKED_AT = 3
+_LOOKED_AT = 5
+#: Problems that are told before a run, which tells all.
+_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,12 @@ def feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
     for text in given:
         name, equals, folder = text.partition("=")
         path = Path(folder).expanduser()
-        if not equals or not folder or name in found:
+        if name in found:
+            raise click.ClickException(
+                f"--features '{text}': '{name}' is given twice: an encoder has one folder, so give the "
+                "second a name of its own"
+            )
+        if not equals or not folder:
             raise click.ClickException(
                 f"--features '{text}': write <encoder>=<folder>, such as uni=../job/features_uni, once "
                 "for each encoder"
@@ -48,7 +61,12 @@ def feature_folders(given: Sequence[str], root: Path) -> dict[str, Path]:
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         if not path.is_dir():
-            raise click.ClickException(f"--features '{text}': there is no folder '{folder}'")
+            what = (
+                f"'{folder}' is a file: give the folder that holds it, with one file for each slide"
+                if path.is_file()
+                else f"there is no folder '{folder}': correct the path"
+            )
+            raise click.ClickException(f"--features '{text}': {what}")
         if "${" in path_from(path.resolve(), root):
             raise click.ClickException(
                 f"--features '{text}': what stands in ${{…}} is read as a reference in YAML files: "
@@ -70,67 +88,85 @@ def without_paths(manifest: Path) -> bool:
     return "path" not in listed.columns or not any(listed["path"].fill_null("").str.strip_chars())
 
 
-def check_features(manifest: Path, brought: Mapping[str, Path], source: str) -> dict[str, Brought]:
-    """Hold each folder against the manifest, and read a few of its files."""
+def entries_of(brought: Mapping[str, Path], root: Path) -> dict[str, dict[str, Any]]:
+    """What is written of each encoder into the cohort's parameters."""
+    return {
+        name: {"model": f"features:{path_from(path.resolve(), root)}"}
+        for name, path in brought.items()
+    }
+
+
+def check_features(manifest: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Brought]:
+    """Hold the folder of each entry against the manifest, and read a few of its files."""
     from pathfm_kedro.datasets.slide_files import read_manifest_file
-    from pathfm_kedro.encoders.features import FeatureFileError
     from pathfm_kedro.encoders.features.finding import list_feature_files
+    from pathfm_kedro.encoders.spec import EncoderSpec
     from pathfm_kedro.pipelines.ingest.manifest import check_features_manifest
 
-    if not brought:
+    if not entries:
         return {}
     listed = check_features_manifest(read_manifest_file(manifest))
     mpp = dict(listed.select("slide_id", "mpp").iter_rows())
     found = {}
-    for name, folder in brought.items():
+    for name, entry in entries.items():
         try:
+            spec = EncoderSpec.from_parameters(name, entry)
+            folder = resolve_path(spec.features)
             files = list_feature_files(folder, list(mpp))
-        except FeatureFileError as error:
-            raise click.ClickException(f"--features {name}: {error}") from error
+        except ValueError as error:
+            raise click.ClickException(f"features of {name}: {error}") from error
         own = {slide: paths for slide, paths in files.items() if slide in mpp}
         if not own:
             raise click.ClickException(
-                f"--features {name}: none of the {len(files)} files in {folder} is named after a slide "
-                f"of the manifest: the first is about '{next(iter(files))}', the manifest's first "
+                f"features of {name}: none of the {len(files)} files in {folder} is named after a slide"
+                f" of the manifest: the first is about '{next(iter(files))}', the manifest's first "
                 f"slide_id is '{next(iter(mpp))}'"
             )
-        found[name] = _look_at(name, own, mpp, len(files) - len(own))
+        found[name] = _look_at(spec, entry, own, mpp, len(files) - len(own))
     return found
 
 
 def _look_at(
-    name: str, own: Mapping[str, Sequence[Path]], mpp: Mapping[str, float | None], others: int
+    spec: EncoderSpec,
+    entry: Mapping[str, Any],
+    own: Mapping[str, Sequence[Path]],
+    mpp: Mapping[str, float | None],
+    others: int,
 ) -> Brought:
-    """Counts of a folder, and what the first of its files say."""
-    from pathfm_kedro.encoders.features import read_features, refuse_other_encoder
+    """Counts of a folder, and what a few of its files say, evenly spaced."""
+    from pathfm_kedro.encoders.features.cohort import FeatureFile
+    from pathfm_kedro.encoders.features.finding import two_files
 
-    text = f"{name}: {len(own)} of {len(mpp)} slides have a file"
-    text += f", {others} files are of other slides" if others else ""
-    read, problems = [], []
-    for slide in list(own)[:_LOOKED_AT]:
+    text = f"{spec.name}: {len(own)} of {len(mpp)} slides have a file"
+    text += f", {others} of the files are named after no slide of the manifest" if others else ""
+    read: dict[str, SlideFeatures] = {}
+    problems = {slide: two_files(slide, paths) for slide, paths in own.items() if len(paths) > 1}
+    single = [slide for slide in own if slide not in problems]
+    for slide in single[:: max(-(-len(single) // _LOOKED_AT), 1)]:
         try:
-            features = read_features(own[slide][0], slide_id=slide, slide_mpp=mpp[slide])
-            refuse_other_encoder(features, name)
-            read.append(features)
+            features = FeatureFile(slide, (own[slide][0],), spec, mpp[slide]).read()
+            refuse_other_dimension(spec.name, entry, features.dimension)
+            read[slide] = features
         except (OSError, ValueError, ImportError) as error:
-            problems.append(f"  {slide}: {error}")
+            problems[slide] = str(error)
     if read:
-        first = read[0]
-        text += (
-            f"; layout {first.layout}, {first.dimension} numbers a vector, one per {first.level}"
-        )
-    return Brought("\n".join([text, *problems]), read[0].level if read else "")
+        layouts = ", ".join(dict.fromkeys(one.layout for one in read.values()))
+        lengths = " or ".join(dict.fromkeys(str(one.dimension) for one in read.values()))
+        levels = " or ".join(dict.fromkeys(one.level for one in read.values()))
+        text += f"; layout {layouts}, {lengths} numbers a vector, one per {levels}"
+        preset = read_presets().get(spec.name)
+        if preset and preset.dimension and str(preset.dimension) != lengths:
+            text += f"; published of {preset.name} are {preset.dimension} numbers"
+    told = [f"  {slide}: {problem}" for slide, problem in list(problems.items())[:_TOLD]]
+    told += [f"  and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else []
+    return Brought("\n".join([text, *told]), next(iter(read.values())).level if read else "")
 
 
 def write_features(folder: Path, brought: Mapping[str, Path], looks: Mapping[str, Brought]) -> None:
     """Entries of the encoders, and where tiles lie: at the first that has vectors of tiles."""
     if not brought:
         return
-    root = folder.parents[1]
-    entries = {
-        name: {"model": f"features:{path_from(path.resolve(), root)}"}
-        for name, path in brought.items()
-    }
+    entries = entries_of(brought, folder.parents[1])
     write_yaml(
         folder / "parameters_encoders.yml",
         "Encoders of which there are vectors in files; docs/features.md.",

@@ -139,13 +139,10 @@ def support_lines(parameters: Mapping[str, Any], slides: pl.DataFrame) -> list[s
     parameters, slides
         As of :func:`supported_checks`.
     """
-    from pathfm_kedro.hooks import too_small_checks
     from pathfm_kedro.statistics.measurements import MIN_PATIENTS
 
     without_slides = parameters["cohort"]["source"] == "features"
-    if without_slides:
-        parameters = {k: v for k, v in parameters.items() if k not in ON_PIXELS}
-    found = supported_checks(parameters, slides)
+    found = supported_checks(_of_the_cohort(parameters), slides)
     reasons: dict[str, list[str]] = {}
     for support in found:
         # The parameter to lower is one experiment's; the rest of the reason is shared.
@@ -161,8 +158,51 @@ def support_lines(parameters: Mapping[str, Any], slides: pl.DataFrame) -> list[s
         lines.append(
             f"  undecidable: every check, since {patients} patients are fewer than {MIN_PATIENTS}"
         )
-    lines += [f"  {line}" for line in dict.fromkeys(too_small_checks(parameters, patients))]
+    lines += [f"  {line}" for line in too_small_checks(parameters, patients)]
     return [*lines, "  every other experiment asks for patients alone"]
+
+
+def _of_the_cohort(blocks: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the experiments on pixels where a cohort has features and no slides."""
+    if blocks.get("cohort", {}).get("source") != "features":
+        return blocks
+    return {name: block for name, block in blocks.items() if name not in ON_PIXELS}
+
+
+def too_small_checks(blocks: Mapping[str, Any], n_patients: int) -> list[str]:
+    """Checks that cannot pass with so many patients, one line each.
+
+    Parameters
+    ----------
+    blocks
+        Parameters by experiment; of their ``criteria`` those with ``min_patients`` are asked, and
+        ``max_tiles`` places belong to so many patients at most. ``cohort`` says whether there are
+        slides.
+    n_patients
+        Of the cohort.
+
+    Examples
+    --------
+    >>> criteria = [{"metric": "macro_f1_gain", "below": 0.05, "min_patients": 72}]
+    >>> blocks = {"field_of_view": {"max_tiles": 48, "criteria": criteria}}
+    >>> too_small_checks(blocks, 200)
+    ['field_of_view: macro_f1_gain cannot pass at this size: it needs 72 patients, 48 take part']
+    >>> too_small_checks(blocks | {"cohort": {"source": "features"}}, 200)
+    []
+    """
+    lines = []
+    for name, block in _of_the_cohort(blocks).items():
+        criteria = block.get("criteria") if isinstance(block, Mapping) else None
+        for criterion in criteria or ():
+            needed = int(criterion.get("min_patients", 0))
+            there = min(n_patients, int(block.get("max_tiles") or n_patients))
+            if there < needed:
+                lines.append(
+                    f"{name}: {criterion['metric']} cannot pass at this size: it needs {needed} "
+                    f"patients, {there} take part"
+                )
+    # A figure may be asked at several settings.
+    return list(dict.fromkeys(lines))
 
 
 def patients_by_cell(design: pl.DataFrame) -> list[str]:

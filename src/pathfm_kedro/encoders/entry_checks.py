@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _PREFIXES = (
 #: Kinds whose weights lie in a folder or repository beside other files.
 _FOLDERS = ("local-dir:", "hf-hub:", *LIBRARIES)
 _NOISE = "control:noise"
+_PACKAGES = ("efficientnet_lite0",)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 #: A checkpoint on the hub: ``hf-hub:<owner>/<model>[@<revision>]/<file>``.
 HUB_FILE = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/([\w./-]+)")
@@ -97,11 +98,24 @@ def _check_model(spec: EncoderSpec, where: str) -> None:
     if not name.strip():
         what = "encoder" if kind == "harmonised" else "model"
         raise ValueError(f"{where}.model is '{spec.model}': name the {what} after the colon")
+    known = _known_names().get(kind)
+    if known and name not in known:
+        raise ValueError(
+            f"{where}.model is '{spec.model}', which there is not: give {kind}: with one of "
+            f"{', '.join(sorted(known))}"
+        )
     if kind == "hf-hub" and not HUB_NAME.fullmatch(name):
         raise ValueError(
             f"{where}.model is '{spec.model}': give hf-hub:<owner>/<model> as the model's page of "
             "the hub is titled, e.g. hf-hub:MahmoodLab/UNI"
         )
+
+
+def _known_names() -> dict[str, Collection[str]]:
+    """Names after the colon, of kinds that have a few."""
+    from pathfm_kedro.encoders.controls import CONTROLS
+
+    return {"control": CONTROLS, "package": _PACKAGES}
 
 
 def _check_types(spec: EncoderSpec, where: str) -> None:
@@ -253,6 +267,11 @@ def _check_tiles(spec: EncoderSpec, where: str) -> None:
                 f"{where}.tile is {dict(spec.tile)!r}, and '{spec.model}' has the tiles that its "
                 "vectors were made of: leave it out"
             )
+    if spec.features and spec.pooling != "default":
+        raise ValueError(
+            f"{where}.pooling is '{spec.pooling}', and '{spec.model}' has vectors as they were pooled: "
+            "leave it out, variants too, and give the folder of each pooling an entry of its own"
+        )
     for key in _OF_FEATURES:
         if getattr(spec, key) is not None and not spec.features:
             raise ValueError(

@@ -225,6 +225,37 @@ def published_dimension(entry: Mapping[str, Any]) -> int | None:
     return preset.dimension if entry.get("pooling", published) == published else None
 
 
+def refuse_other_dimension(name: str, entry: Mapping[str, Any], found: int) -> None:
+    """Check that vectors are as long as those of the preset that the entry names.
+
+    Parameters
+    ----------
+    name, entry
+        Of the encoder.
+    found
+        Numbers of a vector.
+
+    Raises
+    ------
+    ValueError
+        If they are not: the files or weights are another encoder's, or pooled in another way.
+
+    Examples
+    --------
+    >>> refuse_other_dimension("uni", {"preset": "uni"}, 384)
+    Traceback (most recent call last):
+    ...
+    ValueError: encoders.uni: vectors have 384 numbers, and 1024 are published of the preset 'uni': ...
+    """
+    published = published_dimension(entry)
+    if published not in (None, found):
+        raise ValueError(
+            f"encoders.{name}: vectors have {found} numbers, and {published} are published of the "
+            f"preset '{entry['preset']}': name the weights or files of that encoder, or leave out "
+            f"encoders.{name}.preset"
+        )
+
+
 def _refuse_unreachable(preset: Preset, own: Mapping[str, Any], where: str) -> None:
     if not preset.entry:
         made = "slide vectors" if preset.slide_level else "features"

@@ -85,10 +85,6 @@ def _load(spec: EncoderSpec) -> Encoder:
 
         return MitigatedEncoder(_load(replace(spec, mitigation=None)), spec.mitigation)
     if kind == "control":
-        if name not in CONTROLS:
-            raise ValueError(
-                f"encoders.{spec.name}.model: control '{name}' is unknown; there are {sorted(CONTROLS)}"
-            )
         declared = {"dimension": spec.dimension, "seed": spec.seed} if name == "noise" else {}
         return CONTROLS[name](**{k: v for k, v in declared.items() if v is not None})
     from pathfm_kedro.encoders.torch_encoder import load_torch_encoder

@@ -14,6 +14,7 @@ import numpy as np
 
 from pathfm_kedro.encoders.base import Pixels, Vectors
 from pathfm_kedro.encoders.entry_checks import AUTO, RUNTIMES
+from pathfm_kedro.encoders.presets import refuse_other_dimension
 from pathfm_kedro.encoders.runtimes import ExportError, Forward, place
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import Note
@@ -39,6 +40,8 @@ _SECONDS_A_TURN = 0.5
 _TILES = {"cpu": 8, "cuda": 64}
 #: Tiles that are enlarged by more cost several times the pixels that they hold, mostly unnoticed.
 _ENLARGED = 1.5
+#: Of a tile, where nobody says.
+_SIDE = 224
 #: One step of a trial has ended. It is no slide, so it counts for no rate of slides.
 _STEP = Note(computed=False)
 #: No smaller difference is recorded, since last bits differ between processors and the record
@@ -124,10 +127,13 @@ class RuntimeTrial:
         The encoder.
     tile_pixels
         Side of the cohort's tiles; where it is given, a much larger input is warned of.
+    entry
+        The entry of ``encoders``, whose preset says how long vectors are.
     """
 
     spec: EncoderSpec
     tile_pixels: int | None = None
+    entry: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self) -> dict[str, str]:
         """Model, weights, what was asked for, software, and the processor where speed decides.
@@ -149,8 +155,21 @@ class RuntimeTrial:
         return trial_key(self.spec, network)
 
     def record(self) -> dict[str, Any]:
-        """The record, measured now."""
-        return try_runtimes(self.spec).to_dict()
+        """The record, measured now.
+
+        Raises
+        ------
+        ValueError
+            If the entry names a preset whose vectors are of another length.
+        """
+        record = try_runtimes(self.spec).to_dict()
+        if "preset" in self.entry:
+            from pathfm_kedro.encoders.registry import load_encoder
+
+            encoder = load_encoder(self.spec.with_runtime(record))
+            found = encoder.embed(synthetic_tiles(1, self.tile_pixels or _SIDE)).shape[1]
+            refuse_other_dimension(self.spec.name, self.entry, found)
+        return record
 
 
 def trial_key(spec: EncoderSpec, network: Network) -> dict[str, str]:

@@ -25,7 +25,8 @@ _FLOAT32 = 4
 #: Hours and gigabytes below are not distinguished.
 _LEAST = 0.01
 #: Models of which there are vectors already.
-_VECTORS_ALONE = ("harmonised:", "features:")
+_FILES = "features:"
+_VECTORS_ALONE = ("harmonised:", _FILES)
 #: Small networks that are trained for arms and are no encoder of the cohort.
 ARMS = "networks of arms"
 _TRAINED = "trained:"
@@ -68,7 +69,7 @@ def estimate(
     speeds
         Of each encoder that is run; one whose vectors are another's is not.
     """
-    ran = _run(parameters)
+    ran = encoders_run(parameters)
     return [
         *(share for name in ran for share in _of_encoder(name, ran, parameters, size, speeds)),
         *_of_variants(ran, parameters, size, speeds),
@@ -186,7 +187,7 @@ def _of_arms(
 
 def networks_of_arms(parameters: Mapping[str, Any], size: CohortSize) -> tuple[str, ...]:
     """Small networks that arms train, as a model of an entry; none where there are no pixels."""
-    if not _run(parameters):
+    if not encoders_run(parameters):
         return ()
     names = (work.network for work in work_of_arms(parameters, size.table) if work.passes)
     return tuple(dict.fromkeys(name for name in names if name.startswith(_TRAINED)))
@@ -208,8 +209,8 @@ def entries_of(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {k: expanded(k, v) for k, v in parameters["encoders"].items() if v is not None}
 
 
-def _run(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Encoders that see pixels."""
+def encoders_run(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Encoders of the cohort that are shown pixels: not those of which there are vectors in files."""
     if parameters["cohort"]["source"] == "features":
         return {}
     entries = entries_of(parameters)
@@ -236,8 +237,10 @@ def estimate_lines(
         f"size {parameters['audit']['size']}: {size.slides:,} slides of {size.patients:,} patients, "
         f"{size.tiles:,} tiles ({size.basis})"
     ]
+    read = [n for n, e in entries_of(parameters).items() if str(e["model"]).startswith(_FILES)]
+    lines += [f"{', '.join(read)}: vectors are read from files"] if read else []
     shares = estimate(parameters, size, speeds)
-    ran = _run(parameters)
+    ran = encoders_run(parameters)
     run_by = {name: name for name in ran} | _attacked_variants(parameters, ran)
     audited = [name for name, network in run_by.items() if is_timed(ran[network])]
     for name in audited:

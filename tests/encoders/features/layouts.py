@@ -18,12 +18,12 @@ VECTORS = np.random.default_rng(0).normal(size=(N, DIMENSION)).astype(np.float32
 CORNERS = np.array([[SIDE * i + 1024, SIDE * j + 2048] for i in range(3) for j in range(2)])
 
 
-def trident(folder, name="S-1", vectors=VECTORS, corners=CORNERS, **attributes):
+def trident(folder, name="S-1", vectors=VECTORS, corners=CORNERS, encoder="uni_v1", **attributes):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.h5"
     with h5py.File(path, "w") as file:
         features = file.create_dataset("features", data=vectors)
-        features.attrs["encoder"] = "uni_v1"
+        features.attrs["encoder"] = encoder
         features.attrs["name"] = name
         features.attrs["savetodir"] = "None"
         coords = file.create_dataset("coords", data=corners)
@@ -78,13 +78,15 @@ def clam_pt(folder, name="S-1", vectors=VECTORS):
     return path
 
 
-def stamp(folder, name="S-1", vectors=VECTORS, corners=CORNERS, version="2.1"):
+def stamp(
+    folder, name="S-1", vectors=VECTORS, corners=CORNERS, version="2.1", encoder="mahmood-uni"
+):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("feats", data=vectors.astype(np.float16))
         file.create_dataset("coords", data=corners * SLIDE_MPP)
-        file.attrs["extractor"] = "mahmood-uni"
+        file.attrs["extractor"] = encoder
         file.attrs["unit"] = "um"
         if version == "2.0":
             file.attrs["tile_size"] = SIDE * SLIDE_MPP
@@ -108,25 +110,25 @@ def stamp_slide(folder, name="S-1", kind="slide"):
     return path
 
 
-def marugoto(folder, name="S-1", stride=224):
+def marugoto(folder, name="S-1", vectors=VECTORS, corners=CORNERS, stride=224):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("feats", data=VECTORS.astype(np.float16))
-        file.create_dataset("coords", data=(CORNERS // SIDE) * stride)
+        file.create_dataset("feats", data=vectors.astype(np.float16))
+        file.create_dataset("coords", data=(corners // SIDE) * stride)
     return path
 
 
-def hs2p(folder, name="S-1", indices=None):
+def hs2p(folder, name="S-1", corners=CORNERS, indices=None):
     tiles = folder / "tiles"
     tiles.mkdir(parents=True, exist_ok=True)
-    order = np.arange(N) if indices is None else np.asarray(indices)
+    order = np.arange(len(corners)) if indices is None else np.asarray(indices)
     np.savez(
         tiles / f"{name}.coordinates.npz",
         tile_index=order.astype(np.int32),
-        x=CORNERS[order, 0],
-        y=CORNERS[order, 1],
-        tissue_fractions=np.ones(N, np.float32),
+        x=corners[order, 0],
+        y=corners[order, 1],
+        tissue_fractions=np.ones(len(corners), np.float32),
     )
     (tiles / f"{name}.coordinates.meta.json").write_text(
         json.dumps(
@@ -143,22 +145,31 @@ def hs2p(folder, name="S-1", indices=None):
     )
 
 
-def slide2vec(folder, name="S-1", kind="npz", indices=None):
-    hs2p(folder, name, indices)
+def slide2vec(
+    folder,
+    name="S-1",
+    vectors=VECTORS,
+    corners=CORNERS,
+    kind="npz",
+    indices=None,
+    encoder="uni",
+):
+    hs2p(folder, name, corners, indices)
     inner = folder / "tile_embeddings"
     inner.mkdir(parents=True, exist_ok=True)
     path = inner / f"{name}.{kind}"
     if kind == "npz":
-        np.savez_compressed(path, features=VECTORS, tile_index=np.arange(N, dtype=np.int32))
+        index = np.arange(len(vectors), dtype=np.int32)
+        np.savez_compressed(path, features=vectors, tile_index=index)
     else:
-        torch.save(torch.from_numpy(VECTORS.copy()), path)
+        torch.save(torch.from_numpy(vectors.copy()), path)
     meta = {
         "sample_id": name,
         "artifact_type": "tile_embeddings",
         "format": kind,
         "feature_dim": DIMENSION,
-        "num_tiles": N,
-        "encoder_name": "uni",
+        "num_tiles": len(vectors),
+        "encoder_name": encoder,
     }
     (inner / f"{name}.meta.json").write_text(json.dumps(meta))
     return path
@@ -179,13 +190,22 @@ def box(x, y, side=SIDE):
     return struct.pack("<BIII", 1, 3, 1, 5) + b"".join(struct.pack("<dd", *c) for c in corners)
 
 
-def wsidata(folder, name="S-1", models=("uni",), zarr_format=2, columns=True, attributes=True):
+def wsidata(
+    folder,
+    name="S-1",
+    vectors=VECTORS,
+    corners=CORNERS,
+    models=("uni",),
+    zarr_format=2,
+    columns=True,
+    attributes=True,
+):
     """Rows of the table in another order than the tiles, as after subsetting."""
     path = folder / f"{name}.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
     shapes = root.create_group("shapes/tiles")
     shapes.attrs["encoding-type"] = "ngff:shapes"
-    shuffled = np.arange(N)[::-1].copy()
+    shuffled = np.arange(len(vectors))[::-1].copy()
     for model in models:
         table = root.create_group(f"tables/{model}_tiles")
         table.attrs.update(
@@ -196,11 +216,12 @@ def wsidata(folder, name="S-1", models=("uni",), zarr_format=2, columns=True, at
                 "instance_key": "tile_id",
             }
         )
-        table.create_array("X", data=VECTORS[shuffled])
+        table.create_array("X", data=vectors[shuffled])
         table.create_array("obs/tile_id", data=shuffled.astype(np.int64))
-    places = {"tile_id": np.arange(N), "geometry": [box(*c) for c in CORNERS.tolist()]}
+    boxes = pl.Series([box(*c) for c in corners.tolist()], dtype=pl.Binary)
+    places = {"tile_id": np.arange(len(corners)), "geometry": boxes}
     if columns:
-        places |= {"x": CORNERS[:, 0], "y": CORNERS[:, 1]}
+        places |= {"x": corners[:, 0], "y": corners[:, 1]}
     pl.DataFrame(places).write_parquet(path / "shapes" / "tiles" / "shapes.parquet")
     if attributes:
         root.attrs["tile_spec"] = {
@@ -216,7 +237,15 @@ def wsidata(folder, name="S-1", models=("uni",), zarr_format=2, columns=True, at
     return path
 
 
-def raw2features(folder, name="S-1", grids=("mpp0.5_px256",), models=("uni",), slide=False):
+def raw2features(
+    folder,
+    name="S-1",
+    vectors=VECTORS,
+    corners=CORNERS,
+    grids=("mpp0.5_px256",),
+    models=("uni",),
+    slide=False,
+):
     path = folder / f"{name}.embeddings.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=2)
     root.attrs["raw2features"] = {"schema_version": "0.1", "grids": {key: {} for key in grids}}
@@ -232,15 +261,17 @@ def raw2features(folder, name="S-1", grids=("mpp0.5_px256",), models=("uni",), s
                 "level0_patch": SIDE,
             },
         }
-        grid.create_array("coords", data=CORNERS.astype(np.int32)).attrs["units"] = "level0_px"
+        grid.create_array("coords", data=corners.astype(np.int32)).attrs["units"] = "level0_px"
         for model in models:
-            grid.create_array(f"features/{model}", data=VECTORS.astype(np.float16))
+            grid.create_array(f"features/{model}", data=vectors.astype(np.float16))
         if slide:
             grid.create_array("slide/titan", data=VECTORS[:1])
     return path
 
 
-def anndata_h5ad(folder, name="S-1", dense=True, x_y=True):
+def anndata_h5ad(
+    folder, name="S-1", vectors=VECTORS, corners=CORNERS, dense=True, x_y=True, encoder="uni"
+):
     """Written by AnnData's own package."""
     import anndata
     import pandas as pd
@@ -248,58 +279,60 @@ def anndata_h5ad(folder, name="S-1", dense=True, x_y=True):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.h5ad"
     # pandas 3 has a type of strings that AnnData does not write yet.
-    obs = pd.DataFrame(index=pd.Index([f"tile-{i}" for i in range(N)], dtype=object))
-    numbers = range(DIMENSION if dense else 0)
+    obs = pd.DataFrame(index=pd.Index([f"tile-{i}" for i in range(len(vectors))], dtype=object))
+    numbers = range(vectors.shape[1] if dense else 0)
     var = pd.DataFrame(index=pd.Index([str(i) for i in numbers], dtype=object))
     if x_y:
-        obs["x"], obs["y"] = CORNERS[:, 0], CORNERS[:, 1]
+        obs["x"], obs["y"] = corners[:, 0], corners[:, 1]
     made = anndata.AnnData(
-        X=VECTORS.copy() if dense else None,
+        X=vectors.copy() if dense else None,
         obs=obs,
         var=var,
-        obsm={"spatial": CORNERS + SIDE / 2} | ({} if dense else {"X_uni": VECTORS.copy()}),
-        uns={"features": {"field_px": float(SIDE), "slide_mpp": SLIDE_MPP, "encoder": "uni"}},
+        obsm={"spatial": corners + SIDE / 2} | ({} if dense else {"X_uni": vectors.copy()}),
+        uns={"features": {"field_px": float(SIDE), "slide_mpp": SLIDE_MPP, "encoder": encoder}},
     )
     made.write_h5ad(path)
     return path
 
 
-def plain_npy(folder, name="S-1", coords="npy"):
+def plain_npy(folder, name="S-1", vectors=VECTORS, corners=CORNERS, coords="npy"):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npy"
-    np.save(path, VECTORS)
+    np.save(path, vectors)
     if coords == "npy":
-        np.save(folder / f"{name}_coords.npy", CORNERS)
+        np.save(folder / f"{name}_coords.npy", corners)
     else:
-        table = pl.DataFrame({"x": CORNERS[:, 0], "y": CORNERS[:, 1]})
+        table = pl.DataFrame({"x": corners[:, 0], "y": corners[:, 1]})
         table.write_parquet(folder / f"{name}_coords.parquet")
     return path
 
 
-def plain_npz(folder, name="S-1"):
+def plain_npz(folder, name="S-1", vectors=VECTORS, corners=CORNERS):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
-    np.savez(path, features=VECTORS[None], coords=CORNERS[None])
+    np.savez(path, features=vectors[None], coords=corners[None])
     return path
 
 
-def plain_pt(folder, name="S-1"):
+def plain_pt(folder, name="S-1", vectors=VECTORS, corners=CORNERS):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
-    arrays = {"features": VECTORS.copy(), "coords": CORNERS.copy()}
+    arrays = {"features": vectors.copy(), "coords": corners.copy()}
     torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, path)
     return path
 
 
-def parquet(folder, name="S-1", wide=False):
+def parquet(folder, name="S-1", vectors=VECTORS, corners=CORNERS, wide=False, encoder="uni"):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.parquet"
-    table = pl.DataFrame({"x": CORNERS[:, 0], "y": CORNERS[:, 1], "patch_size_level0": [SIDE] * N})
+    stated = {"patch_size_level0": SIDE, "encoder": encoder}
+    columns = {key: pl.repeat(value, len(corners), eager=True) for key, value in stated.items()}
+    table = pl.DataFrame({"x": corners[:, 0], "y": corners[:, 1], **columns})
     if wide:
-        vectors = pl.DataFrame({f"feature_{i}": VECTORS[:, i] for i in range(DIMENSION)})
-        table = table.hstack(vectors.select(sorted(vectors.columns, reverse=True)))
+        numbers = pl.DataFrame({f"feature_{i}": vectors[:, i] for i in range(vectors.shape[1])})
+        table = table.hstack(numbers.select(sorted(numbers.columns, reverse=True)))
     else:
-        lists = pl.Series("embedding", VECTORS.tolist(), dtype=pl.List(pl.Float32))
+        lists = pl.Series("embedding", vectors.tolist(), dtype=pl.List(pl.Float32))
         table = table.with_columns(lists)
     table.write_parquet(path)
     return path

@@ -20,7 +20,7 @@ from pathfm_kedro.encoders.features import (
     read_features,
     refuse_off_slide,
     refuse_other_encoder,
-    refuse_unequal_dimensions,
+    unlike_most,
 )
 from tests.encoders.features import layouts
 from tests.encoders.features.layouts import CORNERS, SIDE, VECTORS, N
@@ -311,10 +311,16 @@ def test_an_empty_or_missing_folder(tmp_path):
         find_feature_files(tmp_path / "nowhere")
 
 
-def test_unequal_dimensions_name_the_few():
-    refuse_unequal_dimensions({"a": 8, "b": 8}, "features")
-    with pytest.raises(FeatureFileError, match="8 numbers in 2 files, and 16 in c: "):
-        refuse_unequal_dimensions({"a": 8, "b": 8, "c": 16}, "features")
+def test_files_of_another_kind_than_most_are_told():
+    usual = {"a": ("tile", 8), "b": ("tile", 8)}
+    assert unlike_most({}) == unlike_most(usual) == {}
+    found = unlike_most(usual | {"c": ("tile", 16), "d": ("slide", 8)})
+    assert found.keys() == {"c", "d"}
+    assert "16 numbers, and those of most slides 8" in found["c"]
+    assert "one vector of the whole slide, and those of most slides vectors of tiles" in found["d"]
+    # Half and half: which half counts must not depend on an order.
+    halves = {"a": ("tile", 8), "b": ("slide", 8)}
+    assert unlike_most(halves) == unlike_most(dict(reversed(halves.items())))
 
 
 # --- against the cohort

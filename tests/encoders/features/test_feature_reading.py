@@ -94,7 +94,7 @@ def test_clams_pt_takes_the_places_from_patches_alone(tmp_path):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({}, "patch_size is not given: give patch_size"),
+        ({}, "patch_size is not given: give the encoder's entry patch_size"),
         ({"patch_size": 256}, "patch_level is not given"),
         ({"patch_size": 256, "patch_level": 1}, "downsamples are known of none"),
         ({"patch_size": 256, "patch_level": -1, "downsamples": [1, 2]}, "a level from 0 on"),

@@ -151,7 +151,7 @@ def test_anndata_of_a_slide_is_read_by_its_own_package(tmp_path):
 
 def test_stamp_without_mpp_is_refused(tmp_path):
     bare = replace(features(), slide_mpp=None, field_um=None)
-    with pytest.raises(FeatureFileError, match="mpp is not known: give it"):
+    with pytest.raises(FeatureFileError, match="mpp is not known: give the manifest a column mpp"):
         write_features(tmp_path / "S-1.h5", "stamp", bare)
 
 

@@ -97,6 +97,13 @@ def broken_places(folder, name):
     layouts.trident(folder, name, corners=layouts.CORNERS + 1_000_000)
 
 
+def broken_level(folder, name):
+    """As long as the others': CONCHv1.5, and TITAN that is made of it, both have 768 numbers."""
+    layouts.trident_slide(folder, name)
+    with h5py.File(folder / f"{name}.h5", "a") as file:
+        file["features"].attrs["encoder"] = "uni_v1"
+
+
 def missing(folder, name):
     pass
 
@@ -106,7 +113,8 @@ def missing(folder, name):
     [
         (broken_nan, "NaN"),
         (broken_twice, "two files of features"),
-        (broken_dimension, "those of most slides"),
+        (broken_dimension, "f/c.h5: the vectors have 7 numbers, and those of most slides 8"),
+        (broken_level, "one vector of the whole slide, and those of most slides vectors of tiles"),
         (broken_encoder, "virchow2"),
         (broken_places, "do not lie on the slide"),
         (missing, "is named after the slide"),
@@ -175,6 +183,25 @@ def describe(encoder, shards):
         ("runtime", "precision", "device", "agreement", "tolerance", "tiles_per_second")
     )
     return describe_encoder(encoder, runtime, shards, {"pixels": 224, "mpp": 0.5}, name="uni")
+
+
+@pytest.mark.parametrize(("side", "told"), [(1024, True), (560, False)])
+def test_tiles_of_several_magnifications_are_told(side, told, tmp_path, caplog):
+    folder = tmp_path / "f"
+    layouts.trident(folder, "a")
+    layouts.trident(folder, "b", patch_size_level0=side)
+    table, encoder = slides("a", "b"), entry(folder)
+    tiles, tiling = brought(table, encoder)
+    assert tiling["status"].to_list() == ["tiled", "tiled"]
+    assert ("tiles are 128 to 256 µm wide" in caplog.text) is told
+    card = describe(encoder, embedded(tmp_path, table, tiles, tiling, encoder))
+    assert card.get("field_um") == ([128.0, 256.0] if told else None)
+
+
+def test_files_of_another_encoder_than_the_preset_end_the_run(tmp_path):
+    layouts.trident(tmp_path / "f", "a")
+    with pytest.raises(ValueError, match="8 numbers, and 1024 are published of the preset 'uni'"):
+        brought(slides("a"), entry(tmp_path / "f", preset="uni"))
 
 
 def test_noise_of_ids_is_the_same_always_and_another_for_every_tile(tmp_path):

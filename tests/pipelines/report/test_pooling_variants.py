@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from pathfm_kedro.pipelines.report.verdicts import verdict_by_encoder
@@ -35,8 +37,24 @@ def test_poolings_that_agree_say_so(measurements, provenance):
     alike = findings.filter(pl.col("encoder") == "alpha")
     both = pl.concat([alike, alike.with_columns(encoder=pl.lit("beta"))])
     n = alike.filter(pl.col("verdict").is_in(["pass", "fail"])).height
-    expected = f"turns no verdict: class_token and patch_mean agree in the {n} checks"
-    assert all(expected in stated for stated in sentences(both, controls).values())
+    expected = (
+        f"turns no verdict: class_token and patch_mean agree in the {n} of {alike.height} checks"
+    )
+    for stated in sentences(both, controls).values():
+        assert expected in stated
+        assert "alone" not in stated
+
+
+def test_a_check_that_is_open_with_the_other_pooling_is_named(measurements, provenance):
+    findings, controls, _ = judged(measurements, provenance)
+    alike = findings.filter(pl.col("encoder") == "alpha")
+    passes = (pl.col("metric") == "ri_minus_null") & (pl.col("verdict") == "pass")
+    left_open = pl.when(passes).then(pl.lit("inconclusive")).otherwise("verdict").alias("verdict")
+    other = alike.with_columns(left_open, encoder=pl.lit("beta"))
+    for stated in sentences(pl.concat([alike, other]), controls).values():
+        (alone,) = re.findall(r"Decided for one pooling alone: ([^.]*)\.", stated)
+        assert "(pass with class_token)" in alone
+        assert "patch_mean" not in alone
 
 
 def test_an_encoder_of_its_own_pooling_is_no_variant(measurements, provenance):

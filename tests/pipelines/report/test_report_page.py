@@ -438,3 +438,12 @@ def test_what_the_registry_knows_of_an_encoder_is_told(report_inputs, provenance
         "Not how beta does on the tiles it is made for: it was trained on tiles of 448 px." in text
     )
     assert "it is made for" not in Page(render_report(**report_inputs)).text
+
+
+def test_features_of_several_magnifications_are_a_limit(report_inputs, provenance):
+    encoders = provenance["encoders"]
+    sizes = {**encoders["beta"], "field_um": [64.0, 128.0]}
+    known = {**provenance, "encoders": {**encoders, "beta": sizes}}
+    text = Page(render_report(**{**report_inputs, "provenance": known})).text
+    assert "No statement about one magnification: beta was shown tiles of 64 to 128 µm" in text
+    assert "one magnification" not in Page(render_report(**report_inputs)).text

@@ -71,3 +71,11 @@ def test_vectors_that_know_nothing_gain_nothing(cohorts):
         judged += found["maxsim"]["verdict"] == "fail"
     assert gained / (2 * cohorts) <= 0.025 + 3 * (0.025 * 0.975 / cohorts) ** 0.5
     assert judged / cohorts <= 0.025
+
+
+def test_one_vector_a_slide_gains_nothing_over_itself():
+    """Vectors of whole slides, and slides of so few tiles that one of them is the mosaic."""
+    slides, patches = label_in_the_mean()
+    found = gains((slides, patches[:, :1]))
+    assert found["maxsim"]["verdict"] == "not_applicable"
+    assert "single tile or vector" in found["maxsim"]["reason"]

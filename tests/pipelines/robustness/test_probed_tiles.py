@@ -251,7 +251,10 @@ def test_a_variant_is_left_out_where_the_parameters_say_so():
     assert attacked_encoders(both, bases, of, TileGrids()) == ["base"]
     left = adversarial_pipeline(both, ["base"], [], bases)
     own = [node for node in left.nodes if "variant" in node.name]
-    assert [node.short_name.split(".")[-1] for node in own] == ["statistics", "measurements"]
+    called = {node.short_name.split(".")[-1] for node in own}
+    assert called == {"probes", "statistics", "measurements"}
+    (probes,) = [node for node in own if node.short_name.endswith("probes")]
+    assert probes.inputs == ["params:adversarial"]
 
 
 def test_a_shard_knows_the_map_and_a_slide_without_one_is_left_out(audit):

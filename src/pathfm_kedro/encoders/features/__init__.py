@@ -1,14 +1,15 @@
 """Features that others made: read by their keys, checked, and written in their layouts.
 
 ``find_feature_files`` says which file of a folder is about which slide, ``read_features`` reads one,
-``refuse_*`` hold it against the slide, the entry's name and the other files, ``write_features`` writes.
+``refuse_*`` and ``unlike_most`` hold it against the slide, the entry's name and the other files,
+``write_features`` writes.
 """
 
 from pathfm_kedro.encoders.features.faults import (
     encoder_agrees,
     refuse_off_slide,
     refuse_other_encoder,
-    refuse_unequal_dimensions,
+    unlike_most,
 )
 from pathfm_kedro.encoders.features.finding import find_feature_files, slide_of_file
 from pathfm_kedro.encoders.features.reading import LAYOUTS, read_features
@@ -30,8 +31,8 @@ __all__ = [
     "read_features",
     "refuse_off_slide",
     "refuse_other_encoder",
-    "refuse_unequal_dimensions",
     "slide_of_file",
     "suffix_of",
+    "unlike_most",
     "write_features",
 ]

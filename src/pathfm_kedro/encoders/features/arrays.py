@@ -134,7 +134,8 @@ def _from_arrays(
     vectors, notes = arrays[key], _notes_beside(path)
     if "artifact_type" in notes:
         return _slide2vec(vectors, arrays.get("tile_index"), notes, path, slide_id, said)
-    names = (key or "the tensor", next((k for k in _PLACES if k in arrays), "x, y"))
+    unnamed = "the tensor" if path.suffix.lower() == ".pt" else "the array"
+    names = (key or unnamed, next((k for k in _PLACES if k in arrays), "x, y"))
     places = _places_within(arrays)
     layout = bare if key == "" else path.suffix.lower().lstrip(".")
     if places is None:
@@ -393,6 +394,8 @@ def _stack_lists(column: pl.Series, path: Path) -> NDArray[Any]:
             f"{place(path)}, '{column.name}': lists of {some(sorted(map(str, lengths)))} numbers: "
             "all vectors need one length"
         )
+    if lengths in ([], [0]):
+        return np.zeros((len(column), 0), np.float32)
     flat: NDArray[Any] = column.explode().to_numpy()
     return flat.reshape(len(column), -1)
 

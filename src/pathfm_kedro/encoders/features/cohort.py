@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +13,23 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pathfm_kedro.encoders.features.faults import refuse_off_slide, refuse_other_encoder
+from pathfm_kedro.encoders.features.faults import (
+    refuse_off_slide,
+    refuse_other_encoder,
+    unlike_most,
+)
 from pathfm_kedro.encoders.features.finding import list_feature_files, two_files
 from pathfm_kedro.encoders.features.reading import read_features
 from pathfm_kedro.encoders.features.slide_features import FeatureFileError, SlideFeatures, place
+from pathfm_kedro.encoders.presets import refuse_other_dimension
 from pathfm_kedro.encoders.spec import EncoderSpec
 from pathfm_kedro.engine import EngineSettings, Note, Outcome, map_in_order
 from pathfm_kedro.engine.failures import refuse_too_many_failed
 from pathfm_kedro.project import resolve_path
 from pathfm_kedro.statistics.sampling import tiles_of_slide
 from pathfm_kedro.statistics.tables import TILES_SCHEMA
+
+logger = logging.getLogger(__name__)
 
 #: As the tile pipeline makes it, and what the file is.
 TILING_SCHEMA: dict[str, pl.DataType] = {
@@ -39,7 +46,11 @@ TILING_SCHEMA: dict[str, pl.DataType] = {
     "loss": pl.Float64(),
     "dimension": pl.Int64(),
     "field_px": pl.Float64(),
+    "field_um": pl.Float64(),
 }
+#: Magnifications in whole numbers give tiles that differ by a tenth: from here they differ on purpose
+#: or by mistake.
+SAME_SIZE = 1.25
 #: Without micrometres per level-0 pixel, places of a file in micrometres stay what they are.
 _ONE_UM = 1.0
 #: ``(colour clusters [n], positions [n, 2], share, seed) -> bool [n]``.
@@ -206,6 +217,8 @@ def tiles_of_features(
     ------
     FeatureFileError
         If the folder holds no features of the cohort.
+    ValueError
+        If the entry names a preset whose vectors are of another length.
     TooManyFailedError
         If more files cannot be used than ``engine.max_failed_share`` allows.
     """
@@ -229,6 +242,9 @@ def tiles_of_features(
     reasons = _reasons(outcomes)
     refuse_too_many_failed({s: r for s, r in reasons.items() if r}, len(files), settings)
     good = [o.result for o in outcomes if not reasons[o.item.slide_id]]
+    if good:
+        refuse_other_dimension(name, encoder, good[0].about["dimension"])
+    _warn_of_sizes(name, good)
     tiling = [_tiling_row(o.item.slide_id, o.result, reasons[o.item.slide_id]) for o in outcomes]
     tiles = pl.concat([pl.DataFrame(schema=TILES_SCHEMA), *(found.table for found in good)])
     return tiles, pl.DataFrame(tiling, schema=TILING_SCHEMA)
@@ -258,6 +274,7 @@ class _Described:
             "dimension": found.dimension,
             # Without the slide's mpp it is all that is known of a tile's size.
             "field_px": found.field_px,
+            "field_um": found.field_um,
         }
         return cls(_table(file, found, parameters, choose_mosaic), about)
 
@@ -301,19 +318,28 @@ def _table(
 
 
 def _reasons(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Why a slide's file cannot be used, empty where it can; vectors of another length among them."""
-    read = [o.result.about["dimension"] for o in outcomes if o.reason is None]
-    usual = Counter(read).most_common(1)[0][0] if read else 0
-    found = {}
-    for outcome in outcomes:
-        reason = outcome.reason or ""
-        if outcome.reason is None and outcome.result.about["dimension"] != usual:
-            reason = (
-                f"the vectors have {outcome.result.about['dimension']} numbers, and those of most "
-                f"slides {usual}: they are of another encoder or another pooling; extract them again"
-            )
-        found[outcome.item.slide_id] = plain_reason(reason)
-    return found
+    """Why a slide's file cannot be used, empty where it can; those unlike the others among them."""
+    read = {o.item.slide_id: o.result.about for o in outcomes if o.reason is None}
+    unlike = unlike_most({s: (about["level"], about["dimension"]) for s, about in read.items()})
+    return {
+        o.item.slide_id: f"{place(o.item.path)}: {unlike[o.item.slide_id]}"
+        if o.item.slide_id in unlike
+        else plain_reason(o.reason or "")
+        for o in outcomes
+    }
+
+
+def _warn_of_sizes(name: str, found: Sequence[_Described]) -> None:
+    """Tiles of several sizes are of several magnifications, which an encoder follows."""
+    sizes = [size for each in found if (size := each.about["field_um"]) is not None]
+    if sizes and max(sizes) > SAME_SIZE * min(sizes):
+        logger.warning(
+            "encoders.%s: tiles are %.4g to %.4g µm wide, so that slides were shown at several "
+            "magnifications: cut tiles of one size in µm, unless this is what you ask about",
+            name,
+            min(sizes),
+            max(sizes),
+        )
 
 
 def plain_reason(reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -170,32 +171,40 @@ def _of(features: SlideFeatures) -> str:
     return f"slide '{features.slide_id}'"
 
 
-def refuse_unequal_dimensions(dimensions: Mapping[str, int], folder: str) -> None:
-    """Check that all files of a folder have vectors of one length.
+def unlike_most(files: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """Slides whose file is of another kind than those of most slides, and why it cannot be used.
 
     Parameters
     ----------
-    dimensions
-        Length of a vector by slide.
-    folder
-        How an error names the folder.
+    files
+        ``tile`` or ``slide``, and the length of a vector, by slide.
 
-    Raises
-    ------
-    FeatureFileError
-        If they differ, naming the slides that are in the minority.
+    Examples
+    --------
+    >>> unlike_most({"a": ("tile", 8), "b": ("tile", 8), "c": ("tile", 4)})["c"].partition(",")[0]
+    'the vectors have 4 numbers'
     """
-    counts: dict[int, list[str]] = {}
-    for slide, dimension in sorted(dimensions.items()):
-        counts.setdefault(dimension, []).append(slide)
-    if len(counts) > 1:
-        most = max(counts, key=lambda d: len(counts[d]))
-        others = "; ".join(
-            f"{dimension} in {some(slides)}"
-            for dimension, slides in sorted(counts.items())
-            if dimension != most
-        )
-        raise FeatureFileError(
-            f"folder '{folder}': vectors have {most} numbers in {len(counts[most])} files, and "
-            f"{others}: these are of another encoder or another pooling; extract them again"
-        )
+    if not files:
+        return {}
+    (level, dimension), _ = Counter(sorted(files.values())).most_common(1)[0]
+    return {
+        slide: _other_level(level) if own[0] != level else _other_length(own[1], dimension)
+        for slide, own in files.items()
+        if own != (level, dimension)
+    }
+
+
+def _other_level(usual: str) -> str:
+    kinds = ("vectors of tiles", "one vector of the whole slide")
+    own, others = kinds if usual == "slide" else kinds[::-1]
+    return (
+        f"the file holds {own}, and those of most slides {others}: give each kind a folder and an "
+        "entry of its own"
+    )
+
+
+def _other_length(own: int, usual: int) -> str:
+    return (
+        f"the vectors have {own} numbers, and those of most slides {usual}: they are of another "
+        "encoder or another pooling; extract them again"
+    )

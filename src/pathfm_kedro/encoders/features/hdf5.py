@@ -228,7 +228,8 @@ def _stamp(file: h5py.File, path: Path, slide_id: str, said: TileSize) -> SlideF
     layout = "stamp"
     pixels = number_of(attributes.get("tile_size_px"))
     if tile_um is None:
-        _refuse_other_stride(attributes, coordinates, path)
+        if len(coordinates):
+            _refuse_other_stride(attributes, coordinates, path)
         layout, tile_um, pixels = "marugoto", _MARUGOTO_UM, float(_MARUGOTO_PX)
         coordinates = coordinates.astype(np.float64) * (_MARUGOTO_UM / _MARUGOTO_PX)
     return tile_vectors(

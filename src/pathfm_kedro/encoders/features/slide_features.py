@@ -153,8 +153,8 @@ class TileSize:
             missing = "patch_size" if self.patch_size is None else "patch_level"
             raise FeatureFileError(
                 f"{where}: the file does not say how large its tiles are, and {missing} is not "
-                "given: give patch_size (pixels) and patch_level (the level that tiles were read "
-                "from, 0 for full resolution), as they were set when the tiles were cut"
+                "given: give the encoder's entry patch_size (pixels) and patch_level (the level that "
+                "tiles were read from, 0 for full resolution), as they were set when the tiles were cut"
             )
         if self.patch_size <= 0 or self.patch_level < 0:
             raise FeatureFileError(
@@ -168,8 +168,9 @@ class TileSize:
             known = f"of {len(levels)} levels" if levels else "of none"
             raise FeatureFileError(
                 f"{where}: patch_level is {self.patch_level}, and downsamples are known {known}: "
-                "the side of a tile at full resolution needs the downsample of its level; give "
-                "the slide itself or the slide's downsamples"
+                "give patch_level 0 with the side at full resolution as patch_size, that is "
+                f"{self.patch_size} times the downsample of level {self.patch_level}, or CLAM's folder "
+                "patches beside this one, which says it"
             )
         return float(self.patch_size) * float(levels[self.patch_level])
 

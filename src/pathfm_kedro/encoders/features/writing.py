@@ -166,7 +166,7 @@ def _micrometres(features: SlideFeatures) -> NDArray[np.float64]:
     if features.slide_mpp is None or features.field_um is None:
         raise FeatureFileError(
             f"slide '{features.slide_id}': stamp needs places and sides in micrometres, and the "
-            "slide's mpp is not known: give it, or write another layout"
+            "slide's mpp is not known: give the manifest a column mpp, or write another layout"
         )
     return _corners(features, "stamp").astype(np.float64) * features.slide_mpp
 

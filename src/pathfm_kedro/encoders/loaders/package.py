@@ -17,18 +17,9 @@ def load(spec: EncoderSpec) -> torch.nn.Module:
     The package's keys are named for another code base, but order and shapes are those of timm's
     ``tf_efficientnet_lite0`` (TensorFlow's padding), so the two state dicts pair up in order.
 
-    Raises
-    ------
-    ValueError
-        If another package is named.
     """
     import timm
 
-    where, name = f"encoders.{spec.name}", spec.model.partition(":")[2]
-    if name != "efficientnet_lite0":
-        raise ValueError(
-            f"{where}.model: package:{name} is unknown: package:efficientnet_lite0 is there"
-        )
     model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     model.load_state_dict(lite0_state_dict(model.state_dict()), strict=True)
     model.reset_classifier(0)

@@ -142,6 +142,11 @@ def _explained(spec: EncoderSpec) -> Iterator[None]:
         known = hub_problem(error, spec, _repository(spec)) if kind != "local-dir" else None
         if known is not None:
             raise known from error
+        if type(error).__module__.startswith("safetensors"):
+            raise ValueError(
+                f"encoders.{spec.name}.model is '{spec.model}', and its file of weights is cut short"
+                f" or no safetensors ({one_line(error)}): download it again"
+            ) from error
         mend = {
             "timm": "check the name, encoders.{0}.model_kwargs and the network, or download the model "
             "and use local-dir:<folder>",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pathfm_kedro.encoders import EncoderSpec
+from pathfm_kedro.encoders.features.cohort import SAME_SIZE
 from pathfm_kedro.encoders.presets import differs_from_training, find_preset
 from pathfm_kedro.statistics.mosaic import PATCH_TOKENS, PATCH_TOKENS_LOSS
 from pathfm_kedro.statistics.tables import Embeddings
@@ -82,7 +83,7 @@ def describe_encoder(
         revision, trained_on, and differs: how the cohort's tiles are others than those it was trained
         on; ``patch_tokens``: where they are stored, tokens of a tile, width, dtype and the largest
         relative error of a token by it. The fingerprint of features is that of the content of all
-        files.
+        files; ``field_um`` is the least and the greatest width of their tiles, where sizes differ.
     """
     spec = EncoderSpec.from_parameters(name, parameters)
     header, done = embeddings.header, embeddings.slide_ids
@@ -104,6 +105,7 @@ def describe_encoder(
         "left_out_because": "; ".join(sorted(set(embeddings.left_out.values()))),
         "preset": _published(parameters, tile_parameters),
         **({"grid": grid} if grid else {}),
+        **(_sizes(embeddings) if spec.features else {}),
     }
 
 
@@ -131,6 +133,14 @@ def _published(parameters: Mapping[str, Any], tile: Mapping[str, Any]) -> dict[s
         "trained_on": dict(preset.tile),
         "differs": differs_from_training(preset, int(tile["pixels"]), float(tile["mpp"])),
     }
+
+
+def _sizes(embeddings: EmbeddedCohort) -> dict[str, list[float]]:
+    """Least and greatest width of tiles in files, in micrometres; empty where they are of one size."""
+    said = (json.loads(embeddings.slide_header(s)["preprocessing"]) for s in embeddings.slide_ids)
+    known = [float(one["field_um"]) for one in said if one.get("field_um") is not None]
+    several = known and max(known) > SAME_SIZE * min(known)
+    return {"field_um": [min(known), max(known)]} if several else {}
 
 
 def _content(embeddings: EmbeddedCohort) -> str:

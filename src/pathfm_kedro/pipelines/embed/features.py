@@ -25,7 +25,7 @@ from pathfm_kedro.statistics.tables import digests_by_slide
 _REVISION = "1"
 _UNITS = "one row per tile, as the file has it, not normalised"
 #: What of the tiling says how a file was made.
-_OF_THE_FILE = ("layout", "made_by", "dtype", "loss")
+_OF_THE_FILE = ("layout", "made_by", "dtype", "loss", "field_um")
 
 
 @dataclass(frozen=True)

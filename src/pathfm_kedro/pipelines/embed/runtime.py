@@ -50,7 +50,7 @@ def choose_runtime(
     if fitted is not None:
         spec = with_weights(spec, fitted.path)
     own = spec.tile or tile_parameters
-    return RuntimeTrial(spec, int(own["pixels"]))
+    return RuntimeTrial(spec, int(own["pixels"]), encoder)
 
 
 def collect_records(*records: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -214,9 +214,9 @@ def create_pipeline(
         tasks = replace(tasks, inputs=[*tasks.inputs, "tiles", f"embeddings.{_DRAWN}"])
     parts += [
         _trained(TASK_SPECIFIC, encoders, plan_task_specific, grids=grids),
-        _trained(NOISE, [BACKBONE], plan_noise_arms),
-        _trained(tasks, [ARMS], plan_pretext_tasks),
-        _trained(INITIALISATION, [ARMS], plan_initialisation, "params:encoders"),
+        _trained(NOISE, [BACKBONE], plan_noise_arms, grids=grids),
+        _trained(tasks, [ARMS], plan_pretext_tasks, grids=grids),
+        _trained(INITIALISATION, [ARMS], plan_initialisation, "params:encoders", grids=grids),
     ]
     parts += [
         experiment_pipeline("inheritance", x, encoders, *map(_adapted, adapted), grids=grids)

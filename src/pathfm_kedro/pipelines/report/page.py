@@ -355,6 +355,13 @@ def _about_tiles(provenance: Mapping[str, Any]) -> list[str]:
         out = ", ".join(sorted(asked - set(cards)))
         left = f"; left out for that reason: {out}" if out else ""
         limits.append(f"Nothing that needs pixels: the cohort has features and no slides{left}.")
+    for name, card in sorted(cards.items()):
+        if sizes := card.get("field_um"):
+            limits.append(
+                f"No statement about one magnification: {name} was shown tiles of {sizes[0]:.4g} to "
+                f"{sizes[1]:.4g} µm, and encoders follow magnification. Where centers differ in it, "
+                "figures of centers say that as well."
+            )
     grids: dict[str, list[str]] = {}
     for name, card in sorted(cards.items()):
         grids.setdefault(card.get("grid", ""), []).append(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -57,9 +57,8 @@ def variant_sentences(
 
 
 def _sentence(findings: pl.DataFrame, variants: Mapping[str, str], words: Words) -> str:
-    decided = findings.filter(
-        pl.col("encoder").is_in(list(variants.values())), pl.col("verdict").is_in(_DECIDED)
-    )
+    own = findings.filter(pl.col("encoder").is_in(list(variants.values())))
+    decided = own.filter(pl.col("verdict").is_in(_DECIDED))
     both, turned = set(), []
     for first, second in combinations(variants, 2):
         pairs = decided.filter(encoder=variants[first]).join(
@@ -71,12 +70,29 @@ def _sentence(findings: pl.DataFrame, variants: Mapping[str, str], words: Words)
             f"{second})"
             for row in pairs.filter(pl.col("verdict") != pl.col("verdict_right")).to_dicts()
         ]
-    poolings = " and ".join(variants)
-    if not both:
-        return f" No check was decided for two poolings of the model ({poolings})."
-    if not turned:
-        return (
-            f" How tokens are pooled turns no verdict: {poolings} agree in the {len(both)} checks "
-            "decided for two of them."
+    poolings, alone = " and ".join(variants), _decided_alone(decided, both, variants, words)
+    if turned:
+        said = f" How tokens are pooled turns verdicts: {'; '.join(turned)}."
+    elif both:
+        said = (
+            f" How tokens are pooled turns no verdict: {poolings} agree in the {len(both)} of "
+            f"{own.select(_CHECK).n_unique()} checks that are decided for two of them."
         )
-    return f" How tokens are pooled turns verdicts: {'; '.join(turned)}."
+    else:
+        said = f" No check was decided for two poolings of the model ({poolings})."
+    return said + (f" Decided for one pooling alone: {'; '.join(alone)}." if alone else "")
+
+
+def _decided_alone(
+    decided: pl.DataFrame,
+    both: Container[tuple[Any, ...]],
+    variants: Mapping[str, str],
+    words: Words,
+) -> list[str]:
+    """Checks that pass or fail with one pooling and stay open with the others."""
+    named = {encoder: pooling for pooling, encoder in variants.items()}
+    return [
+        f"{words.check_name(row)} ({row['verdict']} with {named[row['encoder']]})"
+        for row in decided.to_dicts()
+        if tuple(row[key] for key in _CHECK) not in both
+    ]

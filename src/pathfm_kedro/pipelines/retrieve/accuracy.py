@@ -24,7 +24,8 @@ is restricted to, those of the organ or all.
 
 Below the null nothing passes: a macro-F1 above its threshold that is not above its null gets no
 verdict, and so does then the range over organs, since equally bad in every organ is not a pass. Nor
-does a figure that any labels would give, nor a gain where neither search lies above its null.
+does a figure that any labels would give, nor a gain where neither search lies above its null. A gain is
+not applicable where both searches find the same slides in the same order for every query.
 
 Pitfalls
 --------
@@ -59,7 +60,7 @@ from pathfm_kedro.pipelines.retrieve.counted_queries import (
 from pathfm_kedro.pipelines.retrieve.ranked_lists import mean_average_precision, same_center
 from pathfm_kedro.pipelines.retrieve.search import SCOPES, VOTES, Retrieval, ScopeName
 from pathfm_kedro.pipelines.retrieve.voted_figures import OrganSpread, judged_macro_f1, share
-from pathfm_kedro.statistics.figures import Figure, Value, undefined
+from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.vote_gain import macro_f1_gain
 from pathfm_kedro.statistics.votes import PatientVotes
 
@@ -70,6 +71,10 @@ GAIN, BASE = "gain_over_mean", "mean"
 OF_LIST = ("map_at_5", "same_center")
 #: Gains within these bounds count as none: half of the signature's five points.
 _MARGIN = 0.025
+_THE_SAME_SEARCH = (
+    "finds the same slides in the same order as one mean vector for every query, as where the mosaic "
+    "of each slide is a single tile or vector: there is nothing to gain"
+)
 
 
 def retrieval_figures(
@@ -145,7 +150,13 @@ def _gain(
 ) -> Figure:
     if votes is None or base is None:
         return next(no_figures([GAIN], at, search.nothing_counts))
-    return Figure(GAIN, partial(gain_over, votes, base), at)
+    return Figure(GAIN, partial(_gain_over_mean, votes, base), at)
+
+
+def _gain_over_mean(votes: PatientVotes, mean: PatientVotes) -> Value:
+    if np.array_equal(votes.matches, mean.matches):
+        raise Undefined(_THE_SAME_SEARCH)
+    return gain_over(votes, mean)
 
 
 def gain_over(votes: PatientVotes, base: PatientVotes) -> Value:

@@ -300,6 +300,11 @@ def fit_adversarial_probes(
     return pl.DataFrame(found, schema=PROBE_SCHEMA)
 
 
+def no_adversarial_probes(p: Adversarial) -> pl.DataFrame:
+    """The probes of an encoder that is not attacked: no rows."""
+    return pl.DataFrame(schema=PROBE_SCHEMA)
+
+
 def _probe_rows(fold: int, probe: LinearClassifier) -> Iterator[dict[str, Any]]:
     for label, bias, weight in zip(probe.labels, probe.bias, probe.weight, strict=True):
         yield {"fold": fold, "label": label, "bias": float(bias), "weight": weight.tolist()}

@@ -15,6 +15,7 @@ from pathfm_kedro.pipelines.robustness.adversarial_pool import (
     Adversarial,
     choose_adversarial_pool,
     fit_adversarial_probes,
+    no_adversarial_probes,
 )
 from pathfm_kedro.pipelines.robustness.adversarial_transfer import transfer_work
 from pathfm_kedro.pipelines.robustness.adversarial_universal import plan_universal_perturbation
@@ -144,7 +145,9 @@ def adversarial_pipeline(
         if e not in attacked:
             nothing = replace(ATTACKED, accumulate=no_adversarial_statistics)
             missing = grids.without_pixels.get(e, "")
-            return encoder_nodes("robustness", nothing, e, grids, missing)
+            # A cohort in which nothing is attacked has a folder of probes all the same.
+            probes = step(no_adversarial_probes, [], probe_of(e), "probes", e)
+            return [probes, *encoder_nodes("robustness", nothing, e, grids, missing)]
         # What was made against another encoder are tiles of the same grid.
         others = (s for s in attacked if s not in {e, *controls, *bases})
         sources = tuple(s for s in others if grids.grid(s) == grids.grid(e))
