@@ -18,7 +18,9 @@ The interval
 ------------
 A patient counts as query and as neighbour: patients are resampled in both roles, and the second-
 order excess of that is taken off, see :mod:`pathfm_kedro.statistics.pair_bootstrap`. The interval of
-``ri_ratio``, which has no largest value, is symmetric in its logarithm. Tiles of the same patient
+``ri`` is symmetric in the logarithm of SO / OS, that of ``ri_ratio``, which has no largest value, in
+its own, so that both stay within their range; an index of 0 or 1 has the exact binomial interval of so
+many patients. Tiles of the same patient
 neighbour each other only with ``exclude: slide`` or ``none``.
 
 It is the interval for another cohort of such patients, from whichever centers they come. Labels
@@ -31,7 +33,8 @@ the index of the same neighbours with labels permuted within centers. Vectors wh
 pushed apart, as centring them does, exceed the design null without knowing a label.
 
 k is chosen on the tiles that are judged, which favours the label by chance. The votes on permuted
-labels choose anew in each permutation; what that adds to the mean is subtracted as well.
+labels choose anew in each permutation; what that adds to the mean is subtracted as well, and the error
+that so many permutations leave in it is in the interval.
 
 The null of a vote
 ------------------
@@ -48,7 +51,7 @@ Pitfalls
 - The two nulls answer different questions. An encoder whose neighbours all come from one center has a
   permutation null far below the design null: it may lie above the first and fail against the second.
   That is meant: it follows the center.
-- With two patients in a cell the intervals of both indices hold their means in as few as 88 of 100
+- With two patients in a cell the intervals of both indices hold their means in as few as 91 of 100
   cohorts.
 - k is chosen on the same tiles. In small cohorts the largest k of the grid may exceed what a cell
   holds.
@@ -100,6 +103,7 @@ from pathfm_kedro.statistics.permutation import (
     chosen_anew,
     less_chance,
     null_range,
+    with_error_of_mean,
 )
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 from pathfm_kedro.statistics.unit_neighbours import (
@@ -390,16 +394,8 @@ class MeasuredDesign:
         for k, more, (ss_drawn, so_drawn, os_drawn) in bands:
             ss, so, os = ss + more[0], so + more[1], os + more[2]
             out[k] = {
-                "ri": pair_ratio(
-                    so, so + os, np.stack([so_drawn, so_drawn + os_drawn]), weights, n, 1.0
-                ),
-                "ri_ratio": pair_ratio(
-                    ss + so,
-                    ss + os,
-                    np.stack([ss_drawn + so_drawn, ss_drawn + os_drawn]),
-                    weights,
-                    n,
-                ),
+                "ri": pair_ratio(so, so + os, so_drawn + os_drawn, weights, n, 1.0),
+                "ri_ratio": pair_ratio(ss + so, ss + os, ss_drawn + os_drawn, weights, n),
             }
         return out
 
@@ -474,8 +470,11 @@ def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
 
 
 def _index_minus_null(measured: MeasuredDesign, k: int, chosen: Sequence[int]) -> Value:
-    added = added_by_choice(measured.permuted["ri"], k, chosen)
-    return less_chance(_index(measured, k, "ri", chosen), measured.design_null[k]["ri"] + added)
+    permuted = measured.permuted["ri"]
+    added = added_by_choice(permuted, k, chosen)
+    error = chosen_anew(permuted, k, chosen) - permuted[k]
+    index = with_error_of_mean(_index(measured, k, "ri", chosen), error)
+    return less_chance(index, measured.design_null[k]["ri"] + added)
 
 
 def ri_design_null(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
