@@ -105,3 +105,13 @@ def test_places_go_there_and_back(flip):
     assert np.linalg.norm(np.diff(found.to_reference(places), axis=0), axis=1) == pytest.approx(
         1.7 * np.linalg.norm(np.diff(places, axis=0), axis=1)
     )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("overlap", [0, 1, 2, 5])
+def test_a_fit_of_hardly_any_overlap_is_measured_without_a_warning(overlap):
+    picture = np.random.default_rng(0).random((40, 40)).astype(np.float32) + 0.1
+    only = np.zeros_like(picture)
+    only[20, 20 : 20 + overlap] = picture[20, 20 : 20 + overlap]
+    fit = measured_fit(picture, only, Registration(0.0, 0.0))
+    assert np.isnan(fit.correlation) == (overlap < 2)

@@ -32,6 +32,8 @@ from pathfm_kedro.slides.interface import Pixels
 Map = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
+#: px of tissue on both pictures that a fit is measured on: a correlation needs two.
+_LEAST_OVERLAP = 2
 #: Longest side of the picture in which all angles are tried, and degrees between two of them: at half a
 #: step off, the edge of this picture is 2.2 px off, within the reach of the low pass.
 _COARSE_SIDE, _COARSE_STEP = 256, 2.0
@@ -168,12 +170,12 @@ def register(reference: Map, repeat: Map) -> Fit:
 
 
 def measured_fit(reference: Map, repeat: Map, registration: Registration) -> Fit:
-    """How well two pictures fit under a registration in px of theirs."""
+    """How well two pictures fit under a registration in px of theirs; NaN where they do not overlap."""
     from scipy.ndimage import gaussian_filter
 
     aligned, inside = _aligned(reference, repeat, registration)
     both = inside & (reference > 0) & (aligned > 0)
-    if not both.any():
+    if both.sum() < _LEAST_OVERLAP:
         return Fit(registration, math.nan, math.nan)
     first, second = (part - gaussian_filter(part, _FINE_STRUCTURE) for part in (reference, aligned))
     a, b = first[both], second[both]

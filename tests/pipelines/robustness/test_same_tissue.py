@@ -337,6 +337,20 @@ def test_what_does_not_register_is_listed_with_the_reason(drawn):
     assert "no rotation and shift" in lost["reason"]
 
 
+@pytest.mark.parametrize(
+    "given", [{"offset_x": 1e9}, {"offset_x": -1e9}, {"offset_y": 1e5}, {"scale": 1e-9}]
+)
+def test_a_given_registration_that_lays_tissue_beside_tissue_is_listed(drawn, given):
+    first = drawn.slides.filter(status="repeat").sort("slide_id").row(0, named=True)
+    known = {"offset_x": 0.0, "offset_y": 0.0, **given}
+    pair = drawn.slides.filter(
+        pl.col("slide_id").is_in([first["slide_id"], first["same_tissue_as"]])
+    ).with_columns(pl.lit(value).alias(name) for name, value in known.items())
+    found = register_repeats(pair, drawn.files, PARAMETERS, ENGINE).row(0, named=True)
+    assert (found["status"], found["source"]) == ("unregistered", "given")
+    assert "correct offset_x and offset_y" in found["reason"]
+
+
 def test_weighted_medians_are_those_of_repeated_values():
     rng = np.random.default_rng(0)
     values, weights = rng.standard_normal(9), rng.integers(0, 4, (50, 9))

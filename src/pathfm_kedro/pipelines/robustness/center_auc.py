@@ -281,9 +281,11 @@ def _nulls(features: str, scores: Floats, permuted: Ints, tiles: _Tiles) -> pl.D
     centers = np.unique(tiles.centers)
     aucs = np.array([rank_auc(scores[..., c], permuted == c, tiles.folds) for c in centers])
     names = tiles.center_names.gather(centers)
+    # With few patients a permutation may leave no fold two centers: it has no AUC.
+    some = aucs[:, np.isfinite(aucs).any(axis=0)]
     rows = [
         {"features": features, "center": name, "permuted": auc[np.isfinite(auc)].tolist()}
-        for name, auc in [(None, np.nanmean(aucs, axis=0)), *zip(names, aucs, strict=True)]
+        for name, auc in [(None, np.nanmean(some, axis=0)), *zip(names, aucs, strict=True)]
     ]
     return to_schema(rows, CENTER_AUC_SCHEMA)
 

@@ -173,7 +173,7 @@ def _registered(pair: _Pair, files: SlideFiles, parameters: Mapping[str, Any]) -
         fit = measured_fit(reference, repeat, _in_pictures(given, pair, pitch))
     return _row(
         pair,
-        "" if given else _misfit(fit, pitch, parameters),
+        _apart(fit) if given else _misfit(fit, pitch, parameters),
         source="given" if given else "found",
         offset_x=registration.offset_x,
         offset_y=registration.offset_y,
@@ -183,6 +183,17 @@ def _registered(pair: _Pair, files: SlideFiles, parameters: Mapping[str, Any]) -
         correlation=None if math.isnan(fit.correlation) else fit.correlation,
         residual_um=None if math.isnan(fit.residual_px) else fit.residual_px * pitch,
         um_per_px=pitch,
+    )
+
+
+def _apart(fit: Fit) -> str:
+    """Why a registration that was given is of no use; empty where tissue lies on tissue."""
+    if not math.isnan(fit.correlation):
+        return ""
+    return (
+        "its registration puts no tissue of it onto tissue of the reference slide: correct offset_x "
+        "and offset_y (level-0 px of the reference slide), rotation_deg, flip and scale, or leave them "
+        "empty and it is looked for"
     )
 
 
