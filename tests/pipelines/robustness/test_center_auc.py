@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
+from pathfm_kedro.pipelines.robustness import center_auc
 from pathfm_kedro.pipelines.robustness.center_auc import (
     CENTER_AUC_SCHEMA,
     CenterAuc,
@@ -204,3 +206,19 @@ def test_an_encoder_that_knows_the_label_alone_lies_in_its_null():
         places.append(np.mean(permuted.drop_nulls()[0].to_numpy() < found.estimate.value))
     # The place of the figure among its permutations is even: its mean is a half.
     assert abs(np.mean(places) - 0.5) < 3 / np.sqrt(12 * len(places))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_permutation_that_leaves_no_fold_two_centers_has_no_auc():
+    """Two folds of two tiles: of three permutations one keeps the centers in both folds."""
+    permuted = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 0, 1, 0]]).T
+    tiles = SimpleNamespace(
+        centers=np.array([0, 0, 1, 1]),
+        folds=np.array([0, 1, 0, 1]),
+        center_names=pl.Series(["a", "b"]),
+    )
+    scores = np.random.default_rng(0).normal(size=(4, 3, 2))
+    table = center_auc._nulls("embedding", scores, permuted, tiles)
+    assert table["permuted"].list.len().to_list() == [1, 1, 1]
+    none = center_auc._nulls("embedding", scores[:, ::2], permuted[:, ::2], tiles)
+    assert none["permuted"].list.len().to_list() == [0, 0, 0]
