@@ -155,6 +155,65 @@ def binomial_interval(successes: float, n: float) -> tuple[float, float]:
     return low, high
 
 
+def odds_interval(
+    value: float, variance: float, size: int, most: float = np.inf, units: float | None = None
+) -> tuple[float, float]:
+    r"""95% interval of a ratio in 0 … m that is symmetric in the logarithm of its odds.
+
+    A ratio r near an end of its range is skewed: a cohort that meets half as many of what is counted
+    lies nearer than one that meets twice as many. The logarithm of the odds o = r/(1 − r/m) has no
+    end. The interval is symmetric there and carried back; its error is the delta method's, t the
+    quantile of P − 1 degrees of freedom:
+
+        log o ± t·√V / (r·(1 − r/m)).
+
+    Of a ratio without a largest value it is the interval of log r. At an end log o is infinite, and no
+    resampled cohort differs: there it is the exact binomial one (:func:`binomial_interval`).
+
+    Parameters
+    ----------
+    value
+        The ratio r.
+    variance
+        That it has, V.
+    size
+        Patients P behind the variance.
+    most
+        Largest value m that it can have; the smallest is 0.
+    units
+        Patients that an interval at an end of the range rests on; `size` if not given.
+
+    References
+    ----------
+    Agresti, Categorical Data Analysis, 3rd edition 2013, chapters 3 and 16 (the log odds, their error
+    by the delta method, exact intervals). Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapters 12 and 13 (intervals made on another scale and carried back).
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in odds_interval(0.1, 0.0009, 10**6, most=1.0)]
+    [0.055, 0.176]
+    >>> [round(end, 3) for end in odds_interval(2.0, 0.04, 10**6)]
+    [1.644, 2.433]
+    >>> [round(end, 3) for end in odds_interval(0.0, 0.0, 24, most=1.0)]
+    [0.0, 0.142]
+    """
+    from scipy.special import expit, logit, stdtrit
+
+    unbounded = bool(np.isinf(most))
+    share = value / (1 + value) if unbounded else value / most
+    if 0 < share < 1:
+        error = np.sqrt(variance) / (value * (1 - value / most))
+        reach = stdtrit(max(size - 1, 1), PERCENTILES[1] / 100) * error
+        ends = logit(share) + np.array([-reach, reach])
+    else:
+        n = size if units is None else units
+        ends = logit(np.array(binomial_interval(share * n, n)))
+    with np.errstate(over="ignore"):
+        low, high = np.exp(ends) if unbounded else most * expit(ends)
+    return float(low), float(high)
+
+
 def at_least_binomial(estimate: Estimate) -> Estimate:
     """Widen an interval to what so few patients can exclude: at least the exact binomial one.
 

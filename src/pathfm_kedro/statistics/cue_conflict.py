@@ -331,7 +331,12 @@ def follows_morphology_minus_null(counts: CueCounts) -> Value:
 
 def _followed(counts: CueCounts, ratio: CueRatio) -> Value:
     estimate = pair_ratio(
-        ratio.morphology, ratio.cues, ratio.draws(), ratio.weights, counts.n, most=1.0
+        ratio.morphology,
+        ratio.cues,
+        resampled_total(ratio.cues, ratio.weights),
+        ratio.weights,
+        counts.n,
+        most=1.0,
     )
     return Value(replace(estimate, n_patients=counts.n_patients), Null(ratio.null, ratio.null))
 

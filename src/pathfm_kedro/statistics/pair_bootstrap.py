@@ -13,9 +13,13 @@ three times too much, and resampling queries alone is too little. The bias-corre
 
 r₍₋ₚ₎ being the ratio without patient p, D_p its part in ΣD in both roles, and T estimating
 ½P(P−1)σ_ψ² from what a sum of patient effects leaves of h. V is not let fall below J/2, its
-expectation at σ_g = 0, the smallest there is. The percentile interval of the two-way draws is
-shrunk about the point by √(V/Var r*), which keeps its skewness. Pairs of a patient with itself
-weigh w_p, not w_p².
+expectation at σ_g = 0, the smallest there is. Pairs of a patient with itself weigh w_p, not w_p².
+
+The interval is that of :func:`~pathfm_kedro.statistics.bootstrap.odds_interval` with this variance:
+symmetric in the logarithm of the odds, so that it follows the skewness of a ratio near an end of its
+range. A chance that is subtracted from the ratio moves both ends alike. In simulations of 24 and 48
+patients it held the mean ratio in 0.92 to 0.98 of cohorts, of encoders that follow the center too;
+percentiles of the two-way draws, shrunk about r to the variance V, did in 0.79 to 0.96.
 
 The draws that an estimate carries, by which two encoders are compared, are those of what each patient
 adds alone, r − Σ_p (w_p − 1)(r₍₋ₚ₎ − r). Labels and centers say which pairs count at all: a draw with
@@ -23,12 +27,6 @@ more patients of one label moves the r of every encoder alike through h_pq, and 
 many of each does not. Two-way draws of two encoders hence correlate more than the encoders do (0.38 in
 place of 0.23 where both know nothing, 48 patients), which made the interval of their difference too
 narrow.
-
-A ratio without a largest value is skewed, the more the fewer neighbours its denominator counts, and
-the draws are more skewed than that: patients that are not drawn take all their neighbours away. Its
-interval is symmetric in log r, exp(log r ± t·√V/r) with the quantile of P − 1 degrees of freedom. In
-simulations it held the truth in 89 to 99% of cohorts, where percentiles of the draws did in 55 to 97%:
-whitened vectors of 24 patients that know nothing have a denominator of a fifth of their neighbours.
 
 Matrices are dense or sparse (``scipy.sparse``), [P, P], by the patient that asks and the one met.
 """
@@ -40,7 +38,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pathfm_kedro.statistics.bootstrap import percentile_interval
+from pathfm_kedro.statistics.bootstrap import odds_interval, percentile_interval
 from pathfm_kedro.statistics.measurements import Estimate
 
 Floats = NDArray[np.float64]
@@ -48,8 +46,8 @@ Floats = NDArray[np.float64]
 #: Fewer patients leave no degree of freedom for what two of them share.
 _SECOND_ORDER_PATIENTS = 4
 
-#: Chance of an error on one side of a 95% interval.
-_ONE_SIDE = 0.025
+#: Share of the resampled cohorts that must have the ratio.
+_DEFINED = 0.95
 
 #: Integers up to here are exact in float32.
 _EXACT_FLOAT32 = 2**24
@@ -91,38 +89,36 @@ def pair_ratio(
     n: int,
     most: float = np.inf,
 ) -> Estimate:
-    """Σ numerator / Σ denominator with the corrected two-way interval (see the module).
+    """Σ numerator / Σ denominator with an interval for patients in both roles (see the module).
 
     Parameters
     ----------
     numerator, denominator
         [P, P] non-negative counts.
     resampled
-        [2, draws] both sums in each bootstrap draw, from :func:`resampled_total`.
+        [draws] sum of the denominator in each bootstrap draw, from :func:`resampled_total`.
     weights
         [draws, P] of the bootstrap.
     n
         Queries behind the figure.
     most
-        Largest value that the ratio can have; the smallest is 0. Without one the interval is
-        symmetric in the ratio's logarithm.
+        Largest value that the ratio can have; the smallest is 0.
 
     Returns
     -------
     Estimate
-        Without a value where the denominator is zero; without an interval where too many draws
-        are undefined. Its draws are :func:`linear_draws`.
+        Without a value where the denominator is zero; without an interval where it is in more than
+        5% of the draws. Its draws are :func:`linear_draws`.
     """
     below, size = float(denominator.sum()), int(denominator.shape[0])
     if below == 0:
         return Estimate(None, None, None, n, size)
     value = float(numerator.sum()) / below
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = resampled[0] / resampled[1]
-    variance = pair_variance(numerator, denominator)
-    interval = scaled_interval(value, draws, variance, 0.0, most)
-    if np.isinf(most) and value > 0 and interval[0] is not None:
-        interval = log_interval(value, variance, size - 1)
+    interval: tuple[float | None, float | None] = (None, None)
+    if np.mean(resampled > 0) >= _DEFINED:
+        asking = int(np.count_nonzero(np.asarray(denominator.sum(axis=1)) > 0))
+        variance = pair_variance(numerator, denominator)
+        interval = odds_interval(value, variance, size, most, asking)
     return Estimate(value, *interval, n, size, linear_draws(numerator, denominator, weights))
 
 
@@ -180,29 +176,6 @@ def scaled_interval(
     spread = float(np.var(draws[np.isfinite(draws)]))
     scale = np.sqrt(variance / spread) if spread > 0 else 1.0
     return max(value + scale * (low - value), least), min(value + scale * (high - value), most)
-
-
-def log_interval(value: float, variance: float, freedom: int) -> tuple[float, float]:
-    """95% interval of a positive figure that is symmetric in its logarithm.
-
-    Parameters
-    ----------
-    value
-        The figure.
-    variance
-        That it has.
-    freedom
-        Degrees of freedom of the variance.
-
-    Examples
-    --------
-    >>> [round(end, 3) for end in log_interval(2.0, 0.04, 10**6)]
-    [1.644, 2.433]
-    """
-    from scipy.special import stdtrit
-
-    reach = np.exp(float(stdtrit(freedom, 1 - _ONE_SIDE)) * np.sqrt(variance) / value)
-    return float(value / reach), float(value * reach)
 
 
 def jackknife_variance(changes: Floats) -> float:

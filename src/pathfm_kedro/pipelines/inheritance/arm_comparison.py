@@ -289,7 +289,7 @@ def _robustness_index(arm: PatientStatistics) -> Value:
     np.add.at(so, (rows, columns), pairs["so"].to_numpy())
     np.add.at(os, (rows, columns), pairs["os"].to_numpy())
     weights = arm.parameters.weights(size)
-    drawn = np.stack([resampled_total(so, weights), resampled_total(so + os, weights)])
+    drawn = resampled_total(so + os, weights)
     k, seeds = getattr(arm.parameters, "k", 1), pairs["seed"].n_unique()
     n = int(pairs["n_tiles"].sum()) // (k * seeds)
     so_expected, os_expected = (float(pairs[f"{kind}_expected"].sum()) for kind in ("so", "os"))

@@ -11,7 +11,7 @@ Pitfalls
 --------
 - Above 0 is a low bar: more tissue than chance, not more tissue than stain.
 - It needs two centers with measurable stain and several labels.
-- The coverage of these intervals was simulated only for vectors that know nothing, on one pool.
+- The coverage of ``follows_morphology_minus_null`` was simulated; that of ``morphology_loss`` was not.
 """
 
 from __future__ import annotations

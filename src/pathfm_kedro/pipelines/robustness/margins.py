@@ -474,15 +474,16 @@ class WeightedIndex:
         """At each k of the grid."""
         found, weights = self.neighbours, self.p.weights(self.neighbours.n_patients)
         so, os = (found.matrix(np.zeros(len(found.band), dtype=np.bool_)) for _ in range(2))
-        resampled = np.zeros((2, len(weights)))
+        resampled = np.zeros(len(weights))
         out = {}
         for k, more in zip(found.k_grid, found.by_band(SO, OS), strict=True):
             so, os = so + more[0], os + more[1]
-            resampled += [resampled_total(added, weights) for added in more]
-            sums = np.stack([resampled[0], resampled[0] + resampled[1]])
+            resampled = resampled + sum(resampled_total(added, weights) for added in more)
             # Patients that meet no neighbour of either kind carry nothing of the figure.
             carry = int((np.asarray((so + os).sum(axis=1)) > 0).sum())
-            out[k] = replace(pair_ratio(so, so + os, sums, weights, found.n, 1.0), n_patients=carry)
+            out[k] = replace(
+                pair_ratio(so, so + os, resampled, weights, found.n, 1.0), n_patients=carry
+            )
         return out
 
     @cached_property

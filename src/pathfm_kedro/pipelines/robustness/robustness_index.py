@@ -18,7 +18,9 @@ The interval
 ------------
 A patient counts as query and as neighbour: patients are resampled in both roles, and the second-
 order excess of that is taken off, see :mod:`pathfm_kedro.statistics.pair_bootstrap`. The interval of
-``ri_ratio``, which has no largest value, is symmetric in its logarithm. Tiles of the same patient
+``ri`` is symmetric in the logarithm of SO / OS, that of ``ri_ratio``, which has no largest value, in
+its own, so that both stay within their range; an index of 0 or 1 has the exact binomial interval of so
+many patients. Tiles of the same patient
 neighbour each other only with ``exclude: slide`` or ``none``.
 
 It is the interval for another cohort of such patients, from whichever centers they come. Labels
@@ -390,16 +392,8 @@ class MeasuredDesign:
         for k, more, (ss_drawn, so_drawn, os_drawn) in bands:
             ss, so, os = ss + more[0], so + more[1], os + more[2]
             out[k] = {
-                "ri": pair_ratio(
-                    so, so + os, np.stack([so_drawn, so_drawn + os_drawn]), weights, n, 1.0
-                ),
-                "ri_ratio": pair_ratio(
-                    ss + so,
-                    ss + os,
-                    np.stack([ss_drawn + so_drawn, ss_drawn + os_drawn]),
-                    weights,
-                    n,
-                ),
+                "ri": pair_ratio(so, so + os, so_drawn + os_drawn, weights, n, 1.0),
+                "ri_ratio": pair_ratio(ss + so, ss + os, ss_drawn + os_drawn, weights, n),
             }
         return out
 
