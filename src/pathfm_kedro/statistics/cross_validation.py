@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pathfm_kedro.statistics.bootstrap import exact_without_spread, percentile_interval
+from pathfm_kedro.statistics.bootstrap import (
+    exact_without_spread,
+    odds_interval,
+    percentile_interval,
+)
 from pathfm_kedro.statistics.figures import Undefined
 from pathfm_kedro.statistics.measurements import Estimate
 from pathfm_kedro.statistics.parameters import STRICT
@@ -307,3 +311,36 @@ def widened_interval(
         return None, None
     # Both ends to both limits: where no draw differs, rounding may take both past one.
     return float(np.clip(low, *limits)), float(np.clip(high, *limits))
+
+
+def widened_odds_interval(
+    value: float, draws: Floats, size: int, most: float = np.inf, least: float = 0.0
+) -> tuple[float | None, float | None]:
+    """:func:`~pathfm_kedro.statistics.bootstrap.odds_interval` of draws, widened for cross-validation.
+
+    Parameters
+    ----------
+    value
+        The figure, in 0 … most.
+    draws
+        [draws] of a bootstrap over patients; see :data:`CROSS_VALIDATION_EFFECT`. None bounds where
+        more than 5% are undefined.
+    size
+        Patients.
+    most
+        Largest value that the figure can have.
+    least
+        Standard error that it has at least, where draws differ at all.
+
+    Examples
+    --------
+    >>> low, high = widened_odds_interval(0.9, np.linspace(0.85, 0.95, 1001), 24, most=1.0)
+    >>> round(low, 3), round(high, 3)
+    (0.779, 0.958)
+    """
+    if percentile_interval(draws)[0] is None:
+        return None, None
+    variance = CROSS_VALIDATION_EFFECT * float(np.var(draws[np.isfinite(draws)]))
+    if variance > 0:
+        variance = max(variance, least**2)
+    return odds_interval(value, variance, size, most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,9 @@ from pathfm_kedro.statistics.measurements import Estimate, Null
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+#: Of a two-sided 95% interval.
+_Z = NormalDist().inv_cdf(0.975)
 
 
 def permuted_within(
@@ -204,6 +208,28 @@ def less_chance(value: Value, chance: float) -> Value:
         label_null=None if value.label_null is None else shifted(value.label_null),
         permuted=None if value.permuted is None else value.permuted - chance,
     )
+
+
+def with_error_of_mean(value: Value, permuted: Floats) -> Value:
+    """A figure from which the mean of so few permutations is subtracted: that mean has an error too.
+
+    It is s/√n for n permutations, and is added as independent errors are: each end of the interval lies
+    √(e² + (z·s/√n)²) from the figure in place of e.
+
+    Examples
+    --------
+    >>> figure = Value(Estimate(0.5, 0.25, 0.75, 9, 9))
+    >>> round(with_error_of_mean(figure, np.array([0.0, 0.5])).estimate.ci_low, 3)
+    0.073
+    """
+    figure, low, high = value.estimate.value, value.estimate.ci_low, value.estimate.ci_high
+    known = permuted[np.isfinite(permuted)]
+    if figure is None or low is None or high is None or not len(known):
+        return value
+    error = _Z * float(np.std(known)) / np.sqrt(len(known))
+    low = float(figure - np.hypot(figure - low, error))
+    high = float(figure + np.hypot(high - figure, error))
+    return replace(value, estimate=replace(value.estimate, ci_low=low, ci_high=high))
 
 
 def _no_permutation(asked: int) -> str:

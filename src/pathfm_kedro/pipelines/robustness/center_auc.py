@@ -13,6 +13,9 @@ handling, or colour in ways that the regression does not know. Beside both stand
 alone. ``center_auc_drop`` is the AUC of the embedding minus that without colour.
 
 Patients are resampled in both roles, given the probes; the interval is widened for cross-validation.
+That of ``center_auc`` is symmetric in the logarithm of AUC / (1 − AUC), and exact for so many patients
+where the probe makes no error
+(:func:`~pathfm_kedro.statistics.cross_validation.widened_odds_interval`).
 Null: the same probes for centers permuted over patients within labels. In small cohorts it lies
 below ½: the centers of the tested patients are rarer among those that teach. Folds are even in labels
 and do not look at the center: folds that are even in the true centers are not so in permuted ones,
@@ -49,7 +52,11 @@ from pathfm_kedro.statistics.balanced_designs import (
     tagged_rows,
 )
 from pathfm_kedro.statistics.bootstrap import percentile_interval
-from pathfm_kedro.statistics.cross_validation import patient_folds, widened_interval
+from pathfm_kedro.statistics.cross_validation import (
+    patient_folds,
+    widened_interval,
+    widened_odds_interval,
+)
 from pathfm_kedro.statistics.figures import Figure, Undefined, Value, undefined
 from pathfm_kedro.statistics.measurements import Estimate, Null
 from pathfm_kedro.statistics.pair_bootstrap import resampled_total
@@ -317,13 +324,15 @@ def center_auc(
         pl.col("center").eq_missing(pl.lit(center)),
     )["permuted"][0]
     null = Null(*percentile_interval(permuted.to_numpy())) if len(permuted) else Null(0.5, 0.5)
-    return Value(_estimate(statistics, aucs, (0.0, 1.0)), null, remark=remark_on_size(statistics))
+    widened = partial(widened_odds_interval, size=len(_patients(statistics)), most=1.0)
+    return Value(_estimate(statistics, aucs, widened), null, remark=remark_on_size(statistics))
 
 
 def center_auc_drop(statistics: pl.DataFrame, resampled: Resampled) -> Value:
     """AUC of the embedding minus that without colour, on the same resampled patients; null 0."""
     whole, left = (_mean_auc(statistics, resampled, name) for name in (EMBEDDING, WITHOUT_COLOUR))
-    return Value(_estimate(statistics, whole - left, (-1.0, 1.0)), Null(0.0, 0.0))
+    widened = partial(widened_interval, limits=(-1.0, 1.0))
+    return Value(_estimate(statistics, whole - left, widened), Null(0.0, 0.0))
 
 
 def _mean_auc(statistics: pl.DataFrame, resampled: Resampled, features: str) -> Floats:
@@ -362,7 +371,11 @@ def _patients(statistics: pl.DataFrame) -> list[str]:
     return both.drop_nulls().unique().sort().to_list()
 
 
-def _estimate(statistics: pl.DataFrame, aucs: Floats, limits: tuple[float, float]) -> Estimate:
+def _estimate(
+    statistics: pl.DataFrame,
+    aucs: Floats,
+    widened: Callable[[float, Floats], tuple[float | None, float | None]],
+) -> Estimate:
     """The first of the numbers, its interval from the others."""
     value = float(aucs[0])
     if not np.isfinite(value):
@@ -372,5 +385,4 @@ def _estimate(statistics: pl.DataFrame, aucs: Floats, limits: tuple[float, float
         )
     of_centers = statistics.filter(features=EMBEDDING).select("center", "n_tiles").unique()
     n = int(of_centers["n_tiles"].sum())
-    interval = widened_interval(value, aucs[1:], limits)
-    return Estimate(value, *interval, n, len(_patients(statistics)), aucs[1:])
+    return Estimate(value, *widened(value, aucs[1:]), n, len(_patients(statistics)), aucs[1:])
