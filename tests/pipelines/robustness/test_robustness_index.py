@@ -492,6 +492,17 @@ def test_k_is_chosen_anew_in_each_permutation():
     assert choose_k(PARAMETERS, b=tables["b"])["permuted_k"] == [5, 1]
 
 
+def test_an_index_at_the_end_of_its_range_less_its_null_has_the_error_of_what_choosing_adds():
+    """The upper end of a perfect encoder's index is the index; another cohort's null differs."""
+    given, chosen = (
+        measured(*cohort(2, 2, 2, 4, effects=(9.0, 0.0)), designs=["all"], **k)
+        for k in ({"k": 1}, {})
+    )
+    at = [pick(table, "ri_minus_null") for table in (given, chosen)]
+    assert at[0]["value"] == at[0]["ci_high"]
+    assert at[1]["value"] < at[1]["ci_high"] < at[1]["value"] + 0.1
+
+
 def test_a_k_that_is_set_is_kept_when_an_encoder_joins():
     tables = {"a": votes([5, 8, 8]), "b": votes([9, 8, 8])}
     for some in ({"a": tables["a"]}, tables):

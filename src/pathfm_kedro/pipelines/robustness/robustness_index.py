@@ -33,7 +33,8 @@ the index of the same neighbours with labels permuted within centers. Vectors wh
 pushed apart, as centring them does, exceed the design null without knowing a label.
 
 k is chosen on the tiles that are judged, which favours the label by chance. The votes on permuted
-labels choose anew in each permutation; what that adds to the mean is subtracted as well.
+labels choose anew in each permutation; what that adds to the mean is subtracted as well, and the error
+that so many permutations leave in it is in the interval.
 
 The null of a vote
 ------------------
@@ -102,6 +103,7 @@ from pathfm_kedro.statistics.permutation import (
     chosen_anew,
     less_chance,
     null_range,
+    with_error_of_mean,
 )
 from pathfm_kedro.statistics.tables import Embeddings, to_schema
 from pathfm_kedro.statistics.unit_neighbours import (
@@ -468,8 +470,11 @@ def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
 
 
 def _index_minus_null(measured: MeasuredDesign, k: int, chosen: Sequence[int]) -> Value:
-    added = added_by_choice(measured.permuted["ri"], k, chosen)
-    return less_chance(_index(measured, k, "ri", chosen), measured.design_null[k]["ri"] + added)
+    permuted = measured.permuted["ri"]
+    added = added_by_choice(permuted, k, chosen)
+    error = chosen_anew(permuted, k, chosen) - permuted[k]
+    index = with_error_of_mean(_index(measured, k, "ri", chosen), error)
+    return less_chance(index, measured.design_null[k]["ri"] + added)
 
 
 def ri_design_null(measured: MeasuredDesign, k: int, metric: str = "ri") -> Value:
