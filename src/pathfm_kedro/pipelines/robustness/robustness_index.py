@@ -51,7 +51,7 @@ Pitfalls
 - The two nulls answer different questions. An encoder whose neighbours all come from one center has a
   permutation null far below the design null: it may lie above the first and fail against the second.
   That is meant: it follows the center.
-- With two patients in a cell the intervals of both indices hold their means in as few as 88 of 100
+- With two patients in a cell the intervals of both indices hold their means in as few as 91 of 100
   cohorts.
 - k is chosen on the same tiles. In small cohorts the largest k of the grid may exceed what a cell
   holds.
