@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from kedro.io.core import Version
 
+from pathfm_kedro import pipeline_registry
 from pathfm_kedro.cli import cohort
-from pathfm_kedro.commands import paired_audits
 from pathfm_kedro.commands.audits import Audit
 from pathfm_kedro.commands.compare import ComparedAudits, difference_text
 from pathfm_kedro.datasets.sharded_tensors import ShardedTensorDataset
@@ -195,7 +195,7 @@ def measure_toy(root, name, version, lengths):
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(paired_audits, "_experiments", lambda: iter([("retrieve", TOY)]))
+    monkeypatch.setattr(pipeline_registry, "experiments", lambda: iter([("retrieve", TOY)]))
 
 
 def test_the_same_patients_are_resampled_together(root, toy):

@@ -239,3 +239,18 @@ def test_the_verdicts_are_one_line_an_encoder():
         "uni    fail  (2 fail, 1 not applicable)",
         "noise  pass  (control: no check)",
     ]
+
+
+def test_a_wrong_parameter_is_told_before_the_first_step(capsys):
+    made = []
+    steps = Pipeline(
+        [
+            node(lambda: made.append("vectors") or 1, None, "vectors"),
+            node(lambda vectors, p: vectors, ["vectors", "params:rotation"], "done"),
+        ]
+    )
+    catalog = DataCatalog({"params:rotation": MemoryDataset({"draws": "many"})})
+    with pytest.raises(ValueError, match=r"rotation\.draws is 'many'"):
+        run(catalog, steps, hooks=(RunHooks(),))
+    assert not made
+    assert "step" not in capsys.readouterr().out

@@ -280,6 +280,7 @@ class RunHooks:
         order = {name: place for place, name in enumerate(PIPELINES)}
         names = sorted(steps, key=lambda name: (order.get(name, len(order)), name))
         cohort = run_params.get("env") or DEFAULT_COHORT
+        _refuse_wrong_parameters(pipeline, catalog)
         _refuse_missing_inputs(pipeline, catalog, cohort)
         _say(f"cohort {cohort}: {', '.join(names)}; details in {RUN_LOG}")
         self._open, self._saved = {}, set()
@@ -355,6 +356,17 @@ def _refuse_failures(catalog: CatalogProtocol[Any, Any]) -> None:
     failed = failures_asked_for(catalog.load("findings"), catalog.load("verdicts"), fail_on)
     if failed:
         raise ValueError(f"report.fail_on: {'; '.join(failed)}")
+
+
+def _refuse_wrong_parameters(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+    """Read the parameters of every experiment that runs: a wrong one would end it hours later."""
+    from pathfm_kedro.pipeline_registry import experiments
+
+    wanted = pipeline.inputs()
+    for _, experiment in experiments():
+        name = f"params:{experiment.name}"
+        if name in wanted:
+            experiment.read(catalog.load(name))
 
 
 def _refuse_missing_inputs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from kedro.pipeline import Pipeline
@@ -21,13 +21,16 @@ from pathfm_kedro.cohorts import (
 from pathfm_kedro.mitigations import mitigated_from
 from pathfm_kedro.pipelines.embed.pipeline import create_pipeline as embed
 from pathfm_kedro.pipelines.ingest.pipeline import create_pipeline as ingest
+from pathfm_kedro.pipelines.inheritance.pipeline import EXPERIMENTS as INHERITANCE
 from pathfm_kedro.pipelines.inheritance.pipeline import create_pipeline as inheritance
 from pathfm_kedro.pipelines.report.pipeline import create_pipeline as report
+from pathfm_kedro.pipelines.retrieve.pipeline import EXPERIMENTS as RETRIEVE
 from pathfm_kedro.pipelines.retrieve.pipeline import create_pipeline as retrieve
+from pathfm_kedro.pipelines.robustness.pipeline import EVERY as ROBUSTNESS
 from pathfm_kedro.pipelines.robustness.pipeline import create_pipeline as robustness
 from pathfm_kedro.pipelines.tile.pipeline import create_pipeline as tile
 from pathfm_kedro.variants import splits_of_rivals
-from pathfm_kedro.wiring import NO_SLIDES, TileGrids
+from pathfm_kedro.wiring import NO_SLIDES, Experiment, TileGrids
 
 #: Why an experiment on pixels has no figure of an encoder.
 _NO_ENCODER = "needs pixels: of this encoder there are vectors in files, and not the encoder itself"
@@ -102,6 +105,12 @@ def _grids(plan: CohortPlan, tiles: CohortTiles, bases: Mapping[str, str]) -> Ti
         if without_slides or name in tiles.features or bases.get(name) in tiles.features
     }
     return TileGrids(tiles.grids, reasons, without_slides)
+
+
+def experiments() -> Iterator[tuple[str, Experiment]]:
+    """Pipeline and line of contents of every experiment of encoders with statistics of its own."""
+    by_pipeline = {"retrieve": RETRIEVE, "robustness": ROBUSTNESS, "inheritance": INHERITANCE}
+    return ((name, x) for name, listed in by_pipeline.items() for x in listed)
 
 
 def _experiments(pipelines: Iterable[Pipeline]) -> list[str]:

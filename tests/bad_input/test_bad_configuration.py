@@ -81,8 +81,14 @@ def test_an_encoders_entry_is_read_with_care(case):
 
 MODELS = {
     "unknown_model": ({"model": "timm:resnet1888"}, "'timm:resnet1888' could not be loaded"),
-    "unknown_control": ({"model": "control:luck"}, "control 'luck' is unknown"),
-    "unknown_package": ({"model": "package:luck"}, "package:luck is unknown"),
+    "unknown_control": (
+        {"model": "control:luck"},
+        "encoders.mine.model is 'control:luck', which there is not",
+    ),
+    "unknown_package": (
+        {"model": "package:luck"},
+        "encoders.mine.model is 'package:luck', which there is not",
+    ),
     "missing_folder": ({"model": "local-dir:nowhere"}, "folder 'nowhere' has no config.json"),
     "missing_checkpoint": (
         {"model": "timm:test_vit", "checkpoint": "nowhere.pth"},

@@ -53,12 +53,14 @@ def paired_differences(
     both
         Figures of both, ``value`` and ``value_after``: what was recorded.
     """
+    from pathfm_kedro.pipeline_registry import experiments
+
     judged = both.drop_nulls(["threshold", "ci_low", "ci_low_after"])
     if judged.is_empty() or not share_slides(one, other):
         return {}
     found = {}
     for encoder in encoders:
-        for pipeline, x in _experiments():
+        for pipeline, x in experiments():
             recorded = judged.filter(experiment=x.name, encoder=encoder)
             if recorded.is_empty():
                 continue
@@ -72,16 +74,6 @@ def paired_differences(
 
 
 _RECORDED = ["metric", "stratum", "setting", "value", "value_after"]
-
-
-def _experiments() -> Iterator[tuple[str, Experiment]]:
-    """Experiments of encoders whose figures are computed from statistics of their own."""
-    from pathfm_kedro.pipelines.inheritance.pipeline import EXPERIMENTS as INHERITANCE
-    from pathfm_kedro.pipelines.retrieve.pipeline import EXPERIMENTS as RETRIEVE
-    from pathfm_kedro.pipelines.robustness.pipeline import EVERY as ROBUSTNESS
-
-    by_pipeline = {"retrieve": RETRIEVE, "robustness": ROBUSTNESS, "inheritance": INHERITANCE}
-    return ((name, x) for name, listed in by_pipeline.items() for x in listed)
 
 
 def _judged(audit: Audit, pipeline: str, x: Experiment, encoder: str) -> Judged | None:

@@ -388,7 +388,7 @@ def brier(tiles: TestedTiles, probabilities: str) -> Value:
 
 def temperature_fitted(tiles: TestedTiles) -> Value:
     """Geometric mean of the models' temperatures; models are few and share patients: no interval."""
-    models = tiles.of.table.unique("model")["temperature"].to_numpy()
+    models = tiles.of.table.unique("model").sort("model")["temperature"].to_numpy()
     value = float(np.exp(np.log(models).mean()))
     remark = (
         f"of {len(models)} models, {number(models.min())} to {number(models.max())}, without an "

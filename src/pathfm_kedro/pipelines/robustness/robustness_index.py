@@ -472,7 +472,9 @@ def ri_minus_null(measured: MeasuredDesign, k: int) -> Value:
 def _index_minus_null(measured: MeasuredDesign, k: int, chosen: Sequence[int]) -> Value:
     permuted = measured.permuted["ri"]
     added = added_by_choice(permuted, k, chosen)
-    error = chosen_anew(permuted, k, chosen) - permuted[k]
+    anew = chosen_anew(permuted, k, chosen)
+    # k may have been chosen in fewer permutations than there are.
+    error = anew - permuted[k][: len(anew)]
     index = with_error_of_mean(_index(measured, k, "ri", chosen), error)
     return less_chance(index, measured.design_null[k]["ri"] + added)
 
