@@ -503,6 +503,16 @@ def test_an_index_at_the_end_of_its_range_less_its_null_has_the_error_of_what_ch
     assert at[1]["value"] < at[1]["ci_high"] < at[1]["value"] + 0.1
 
 
+def test_a_k_chosen_in_fewer_permutations_than_are_judged_is_judged():
+    statistics = INDEX.statistics(*cohort(2, 2, 2, 4), PARAMETERS)
+    chosen = choose_k(PARAMETERS, encoder=statistics)
+    fewer = chosen | {"permuted_k": chosen["permuted_k"][:20]}
+    row = pick(
+        INDEX.measurements(statistics, fewer, PARAMETERS, encoder="encoder"), "ri_minus_null"
+    )
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+
+
 def test_a_k_that_is_set_is_kept_when_an_encoder_joins():
     tables = {"a": votes([5, 8, 8]), "b": votes([9, 8, 8])}
     for some in ({"a": tables["a"]}, tables):
