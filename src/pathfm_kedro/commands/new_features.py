@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 #: Files of each folder of features that are read when a cohort is made; a run reads all.
 _LOOKED_AT = 5
-#: Problems that are told before a run, which tells all.
-_TOLD = 5
+#: Problems that are listed before a run, which names all.
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def _look_at(
         preset = read_presets().get(spec.name)
         if preset and preset.dimension and str(preset.dimension) != lengths:
             text += f"; published of {preset.name} are {preset.dimension} numbers"
-    told = [f"  {slide}: {problem}" for slide, problem in list(problems.items())[:_TOLD]]
-    told += [f"  and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else []
-    return Brought("\n".join([text, *told]), next(iter(read.values())).level if read else "")
+    lines = [f"  {slide}: {problem}" for slide, problem in list(problems.items())[:_LISTED]]
+    lines += [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    return Brought("\n".join([text, *lines]), next(iter(read.values())).level if read else "")
 
 
 def write_features(folder: Path, brought: Mapping[str, Path], looks: Mapping[str, Brought]) -> None:
